@@ -1,0 +1,137 @@
+"""Reads ``registry/*.toml`` into frozen records. Adding a model is adding a row. No torch in this file."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from convstem.specs import ModelSpec, WeightsSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Record = TypeVar("Record", ModelSpec, WeightsSpec)
+
+
+class RegistryError(ValueError):
+    """A file of ``registry/`` is wrong; the message names the file and the row."""
+
+
+def data_dir(name: str) -> Path:
+    """Return the folder ``registry`` or ``hub_cards``: inside the installed package, or beside ``src`` in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "data" / name, package.parents[1] / name):
+        if folder.is_dir():
+            return folder
+    raise RegistryError(f"convstem's data folder {name!r} is missing from the installation; reinstall convstem")
+
+
+def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
+    """Read one TOML file of ``[name]`` tables into records, in file order.
+
+    Raises:
+        RegistryError: not TOML, a duplicate row, an unknown or missing field, or a value the record refuses.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:  # a duplicate [row] ends here as well
+        raise RegistryError(f"{path.name}: {error}") from error
+    return {name: _record(record, name, table, f"{path.name}: [{name}]") for name, table in tables.items()}
+
+
+def _record(record: type[Record], name: str, table: object, where: str) -> Record:
+    known = {f.name: f for f in fields(record) if f.name != "name"}
+    if not isinstance(table, Mapping):
+        raise RegistryError(f"{where}: expected a table of fields, got {table!r}")
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise RegistryError(f"{where}: unknown field {', '.join(unknown)}; the fields are {', '.join(sorted(known))}")
+    required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    missing = sorted(required - set(table))
+    if missing:
+        raise RegistryError(f"{where}: missing field {', '.join(missing)}")
+    try:
+        return record(name=name, **{key: _freeze(value) for key, value in table.items()})
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"{where}: {error}") from error
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@cache
+def models() -> Mapping[str, ModelSpec]:
+    """Return every architecture by timm name, in registry order.
+
+    Raises:
+        RegistryError: a bad row, or a torchvision name given twice.
+    """
+    path = data_dir("registry") / "architectures.toml"
+    specs = read_rows(path, ModelSpec)
+    check_torchvision_names(specs, path.name)
+    return specs
+
+
+def check_torchvision_names(specs: Mapping[str, ModelSpec], file: str) -> None:
+    """Raise ``RegistryError`` if two architectures claim one torchvision name."""
+    owners: dict[str, str] = {}
+    for spec in specs.values():
+        if spec.torchvision is None:
+            continue
+        other = owners.setdefault(spec.torchvision, spec.name)
+        if other != spec.name:
+            raise RegistryError(f"{file}: [{spec.name}]: torchvision name {spec.torchvision!r} is taken by [{other}]")
+
+
+@cache
+def weights() -> Mapping[str, WeightsSpec]:
+    """Return every weights entry by ``architecture.tag``, in registry order (the first of an architecture is its default).
+
+    Raises:
+        RegistryError: a bad row, or an entry for an architecture that does not exist.
+    """
+    path = data_dir("registry") / "weights.toml"
+    entries = read_rows(path, WeightsSpec)
+    for entry in entries.values():
+        if entry.architecture not in models():
+            raise RegistryError(f"{path.name}: [{entry.name}]: {unknown_name(entry.architecture)}")
+    return entries
+
+
+def weights_of(architecture: str) -> list[WeightsSpec]:
+    """Return the weights entries of one architecture, its default first."""
+    return [entry for entry in weights().values() if entry.architecture == architecture]
+
+
+def torchvision_names() -> dict[str, str]:
+    """Return torchvision name -> timm name."""
+    return {spec.torchvision: spec.name for spec in models().values() if spec.torchvision}
+
+
+def find(name: str) -> ModelSpec:
+    """Return the architecture with this timm or torchvision name (a tag after a dot is ignored).
+
+    Raises:
+        KeyError: no such name; the message lists the nearest ones.
+    """
+    base = name.split(".", 1)[0]
+    spec = models().get(torchvision_names().get(base.lower(), base))
+    if spec is None:
+        raise KeyError(unknown_name(name))
+    return spec
+
+
+def unknown_name(name: str) -> str:
+    """Return the sentence that answers an unknown model name: the nearest names, sorted."""
+    known = [*models(), *torchvision_names()]
+    near = difflib.get_close_matches(name.split(".", 1)[0].lower(), known, n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list` prints all names"
+    return f"unknown convstem model {name!r}; {hint}"

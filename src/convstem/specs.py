@@ -1,0 +1,228 @@
+"""Frozen records of what exists: stems, architectures and weights. No torch in this file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NORMS = ("batchnorm2d", "layernorm2d")
+"""Normalisation layers a stem can use, by timm's names."""
+
+ACTS = ("gelu", "relu", "silu")
+"""Activations a stem can use, by timm's names."""
+
+POS_EMBEDS = ("learn", "sincos2d")
+"""Position embeddings of a trunk: learned, or fixed two-dimensional sine-cosine (MoCo v3)."""
+
+TRANSFORMS = ("none", "transplant")
+"""How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
+
+
+def choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ``ValueError`` naming the sorted choices unless ``value`` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
+
+
+def positive_ints(name: str, values: object) -> tuple[int, ...]:
+    """Return ``values`` (an int or a sequence of ints) as a tuple; raise ``ValueError`` unless all are positive."""
+    items = (values,) if isinstance(values, int) else values
+    if isinstance(items, str) or not isinstance(items, Sequence) or not items:
+        raise ValueError(f"{name} must be a non-empty list of positive integers; got {values!r}")
+    if any(not isinstance(item, int) or isinstance(item, bool) or item < 1 for item in items):
+        raise ValueError(f"{name} must be a non-empty list of positive integers; got {list(items)!r}")
+    return tuple(items)
+
+
+@dataclass(frozen=True)
+class StemSpec:
+    """A convolutional stem: n conv + norm + activation layers, then a 1x1 convolution to ``embed_dim``.
+
+    Args:
+        channels: output channels of each layer but the last 1x1.
+        strides: stride of each layer, 1 or 2 for 3x3 kernels; default: 2 for every layer.
+        kernel_sizes: odd kernel size of each layer; default: 3 for every layer. Padding is ``(kernel - 1) // 2``.
+        norm: ``batchnorm2d`` or ``layernorm2d``.
+        act: ``relu``, ``gelu`` or ``silu``.
+        bias: whether the layers before the norm have a bias (the last 1x1 always has one).
+
+    Raises:
+        ValueError: a value is out of range or the three lists differ in length.
+
+    Source: Xiao et al., arXiv 2106.14881, section 3.1; torchvision ``ConvStemConfig``.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    kernel_sizes: tuple[int, ...] = ()
+    norm: str = "batchnorm2d"
+    act: str = "relu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Normalise lists to tuples and validate."""
+        channels = positive_ints("stem_channels", self.channels)
+        strides = positive_ints("stem_strides", self.strides or (2,) * len(channels))
+        kernels = positive_ints("stem_kernel_sizes", self.kernel_sizes or (3,) * len(channels))
+        if not len(channels) == len(strides) == len(kernels):
+            raise ValueError(
+                f"a stem needs as many strides and kernel sizes as channels; got {len(channels)} channels "
+                f"{list(channels)}, {len(strides)} strides {list(strides)} and {len(kernels)} kernel sizes"
+            )
+        for stride, kernel in zip(strides, kernels, strict=True):
+            if kernel % 2 == 0 or stride > (kernel + 1) // 2:
+                raise ValueError(
+                    f"a stem layer needs an odd kernel size k and a stride of at most (k + 1) / 2, so that no pixel "
+                    f"is skipped; got kernel size {kernel} with stride {stride}"
+                )
+        choice("stem_norm", self.norm, NORMS)
+        choice("stem_act", self.act, ACTS)
+        object.__setattr__(self, "channels", channels)
+        object.__setattr__(self, "strides", strides)
+        object.__setattr__(self, "kernel_sizes", kernels)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per token along each axis: the product of the strides."""
+        return math.prod(self.strides)
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The JSON-plain keyword arguments that build this stem in every timm entrypoint."""
+        return {
+            "stem_channels": list(self.channels),
+            "stem_strides": list(self.strides),
+            "stem_kernel_sizes": list(self.kernel_sizes),
+            "stem_norm": self.norm,
+            "stem_act": self.act,
+            "stem_bias": self.bias,
+        }
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One architecture: a row of ``registry/architectures.toml``. Field names are timm's keyword arguments."""
+
+    name: str
+    """timm name."""
+    patch_size: int
+    """Pixels per token along each axis; must be the product of the stem's strides."""
+    embed_dim: int
+    depth: int
+    num_heads: int
+    stem_channels: tuple[int, ...]
+    source: str
+    """Where the numbers come from (paper and table, or upstream file)."""
+    mlp_ratio: float = 4.0
+    stem_strides: tuple[int, ...] = ()
+    stem_kernel_sizes: tuple[int, ...] = ()
+    stem_norm: str = "batchnorm2d"
+    stem_act: str = "relu"
+    stem_bias: bool = False
+    img_size: int = 224
+    num_classes: int = 1000
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.9
+    torchvision: str | None = None
+    """torchvision name; None where torchvision's VisionTransformer cannot express the architecture."""
+    trunk: str | None = None
+    """The timm patchify architecture with the same trunk, whose pretrained weights can be transplanted."""
+    pos_embed: str = "learn"
+    trunk_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further JSON-plain arguments of timm's VisionTransformer."""
+
+    def __post_init__(self) -> None:
+        """Validate the row."""
+        for name in ("patch_size", "embed_dim", "depth", "num_heads", "img_size", "num_classes"):
+            positive_ints(name, getattr(self, name))
+        check_stem_patch(self.stem, self.patch_size)
+        check_heads(self.embed_dim, self.num_heads)
+        choice("pos_embed", self.pos_embed, POS_EMBEDS)
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        if self.torchvision and (self.stem_norm != "batchnorm2d" or self.trunk_args or self.pos_embed != "learn"):
+            raise ValueError(
+                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
+                "leave `torchvision` out of this row"
+            )
+
+    @property
+    def stem(self) -> StemSpec:
+        """The architecture's stem."""
+        return StemSpec(
+            self.stem_channels, self.stem_strides, self.stem_kernel_sizes,
+            self.stem_norm, self.stem_act, self.stem_bias,
+        )  # fmt: skip
+
+
+def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
+    """Raise ``ValueError`` unless the product of the stem's strides is the patch size."""
+    if stem.patch_size != patch_size:
+        raise ValueError(
+            f"the product of stem_strides must equal patch_size; {list(stem.strides)} multiply to "
+            f"{stem.patch_size}, patch_size is {patch_size}: change one of them"
+        )
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise ``ValueError`` unless ``embed_dim`` is a multiple of ``num_heads``."""
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim must be a multiple of num_heads; got embed_dim {embed_dim}, num_heads {num_heads}")
+
+
+@dataclass(frozen=True)
+class WeightsSpec:
+    """One set of pretrained weights: a row of ``registry/weights.toml``."""
+
+    name: str
+    """``architecture.tag``."""
+    license: str
+    dataset: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    """Channels, height and width in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    description: str
+    file: str | None = None
+    """An embedded safetensors file, relative to ``registry/``."""
+    hf_hub_id: str | None = None
+    """A Hub repository, ``org/name`` or ``org/name@revision``."""
+    sha256: str | None = None
+    """Content hash of the file, where pinned."""
+    transform: str = "none"
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    label_names: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Measured figures, for example ``{"acc@1": 80.0}`` in per cent."""
+    metrics_source: str = ""
+    """The command that printed the metrics."""
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        """Validate the row."""
+        if self.name.count(".") != 1:
+            raise ValueError(f"a weights entry is named architecture.tag; got {self.name!r}")
+        if not self.license:
+            raise ValueError("license must name a licence (an SPDX identifier in lower case)")
+        if (self.file is None) == (self.hf_hub_id is None):
+            raise ValueError("give exactly one of file (embedded) and hf_hub_id (on the Hub)")
+        if self.file and not self.sha256:
+            raise ValueError("an embedded file needs its sha256")
+        choice("transform", self.transform, TRANSFORMS)
+        if self.label_names and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{len(self.label_names)} label_names for num_classes = {self.num_classes}")
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's timm name."""
+        return self.name.split(".", 1)[0]
+
+    @property
+    def tag(self) -> str:
+        """The pretrained tag."""
+        return self.name.split(".", 1)[1]

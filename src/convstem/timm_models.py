@@ -1,0 +1,80 @@
+"""What timm sees: one light entrypoint per architecture and ``default_cfgs``; the model code is imported on a call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from convstem import registry
+from convstem.specs import ModelSpec, WeightsSpec
+
+FIRST_CONV = "patch_embed.backbone.0.conv"
+"""Key of the first 3x3 convolution; timm adapts it to other channel counts."""
+
+default_cfgs: dict[str, Any] = {}
+"""timm looks this name up in an entrypoint's module."""
+
+
+def make_entrypoint(spec: ModelSpec) -> Callable[..., Any]:
+    """Return the function timm registers for an architecture: named after it and at home in this module."""
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
+        from convstem.timm_vit import create_timm_model  # heavy, so only when a model is built
+
+        return create_timm_model(spec.name, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = spec.name
+    entrypoint.__module__ = __name__
+    entrypoint.__doc__ = f"{spec.name}: conv-stem ViT, stem {list(spec.stem_channels)}. {spec.source}"
+    return entrypoint
+
+
+def model_cfg(spec: ModelSpec) -> dict[str, Any]:
+    """Return timm's pretrained cfg of an architecture without weights."""
+    return {
+        "num_classes": spec.num_classes,
+        "input_size": (3, spec.img_size, spec.img_size),
+        "fixed_input_size": True,
+        "mean": spec.mean,
+        "std": spec.std,
+        "crop_pct": spec.crop_pct,
+        "first_conv": FIRST_CONV,
+        "classifier": "head",
+        "paper_ids": "arXiv:2106.14881",
+        "paper_name": "Early Convolutions Help Transformers See Better",
+    }
+
+
+def weights_cfg(entry: WeightsSpec) -> dict[str, Any]:
+    """Return timm's pretrained cfg of a weights entry."""
+    return {
+        **model_cfg(registry.models()[entry.architecture]),
+        "file": str(registry.data_dir("registry") / entry.file) if entry.file else None,
+        "hf_hub_id": entry.hf_hub_id,
+        "num_classes": entry.num_classes,
+        "input_size": entry.input_size,
+        "mean": entry.mean,
+        "std": entry.std,
+        "interpolation": entry.interpolation,
+        "crop_pct": entry.crop_pct,
+        "label_names": entry.label_names or None,
+        "license": entry.license,
+        "description": entry.description,
+    }
+
+
+def entrypoints() -> dict[str, Callable[..., Any]]:
+    """Create the entrypoints and ``default_cfgs`` as attributes of this module; return the entrypoints by name."""
+    from timm.models._registry import generate_default_cfgs
+
+    module = sys.modules[__name__]
+    cfgs: dict[str, Any] = {}
+    functions = {}
+    for spec in registry.models().values():
+        entries = registry.weights_of(spec.name)
+        cfgs.update({entry.name: weights_cfg(entry) for entry in entries} or {spec.name: model_cfg(spec)})
+        functions[spec.name] = make_entrypoint(spec)
+        setattr(module, spec.name, functions[spec.name])
+    default_cfgs.update(generate_default_cfgs(cfgs))
+    return functions

@@ -1,0 +1,219 @@
+"""Which linear map of the patch each layer of a conv stem carries, so that the patch embedding can be read off the last.
+
+A layer's *content* is a linear function of the pixels under it. Where a layer is wide enough it copies every pixel
+("identity"); where it is not it keeps the directions that matter most to the embedding ("reduced"), which loses nothing
+when the layer has as many channels as there are independent filters. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convstem.specs import StemSpec
+from convstem.statistics import PatchStatistics, sub_covariance
+
+PIXEL_FLOOR = 1e-6
+"""White noise added to a covariance, as a share of its mean variance: below the 2e-5 that 8-bit rounding adds to an
+ImageNet pixel, and enough to invert the covariance of a handful of images."""
+
+LOSSLESS = 1e-10
+"""Relative loss below which a reduced layer counts as lossless (float64 round-off is about 1e-14)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """What one layer carries, before shifts and norms."""
+
+    taps: Tensor
+    """[rank, previous rank, stride, stride]: this layer's content from the previous layer's."""
+    content: Tensor
+    """[rank, in_chans, q, q]: this layer's content from the q x q pixels under it, q the product of strides so far."""
+    needed: int
+    """Channels that would carry everything: previous rank times stride squared."""
+    width: int
+    """Channels the stem has."""
+    lossless: bool
+    """Whether nothing the embedding needs is lost here."""
+
+    @property
+    def rank(self) -> int:
+        """Channels in use, before any are split by sign."""
+        return self.content.shape[0]
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the layer carries less than everything."""
+        return self.rank < self.needed
+
+    @property
+    def split(self) -> bool:
+        """Whether there is room for each content and its negative, which needs no shift."""
+        return 2 * self.rank <= self.width
+
+
+def floored(covariance: Tensor) -> Tensor:
+    """Return a covariance with ``PIXEL_FLOOR`` of white noise added, hence positive definite."""
+    result = covariance.clone()
+    result.diagonal().add_(PIXEL_FLOOR * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny)
+    return result
+
+
+def plan_layers(weight: Tensor, stem: StemSpec, statistics: PatchStatistics) -> list[LayerPlan]:
+    """Plan every layer of a stem in turn.
+
+    Args:
+        weight: patch embedding [embed_dim, in_chans, p, p], float64.
+        stem: the stem; its strides multiply to p.
+        statistics: of p x p patches, its covariance positive definite.
+    """
+    plans: list[LayerPlan] = []
+    content = torch.eye(weight.shape[1], dtype=weight.dtype)[:, :, None, None]
+    for width, stride in zip(stem.channels, stem.strides, strict=True):
+        plans.append(_plan_layer(weight, content, width, stride, statistics))
+        content = plans[-1].content
+    return plans
+
+
+def _plan_layer(weight: Tensor, content: Tensor, width: int, stride: int, statistics: PatchStatistics) -> LayerPlan:
+    """Plan one layer on top of the previous layer's ``content`` [previous rank, in_chans, q, q]."""
+    window = tile(content, stride)
+    needed = len(window)
+    if needed <= width:
+        return LayerPlan(_as_taps(torch.eye(needed, dtype=weight.dtype), stride), window, needed, width, True)
+    tiles = weight.shape[-1] // window.shape[-1]
+    block = sub_covariance(statistics.covariance, statistics.in_chans, statistics.patch_size, window.shape[-1])
+    rows, lost = reduce_rank(_demand(weight, window, tiles, statistics), congruence(window, block), width)
+    reduced = apply_rows(rows, window)
+    return LayerPlan(_as_taps(rows, stride), reduced, needed, width, lost <= LOSSLESS)
+
+
+def _as_taps(rows: Tensor, stride: int) -> Tensor:
+    """View rows [rank, previous rank * stride * stride] as taps [rank, previous rank, stride, stride]."""
+    return rows.view(len(rows), -1, stride, stride)
+
+
+def tile(content: Tensor, tiles: int) -> Tensor:
+    """Return ``content`` [rank, in_chans, q, q] at each place of a ``tiles`` x ``tiles`` grid.
+
+    Returns:
+        [rank * tiles * tiles, in_chans, tiles * q, tiles * q], index order (rank, row, column), zero elsewhere.
+    """
+    rank, in_chans, size, _ = content.shape
+    placed = content.new_zeros(rank, tiles, tiles, in_chans, tiles, size, tiles, size)
+    for row in range(tiles):
+        for column in range(tiles):
+            placed[:, row, column, :, row, :, column, :] = content
+    return placed.view(rank * tiles**2, in_chans, tiles * size, tiles * size)
+
+
+def _demand(weight: Tensor, window: Tensor, tiles: int, statistics: PatchStatistics) -> Tensor:
+    """Express the embedding in one layer's ``window`` contents, wherever in the patch the window lies.
+
+    Returns:
+        [embed_dim * tiles * tiles, needed].
+    """
+    embed_dim, needed = len(weight), len(window)
+    coefficients = regress(weight, tile(window, tiles), statistics)
+    by_place = coefficients.view(embed_dim, needed, tiles**2).transpose(1, 2)
+    return by_place.reshape(embed_dim * tiles**2, needed)
+
+
+def regress(weight: Tensor, content: Tensor, statistics: PatchStatistics) -> Tensor:
+    """Return the coefficients [embed_dim, rank] with which ``content`` best gives the embedding, mean square.
+
+    Args:
+        weight: [embed_dim, in_chans, p, p].
+        content: [rank, in_chans, p, p], independent rows.
+        statistics: of p x p patches: the metric.
+    """
+    pixels = copied_pixels(content)
+    if pixels is not None:  # every pixel is there: an exact rearrangement, no solve
+        return weight.flatten(1)[:, pixels]
+    factor = torch.linalg.cholesky(statistics.covariance)
+    return torch.linalg.lstsq((content.flatten(1) @ factor).T, (weight.flatten(1) @ factor).T).solution.T
+
+
+def copied_pixels(content: Tensor) -> Tensor | None:
+    """Return the pixel index [rank] that each row of ``content`` copies, or None unless it copies every pixel once."""
+    rows = content.flatten(1)
+    if rows.shape[0] != rows.shape[1]:
+        return None
+    largest, pixels = rows.max(1)
+    copies = bool((largest == 1).all()) and int(rows.count_nonzero()) == len(rows)
+    return pixels if copies else None
+
+
+def congruence(content: Tensor, covariance: Tensor) -> Tensor:
+    """Return the covariance [rank, rank] of ``content`` [rank, in_chans, q, q], given the pixels'."""
+    pixels = copied_pixels(content)
+    if pixels is not None:  # two products of a 3072 x 3072 matrix saved for patch 32
+        return covariance[pixels][:, pixels]
+    rows = content.flatten(1)
+    return rows @ covariance @ rows.T
+
+
+def apply_rows(rows: Tensor, content: Tensor) -> Tensor:
+    """Return the mixtures ``rows`` [rank, n] of ``content`` [n, in_chans, q, q] as [rank, in_chans, q, q]."""
+    pixels = copied_pixels(content)
+    if pixels is None:
+        return torch.einsum("rn,niyx->riyx", rows, content)
+    mixed = torch.zeros_like(rows)
+    mixed[:, pixels] = rows
+    return mixed.view(len(rows), *content.shape[1:])
+
+
+def reduce_rank(demand: Tensor, covariance: Tensor, width: int) -> tuple[Tensor, float]:
+    """Choose the ``width`` mixtures of some contents from which the demanded outputs are best reconstructed.
+
+    The subspace is reduced-rank regression's. Its basis is made of reconstructed contents: pixels, where the previous
+    layers copy, which are compact and near the pixel range, so that the shift that makes them positive stays small.
+
+    Args:
+        demand: [outputs, n], the outputs as mixtures of the contents.
+        covariance: [n, n], of the contents, positive definite.
+        width: mixtures at most.
+
+    Returns:
+        rows [rank, n], and the relative root-mean-square loss over all outputs.
+
+    Source: Izenman, "Reduced-rank regression for the multivariate linear model", J. Multivar. Anal. 5 (1975).
+    """
+    factor = torch.linalg.cholesky(covariance)
+    whitened = demand @ factor
+    basis = _right_singular(whitened, min(width, len(demand)))
+    kept = (whitened @ basis) @ basis.T
+    lost = (whitened - kept).norm() / whitened.norm().clamp_min(torch.finfo(whitened.dtype).tiny)
+    reconstruction = factor @ basis  # [n, rank]: the contents from the whitened ones that are kept
+    rows = torch.linalg.solve_triangular(factor.T, basis, upper=True).T
+    return reconstruction[pivots(reconstruction)] @ rows, float(lost)
+
+
+def _right_singular(matrix: Tensor, rank: int) -> Tensor:
+    """Return orthonormal columns [n, rank]: the leading right singular directions of ``matrix`` [m, n], m >= rank."""
+    if matrix.shape[0] < matrix.shape[1]:  # the Gram matrix of the smaller side
+        left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:]
+        return torch.linalg.qr(matrix.T @ left).Q
+    return torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:]
+
+
+def pivots(matrix: Tensor) -> Tensor:
+    """Choose as many rows of ``matrix`` [n, r], n >= r, as it has columns, spanning it well: greedy Gram-Schmidt.
+
+    Returns:
+        row indices [r], ascending.
+    """
+    chosen: list[int] = []
+    left = matrix.square().sum(1)  # squared norm of each row outside the span of those chosen
+    span = matrix.new_zeros(matrix.shape[1], matrix.shape[1])
+    for step in range(matrix.shape[1]):
+        chosen.append(int(left.argmax()))
+        row = matrix[chosen[-1]]
+        for _ in range(2):  # once more for orthogonality in floating point
+            row = row - span[:step].T @ (span[:step] @ row)
+        span[step] = row / row.norm()
+        left -= (matrix @ span[step]).square()
+        left[chosen] = -1
+    return torch.tensor(sorted(chosen))
