@@ -10,8 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import _convstem_autoload
-
-from convstem.register import register, register_loaded
+from convstem.hosts import register, register_loaded
 
 __version__ = "0.1.0"
 

@@ -25,7 +25,7 @@ class RegistryError(ValueError):
 
 
 def data_dir(name: str) -> Path:
-    """Return the folder ``registry`` or ``hub_cards``: inside the installed package, or beside ``src`` in a checkout."""
+    """Return the folder ``registry`` or ``hub_cards``: in the installed package, or beside ``src`` in a checkout."""
     package = Path(__file__).parent
     for folder in (package / "data" / name, package.parents[1] / name):
         if folder.is_dir():
@@ -93,7 +93,7 @@ def check_torchvision_names(specs: Mapping[str, ModelSpec], file: str) -> None:
 
 @cache
 def weights() -> Mapping[str, WeightsSpec]:
-    """Return every weights entry by ``architecture.tag``, in registry order (the first of an architecture is its default).
+    """Return every weights entry by ``architecture.tag``, in registry order (an architecture's first is its default).
 
     Raises:
         RegistryError: a bad row, or an entry for an architecture that does not exist.

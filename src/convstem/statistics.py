@@ -44,13 +44,15 @@ class PatchStatistics:
     def __post_init__(self) -> None:
         """Validate shapes and values."""
         size = self.mean.numel()
-        if self.mean.ndim != 3 or self.mean.shape[1] != self.mean.shape[2] or self.covariance.shape != (size, size):
+        square = self.mean.ndim == 3 and self.mean.shape[1] == self.mean.shape[2]
+        if not square or self.covariance.shape != (size, size):
             raise ValueError(
-                "patch statistics need a mean [in_chans, p, p] and a covariance [in_chans * p * p, in_chans * p * p]; "
+                "patch statistics need a mean [in_chans, p, p] and a covariance "
+                "[in_chans * p * p, in_chans * p * p]; "
                 f"got shapes {list(self.mean.shape)} and {list(self.covariance.shape)}"
             )
         if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
-            raise ValueError("patch statistics must be finite; got NaN or infinity: check the images they came from")
+            raise ValueError("patch statistics must be finite; got NaN or infinity: check the images measured")
 
     @property
     def in_chans(self) -> int:
@@ -80,14 +82,14 @@ def prior_statistics(patch_size: int, in_chans: int = 3) -> PatchStatistics:
 
 
 def _spatial_correlation(patch_size: int) -> Tensor:
-    """Return the correlation [p * p, p * p] of two pixels of one colour, on a torus of eight patches a side."""
+    """Return the correlation [p * p, p * p] of two pixels of a colour, on a torus of eight patches."""
     size = 8 * patch_size
     frequency = torch.fft.fftfreq(size, dtype=torch.float64) * size
     power = 1 / (frequency[:, None] ** 2 + frequency[None] ** 2 + LOWEST_FREQUENCY**2)
     correlation = torch.fft.ifft2(power).real
     position = torch.arange(patch_size)
     lag = (position[:, None] - position[None]) % size
-    blocks = correlation[lag[:, None, :, None], lag[None, :, None, :]] / correlation[0, 0]
+    blocks: Tensor = correlation[lag[:, None, :, None], lag[None, :, None, :]] / correlation[0, 0]
     return blocks.reshape(patch_size**2, patch_size**2)
 
 
@@ -95,8 +97,8 @@ def image_statistics(batches: Iterable[Tensor], patch_size: int) -> PatchStatist
     """Measure the statistics of every patch of some normalised images and of their mirror images.
 
     Args:
-        batches: tensors [N, in_chans, H, W], seen once each; H and W may differ between batches, and pixels right
-            of and below the last whole patch are left out.
+        batches: tensors [N, in_chans, H, W], seen once each; H and W may differ between batches, and pixels
+            right of and below the last whole patch are left out.
         patch_size: pixels along each side of a patch.
 
     Raises:
@@ -105,9 +107,8 @@ def image_statistics(batches: Iterable[Tensor], patch_size: int) -> PatchStatist
     total, outer, count, in_chans = torch.zeros(0), torch.zeros(0), 0, 0
     for batch in batches:
         if batch.ndim != 4 or (count and batch.shape[1] != in_chans):
-            raise ValueError(
-                f"image statistics need tensors [N, {in_chans if count else 'in_chans'}, H, W]; got {list(batch.shape)}"
-            )
+            expected = f"[N, {in_chans or 'in_chans'}, H, W]"
+            raise ValueError(f"image statistics need tensors {expected}; got {list(batch.shape)}")
         for patches in _patches(batch, patch_size):
             if not count:
                 in_chans, size = batch.shape[1], patches.shape[1]
@@ -127,35 +128,24 @@ def _patches(batch: Tensor, patch_size: int) -> Iterable[Tensor]:
     if min(batch.shape[2:]) < patch_size:
         return
     flat = F.unfold(batch.detach().cpu().float(), patch_size, stride=patch_size).transpose(1, 2)
-    for chunk in flat.reshape(-1, flat.shape[-1]).split(CHUNK):
+    for chunk in torch.split(flat.reshape(-1, flat.shape[-1]), CHUNK):
         patches = chunk.double().view(-1, batch.shape[1], patch_size, patch_size)
         yield patches.flatten(1)
         yield patches.flip(-1).flatten(1)
 
 
-def sub_covariance(covariance: Tensor, in_chans: int, patch_size: int, size: int) -> Tensor:
-    """Average the covariances of the ``size`` x ``size`` blocks that tile a patch.
-
-    Args:
-        covariance: [in_chans * p * p, in_chans * p * p].
-        in_chans: image channels.
-        patch_size: p.
-        size: pixels along each side of a block, a divisor of p.
-
-    Returns:
-        [in_chans * size * size, in_chans * size * size].
-    """
-    tiles = patch_size // size
-    blocks = covariance.view(in_chans, tiles, size, tiles, size, in_chans, tiles, size, tiles, size)
-    summed = torch.zeros(in_chans, size, size, in_chans, size, size, dtype=covariance.dtype)
+def sub_covariance(statistics: PatchStatistics, size: int) -> Tensor:
+    """Return the covariance [in_chans * size * size, same], averaged over the blocks that tile a patch."""
+    in_chans, tiles = statistics.in_chans, statistics.patch_size // size
+    blocks = statistics.covariance.view(in_chans, tiles, size, tiles, size, in_chans, tiles, size, tiles, size)
+    summed = blocks.new_zeros(in_chans, size, size, in_chans, size, size)
     for row in range(tiles):
         for column in range(tiles):
             summed += blocks[:, row, :, column, :, :, row, :, column]
-    return summed.reshape(in_chans * size**2, in_chans * size**2) / tiles**2
+    return summed.view(in_chans * size**2, in_chans * size**2) / tiles**2
 
 
-def sub_mean(mean: Tensor, size: int) -> Tensor:
-    """Average the blocks [in_chans, size, size] that tile a patch's mean [in_chans, p, p]."""
-    in_chans, patch_size, _ = mean.shape
-    tiles = patch_size // size
-    return mean.view(in_chans, tiles, size, tiles, size).mean((1, 3))
+def sub_mean(statistics: PatchStatistics, size: int) -> Tensor:
+    """Return the mean [in_chans, size, size], averaged over the blocks that tile a patch."""
+    in_chans, tiles = statistics.in_chans, statistics.patch_size // size
+    return statistics.mean.view(in_chans, tiles, size, tiles, size).mean((1, 3))

@@ -1,4 +1,4 @@
-"""The stem's vocabulary: ``StemSpec`` to and from torchvision's ``ConvStemConfig``, and how a fresh stem is initialised."""
+"""The stem's vocabulary: ``StemSpec`` to and from torchvision's ``ConvStemConfig``; how a fresh stem is initialised."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ def as_stem_spec(stem: StemLike) -> StemSpec:
     if isinstance(stem, Sequence) and stem and all(isinstance(layer, ConvStemConfig) for layer in stem):
         return from_torchvision(stem)
     raise TypeError(
-        "a stem is an architecture name, a convstem.StemSpec or a list of torchvision ConvStemConfig; "
-        f"got {stem!r}"
+        f"a stem is an architecture name, a convstem.StemSpec or a list of torchvision ConvStemConfig; got {stem!r}"
     )
 
 

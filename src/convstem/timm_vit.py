@@ -7,7 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Format, HybridEmbed, build_sincos2d_pos_embed, nchw_to, resample_abs_pos_embed, to_2tuple
+from timm.layers import (
+    Format,
+    HybridEmbed,
+    build_sincos2d_pos_embed,
+    nchw_to,
+    resample_abs_pos_embed,
+    to_2tuple,
+)
 from timm.layers.norm import LayerNorm2d
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
@@ -129,16 +136,13 @@ class ConvStemEmbed(HybridEmbed):
     def forward(self, x: Tensor) -> Tensor:
         """Map images [batch, in_chans, height, width] to tokens [batch, tokens, embed_dim] (or ``output_fmt``)."""
         _, channels, height, width = x.shape
-        torch._assert(
-            channels == self.in_chans, f"Input channels ({channels}) don't match model ({self.in_chans})."
-        )
+        torch._assert(channels == self.in_chans, f"Input channels ({channels}) don't match model ({self.in_chans}).")
         if self.strict_img_size:
             torch._assert(
-                height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]})."
+                height == self.img_size[0],
+                f"Input height ({height}) doesn't match model ({self.img_size[0]}).",
             )
-            torch._assert(
-                width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]})."
-            )
+            torch._assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")
         x = self.backbone(x)
         if self.flatten:
             x = x.flatten(2).transpose(1, 2)
@@ -164,7 +168,7 @@ def check_img_size(img_size: tuple[int, int], patch_size: int) -> None:
 
 
 class ConvStemVisionTransformer(VisionTransformer):
-    """timm's ``VisionTransformer`` on a conv stem; the stem's settings are JSON-plain, so that a Hub config can hold them.
+    """timm's ``VisionTransformer`` on a conv stem, whose settings are JSON-plain so that a Hub config can hold them.
 
     Args:
         stem_channels, stem_strides, stem_kernel_sizes, stem_norm, stem_act, stem_bias: see ``StemSpec``.
@@ -222,8 +226,8 @@ class SinCosConvStemVisionTransformer(ConvStemVisionTransformer):
         like = self.pos_embed
         del self.pos_embed
         grid = list(self.patch_embed.grid_size)
-        # moco-v3 stacks the width axis first
-        tokens = build_sincos2d_pos_embed(grid, self.embed_dim, reverse_coord=True).to(like)
+        # moco-v3 counts tokens column by column: the width axis comes first, and changes slowest
+        tokens = build_sincos2d_pos_embed(grid, self.embed_dim, reverse_coord=True, interleave_sin_cos=True).to(like)
         prefix = tokens.new_zeros(0 if self.no_embed_class else self.num_prefix_tokens, self.embed_dim)
         self.register_buffer("pos_embed", torch.cat([prefix, tokens])[None])
 
@@ -264,9 +268,9 @@ def _fit_pos_embed(pos_embed: Tensor, model: VisionTransformer) -> Tensor:
     if isinstance(model, SinCosConvStemVisionTransformer):
         return model.pos_embed  # fixed by the grid
     source = getattr(model, "pretrained_model_args", {}).get("img_size") or model.pretrained_cfg["input_size"][-2:]
-    old = feature_size(to_2tuple(source), model.stem_spec.patch_size)
+    old: tuple[int, int] | None = feature_size(to_2tuple(source), model.stem_spec.patch_size)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    if math.prod(old) != pos_embed.shape[1] - prefix:
+    if old and math.prod(old) != pos_embed.shape[1] - prefix:
         old = None  # metadata does not describe this file: timm then assumes a square grid
     if old == model.patch_embed.grid_size and pos_embed.shape == model.pos_embed.shape:
         return pos_embed

@@ -7,7 +7,7 @@ the real object in its ``weights`` annotation.
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.models._utils import handle_legacy_interface
@@ -51,7 +51,7 @@ def make_enum(spec: ModelSpec) -> type[ConvStemWeights]:
     if members:
         members["DEFAULT"] = next(iter(members.values()))
     name = enum_name(str(spec.torchvision))
-    return ConvStemWeights(name, members, module=__name__)  # type: ignore[return-value, call-overload]
+    return ConvStemWeights(name, members, module=__name__)
 
 
 def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
@@ -94,9 +94,9 @@ def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., 
     builder.__name__ = builder.__qualname__ = str(spec.torchvision)
     builder.__module__ = __name__
     builder.__doc__ = f"{spec.torchvision}: conv-stem ViT, stem {list(spec.stem_channels)}. {spec.source}"
-    builder.__annotations__["weights"] = Optional[enum]
+    builder.__annotations__["weights"] = enum | None
     legacy = handle_legacy_interface(weights=("pretrained", getattr(enum, "DEFAULT", None)))
-    return legacy(builder)  # type: ignore[no-any-return]
+    return legacy(builder)
 
 
 def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
@@ -107,7 +107,7 @@ def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
         TypeError: another enum's member (torchvision's own check).
     """
     try:
-        return enum.verify(weights)  # type: ignore[no-any-return]
+        return enum.verify(weights)
     except KeyError:
         choices = ", ".join(sorted(enum.__members__)) or "none yet; pass weights=None for random initialisation"
         raise ValueError(f"{enum.__name__} has no weights {weights!r}; it has: {choices}") from None

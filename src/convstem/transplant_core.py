@@ -1,35 +1,25 @@
 """Training-free conversion of a patch embedding into a conv stem that computes the same function.
 
-``transplant_stem`` takes tensors and returns tensors. ``transplant_plan`` decides what every layer carries; this file turns
-that into conv, BatchNorm and 1x1 parameters. ReLU only passes what is positive, so a layer carries each content either
-twice, as x and -x ("split", where it is wide enough), or plus a shift that keeps it positive over the pixel range.
+Tensors in, tensors out: ``transplant_plan`` decides what every layer carries, ``transplant_install`` turns
+that into parameters, and this file checks what comes in and reports what went out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from convstem.specs import StemSpec, check_stem_patch, choice
-from convstem.statistics import PatchStatistics, prior_statistics, sub_covariance, sub_mean
-from convstem.transplant_plan import LayerPlan, congruence, floored, plan_layers, regress
+from convstem.statistics import PatchStatistics, prior_statistics
+from convstem.transplant_install import Target, install
+from convstem.transplant_plan import LayerPlan, floored, plan_layers
 
 SHIFTS = ("auto", "box", "data")
-"""How far a content is shifted: as far as any pixel in range can push it, or as far as the statistics say it goes."""
-
-DATA_SIGMAS = 12.0
-"""Standard deviations below the mean at which ``shift="data"`` lets a reduced content be cut off."""
-
-SPARE_IMAGES = 16
-"""Synthetic images of 2 x 2 patches that give unused channels their running statistics."""
-
-VARIANCE_FLOOR = 1e-12
-"""Smallest running variance, for contents that do not vary in the statistics."""
+"""How far contents are shifted to be positive; see ``transplant_stem``."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class LayerReport:
     """How one layer was filled."""
 
     needed: int
-    """Channels that carry everything below."""
+    """Channels that would carry everything: the previous layer's contents times stride squared."""
     rank: int
     """Contents carried."""
     width: int
@@ -45,11 +35,19 @@ class LayerReport:
     kind: str
     """``identity`` (everything is carried) or ``reduced``."""
     lossless: bool
-    """Whether nothing the embedding needs is lost."""
+    """Whether nothing the embedding needs is lost here."""
     split: bool
-    """Whether each content is carried with both signs, hence for every input and with no shift."""
+    """Whether contents are carried with both signs: no shift, and good for every input."""
     shift_min: float
+    """Smallest shift of a content."""
     shift_max: float
+    """Largest."""
+
+    def __str__(self) -> str:
+        """Describe the layer in a few words."""
+        loss = "" if self.kind == "identity" else ", lossless" if self.lossless else ", lossy"
+        sign = "split by sign" if self.split else f"shifted by {self.shift_min:.3g} to {self.shift_max:.3g}"
+        return f"{self.kind}{loss}, {self.rank} of {self.needed} contents in {self.width} channels, {sign}"
 
 
 @dataclass(frozen=True)
@@ -57,54 +55,21 @@ class TransplantReport:
     """What a transplant preserves."""
 
     layers: tuple[LayerReport, ...]
-    """One record for each conv layer."""
+    """One record for each layer before the 1x1."""
     exact: bool
-    """Whether the stem computes the patch embedding up to round-off, for pixels in range."""
+    """Whether every layer is lossless: for pixels in range the stem is the embedding, up to round-off."""
     predicted_relative_error: float
-    """Root-mean-square error of the embedding over its root-mean-square, on patches with the given statistics."""
+    """Root-mean-square error over root-mean-square of the embedding, for the statistics, before rounding."""
 
     def summary(self) -> str:
         """Return the report as one paragraph."""
         kind = "exact" if self.exact else "approximate"
-        layers = "; ".join(f"layer {index}: {_describe(layer)}" for index, layer in enumerate(self.layers))
-        reach = "any input" if all(layer.split for layer in self.layers) else "pixels in range"
+        reach = "every input" if all(layer.split for layer in self.layers) else "pixels in range"
+        layers = "; ".join(f"layer {index} is {layer}" for index, layer in enumerate(self.layers))
         return (
-            f"The transplant is {kind} for {reach}, with a predicted relative error of the patch embedding of "
-            f"{self.predicted_relative_error:.1e} before rounding. {layers.capitalize()}."
+            f"The transplant is {kind} for {reach}: the predicted relative error of the patch embedding is "
+            f"{self.predicted_relative_error:.1e} before rounding. In detail, {layers}."
         )
-
-
-def _describe(layer: LayerReport) -> str:
-    """Describe a layer in a few words."""
-    loss = "" if layer.kind == "identity" else ", lossless" if layer.lossless else ", lossy"
-    sign = "split by sign" if layer.split else f"shifted by {layer.shift_min:.3g} to {layer.shift_max:.3g}"
-    return f"{layer.kind}{loss}, {layer.rank} of {layer.needed} contents in {layer.width} channels, {sign}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Carrier:
-    """How a content is read back from activations: ``read @ activations + offset``."""
-
-    read: Tensor
-    """[rank, channels]"""
-    offset: Tensor
-    """[rank]"""
-
-
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """Where and for which inputs a plan is installed."""
-
-    stem: StemSpec
-    low: Tensor
-    """[in_chans], lowest pixel the shifts allow for."""
-    high: Tensor
-    """[in_chans], highest."""
-    statistics: PatchStatistics
-    shift: str
-    dtype: torch.dtype
-    bn_eps: float
-    generator: torch.Generator
 
 
 @torch.no_grad()
@@ -122,7 +87,7 @@ def transplant_stem(
     dtype: torch.dtype = torch.float32,
     bn_eps: float = 1e-5,
 ) -> tuple[dict[str, Tensor], TransplantReport]:
-    """Convert a patch embedding into the parameters of a conv stem, in eval mode the same function of the pixels.
+    """Convert a patch embedding into the parameters of a conv stem that in eval mode computes the same.
 
     Args:
         weight: patch embedding [embed_dim, in_chans, p, p], applied with stride p.
@@ -132,31 +97,94 @@ def transplant_stem(
         high: highest pixel of each channel after normalisation, [in_chans].
         statistics: of the p x p patches the model will see; default: ``prior_statistics``.
         margin: how far beyond ``low`` and ``high``, in normalised units, the function is still preserved.
-        shift: ``box`` holds for every pixel in range; ``data`` cuts reduced contents off ``DATA_SIGMAS`` standard
-            deviations out, for finer low-precision arithmetic; ``auto`` is ``box`` for a float32 or float64 ``dtype``
-            and ``data`` for a narrower one.
-        seed: of the initial weights of channels that carry nothing.
+        shift: ``box`` holds for every pixel in range; ``data`` lets reduced contents be cut off far out in
+            the tail of the statistics, for finer low-precision arithmetic; ``auto`` is ``data`` for a 16-bit
+            ``dtype``, else ``box``.
+        seed: of the weights of channels that carry nothing.
         dtype: of the returned parameters; everything is computed in float64 and rounded once.
         bn_eps: the stem's BatchNorm epsilon.
 
     Returns:
-        A CPU state dict, ``{i}.conv.weight`` and ``{i}.bn.*`` for every layer i of n, then ``{n}.conv.weight``
-        [embed_dim, channels, 1, 1] and ``{n}.conv.bias``; and a report.
+        a CPU state dict: ``{i}.conv.weight`` and ``{i}.bn.*`` for each layer i of n, ``{n}.conv.weight``
+        [embed_dim, channels, 1, 1] and ``{n}.conv.bias`` [embed_dim]; and a report.
 
     Raises:
-        ValueError: the stem, the tensors, the pixel range or the statistics do not fit; the message says which.
+        ValueError: the stem, tensors, pixel range or statistics do not fit; the message says which.
     """
     _check_stem(stem)
     _check_embedding(weight, bias, stem)
     choice("shift", shift, SHIFTS)
-    _check_margin(margin)
-    if statistics is None:
-        statistics = prior_statistics(weight.shape[-1], weight.shape[1])
-    _check_statistics(statistics, weight)
-    bottom, top = _pixel_range(low, high, weight.shape[1])
+    bottom, top = _pixel_range(low, high, margin, weight.shape[1])
+    statistics = _usable(statistics, weight)
     filters = weight.to("cpu", torch.float64)
-    constant = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.to("cpu", torch.float64)
-    statistics = PatchStatistics(statistics.mean, floored(statistics.covariance))
-    generator = torch.Generator().manual_seed(seed)
-    target = _Target(stem, bottom - margin, top + margin, statistics, shift, dtype, bn_eps, generator)
-    return _install(filters, constant, plan_layers(filters, stem, statistics), target)
+    constant = filters.new_zeros(len(filters)) if bias is None else bias.to("cpu", torch.float64)
+    route = shift if shift != "auto" else "data" if dtype.itemsize < 4 else "box"
+    target = Target(stem, bottom, top, statistics, route, dtype, bn_eps)
+    plans = plan_layers(filters, stem, statistics)
+    state, shifts, predicted = install(filters, constant, plans, target, torch.Generator().manual_seed(seed))
+    layers = tuple(map(_report_layer, plans, shifts))
+    return state, TransplantReport(layers, all(layer.lossless for layer in layers), predicted)
+
+
+def _report_layer(plan: LayerPlan, shift: Tensor) -> LayerReport:
+    """Summarise a plan and its shifts [rank]."""
+    kind = "reduced" if plan.reduced else "identity"
+    ends = float(shift.min()), float(shift.max())
+    return LayerReport(plan.needed, plan.rank, plan.width, kind, plan.lossless, plan.split, *ends)
+
+
+def _check_stem(stem: StemSpec) -> None:
+    """Raise ``ValueError`` unless the stem is ReLU and BatchNorm without biases."""
+    if (stem.norm, stem.act, stem.bias) != ("batchnorm2d", "relu", False):
+        raise ValueError(
+            "a transplant needs a stem with norm batchnorm2d, act relu and no bias; got "
+            f"norm {stem.norm}, act {stem.act}, bias {stem.bias}: choose another stem, or train this one"
+        )
+
+
+def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> None:
+    """Raise ``ValueError`` unless weight and bias are a finite patch embedding with the stem's patch size."""
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(
+            "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
+            f"got shape {list(weight.shape)}: resample it to square patches first"
+        )
+    check_stem_patch(stem, weight.shape[-1])
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias needs shape [{len(weight)}], one value for each filter; got {list(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not tensor.isfinite().all():
+            raise ValueError(f"{name} must be finite; got NaN or infinity: check the checkpoint it came from")
+
+
+def _pixel_range(
+    low: Sequence[float] | Tensor, high: Sequence[float] | Tensor, margin: float, in_chans: int
+) -> tuple[Tensor, Tensor]:
+    """Return the two ends of the pixel range [in_chans], widened by ``margin``, or raise ``ValueError``."""
+    bottom, top = (torch.as_tensor(end, dtype=torch.float64).cpu() for end in (low, high))
+    if not bottom.shape == top.shape == (in_chans,):
+        raise ValueError(
+            f"low and high need one value for each of {in_chans} input channels; got {low!r} and {high!r}: "
+            "they are (0 - mean) / std and (1 - mean) / std"
+        )
+    if not (bottom < top).all() or not torch.cat([bottom, top]).isfinite().all():
+        raise ValueError(
+            f"low must be below high in every channel, and both finite; got {low!r} and {high!r}: swap or correct them"
+        )
+    if not (margin >= 0 and math.isfinite(margin)):
+        raise ValueError(f"margin must be zero or positive, and finite; got {margin!r}: 0.25 covers 8/255 beyond range")
+    return bottom - margin, top + margin
+
+
+def _usable(statistics: PatchStatistics | None, weight: Tensor) -> PatchStatistics:
+    """Return invertible statistics of the weight's patches: those given, or the prior."""
+    in_chans, patch_size = weight.shape[1], weight.shape[-1]
+    if statistics is None:
+        statistics = prior_statistics(patch_size, in_chans)
+    if (statistics.in_chans, statistics.patch_size) != (in_chans, patch_size):
+        raise ValueError(
+            f"statistics must be of {patch_size} x {patch_size} patches with {in_chans} channels, like the "
+            f"weight; got {statistics.patch_size} x {statistics.patch_size} with {statistics.in_chans}: "
+            "measure them again with image_statistics"
+        )
+    return PatchStatistics(statistics.mean.double(), floored(statistics.covariance.double()))

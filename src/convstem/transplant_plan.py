@@ -1,8 +1,8 @@
-"""Which linear map of the patch each layer of a conv stem carries, so that the patch embedding can be read off the last.
+"""Which linear map of the patch each layer of a conv stem carries, so that the last one yields the embedding.
 
-A layer's *content* is a linear function of the pixels under it. Where a layer is wide enough it copies every pixel
-("identity"); where it is not it keeps the directions that matter most to the embedding ("reduced"), which loses nothing
-when the layer has as many channels as there are independent filters. Everything here is float64.
+A layer's *content* is a linear function of the pixels under it. Where a layer is wide enough it copies every
+pixel ("identity"); where it is not it keeps the directions that matter most to the embedding ("reduced"),
+which loses nothing when the layer has as many channels as there are independent filters. All is float64.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from convstem.specs import StemSpec
 from convstem.statistics import PatchStatistics, sub_covariance
 
 PIXEL_FLOOR = 1e-6
-"""White noise added to a covariance, as a share of its mean variance: below the 2e-5 that 8-bit rounding adds to an
-ImageNet pixel, and enough to invert the covariance of a handful of images."""
+"""White noise added to a covariance, as a share of its mean variance: below the 2e-5 that 8-bit rounding adds
+to an ImageNet pixel, and enough to invert the covariance of a handful of images."""
 
 LOSSLESS = 1e-10
 """Relative loss below which a reduced layer counts as lossless (float64 round-off is about 1e-14)."""
@@ -30,11 +30,13 @@ class LayerPlan:
     taps: Tensor
     """[rank, previous rank, stride, stride]: this layer's content from the previous layer's."""
     content: Tensor
-    """[rank, in_chans, q, q]: this layer's content from the q x q pixels under it, q the product of strides so far."""
+    """[rank, in_chans, q, q]: this layer's content from the q x q pixels under it."""
     needed: int
     """Channels that would carry everything: previous rank times stride squared."""
     width: int
     """Channels the stem has."""
+    paired: int
+    """How many contents, from the first on, are carried with both signs."""
     lossless: bool
     """Whether nothing the embedding needs is lost here."""
 
@@ -50,8 +52,8 @@ class LayerPlan:
 
     @property
     def split(self) -> bool:
-        """Whether there is room for each content and its negative, which needs no shift."""
-        return 2 * self.rank <= self.width
+        """Whether every content is carried with both signs, hence without a shift."""
+        return self.paired == self.rank
 
 
 def floored(covariance: Tensor) -> Tensor:
@@ -82,12 +84,17 @@ def _plan_layer(weight: Tensor, content: Tensor, width: int, stride: int, statis
     window = tile(content, stride)
     needed = len(window)
     if needed <= width:
-        return LayerPlan(_as_taps(torch.eye(needed, dtype=weight.dtype), stride), window, needed, width, True)
-    tiles = weight.shape[-1] // window.shape[-1]
-    block = sub_covariance(statistics.covariance, statistics.in_chans, statistics.patch_size, window.shape[-1])
-    rows, lost = reduce_rank(_demand(weight, window, tiles, statistics), congruence(window, block), width)
-    reduced = apply_rows(rows, window)
-    return LayerPlan(_as_taps(rows, stride), reduced, needed, width, lost <= LOSSLESS)
+        taps = _as_taps(torch.eye(needed, dtype=weight.dtype), stride)
+        return LayerPlan(taps, window, needed, width, _paired(needed, width), True)
+    block = sub_covariance(statistics, window.shape[-1])
+    rows, lost = reduce_rank(_demand(weight, window, statistics), congruence(window, block), width)
+    taps, paired = _as_taps(rows, stride), _paired(len(rows), width)
+    return LayerPlan(taps, apply_rows(rows, window), needed, width, paired, lost <= LOSSLESS)
+
+
+def _paired(rank: int, width: int) -> int:
+    """Return how many contents to carry with both signs: all if there is room, else none."""
+    return rank if 2 * rank <= width else 0
 
 
 def _as_taps(rows: Tensor, stride: int) -> Tensor:
@@ -99,7 +106,7 @@ def tile(content: Tensor, tiles: int) -> Tensor:
     """Return ``content`` [rank, in_chans, q, q] at each place of a ``tiles`` x ``tiles`` grid.
 
     Returns:
-        [rank * tiles * tiles, in_chans, tiles * q, tiles * q], index order (rank, row, column), zero elsewhere.
+        [rank * tiles * tiles, in_chans, tiles * q, tiles * q], index order (rank, row, column).
     """
     rank, in_chans, size, _ = content.shape
     placed = content.new_zeros(rank, tiles, tiles, in_chans, tiles, size, tiles, size)
@@ -109,13 +116,14 @@ def tile(content: Tensor, tiles: int) -> Tensor:
     return placed.view(rank * tiles**2, in_chans, tiles * size, tiles * size)
 
 
-def _demand(weight: Tensor, window: Tensor, tiles: int, statistics: PatchStatistics) -> Tensor:
-    """Express the embedding in one layer's ``window`` contents, wherever in the patch the window lies.
+def _demand(weight: Tensor, window: Tensor, statistics: PatchStatistics) -> Tensor:
+    """Express the embedding in a layer's ``window`` contents, once for each place the window takes.
 
     Returns:
-        [embed_dim * tiles * tiles, needed].
+        [embed_dim * places, needed].
     """
     embed_dim, needed = len(weight), len(window)
+    tiles = weight.shape[-1] // window.shape[-1]
     coefficients = regress(weight, tile(window, tiles), statistics)
     by_place = coefficients.view(embed_dim, needed, tiles**2).transpose(1, 2)
     return by_place.reshape(embed_dim * tiles**2, needed)
@@ -133,11 +141,13 @@ def regress(weight: Tensor, content: Tensor, statistics: PatchStatistics) -> Ten
     if pixels is not None:  # every pixel is there: an exact rearrangement, no solve
         return weight.flatten(1)[:, pixels]
     factor = torch.linalg.cholesky(statistics.covariance)
-    return torch.linalg.lstsq((content.flatten(1) @ factor).T, (weight.flatten(1) @ factor).T).solution.T
+    sources, targets = content.flatten(1) @ factor, weight.flatten(1) @ factor
+    coefficients: Tensor = torch.linalg.lstsq(sources.T, targets.T).solution
+    return coefficients.T
 
 
 def copied_pixels(content: Tensor) -> Tensor | None:
-    """Return the pixel index [rank] that each row of ``content`` copies, or None unless it copies every pixel once."""
+    """Return the pixel [rank] that each row of ``content`` copies, or None unless each is copied once."""
     rows = content.flatten(1)
     if rows.shape[0] != rows.shape[1]:
         return None
@@ -168,8 +178,9 @@ def apply_rows(rows: Tensor, content: Tensor) -> Tensor:
 def reduce_rank(demand: Tensor, covariance: Tensor, width: int) -> tuple[Tensor, float]:
     """Choose the ``width`` mixtures of some contents from which the demanded outputs are best reconstructed.
 
-    The subspace is reduced-rank regression's. Its basis is made of reconstructed contents: pixels, where the previous
-    layers copy, which are compact and near the pixel range, so that the shift that makes them positive stays small.
+    The subspace is reduced-rank regression's. Its basis is made of reconstructed contents: pixels, where the
+    previous layers copy, which are compact and near the pixel range, so that the shifts that make them
+    positive stay small.
 
     Args:
         demand: [outputs, n], the outputs as mixtures of the contents.
@@ -192,15 +203,18 @@ def reduce_rank(demand: Tensor, covariance: Tensor, width: int) -> tuple[Tensor,
 
 
 def _right_singular(matrix: Tensor, rank: int) -> Tensor:
-    """Return orthonormal columns [n, rank]: the leading right singular directions of ``matrix`` [m, n], m >= rank."""
-    if matrix.shape[0] < matrix.shape[1]:  # the Gram matrix of the smaller side
-        left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:]
-        return torch.linalg.qr(matrix.T @ left).Q
-    return torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:]
+    """Return the leading right singular directions [n, rank] of ``matrix`` [m, n], m >= rank, orthonormal."""
+    wide = matrix.shape[0] < matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    leading: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
+    if not wide:
+        return leading
+    directions: Tensor = torch.linalg.qr(matrix.T @ leading).Q
+    return directions
 
 
 def pivots(matrix: Tensor) -> Tensor:
-    """Choose as many rows of ``matrix`` [n, r], n >= r, as it has columns, spanning it well: greedy Gram-Schmidt.
+    """Choose r rows of ``matrix`` [n, r], n >= r, that span it well, by greedy Gram-Schmidt.
 
     Returns:
         row indices [r], ascending.
