@@ -140,8 +140,8 @@ def check_labels(name: str, labels: object, count: int) -> None:
 def check_mean(split: str, batches: list[bytes]) -> None:
     """Raise ``DataError`` unless the channel means are the published ones."""
     pixels = [torch.frombuffer(bytearray(batch), dtype=torch.uint8).view(-1, 3) for batch in batches]
-    total = sum(batch.sum(dim=0, dtype=torch.int64) for batch in pixels)
-    mean = [float(value) / (255 * sum(map(len, pixels))) for value in total]
+    total = torch.stack([batch.sum(dim=0, dtype=torch.int64) for batch in pixels]).sum(dim=0)
+    mean = [value / (255 * sum(map(len, pixels))) for value in total.tolist()]
     if any(abs(value - known) > MEAN_TOLERANCE[split] for value, known in zip(mean, MEAN, strict=True)):
         found = ", ".join(f"{value:.4f}" for value in mean)
         raise DataError(f"{split}: channel means are {found}; expected {MEAN} within {MEAN_TOLERANCE[split]}")

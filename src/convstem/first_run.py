@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 def read_samples(folder):
     """Return the images (list of PIL images), their class indices, class names and the attribution."""
     info = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    sheet, names = Image.open(folder / "images.png").convert("RGB"), info["class_names"]
+    sheet, names = Image.open(folder / "images.png").convert("RGB"), info["classes"]
     boxes = [(32 * x, 32 * y) for y in range(sheet.height // 32) for x in range(sheet.width // 32)]
     images = [sheet.crop((x, y, x + 32, y + 32)) for x, y in boxes]
     return images, [index % len(names) for index in range(len(images))], names, info["attribution"]
