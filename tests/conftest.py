@@ -1,6 +1,14 @@
-"""Shared switches and fixtures."""
+"""Shared switches and fixtures. No test reaches the network: the Hub is offline, its cache a temporary folder."""
+
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
+
+# huggingface_hub reads these once, when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="convstem-hub-")
 
 
 def pytest_addoption(parser):
@@ -21,3 +29,20 @@ def seeded():
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub_file():
+    """Return a function that puts a state dict into the Hub cache, as a download of repo_id@main would."""
+    from safetensors.torch import save_file
+
+    def put(repo_id, state_dict, cache=os.environ["HF_HUB_CACHE"]):
+        folder = Path(cache) / f"models--{repo_id.replace('/', '--')}"
+        commit = "0" * 40
+        snapshot = folder / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+        save_file({k: v.contiguous() for k, v in state_dict.items()}, snapshot / "model.safetensors")
+
+    return put

@@ -5,6 +5,7 @@ from torch import nn
 from torchvision.models.vision_transformer import ConvStemConfig
 
 from convstem import StemSpec, registry
+from convstem.specs import default_stem
 from convstem.stem import as_stem_spec, from_torchvision, override_stem, to_torchvision
 
 
@@ -63,3 +64,14 @@ def test_override_keeps_or_resets_strides():
     assert override_stem(stem, 4, channels=[4, 4]).strides == (2, 2)
     with pytest.raises(ValueError, match=r"must equal patch_size 16; stem_channels \[8, 8, 8\]"):
         override_stem(stem, 16)
+
+
+@pytest.mark.parametrize("name", [n for n, spec in registry.models().items() if spec.trunk])
+def test_the_transplant_family_follows_its_rule(name):
+    spec = registry.models()[name]
+    assert spec.stem == default_stem(spec.patch_size, spec.embed_dim)
+
+
+def test_no_default_stem_for_patch_14():
+    with pytest.raises(ValueError, match="a power of two .*; got 14: pass a stem with other strides"):
+        default_stem(14, 768)

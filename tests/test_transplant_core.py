@@ -16,7 +16,7 @@ from convstem.statistics import (
     sub_mean,
 )
 from convstem.transplant_core import TransplantReport, transplant_stem
-from convstem.transplant_plan import pivots
+from convstem.transplant_plan import balance, pivots
 
 LOW, HIGH = -2.0, 2.5
 """Pixel range in every channel of the images below."""
@@ -188,7 +188,7 @@ def test_lossy_error_is_predicted(widths: tuple[int, ...]) -> None:
     mirrored = torch.cat([images, images.flip(-1)])
     assert not report.exact
     assert 1e-3 < report.predicted_relative_error < 0.5
-    assert relative_error(stem, weight, bias, mirrored) == pytest.approx(report.predicted_relative_error, 1e-6)
+    assert relative_error(stem, weight, bias, mirrored) == pytest.approx(report.predicted_relative_error, 1e-3)
 
 
 def test_wider_stems_lose_less() -> None:
@@ -212,16 +212,37 @@ def test_reduction_beats_a_random_subspace_of_the_same_width() -> None:
     assert report.predicted_relative_error < 0.5 * random_error
 
 
-def test_data_shift_is_smaller_and_still_holds_on_data() -> None:
-    weight, bias = filters(16, 3, 8)
-    spec = StemSpec((12, 48, 16))
-    images = smooth_images(3, 64)
-    statistics = image_statistics([images], 8)
-    box, box_report = transplant(spec, weight, bias, statistics=statistics, shift="box")
-    data, data_report = transplant(spec, weight, bias, statistics=statistics, shift="data")
-    assert data_report.layers[-1].shift_max < 0.7 * box_report.layers[-1].shift_max
+def test_data_shift_trades_exactness_for_bfloat16() -> None:
+    weight, bias = filters(96, 3, 8)
+    images = smooth_images(3, 64, count=8)
+    options = {"statistics": image_statistics([images], 8), "dtype": torch.bfloat16}
+    spec = StemSpec((12, 48, 96))
+    box, box_report = transplant(spec, weight, bias, shift="box", **options)
+    data, data_report = transplant(spec, weight, bias, shift="data", **options)
     assert data_report.layers[:-1] == box_report.layers[:-1]
-    assert relative_error(data, weight, bias, images) < relative_error(box, weight, bias, images) < 2e-5
+    assert (box_report.exact, data_report.exact) == (True, False)
+    last = data_report.layers[-1]
+    assert (last.split, last.shift_min) == (False, 0)  # some contents are carried with both signs
+    assert last.rank < last.width == 96
+    assert last.shift_max < box_report.layers[-1].shift_max
+    assert relative_error(data, weight, bias, images) < 0.3 * relative_error(box, weight, bias, images)
+
+
+def test_data_shift_is_not_called_exact_where_contents_may_be_cut_off() -> None:
+    weight, bias = filters(20, 3, 8)
+    reports = [transplant(StemSpec((12, 48, width)), weight, bias, shift="data")[1] for width in (39, 40, 192)]
+    assert [report.layers[-1].lossless for report in reports] == [True, True, True]
+    assert [report.exact for report in reports] == [False, True, True]  # shifted, split, identity
+
+
+def test_balance_of_pairs_and_components() -> None:
+    steep = 10.0 ** -torch.arange(20.0, dtype=torch.float64)
+    rank, paired = balance(steep, 12)
+    assert rank + paired == 12
+    assert 0 < paired < rank
+    assert balance(torch.ones(20, dtype=torch.float64), 12) == (12, 0)  # all matter: none is given up
+    assert balance(steep[:5], 12) == (5, 5)  # room for all
+    assert balance(steep[:8], 12)[0] + balance(steep[:8], 12)[1] == 12
 
 
 @pytest.mark.parametrize(("dtype", "shift"), [(torch.float32, "box"), (torch.bfloat16, "data")])

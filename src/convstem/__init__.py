@@ -18,10 +18,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "StemSpec": "convstem.specs",
     "convert": "convstem.layouts",
+    "freeze_stem": "convstem.freeze",
     "list_models": "convstem.listing",
+    "transplant": "convstem.transplant_model",
 }
 
-__all__ = ["StemSpec", "convert", "list_models", "register"]
+__all__ = ["StemSpec", "convert", "freeze_stem", "list_models", "register", "transplant"]
 
 
 def __getattr__(name: str) -> Any:

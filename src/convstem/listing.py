@@ -63,5 +63,7 @@ def _describe_weights(spec: ModelSpec, name: str) -> dict[str, Any]:
         "dataset": entry.dataset,
         "metrics": dict(entry.metrics),
         "location": "embedded" if entry.file else entry.hf_hub_id,
-        "num_params": num_params(spec, entry.num_classes),
+        "transform": entry.transform,
+        "num_classes": entry.num_classes,
+        "input_size": list(entry.input_size),
     }

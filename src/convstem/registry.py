@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -20,6 +20,10 @@ else:
 Record = TypeVar("Record", ModelSpec, WeightsSpec)
 
 
+# Hand-written rows are TOML; generated ones are JSON, which parses 20 times faster.
+_PARSERS = {".toml": tomllib.loads, ".json": json.loads}
+
+
 class RegistryError(ValueError):
     """A file of ``registry/`` is wrong; the message names the file and the row."""
 
@@ -34,14 +38,14 @@ def data_dir(name: str) -> Path:
 
 
 def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
-    """Read one TOML file of ``[name]`` tables into records, in file order.
+    """Read one TOML file of ``[name]`` tables, or the same as JSON, into records, in file order.
 
     Raises:
-        RegistryError: not TOML, a duplicate row, an unknown or missing field, or a value the record refuses.
+        RegistryError: not TOML or JSON, a duplicate row, an unknown or missing field, or a value the record refuses.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:  # a duplicate [row] ends here as well
+        tables = _PARSERS[path.suffix](path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:  # a duplicate [row] ends here as well
         raise RegistryError(f"{path.name}: {error}") from error
     return {name: _record(record, name, table, f"{path.name}: [{name}]") for name, table in tables.items()}
 
@@ -98,11 +102,14 @@ def weights() -> Mapping[str, WeightsSpec]:
     Raises:
         RegistryError: a bad row, or an entry for an architecture that does not exist.
     """
-    path = data_dir("registry") / "weights.toml"
-    entries = read_rows(path, WeightsSpec)
-    for entry in entries.values():
-        if entry.architecture not in models():
-            raise RegistryError(f"{path.name}: [{entry.name}]: {unknown_name(entry.architecture)}")
+    entries: dict[str, WeightsSpec] = {}
+    for file in ("weights.toml", "timm_weights.json"):
+        for entry in read_rows(data_dir("registry") / file, WeightsSpec).values():
+            if entry.architecture not in models():
+                raise RegistryError(f"{file}: [{entry.name}]: {unknown_name(entry.architecture)}")
+            if entry.name in entries:
+                raise RegistryError(f"{file}: [{entry.name}]: this name is taken by another file")
+            entries[entry.name] = entry
     return entries
 
 
@@ -131,6 +138,8 @@ def find(name: str) -> ModelSpec:
 
 def unknown_name(name: str) -> str:
     """Return the sentence that answers an unknown model name: the nearest names, sorted."""
+    import difflib  # only when a name is wrong
+
     known = [*models(), *torchvision_names()]
     near = difflib.get_close_matches(name.split(".", 1)[0].lower(), known, n=5, cutoff=0.5)
     hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list` prints all names"

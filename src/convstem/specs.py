@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-NORMS = ("batchnorm2d", "layernorm2d")
-"""Normalisation layers a stem can use, by timm's names."""
+NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d")
+"""Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
 
 ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
@@ -44,7 +44,7 @@ class StemSpec:
         channels: output channels of each layer but the last 1x1.
         strides: stride of each layer, 1 or 2 for 3x3 kernels; default: 2 for every layer.
         kernel_sizes: odd kernel size of each layer; default: 3 for every layer. Padding is ``(kernel - 1) // 2``.
-        norm: ``batchnorm2d`` or ``layernorm2d``.
+        norm: ``batchnorm2d``, ``frozen_bn`` or ``layernorm2d``.
         act: ``relu``, ``gelu`` or ``silu``.
         bias: whether the layers before the norm have a bias (the last 1x1 always has one).
 
@@ -99,6 +99,33 @@ class StemSpec:
             "stem_act": self.act,
             "stem_bias": self.bias,
         }
+
+
+def default_stem(patch_size: int, embed_dim: int) -> StemSpec:
+    """Return the stem that carries every pixel of a patch to the 1x1, so that a patch embedding transplants exactly.
+
+    Stride-2 layers that double up to ``embed_dim``, but are never narrower than the ``3 * 4 ** k`` contents of layer
+    k. Only a patch of 32 would need a last layer of 3072 channels; there ``embed_dim`` is as exact, since it is the
+    rank of the embedding.
+
+    Args:
+        patch_size: a power of two, in pixels.
+        embed_dim: width of the trunk.
+
+    Raises:
+        ValueError: ``patch_size`` is not a power of two.
+    """
+    depth = patch_size.bit_length() - 1
+    if patch_size < 2 or 2**depth != patch_size:
+        raise ValueError(
+            f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
+            "pass a stem with other strides and kernel sizes"
+        )
+    channels = []
+    for layer in range(1, depth + 1):
+        doubling, contents = math.ceil(embed_dim / 2 ** (depth - layer)), 3 * 4**layer
+        channels.append(max(doubling, contents) if contents <= 3 * 16**2 else embed_dim)
+    return StemSpec(tuple(channels))
 
 
 @dataclass(frozen=True)
@@ -186,7 +213,7 @@ class WeightsSpec:
     """Channels, height and width in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    description: str
+    description: str = ""
     file: str | None = None
     """An embedded safetensors file, relative to ``registry/``."""
     hf_hub_id: str | None = None
@@ -221,6 +248,12 @@ class WeightsSpec:
     def architecture(self) -> str:
         """The architecture's timm name."""
         return self.name.split(".", 1)[0]
+
+    @property
+    def hub_name(self) -> tuple[str, str | None]:
+        """The Hub repository and revision (None: the newest)."""
+        repository, _, revision = str(self.hf_hub_id).partition("@")
+        return repository, revision or None
 
     @property
     def tag(self) -> str:

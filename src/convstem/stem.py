@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 from torchvision.models.vision_transformer import ConvStemConfig
+from torchvision.ops import FrozenBatchNorm2d
 
 from convstem import registry
 from convstem.specs import StemSpec
@@ -15,7 +16,7 @@ from convstem.specs import StemSpec
 StemLike: TypeAlias = str | StemSpec | Sequence[ConvStemConfig]
 
 # One row per name both hosts know. A torchvision stem has no bias before a norm and cannot express LayerNorm2d.
-_TORCHVISION_NORMS: dict[str, type[nn.Module]] = {"batchnorm2d": nn.BatchNorm2d}
+_TORCHVISION_NORMS: dict[str, type[nn.Module]] = {"batchnorm2d": nn.BatchNorm2d, "frozen_bn": FrozenBatchNorm2d}
 _TORCHVISION_ACTS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
@@ -74,7 +75,7 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     """
     if stem.bias or stem.norm not in _TORCHVISION_NORMS:
         raise ValueError(
-            "torchvision's ConvStemConfig needs stem_norm='batchnorm2d' and stem_bias=False; "
+            "torchvision's ConvStemConfig needs stem_norm='batchnorm2d' or 'frozen_bn', and stem_bias=False; "
             f"got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
         )
     norm, act = _TORCHVISION_NORMS[stem.norm], _TORCHVISION_ACTS[stem.act]

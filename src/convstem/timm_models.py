@@ -60,7 +60,7 @@ def weights_cfg(entry: WeightsSpec) -> dict[str, Any]:
         "crop_pct": entry.crop_pct,
         "label_names": entry.label_names or None,
         "license": entry.license,
-        "description": entry.description,
+        "description": entry.description or None,
     }
 
 

@@ -6,10 +6,12 @@ the real object in its ``weights`` annotation.
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torchvision.models._api import Weights, WeightsEnum
+from torchvision.models._meta import _IMAGENET_CATEGORIES
 from torchvision.models._utils import handle_legacy_interface
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
@@ -46,7 +48,7 @@ def enum_name(torchvision_name: str) -> str:
 
 def make_enum(spec: ModelSpec) -> type[ConvStemWeights]:
     """Return the weights enum of an architecture: one upper-case member per tag, ``DEFAULT`` naming the first."""
-    entries = registry.weights_of(spec.name)
+    entries = [entry for entry in registry.weights_of(spec.name) if entry.num_classes]  # torchvision's ViT has a head
     members = {entry.tag.upper().replace("-", "_"): make_weights(spec, entry) for entry in entries}
     if members:
         members["DEFAULT"] = next(iter(members.values()))
@@ -56,10 +58,10 @@ def make_enum(spec: ModelSpec) -> type[ConvStemWeights]:
 
 def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
     """Return torchvision's record of a weights entry, with the metadata its own tests ask for."""
-    path = registry.data_dir("registry") / str(entry.file)
     size = entry.input_size[1:]
+    sized = replace(spec, img_size=size[0], num_classes=entry.num_classes)
     return Weights(
-        url=path.as_uri(),
+        url=(registry.data_dir("registry") / entry.file).as_uri() if entry.file else f"hf-hub:{entry.hf_hub_id}",
         transforms=partial(
             ImageClassification,
             crop_size=size[0],
@@ -69,18 +71,27 @@ def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
             interpolation=InterpolationMode(entry.interpolation),
         ),
         meta={
-            "categories": list(entry.label_names) or [str(index) for index in range(entry.num_classes)],
+            "categories": categories(entry),
             "min_size": size,
-            "num_params": num_params(spec, entry.num_classes),
+            "num_params": num_params(sized),
             "recipe": entry.recipe,
             "license": entry.license,
             "convstem": entry.name,
             "_metrics": {entry.dataset: dict(entry.metrics)},
-            "_ops": round(macs(spec) / 1e9, 3),
-            "_file_size": round(path.stat().st_size / 1024**2, 3),
+            "_ops": round(macs(sized) / 1e9, 3),
+            "_file_size": round(4 * num_params(sized) / 1024**2, 3),  # float32
             "_docs": entry.description,
         },
     )
+
+
+def categories(entry: WeightsSpec) -> list[str]:
+    """Return the class names of a weights entry; ImageNet-1k's come from torchvision."""
+    if entry.label_names:
+        return list(entry.label_names)
+    if entry.num_classes == len(_IMAGENET_CATEGORIES):
+        return list(_IMAGENET_CATEGORIES)
+    return [str(index) for index in range(entry.num_classes)]
 
 
 def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., Any]:

@@ -57,7 +57,8 @@ class TransplantReport:
     layers: tuple[LayerReport, ...]
     """One record for each layer before the 1x1."""
     exact: bool
-    """Whether every layer is lossless: for pixels in range the stem is the embedding, up to round-off."""
+    """Whether for all pixels in range the stem is the embedding, up to round-off: every layer is lossless, and
+    none is shifted by the statistics only."""
     predicted_relative_error: float
     """Root-mean-square error over root-mean-square of the embedding, for the statistics, before rounding."""
 
@@ -97,9 +98,10 @@ def transplant_stem(
         high: highest pixel of each channel after normalisation, [in_chans].
         statistics: of the p x p patches the model will see; default: ``prior_statistics``.
         margin: how far beyond ``low`` and ``high``, in normalised units, the function is still preserved.
-        shift: ``box`` holds for every pixel in range; ``data`` lets reduced contents be cut off far out in
-            the tail of the statistics, for finer low-precision arithmetic; ``auto`` is ``data`` for a 16-bit
-            ``dtype``, else ``box``.
+        shift: how reduced contents are kept positive. ``box``: for every pixel in range, hence exact wherever
+            the widths allow. ``data``: as far as the statistics say they go, the largest carried with both
+            signs in place of the least; approximate, and about ten times finer in bfloat16. ``auto``:
+            ``data`` for a 16-bit ``dtype``, else ``box``.
         seed: of the weights of channels that carry nothing.
         dtype: of the returned parameters; everything is computed in float64 and rounded once.
         bn_eps: the stem's BatchNorm epsilon.
@@ -120,10 +122,15 @@ def transplant_stem(
     constant = filters.new_zeros(len(filters)) if bias is None else bias.to("cpu", torch.float64)
     route = shift if shift != "auto" else "data" if dtype.itemsize < 4 else "box"
     target = Target(stem, bottom, top, statistics, route, dtype, bn_eps)
-    plans = plan_layers(filters, stem, statistics)
+    plans = plan_layers(filters, stem, statistics, coarse=route == "data")
     state, shifts, predicted = install(filters, constant, plans, target, torch.Generator().manual_seed(seed))
     layers = tuple(map(_report_layer, plans, shifts))
-    return state, TransplantReport(layers, all(layer.lossless for layer in layers), predicted)
+    return state, TransplantReport(layers, all(_is_exact(plan, route) for plan in plans), predicted)
+
+
+def _is_exact(plan: LayerPlan, route: str) -> bool:
+    """Return whether a layer loses nothing and cuts nothing off for pixels in range."""
+    return plan.lossless and (route == "box" or plan.split or not plan.reduced)
 
 
 def _report_layer(plan: LayerPlan, shift: Tensor) -> LayerReport:

@@ -16,10 +16,7 @@ from torch import Tensor
 
 from convstem.specs import StemSpec
 from convstem.statistics import PatchStatistics, sub_covariance, sub_mean
-from convstem.transplant_plan import LayerPlan, congruence, regress
-
-DATA_SIGMAS = 12.0
-"""Standard deviations below its mean at which a reduced content may be cut off by ``shift="data"``."""
+from convstem.transplant_plan import DATA_SIGMAS, LayerPlan, congruence, regress
 
 SPARE_IMAGES = 16
 """Synthetic images of 2 x 2 patches from which unused channels get their running statistics."""
@@ -111,8 +108,9 @@ def content_shift(plan: LayerPlan, target: Target) -> Tensor:
     if plan.reduced and target.shift == "data":
         mean, variance = moments(plan.content, target.statistics)
         lowest = torch.maximum(lowest, mean - DATA_SIGMAS * variance.sqrt())
-    lowest[: plan.paired] = 0
-    return -lowest
+    shift = -lowest
+    shift[: plan.paired] = 0
+    return shift
 
 
 def box_minimum(content: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ which loses nothing when the layer has as many channels as there are independent
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convstem.specs import StemSpec
@@ -21,6 +23,14 @@ to an ImageNet pixel, and enough to invert the covariance of a handful of images
 
 LOSSLESS = 1e-10
 """Relative loss below which a reduced layer counts as lossless (float64 round-off is about 1e-14)."""
+
+DATA_SIGMAS = 12.0
+"""Standard deviations below its mean at which a content shifted by the statistics may be cut off: photographs have
+heavier tails than their covariance tells."""
+
+SHIFT_NOISE = (2 * DATA_SIGMAS * 2**-9 / math.sqrt(3)) ** 2
+"""Variance that bfloat16 adds to a content of unit variance shifted that far: twice the rounding of one activation,
+because the weights that read it are rounded as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +73,26 @@ def floored(covariance: Tensor) -> Tensor:
     return result
 
 
-def plan_layers(weight: Tensor, stem: StemSpec, statistics: PatchStatistics) -> list[LayerPlan]:
+def plan_layers(weight: Tensor, stem: StemSpec, statistics: PatchStatistics, coarse: bool = False) -> list[LayerPlan]:
     """Plan every layer of a stem in turn.
 
     Args:
         weight: patch embedding [embed_dim, in_chans, p, p], float64.
         stem: the stem; its strides multiply to p.
         statistics: of p x p patches, its covariance positive definite.
+        coarse: whether reduced layers are planned for bfloat16 arithmetic and shifts by the statistics.
     """
     plans: list[LayerPlan] = []
     content = torch.eye(weight.shape[1], dtype=weight.dtype)[:, :, None, None]
     for width, stride in zip(stem.channels, stem.strides, strict=True):
-        plans.append(_plan_layer(weight, content, width, stride, statistics))
+        plans.append(_plan_layer(weight, content, width, stride, statistics, coarse))
         content = plans[-1].content
     return plans
 
 
-def _plan_layer(weight: Tensor, content: Tensor, width: int, stride: int, statistics: PatchStatistics) -> LayerPlan:
+def _plan_layer(
+    weight: Tensor, content: Tensor, width: int, stride: int, statistics: PatchStatistics, coarse: bool
+) -> LayerPlan:
     """Plan one layer on top of the previous layer's ``content`` [previous rank, in_chans, q, q]."""
     window = tile(content, stride)
     needed = len(window)
@@ -87,8 +100,9 @@ def _plan_layer(weight: Tensor, content: Tensor, width: int, stride: int, statis
         taps = _as_taps(torch.eye(needed, dtype=weight.dtype), stride)
         return LayerPlan(taps, window, needed, width, _paired(needed, width), True)
     block = sub_covariance(statistics, window.shape[-1])
-    rows, lost = reduce_rank(_demand(weight, window, statistics), congruence(window, block), width)
-    taps, paired = _as_taps(rows, stride), _paired(len(rows), width)
+    demand = _demand(weight, window, statistics)
+    rows, paired, lost = reduce_rank(demand, congruence(window, block), width, coarse)
+    taps = _as_taps(rows, stride)
     return LayerPlan(taps, apply_rows(rows, window), needed, width, paired, lost <= LOSSLESS)
 
 
@@ -175,38 +189,63 @@ def apply_rows(rows: Tensor, content: Tensor) -> Tensor:
     return mixed.view(len(rows), *content.shape[1:])
 
 
-def reduce_rank(demand: Tensor, covariance: Tensor, width: int) -> tuple[Tensor, float]:
-    """Choose the ``width`` mixtures of some contents from which the demanded outputs are best reconstructed.
+def reduce_rank(demand: Tensor, covariance: Tensor, width: int, coarse: bool = False) -> tuple[Tensor, int, float]:
+    """Choose the mixtures of some contents from which the demanded outputs are best reconstructed.
 
     The subspace is reduced-rank regression's. Its basis is made of reconstructed contents: pixels, where the
     previous layers copy, which are compact and near the pixel range, so that the shifts that make them
-    positive stay small.
+    positive stay small. If ``coarse``, it is made of principal components, the largest with both signs.
 
     Args:
         demand: [outputs, n], the outputs as mixtures of the contents.
         covariance: [n, n], of the contents, positive definite.
-        width: mixtures at most.
+        width: channels for the mixtures.
+        coarse: whether to give up the least components for room to carry the largest without a shift.
 
     Returns:
-        rows [rank, n], and the relative root-mean-square loss over all outputs.
+        rows [rank, n], how many of them to carry with both signs, and the relative root-mean-square loss.
 
     Source: Izenman, "Reduced-rank regression for the multivariate linear model", J. Multivar. Anal. 5 (1975).
     """
     factor = torch.linalg.cholesky(covariance)
     whitened = demand @ factor
     basis = _right_singular(whitened, min(width, len(demand)))
+    rank, paired = basis.shape[1], _paired(basis.shape[1], width)
+    if coarse:
+        rank, paired = balance((whitened @ basis).square().sum(0), width)
+        basis = basis[:, :rank]
     kept = (whitened @ basis) @ basis.T
     lost = (whitened - kept).norm() / whitened.norm().clamp_min(torch.finfo(whitened.dtype).tiny)
-    reconstruction = factor @ basis  # [n, rank]: the contents from the whitened ones that are kept
     rows = torch.linalg.solve_triangular(factor.T, basis, upper=True).T
-    return reconstruction[pivots(reconstruction)] @ rows, float(lost)
+    if not coarse:
+        reconstruction = factor @ basis  # [n, rank]: the contents from the whitened ones that are kept
+        rows = reconstruction[pivots(reconstruction)] @ rows
+    return rows, paired, float(lost)
+
+
+def balance(energy: Tensor, width: int) -> tuple[int, int]:
+    """Weigh components left out against the rounding of those shifted: each pair takes a channel from the rest.
+
+    Args:
+        energy: [components], of the outputs, largest first.
+        width: channels.
+
+    Returns:
+        how many components to carry, and how many of these with both signs.
+    """
+    below = F.pad(energy.cumsum(0), (1, 0))  # energy of the first 0, 1, ... components
+    paired = torch.arange(min(len(energy), width // 2) + 1)
+    rank = (width - paired).clamp_max(len(energy))
+    cost = below[-1] - below[rank] + SHIFT_NOISE * (below[rank] - below[paired])
+    best = int(cost.argmin())
+    return int(rank[best]), best
 
 
 def _right_singular(matrix: Tensor, rank: int) -> Tensor:
-    """Return the leading right singular directions [n, rank] of ``matrix`` [m, n], m >= rank, orthonormal."""
+    """Return the leading right singular directions [n, rank] of ``matrix`` [m, n], m >= rank, largest first."""
     wide = matrix.shape[0] < matrix.shape[1]
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    leading: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
+    leading: Tensor = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
     if not wide:
         return leading
     directions: Tensor = torch.linalg.qr(matrix.T @ leading).Q
