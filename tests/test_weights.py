@@ -122,7 +122,15 @@ def test_every_transplanted_tag_is_timms():
     for entry in transplanted:
         cfg = timm.get_pretrained_cfg(entry.hf_hub_id.removeprefix("timm/"))
         assert cfg.hf_hub_id == entry.hf_hub_id
-        assert (cfg.num_classes, tuple(cfg.input_size), tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct, cfg.interpolation) == (
+        fields = (
+            cfg.num_classes,
+            tuple(cfg.input_size),
+            tuple(cfg.mean),
+            tuple(cfg.std),
+            cfg.crop_pct,
+            cfg.interpolation,
+        )
+        assert fields == (
             entry.num_classes, entry.input_size, entry.mean, entry.std, entry.crop_pct, entry.interpolation,
         )  # fmt: skip
         assert (cfg.license or "unknown") == entry.license

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import click
 import convstem
 from convstem import registry
 from convstem.listing import describe, list_models
+from convstem.specs import StemSpec
 
 
 class Group(click.Group):
@@ -25,7 +27,7 @@ class Group(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (KeyError, OSError, ValueError) as error:
+        except (KeyError, OSError, TypeError, ValueError) as error:
             message = error.args[0] if isinstance(error, KeyError) and error.args else error
             raise click.ClickException(str(message)) from error
 
@@ -135,7 +137,11 @@ def run(script: str, args: Sequence[str]) -> None:
     os.environ.update(TORCH_DEVICE_BACKEND_AUTOLOAD="1", CONVSTEM_AUTOLOAD="1")
     sys.argv = [script, *args]
     sys.path[0] = str(Path(script).resolve().parent)
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except Exception:  # the script's own error, not ours to shorten
+        traceback.print_exc()
+        sys.exit(1)
 
 
 @main.command()
@@ -145,6 +151,43 @@ def demo(out: Path) -> None:
     samples = registry.data_dir("registry") / "cifar10_samples"
     script = Path(__file__).with_name("first_run.py")  # run as a script: it shows that no import is needed
     sys.exit(subprocess.run([sys.executable, str(script), str(samples), str(out)], check=False).returncode)
+
+
+@main.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@click.option("--to", "name", help="Take the stem of this architecture.")
+@click.option("--stem-channels", help="Channels of the stem's layers, comma-separated; strides are 2.")
+@click.option("--calibration", type=click.Path(exists=True, file_okay=False), help="Folder of typical images.")
+@click.option("--margin", default=0.25, show_default=True, help="Reach beyond the pixel range, normalised units.")
+@click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def transplant(
+    source: str,
+    out: Path,
+    name: str | None,
+    stem_channels: str | None,
+    calibration: str | None,
+    margin: float,
+    tolerance: float,
+    as_json: bool,
+) -> None:
+    """Convert the pretrained timm model SOURCE into a conv-stem ViT with the same function.
+
+    SOURCE is a timm name such as vit_base_patch16_224.augreg2_in21k_ft_in1k, hf-hub:ORG/NAME or local-dir:FOLDER.
+    """
+    from convstem.export import transplant_to_folder
+
+    if name and stem_channels:
+        raise click.UsageError("give --to or --stem-channels, not both")
+    stem = StemSpec(tuple(int(c) for c in stem_channels.split(","))) if stem_channels else name
+    result = transplant_to_folder(source, out, stem, calibration, margin, tolerance)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+        return
+    click.echo(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
+    click.echo(f"{result.report.summary()}\nmeasured relative error of the features: {result.measured_error:.1e}")
+    click.echo(f"written: {result.folder}/config.json, model.safetensors, README.md")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,8 +30,12 @@ RECORDS: dict[str, Record] = {}
 """The latest record of each host."""
 
 
-def register() -> dict[str, Record]:
-    """Register all architectures with timm and torchvision, importing both; safe to call again.
+def register(all: bool = False) -> dict[str, Record]:
+    """Register our architectures with timm and torchvision, importing both; safe to call again.
+
+    Args:
+        all: also ``<timm name>_convstem`` for every transplantable architecture of timm, with its pretrained tags.
+            ``CONVSTEM_REGISTER=all`` does the same in every process.
 
     Returns:
         The record of each host, by host.
@@ -42,7 +47,7 @@ def register() -> dict[str, Record]:
 
     for host, module in HOST_MODULES.items():
         importlib.import_module(module)
-        register_host(host, "convstem.register()")
+        register_host(host, "convstem.register()", all)
     return dict(RECORDS)
 
 
@@ -55,19 +60,20 @@ def register_loaded(path: str) -> None:
             register_host(host, path)
 
 
-def register_host(host: str, path: str) -> Record:
-    """Register all architectures with one imported host.
+def register_host(host: str, path: str, all_trunks: bool = False) -> Record:
+    """Register our architectures with one imported host.
 
     Args:
         host: ``timm`` or ``torchvision``.
         path: who asked, for the record.
+        all_trunks: see ``register(all=True)``; torchvision cannot express these.
 
     Raises:
         Exception: whatever stopped the registration; the names registered so far are withdrawn.
     """
     record = RECORDS[host] = Record(host, path)
     try:
-        _REGISTER[host](record)
+        _REGISTER[host](record, all_trunks or os.environ.get("CONVSTEM_REGISTER") == "all")
     except Exception as error:
         record.names.clear()
         record.error = f"{type(error).__name__}: {error}"
@@ -83,12 +89,12 @@ def register_host(host: str, path: str) -> Record:
     return record
 
 
-def _register_timm(record: Record) -> None:
+def _register_timm(record: Record, all_trunks: bool) -> None:
     from timm.models import _registry
 
     from convstem import timm_models
 
-    functions = timm_models.entrypoints()
+    functions = timm_models.entrypoints(all_trunks)
     new = _unclaimed(record, functions, _registry._model_entrypoints, timm_models.__name__)
     try:
         for name in new:
@@ -101,7 +107,7 @@ def _register_timm(record: Record) -> None:
     record.names += sorted(set(functions) - set(record.refused))
 
 
-def _register_torchvision(record: Record) -> None:
+def _register_torchvision(record: Record, all_trunks: bool) -> None:
     from torchvision import models  # the parent may still be importing: it has no attribute `models` yet
     from torchvision.models._api import BUILTIN_MODELS, register_model
 

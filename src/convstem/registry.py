@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from convstem.specs import ModelSpec, WeightsSpec
+from convstem.specs import ModelSpec, TrunkSpec, WeightsSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Record = TypeVar("Record", ModelSpec, WeightsSpec)
+Record = TypeVar("Record", ModelSpec, TrunkSpec, WeightsSpec)
 
 
 # Hand-written rows are TOML; generated ones are JSON, which parses 20 times faster.

@@ -201,6 +201,16 @@ def check_heads(embed_dim: int, num_heads: int) -> None:
 
 
 @dataclass(frozen=True)
+class TrunkSpec:
+    """A timm architecture under a name of ours, with a conv stem: a row of ``registry/trunks.toml``."""
+
+    name: str
+    """Our timm name."""
+    trunk: str
+    """The timm patchify architecture."""
+
+
+@dataclass(frozen=True)
 class WeightsSpec:
     """One set of pretrained weights: a row of ``registry/weights.toml``."""
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from convstem import registry
-from convstem.specs import ModelSpec, WeightsSpec
+from convstem.specs import ModelSpec, TrunkSpec, WeightsSpec
+from convstem.trunks import named_trunks, rule_trunks, trunk_cfgs
 
 FIRST_CONV = "patch_embed.backbone.0.conv"
 """Key of the first 3x3 convolution; timm adapts it to other channel counts."""
@@ -24,10 +25,8 @@ def make_entrypoint(spec: ModelSpec) -> Callable[..., Any]:
 
         return create_timm_model(spec.name, pretrained, **kwargs)
 
-    entrypoint.__name__ = entrypoint.__qualname__ = spec.name
-    entrypoint.__module__ = __name__
-    entrypoint.__doc__ = f"{spec.name}: conv-stem ViT, stem {list(spec.stem_channels)}. {spec.source}"
-    return entrypoint
+    doc = f"{spec.name}: conv-stem ViT, stem {list(spec.stem_channels)}. {spec.source}"
+    return _at_home(entrypoint, spec.name, doc)
 
 
 def model_cfg(spec: ModelSpec) -> dict[str, Any]:
@@ -64,17 +63,42 @@ def weights_cfg(entry: WeightsSpec) -> dict[str, Any]:
     }
 
 
-def entrypoints() -> dict[str, Callable[..., Any]]:
-    """Create the entrypoints and ``default_cfgs`` as attributes of this module; return the entrypoints by name."""
-    from timm.models._registry import generate_default_cfgs
+def make_trunk_entrypoint(spec: TrunkSpec) -> Callable[..., Any]:
+    """Return the function timm registers for a timm architecture on a conv stem."""
 
-    module = sys.modules[__name__]
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
+        from convstem.trunk_vit import create_on_trunk  # heavy, so only when a model is built
+
+        return create_on_trunk(spec.name, spec.trunk, pretrained, **kwargs)
+
+    return _at_home(entrypoint, spec.name, f"{spec.name}: timm's {spec.trunk} on a conv stem.")
+
+
+def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..., Any]:
+    """Name a function as timm expects it and make it an attribute of this module."""
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__module__, entrypoint.__doc__ = __name__, doc
+    setattr(sys.modules[__name__], name, entrypoint)
+    return entrypoint
+
+
+def entrypoints(all_trunks: bool = False) -> dict[str, Callable[..., Any]]:
+    """Create the entrypoints and ``default_cfgs`` as attributes of this module; return the entrypoints by name.
+
+    Args:
+        all_trunks: also ``<timm name>_convstem`` for every transplantable architecture of timm.
+    """
+    from timm.models._registry import generate_default_cfgs, is_model
+
     cfgs: dict[str, Any] = {}
     functions = {}
     for spec in registry.models().values():
         entries = registry.weights_of(spec.name)
         cfgs.update({entry.name: weights_cfg(entry) for entry in entries} or {spec.name: model_cfg(spec)})
         functions[spec.name] = make_entrypoint(spec)
-        setattr(module, spec.name, functions[spec.name])
+    for trunk in [*named_trunks().values(), *(rule_trunks().values() if all_trunks else ())]:
+        if is_model(trunk.trunk):  # another timm release may lack some
+            cfgs.update(trunk_cfgs(trunk, sizes=trunk.name in named_trunks()))
+            functions[trunk.name] = make_trunk_entrypoint(trunk)
     default_cfgs.update(generate_default_cfgs(cfgs))
     return functions

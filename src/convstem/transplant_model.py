@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from convstem import registry
 from convstem.calibration import Calibration, calibration_statistics
-from convstem.specs import StemSpec, default_stem
+from convstem.specs import StemSpec, check_stem_patch, default_stem
 from convstem.statistics import PatchStatistics
-from convstem.stem import StemLike, as_stem_spec, to_torchvision
+from convstem.stem import StemLike, as_stem_spec, init_stem, to_torchvision
 from convstem.timm_embed import ConvStemEmbed
 from convstem.timm_models import FIRST_CONV
 from convstem.transplant_core import TransplantReport, transplant_stem
@@ -64,24 +64,43 @@ def transplant(
         UserWarning: the stem is too narrow to be exact; the message has the predicted relative error.
     """
     source = _create(model, pretrained) if isinstance(model, str) else model
-    name, old = _find_patch_embedding(source)
+    find_patch_embedding(source)  # refuse before copying
+    twin = copy.deepcopy(source)
+    swap_stem(twin, stem, calibration, margin, pixel_range)
+    return twin
+
+
+def swap_stem(
+    model: nn.Module,
+    stem: StemLike | None = None,
+    calibration: Calibration | None = None,
+    margin: float = 0.25,
+    pixel_range: PixelRange | None = None,
+    transplanted: bool = True,
+) -> None:
+    """Replace a model's patch embedding by a conv stem, in place; see ``transplant`` for the arguments.
+
+    Args:
+        transplanted: give the stem the patch embedding's function; False initialises it afresh.
+    """
+    path, old = find_patch_embedding(model)
     projection = old.proj if isinstance(old, PatchEmbed) else old
     patch = projection.weight.shape[-1]
     spec = as_stem_spec(stem) if stem is not None else default_stem(patch, projection.weight.shape[0])
-    low, high = pixel_range or _pixel_range(source, projection.in_channels)
-    statistics = None if calibration is None else calibration_statistics(calibration, source, patch)
-    state, report = _transplant_tensors(projection.weight, projection.bias, spec, low, high, statistics, margin)
-
-    parent_path, _, leaf = name.rpartition(".")
-    # Everything but the patch embedding is copied; it is replaced below.
-    twin = copy.deepcopy(source, {id(old): old})
+    check_stem_patch(spec, patch)
     new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
-    _load(new, state)
-    setattr(twin.get_submodule(parent_path), leaf, new.train(old.training))
+    if transplanted:
+        low, high = pixel_range or _pixel_range(model, projection.in_channels)
+        statistics = None if calibration is None else calibration_statistics(calibration, model, patch)
+        state, report = _transplant_tensors(projection.weight, projection.bias, spec, low, high, statistics, margin)
+        _load(new, state)
+        model.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
+    else:
+        init_stem(new)
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new.train(old.training))
     if isinstance(old, PatchEmbed):
-        _correct_metadata(twin, name, spec)
-    twin.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
-    return twin
+        _correct_metadata(model, path, spec)
 
 
 def transplant_state_dict(
@@ -139,7 +158,7 @@ def _transplant_tensors(
             f"error {report.predicted_relative_error:.1e}. Exact for this patch size: "
             f"{list(default_stem(spec.patch_size, len(weight)).channels)}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return state, report
 
@@ -150,7 +169,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     return timm.create_model(name, pretrained=pretrained).eval()
 
 
-def _find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
+def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
     """Return the path of the patch embedding and the module: a ``PatchEmbed``, or torchvision's convolution."""
     if isinstance(model, torchvision.models.VisionTransformer):
         if isinstance(model.conv_proj, nn.Conv2d):

@@ -1,0 +1,123 @@
+"""Writes a transplanted model as a folder that timm, the Hub and ``hf-hub:`` understand, with its measured error."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convstem.calibration import Calibration
+from convstem.stem import StemLike
+from convstem.transplant_core import TransplantReport
+from convstem.transplant_model import normalised_range, transplant
+
+PROBE_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class TransplantResult:
+    """What ``transplant_to_folder`` did."""
+
+    source: str
+    architecture: str
+    license: str
+    measured_error: float
+    """Relative error of the model's features on the probe batch, in float32."""
+    report: TransplantReport
+    folder: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result JSON-plain."""
+        return {**asdict(self), "folder": str(self.folder), "summary": self.report.summary()}
+
+
+def transplant_to_folder(
+    source: str,
+    folder: Path,
+    stem: StemLike | None = None,
+    calibration: Calibration | None = None,
+    margin: float = 0.25,
+    tolerance: float = 1e-4,
+    pretrained: bool = True,
+) -> TransplantResult:
+    """Transplant a timm model and write ``config.json``, ``model.safetensors`` and a model card.
+
+    Args:
+        source: timm name (with tag), ``hf-hub:...`` or ``local-dir:...``.
+        folder: where to write; created if needed.
+        stem, calibration, margin: see ``convstem.transplant``.
+        tolerance: largest relative error of the features, on the probe batch, that is accepted.
+        pretrained: False transplants random weights, to try things out.
+
+    Raises:
+        ValueError: the measured error exceeds ``tolerance``; nothing is written.
+    """
+    import timm
+
+    model = timm.create_model(source, pretrained=pretrained).eval()
+    twin = transplant(model, stem, calibration, margin).eval()
+    error = measure_error(model, twin)
+    if not error <= tolerance:
+        raise ValueError(
+            f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
+            "Use a wider stem, calibration images, or a larger --tolerance"
+        )
+    cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
+    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
+    result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    timm.models.save_for_hf(twin, str(folder), safe_serialization=True)
+    (folder / "README.md").write_text(card(result), encoding="utf-8")
+    return result
+
+
+@torch.no_grad()
+def measure_error(source: nn.Module, twin: nn.Module) -> float:
+    """Return the relative error of ``twin``'s features on the probe batch."""
+    x = probe_batch(source)
+    expected, actual = source.forward_features(x), twin.forward_features(x)  # type: ignore[operator]
+    return float((actual - expected).norm() / expected.norm())
+
+
+def probe_batch(model: Any) -> Tensor:
+    """Return images [PROBE_IMAGES, in_chans, height, width] over the model's pixel range, from noise to smooth."""
+    cfg, generator = model.pretrained_cfg, torch.Generator().manual_seed(0)
+    channels, *size = cfg["input_size"]
+    low, high = map(torch.tensor, normalised_range(cfg["mean"], cfg["std"], channels))
+    images = []
+    for index in range(PROBE_IMAGES):
+        coarse = [max(side >> index, 2) for side in size]
+        noise = torch.rand(1, channels, *coarse, generator=generator)
+        images.append(nn.functional.interpolate(noise, size=size, mode="bilinear"))
+    return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
+
+
+def card(result: TransplantResult) -> str:
+    """Return the model card of a transplanted model."""
+    base = result.source.removeprefix("hf-hub:")
+    return f"""---
+license: {result.license if result.license != "unknown" else "other"}
+library_name: timm
+pipeline_tag: image-classification
+tags: [convstem, vit, transplant]
+base_model: {base if "/" in base else f"timm/{base}"}
+---
+# {result.architecture}, transplanted from {result.source}
+
+The patch embedding of {result.source} was converted into a convolutional stem: **function preserved, not trained
+further**. Licence of the source: {result.license}.
+
+Measured relative error of the features against the source, float32, {PROBE_IMAGES} probe images from noise to smooth:
+{result.measured_error:.1e}. {result.report.summary()}
+
+Use (with `pip install convstem`; no import needed):
+
+    import timm
+    model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True)
+
+The stem has BatchNorm: in training its statistics follow your data. `convstem.freeze_stem(model, bn_only=True)` keeps
+them.
+"""

@@ -1,0 +1,93 @@
+"""timm architectures on a conv stem: as rows of registry/trunks.toml, and by rule for everything else."""
+
+import json
+
+import pytest
+import timm
+import torch
+from assertions import largest_difference, randomise, relative_error
+from test_autoload import python
+
+from convstem import registry
+from convstem.trunks import named_trunks, rule_trunks, trunk_cfgs
+
+SMALL = {"depth": 1, "img_size": 64}
+
+
+@pytest.mark.parametrize("name", [n for n in named_trunks() if "7b" not in n and "giant" not in n])
+def test_every_named_trunk_builds(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, **SMALL)
+        assert model(torch.empty(1, 3, 64, 64)).shape[0] == 1
+    assert model.get_submodule(model.pretrained_cfg["first_conv"]).kernel_size == (3, 3)
+    assert model.pretrained_cfg["architecture"] == name
+    assert timm.get_pretrained_cfg(name).hf_hub_id.startswith("timm/")
+    assert timm.get_pretrained_cfg(name).license
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("vit_s16_dinov3_convstem", "vit_small_patch16_dinov3.lvd1689m"),
+        ("deit3_s16_convstem", "deit3_small_patch16_224.fb_in22k_ft_in1k"),
+        ("beit_b16_convstem", "beit_base_patch16_224.in22k_ft_in22k_in1k"),
+        ("vit_b16_siglip_convstem.webli_256", "vit_base_patch16_siglip_256.webli"),
+    ],
+)
+def test_pretrained_trunks_are_transplanted(name, source, hub_file):
+    arguments = {"depth": 1}
+    plain = randomise(timm.create_model(source.split(".")[0], **arguments)).eval()
+    hub_file(f"timm/{source}", plain.state_dict())
+    if name == "deit3_s16_convstem":
+        name += ".fb_in22k_ft_in1k"
+    model = timm.create_model(name, pretrained=True, **arguments).eval()
+    x = 0.9 * (2 * torch.rand(1, *plain.pretrained_cfg["input_size"]) - 1)
+    with torch.no_grad():
+        assert relative_error(timm.create_model(name, **arguments).eval()(x), plain(x)) > 1e-2  # negative control
+        assert relative_error(model(x), plain(x)) < 5e-6
+
+
+def test_arguments_stem_and_round_trip(tmp_path):
+    arguments = {**SMALL, "num_classes": 3, "in_chans": 1, "stem_channels": [16, 32, 64, 128], "stem_act": "gelu"}
+    model = randomise(timm.create_model("vit_s16_dinov3_convstem", **arguments)).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "vit_s16_dinov3_convstem"
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert largest_difference(again, model, torch.randn(1, 1, 64, 64)) == 0
+    with pytest.raises(ValueError, match="must equal patch_size.*multiply to 8, patch_size is 16"):
+        timm.create_model("vit_s16_dinov3_convstem", stem_channels=[16, 32, 64], **SMALL)
+
+
+def test_other_sizes_become_suffixes():
+    tags = list(trunk_cfgs(named_trunks()["deit3_b16_convstem"], sizes=True))
+    assert "deit3_b16_convstem.fb_in1k" in tags
+    assert "deit3_b16_convstem.fb_in1k_384" in tags
+    assert not [tag for tag in tags if tag.endswith("_224")]
+
+
+def test_no_name_is_used_twice():
+    assert not set(registry.models()) & set(named_trunks())
+    assert not {*registry.models(), *named_trunks()} & set(rule_trunks())
+
+
+CREATE_BY_RULE = """
+import timm, torch
+name = "vit_relpos_small_patch16_224_convstem"
+assert timm.is_model(name)
+model = timm.create_model(name, depth=1, img_size=64)
+assert model.patch_embed.backbone[0].conv.kernel_size == (3, 3)
+tags = timm.list_models("*_convstem.*", pretrained=True)
+print(len([n for n in timm.list_models(module="timm_models")]), len(tags))
+"""
+
+
+@pytest.mark.full
+def test_everything_else_by_rule_and_only_on_request():
+    by_call = python("import convstem; convstem.register(all=True)" + CREATE_BY_RULE)
+    by_switch = python(CREATE_BY_RULE, CONVSTEM_REGISTER="all")
+    assert by_call.stdout == by_switch.stdout
+    models, tags = map(int, by_call.stdout.split())
+    assert models >= len(registry.models()) + len(named_trunks()) + 200
+    assert tags > 300
+    assert not timm.is_model("vit_relpos_small_patch16_224_convstem")
