@@ -49,12 +49,17 @@ def list_command(pattern: str, pretrained: bool, as_json: bool) -> None:
         click.echo(json.dumps([describe(name) | {"name": name} for name in names], indent=2))
         return
     rows = [["name", "torchvision", "params (M)", "GMACs", "image", "weights"]]
-    for name in names:
-        info = describe(name)
-        tags = ", ".join(w["name"].split(".", 1)[1] for w in info["weights"]) or "-"
-        params, gmacs = f"{info['num_params'] / 1e6:.1f}", f"{info['macs'] / 1e9:.2f}"
-        rows.append([name, info["torchvision"] or "-", params, gmacs, str(info["img_size"]), tags])
-    click.echo(table(rows))
+    click.echo(table([*rows, *(list_row(name, describe(name)) for name in names)]))
+
+
+def list_row(name: str, info: dict[str, Any]) -> list[str]:
+    """Return one architecture as a table row; on another timm trunk the sizes are timm's."""
+    if "num_params" not in info:
+        return [name, "-", "-", "-", "-", f"those of timm's {info['trunk']}"]
+    tags = [weights["name"].split(".", 1)[1] for weights in info["weights"]]
+    weights = tags[0] + (f" and {len(tags) - 1} more" if len(tags) > 1 else "") if tags else "-"
+    params, gmacs = f"{info['num_params'] / 1e6:.1f}", f"{info['macs'] / 1e9:.2f}"
+    return [name, info["torchvision"] or "-", params, gmacs, str(info["img_size"]), weights]
 
 
 @main.command()
@@ -65,6 +70,9 @@ def show(name: str, as_json: bool) -> None:
     info = describe(name)
     if as_json:
         click.echo(json.dumps(info, indent=2))
+        return
+    if "num_params" not in info:
+        click.echo(f"{name}: timm's {info['trunk']} on a conv stem; its sizes and pretrained tags are timm's")
         return
     click.echo(f"{info['name']}   (torchvision: {info['torchvision'] or 'not available'})\n{info['source']}\n")
     click.echo(table(stem_rows(info)))

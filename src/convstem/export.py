@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convstem.calibration import Calibration
+from convstem.registry import data_dir
 from convstem.stem import StemLike
 from convstem.transplant_core import TransplantReport
 from convstem.transplant_model import normalised_range, transplant
@@ -98,26 +100,14 @@ def probe_batch(model: Any) -> Tensor:
 def card(result: TransplantResult) -> str:
     """Return the model card of a transplanted model."""
     base = result.source.removeprefix("hf-hub:")
-    return f"""---
-license: {result.license if result.license != "unknown" else "other"}
-library_name: timm
-pipeline_tag: image-classification
-tags: [convstem, vit, transplant]
-base_model: {base if "/" in base else f"timm/{base}"}
----
-# {result.architecture}, transplanted from {result.source}
-
-The patch embedding of {result.source} was converted into a convolutional stem: **function preserved, not trained
-further**. Licence of the source: {result.license}.
-
-Measured relative error of the features against the source, float32, {PROBE_IMAGES} probe images from noise to smooth:
-{result.measured_error:.1e}. {result.report.summary()}
-
-Use (with `pip install convstem`; no import needed):
-
-    import timm
-    model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True)
-
-The stem has BatchNorm: in training its statistics follow your data. `convstem.freeze_stem(model, bn_only=True)` keeps
-them.
-"""
+    template = Template((data_dir("hub_cards") / "transplanted.md").read_text(encoding="utf-8"))
+    return template.substitute(
+        architecture=result.architecture,
+        base_model=base if "/" in base else f"timm/{base}",
+        error=f"{result.measured_error:.1e}",
+        images=PROBE_IMAGES,
+        license=result.license if result.license != "unknown" else "other",
+        source=result.source,
+        source_license=result.license,
+        summary=result.report.summary(),
+    )

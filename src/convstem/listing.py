@@ -8,6 +8,7 @@ from typing import Any
 from convstem import registry
 from convstem.complexity import macs, num_params
 from convstem.specs import ModelSpec
+from convstem.trunks import named_trunks
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
@@ -15,9 +16,10 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
 
     Args:
         filter: shell-style pattern, matched against the name without tag.
-        pretrained: only models that have weights, one entry per tag.
+        pretrained: only models that have weights, one entry per tag. Those on other timm trunks have timm's tags:
+            ``timm.list_models("*_convstem", pretrained=True)`` lists them as well.
     """
-    names = list(registry.weights()) if pretrained else list(registry.models())
+    names = list(registry.weights()) if pretrained else [*registry.models(), *named_trunks()]
     return [name for name in names if fnmatch.fnmatch(name.split(".", 1)[0], filter)]
 
 
@@ -30,6 +32,8 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         KeyError: unknown name; the message lists the nearest ones.
     """
+    if name in named_trunks():
+        return {"name": name, "trunk": named_trunks()[name].trunk, "stem": "default_stem", "weights": "timm's tags"}
     spec = registry.find(name)
     return {
         "name": spec.name,

@@ -1,0 +1,268 @@
+"""Does ``transplant`` preserve the function of every timm architecture in registry/timm_trunks.json?
+
+Each architecture is built with random weights, perturbed so that no norm, scale or bias is at its initial identity,
+at 4 x 4 patches, and transplanted with the default stem. Patch embedding and final output of both models are compared
+in eval mode in float32, on images within the normalised [0, 1] box: half uniform noise, half smooth. The error is the
+root-mean-square difference over the root mean square of the original's values; ``batch`` does the same after
+subtracting the mean over the images, which takes out what does not depend on the image. ``control`` is the output
+error with the stem's parameters drawn at random: it shows that the output depends on the stem.
+
+    python benchmarks/transplant_coverage.py [--only PATTERN] [--json FILE]
+
+Architectures above 120 million parameters are built with two blocks where their entrypoint takes ``depth``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from convstem import transplant
+from convstem.timm_embed import ConvStemEmbed
+
+TRUNKS = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
+
+GRID = 4
+"""Patches along each axis; even, as the spatial merge of Qwen3 needs."""
+
+BATCH = 4
+
+LARGE = 120e6
+"""Parameters above which a model is built with DEPTH blocks."""
+
+DEPTH = 2
+
+TOLERANCES = (1e-5, 1e-4)
+
+CONTROL = 1e-2
+"""Least output error of a random stem; below it a comparison would prove nothing."""
+
+
+@dataclass
+class Row:
+    """What was measured on one architecture; errors are NaN until measured."""
+
+    architecture: str
+    kind: str = ""
+    """Class of the model."""
+    patch: int = 0
+    embed_dim: int = 0
+    stem: tuple[int, ...] = ()
+    """Channels of the stem before the 1x1."""
+    built: str = "full"
+    """``full``, or the arguments that made the model smaller."""
+    exact: bool = False
+    """What ``transplant_report`` predicts."""
+    embedding: float = float("nan")
+    output: float = float("nan")
+    output_batch: float = float("nan")
+    control: float = float("nan")
+    seconds: float = float("nan")
+    """Wall time of ``transplant``."""
+    failure: str = ""
+
+    def preserved(self, tolerance: float) -> bool:
+        """Return whether embedding and output are within a relative tolerance, and the control is not."""
+        return self.embedding <= tolerance and self.output <= tolerance and self.control > CONTROL
+
+    def __str__(self) -> str:
+        """Return the row of the table."""
+        stem = "-".join(map(str, self.stem))
+        errors = (self.embedding, self.output, self.output_batch, self.control)
+        figures = "".join(f"{error:>10.1e}" for error in errors)
+        return (
+            f"{self.architecture:<52}{self.kind:<27}{self.patch:>5}{self.embed_dim:>6}  {stem:<24}{self.built:<9}"
+            f"{'yes' if self.exact else 'no':<6}{figures}{self.seconds:>8.1f}  {self.failure}"
+        ).rstrip()
+
+
+HEADER = (
+    f"{'architecture':<52}{'class':<27}{'patch':>5}{'dim':>6}  {'stem':<24}{'built':<9}{'exact':<6}"
+    f"{'embedding':>10}{'output':>10}{'batch':>10}{'control':>10}{'seconds':>8}"
+)
+
+
+def embedding_of(model: nn.Module) -> Any:
+    """Return the model's only patch embedding: a ``PatchEmbed``, or the stem that took its place."""
+    (found,) = (module for module in model.modules() if type(module) in (PatchEmbed, ConvStemEmbed))
+    return found
+
+
+def build(name: str) -> tuple[nn.Module, str]:
+    """Return a model in eval mode with perturbed random weights, and how it was built.
+
+    Args:
+        name: timm architecture.
+    """
+    with torch.device("meta"):
+        full = timm.create_model(name)
+    size = GRID * embedding_of(full).patch_size[0]
+    smaller = {"depth": DEPTH} if sum(parameter.numel() for parameter in full.parameters()) > LARGE else {}
+    torch.manual_seed(0)
+    try:
+        model = timm.create_model(name, img_size=size, **smaller)
+    except TypeError:
+        if not smaller:
+            raise
+        smaller = {}  # MLP-Mixer entrypoints fix their depth
+        model = timm.create_model(name, img_size=size)
+    perturb(model)
+    return model.eval(), f"depth={DEPTH}" if smaller else "full"
+
+
+@torch.no_grad()
+def perturb(model: nn.Module) -> None:
+    """Add noise to every parameter; more to vectors, which are biases, scales and norms."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.2 if parameter.ndim < 2 else 0.02)
+
+
+def make_images(model: Any) -> Tensor:
+    """Return images [BATCH, channels, height, width], normalised: uniform noise, then smooth ones.
+
+    Args:
+        model: a timm model; its ``pretrained_cfg`` has the mean and standard deviation.
+    """
+    patch = embedding_of(model).patch_size[0]
+    noise = torch.rand(BATCH // 2, 3, GRID * patch, GRID * patch)
+    coarse = torch.rand(BATCH - BATCH // 2, 3, 3, 3)
+    smooth = functional.interpolate(coarse, size=noise.shape[-2:], mode="bilinear", align_corners=True)
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return (torch.cat([noise, smooth]) - mean) / std
+
+
+def relative_error(value: Tensor, reference: Tensor, centred: bool = False) -> float:
+    """Return the root-mean-square difference over the root mean square of the reference.
+
+    Args:
+        value, reference: [batch, ...].
+        centred: subtract the mean over the batch from the reference first.
+    """
+    scale = reference - reference.mean(0) if centred else reference
+    return float((value - reference).double().norm() / scale.double().norm())
+
+
+def redraw(stem: nn.Module) -> None:
+    """Draw the stem's parameters at random, as for training from scratch."""
+    for module in stem.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+@torch.inference_mode()
+def compare(model: nn.Module, twin: nn.Module, row: Row) -> None:
+    """Fill in the errors of a transplanted model; its stem is random afterwards.
+
+    Args:
+        model: the original.
+        twin: the transplanted model.
+        row: is changed.
+    """
+    images = make_images(model)
+    expected = model(images)
+    output = twin(images)
+    row.embedding = relative_error(embedding_of(twin)(images), embedding_of(model)(images))
+    row.output = relative_error(output, expected)
+    row.output_batch = relative_error(output, expected, centred=True)
+    redraw(embedding_of(twin))
+    row.control = relative_error(twin(images), expected)
+
+
+def measure(name: str) -> Row:
+    """Return the measurements of one architecture; an exception becomes the row's ``failure``."""
+    row = Row(name)
+    try:
+        model, row.built = build(name)
+        old = embedding_of(model)
+        row.kind, row.patch, row.embed_dim = type(model).__name__, old.patch_size[0], old.proj.out_channels
+        start = time.perf_counter()
+        twin = transplant(model)
+        row.seconds = time.perf_counter() - start
+        row.exact = twin.transplant_report.exact
+        row.stem = tuple(layer.width for layer in twin.transplant_report.layers)
+        compare(model, twin, row)
+    except Exception as error:  # the other architectures are still worth measuring
+        row.failure = f"{type(error).__name__}: {error}"
+    return row
+
+
+def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
+    """Return the counts, shares and circumstances of a run as JSON-plain values."""
+    return {
+        "architectures": len(rows),
+        "failures": sum(bool(row.failure) for row in rows),
+        "exact": sum(row.exact for row in rows),
+        "reduced_depth": sum(row.built != "full" for row in rows),
+        "classes": dict(Counter(row.kind or "not built" for row in rows).most_common()),
+        "preserved": {f"{tolerance:g}": sum(row.preserved(tolerance) for row in rows) for tolerance in TOLERANCES},
+        "largest_embedding_error": max(row.embedding for row in rows),
+        "largest_output_error": max(row.output for row in rows),
+        "smallest_control": min(row.control for row in rows),
+        "seconds": round(seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("convstem", "timm", "torch", "torchvision")},
+    }
+
+
+def print_summary(totals: dict[str, Any]) -> None:
+    """Print what ``summary`` returned."""
+    count = totals["architectures"]
+    print("\nclass                        architectures")
+    for kind, number in totals["classes"].items():
+        print(f"{kind:<29}{number:>13}")
+    print(f"\n{count} architectures, {totals['failures']} failures, {totals['exact']} predicted exact; ", end="")
+    print(f"{totals['reduced_depth']} built with {DEPTH} blocks")
+    for tolerance, number in totals["preserved"].items():
+        print(f"embedding and output preserved to {tolerance}: {number} of {count} ({number / count:.1%})")
+    print(
+        f"largest error: embedding {totals['largest_embedding_error']:.1e}, output {totals['largest_output_error']:.1e}; "
+        f"smallest control {totals['smallest_control']:.1e} (must exceed {CONTROL:g})"
+    )
+    packages = ", ".join(f"{name} {number}" for name, number in totals["versions"].items())
+    print(f"float32, {totals['machine']}; {packages}; {totals['seconds']} s in all")
+
+
+def main() -> int:
+    """Print the table and the summary; return 1 if an architecture fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="PATTERN", default="*", help="shell pattern of architecture names")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and summary here")
+    args = parser.parse_args()
+    names = fnmatch.filter(json.loads(TRUNKS.read_text(encoding="utf-8")), args.only)
+    if not names:
+        parser.error(f"no architecture in {TRUNKS.name} matches {args.only!r}")
+    start = time.perf_counter()
+    print(HEADER)
+    rows = []
+    for name in tqdm(names, file=sys.stderr, disable=None):  # None: only on a terminal
+        rows.append(measure(name))
+        tqdm.write(str(rows[-1]), file=sys.stdout)
+        sys.stdout.flush()
+    totals = summary(rows, time.perf_counter() - start)
+    print_summary(totals)
+    if args.json:
+        text = json.dumps({"summary": totals, "rows": [asdict(row) for row in rows]}, indent=1)
+        args.json.write_text(text + "\n", encoding="utf-8")
+    return int(any(row.failure or not row.preserved(max(TOLERANCES)) for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
