@@ -205,6 +205,7 @@ def measure(name: str) -> Row:
 
 def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
     """Return the counts, shares and circumstances of a run as JSON-plain values."""
+    measured = [row for row in rows if not row.failure]
     return {
         "architectures": len(rows),
         "failures": sum(bool(row.failure) for row in rows),
@@ -212,9 +213,9 @@ def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
         "reduced_depth": sum(row.built != "full" for row in rows),
         "classes": dict(Counter(row.kind or "not built" for row in rows).most_common()),
         "preserved": {f"{tolerance:g}": sum(row.preserved(tolerance) for row in rows) for tolerance in TOLERANCES},
-        "largest_embedding_error": max(row.embedding for row in rows),
-        "largest_output_error": max(row.output for row in rows),
-        "smallest_control": min(row.control for row in rows),
+        "largest_embedding_error": max((row.embedding for row in measured), default=0.0),
+        "largest_output_error": max((row.output for row in measured), default=0.0),
+        "smallest_control": min((row.control for row in measured), default=0.0),
         "seconds": round(seconds),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
         "versions": {"python": platform.python_version()}
@@ -233,8 +234,8 @@ def print_summary(totals: dict[str, Any]) -> None:
     for tolerance, number in totals["preserved"].items():
         print(f"embedding and output preserved to {tolerance}: {number} of {count} ({number / count:.1%})")
     print(
-        f"largest error: embedding {totals['largest_embedding_error']:.1e}, output {totals['largest_output_error']:.1e}; "
-        f"smallest control {totals['smallest_control']:.1e} (must exceed {CONTROL:g})"
+        f"largest error: embedding {totals['largest_embedding_error']:.1e}, output "
+        f"{totals['largest_output_error']:.1e}; smallest control {totals['smallest_control']:.1e} (must exceed {CONTROL:g})"
     )
     packages = ", ".join(f"{name} {number}" for name, number in totals["versions"].items())
     print(f"float32, {totals['machine']}; {packages}; {totals['seconds']} s in all")

@@ -42,7 +42,8 @@ def test_same_weights_same_logits(spec, dtype, bound):
 @pytest.mark.parametrize("spec", BOTH, ids=lambda spec: spec.name)
 def test_full_size_state_dicts_convert_both_ways(spec):
     with torch.device("meta"):
-        model, twin = timm.create_model(spec.name), torchvision.models.get_model(spec.torchvision)
+        model = timm.create_model(spec.name, num_classes=spec.num_classes)
+        twin = torchvision.models.get_model(spec.torchvision)
     converted = convert(model.state_dict(), source="timm", target="torchvision")
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in twin.state_dict().items()}
     back = convert(twin.state_dict(), source="torchvision", target="timm")

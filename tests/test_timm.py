@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convstem import convert, registry
 from convstem.complexity import macs, num_params
+from convstem.trunks import named_trunks
 
 NAMES = list(registry.models())
 NANO = "vit_nano4_convstem"
@@ -32,7 +33,7 @@ def nano():
 def test_counted_parameters_and_macs_are_the_models(name):
     spec = registry.models()[name]
     with torch.device("meta"):
-        model = timm.create_model(name).eval()
+        model = timm.create_model(name, num_classes=spec.num_classes).eval()
         x = torch.empty(1, 3, spec.img_size, spec.img_size)
     assert isinstance(model, VisionTransformer)
     assert sum(p.numel() for p in model.parameters()) == num_params(spec)
@@ -45,7 +46,7 @@ def test_counted_parameters_and_macs_are_the_models(name):
 
 
 def test_names_tags_and_module():
-    assert set(timm.list_models(module="timm_models")) == set(NAMES)
+    assert set(timm.list_models(module="timm_models")) == {*NAMES, *named_trunks()}
     assert timm.get_pretrained_cfg("vit_b16_convstem").first_conv == "patch_embed.backbone.0.conv"
 
 
@@ -245,8 +246,10 @@ def test_a_wrong_size_after_construction():
         model(torch.randn(1, 1, 32, 32))
 
 
-def plain_state():
-    return timm.create_model("vit_tiny_patch16_224", depth=6, embed_dim=96, img_size=32, patch_size=4).state_dict()
+def plain_twin():
+    """A patchify ViT with vit_nano4_convstem's trunk."""
+    args = dict(depth=6, embed_dim=96, mlp_ratio=2, img_size=32, patch_size=4, num_classes=10)
+    return timm.create_model("vit_tiny_patch16_224", **args)
 
 
 def load_directly(state):
@@ -254,13 +257,17 @@ def load_directly(state):
 
 
 def load_as_pretrained(state):
-    timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+    return timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
 
 
-@pytest.mark.parametrize("load", [load_directly, load_as_pretrained])
-def test_a_plain_vit_checkpoint_is_named(load):
+def test_a_plain_vit_checkpoint_is_named():
     with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 4x4 patches"):
-        load(plain_state())
+        load_directly(plain_twin().state_dict())
+
+
+def test_a_plain_vit_checkpoint_as_pretrained_weights_is_transplanted():
+    plain = randomise(plain_twin())
+    assert largest_difference(load_as_pretrained(plain.state_dict()), plain, torch.rand(1, 3, 32, 32)) < 1e-4
 
 
 @pytest.mark.parametrize("load", [load_directly, load_as_pretrained])
@@ -279,8 +286,8 @@ def test_the_other_layout_loads_as_pretrained_and_is_named_otherwise(nano):
 
 
 def test_our_checkpoint_in_a_plain_vit_fails_with_our_keys_named():
-    plain = timm.create_model("vit_tiny_patch16_224", depth=6, embed_dim=96, img_size=32, patch_size=4)
-    state = timm.create_model(NANO, num_classes=1000).state_dict()
+    plain = plain_twin()
+    state = timm.create_model(NANO).state_dict()
     with pytest.raises(RuntimeError, match=r"Unexpected key.*patch_embed.backbone.0.conv.weight"):
         plain.load_state_dict(plain_filter(state, plain))
 
