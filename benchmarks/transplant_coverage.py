@@ -234,8 +234,9 @@ def print_summary(totals: dict[str, Any]) -> None:
     for tolerance, number in totals["preserved"].items():
         print(f"embedding and output preserved to {tolerance}: {number} of {count} ({number / count:.1%})")
     print(
-        f"largest error: embedding {totals['largest_embedding_error']:.1e}, output "
-        f"{totals['largest_output_error']:.1e}; smallest control {totals['smallest_control']:.1e} (must exceed {CONTROL:g})"
+        f"largest error: embedding {totals['largest_embedding_error']:.1e}, "
+        f"output {totals['largest_output_error']:.1e}; "
+        f"smallest control {totals['smallest_control']:.1e} (must exceed {CONTROL:g})"
     )
     packages = ", ".join(f"{name} {number}" for name, number in totals["versions"].items())
     print(f"float32, {totals['machine']}; {packages}; {totals['seconds']} s in all")

@@ -11,8 +11,8 @@ A small patchify ViT is trained on CIFAR-10, and its patch embedding transplante
     python recipes/cifar10.py DATA
     OMP_NUM_THREADS=2 python recipes/transplant_cifar10.py --data-dir DATA --out OUT
 
-OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten as the runs finish, and the images as tensors.
-The one source model is trained with one seed; ``--seeds`` are those of batches and re-initialised stems after that.
+OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, and the images as tensors. There is
+one source model, trained with one seed; ``--seeds`` are those of fine-tuning batches and re-initialised stems.
 The exit code is 1 if the transplant changes more than one prediction or a control is not near chance.
 """
 
@@ -102,13 +102,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning run; accuracies are fractions of the test images."""
+    """One fine-tuning run; the accuracy is a fraction of the test images."""
 
     optimiser: str
     start: str
     seed: int
-    before: float
-    after: float
+    accuracy: float
     first: float
     """Mean training loss of the first steps."""
     last: float
@@ -236,7 +235,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def compare(source: nn.Module, twin: nn.Module, test: Split) -> dict[str, dict[str, float]]:
-    """Return accuracies, and how far each is from the source in float32, of source and transplant in both precisions."""
+    """Return accuracies of source and transplant in both precisions, and how far each is from the source in float32."""
     expected = predict(source, test.images)
     found = {
         f"{name}, {precision}": predict(model, test.images, precision == "bf16 autocast")
@@ -309,11 +308,10 @@ def start_model(start: str, source: nn.Module, twin: nn.Module, seed: int) -> nn
 
 def fine_tune(model: nn.Module, data: Split, test: Split, optimiser: str, start: str, seed: int, steps: int) -> Run:
     """Fine-tune a model in place and return what was measured."""
-    before = accuracy(predict(model, test.images), test.labels)
     losses = train(model, data, 1000 + seed, steps, OPTIMISERS[optimiser])  # other batches than the source model saw
-    after = accuracy(predict(model, test.images), test.labels)
+    score = accuracy(predict(model, test.images), test.labels)
     first, last = statistics.fmean(losses[:WINDOW]), statistics.fmean(losses[-WINDOW:])
-    return Run(optimiser, start, seed, before, after, first, last, tuple(round(loss, 4) for loss in losses))
+    return Run(optimiser, start, seed, score, first, last, tuple(round(loss, 4) for loss in losses))
 
 
 # Output
@@ -352,6 +350,12 @@ def function_table(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def standard_error(results: dict[str, Any]) -> float:
+    """Return the standard error of the source's accuracy that comes from the number of test images."""
+    score = results["function"]["source, float32"]["accuracy"]
+    return math.sqrt(score * (1 - score) / results["setting"]["test_images"])
+
+
 def runs_of(results: dict[str, Any], optimiser: str, start: str) -> list[Run]:
     """Return the finished runs of one optimiser and start, by seed."""
     found = (run for run in results["runs"] if (run.optimiser, run.start) == (optimiser, start))
@@ -363,19 +367,17 @@ def tuning_table(results: dict[str, Any], optimiser: str) -> list[str]:
     name, rate, decay = OPTIMISERS[optimiser]
     lines = [
         f"{optimiser} (timm's {name}, rate {rate:g}, weight decay {decay:g})",
-        f"{'start':<30}{'runs':>5}{'before %':>16}{'after %':>16}{'minus patchify':>16}{'first loss':>16}{'last loss':>16}",
+        f"{'start':<30}{'runs':>5}{'accuracy %':>16}{'minus patchify':>17}{'first loss':>17}{'last loss':>17}",
     ]
-    base = {run.seed: run.after for run in runs_of(results, optimiser, next(iter(COLOURS)))}
+    base = {run.seed: run.accuracy for run in runs_of(results, optimiser, next(iter(COLOURS)))}
     for start in COLOURS:
         runs = runs_of(results, optimiser, start)
         if not runs:
             continue
-        gains = [run.after - base[run.seed] for run in runs]
-        accuracies = "".join(
-            f"{spread(v, 100):>16}" for v in ([r.before for r in runs], [r.after for r in runs], gains)
-        )
-        losses = "".join(f"{spread(v, digits=3):>16}" for v in ([r.first for r in runs], [r.last for r in runs]))
-        lines.append(f"{start:<30}{len(runs):>5}{accuracies}{losses}")
+        scores = [run.accuracy for run in runs]
+        gains = [run.accuracy - base[run.seed] for run in runs]
+        losses = "".join(f"{spread(v, digits=3):>17}" for v in ([r.first for r in runs], [r.last for r in runs]))
+        lines.append(f"{start:<30}{len(runs):>5}{spread(scores, 100):>16}{spread(gains, 100):>17}{losses}")
     return lines
 
 
@@ -404,11 +406,12 @@ def to_text(results: dict[str, Any]) -> str:
         "1. The same function (changed predictions and relative logit error: against the source in float32)",
         *function_table(results),
         "",
-        f"2. Fine-tuning for {setting['steps']} steps; mean +- sample standard deviation over seeds "
-        f"{setting['seeds']}; losses: mean of the first and last {WINDOW} steps; minus patchify: paired by seed",
+        f"2. Fine-tuning for {setting['steps']} steps; mean +- sample standard deviation over seeds {setting['seeds']}",
+        f"(losses: mean of the first and last {WINDOW} steps; minus patchify: paired by seed; one standard error of an "
+        f"accuracy on these test images: {100 * standard_error(results):.2f} points)",
         *(line for name in OPTIMISERS for line in (*tuning_table(results, name), "")),
         "3. BatchNorm drift: relative error of the patch embedding after train-mode forwards without weight update, "
-        "and accuracy after the last",
+        "and accuracy at the end",
         *drift_table(results),
     ]
     return "\n".join(lines) + "\n"
@@ -442,7 +445,7 @@ def plot_accuracies(axes: Any, results: dict[str, Any]) -> None:
     for group, optimiser in enumerate(OPTIMISERS):
         for index, (start, colour) in enumerate(COLOURS.items()):
             place = group * (len(COLOURS) + 1) + index
-            values = [100 * run.after for run in runs_of(results, optimiser, start)]
+            values = [100 * run.accuracy for run in runs_of(results, optimiser, start)]
             axes.plot([place] * len(values), values, "o", color=colour, alpha=0.6, markeredgewidth=0)
             if values:
                 axes.plot(place, statistics.fmean(values), "_", color=colour, markersize=22, markeredgewidth=2)
@@ -450,6 +453,7 @@ def plot_accuracies(axes: Any, results: dict[str, Any]) -> None:
     source = 100 * results["function"]["source, float32"]["accuracy"]
     axes.axhline(source, color="grey", linestyle=":", label="source before fine-tuning")
     axes.set_xticks(ticks, list(OPTIMISERS))
+    axes.set_xlim(-1, len(OPTIMISERS) * (len(COLOURS) + 1) - 1)
     axes.legend(frameon=False, fontsize=8)
     axes.set(title="Test accuracy after fine-tuning (dot: run, bar: mean)", ylabel="%")
 
@@ -466,7 +470,7 @@ def plot_drift(axes: Any, results: dict[str, Any]) -> None:
     axes.set_xticks([0, *DRIFT_FORWARDS], [str(count) for count in (0, *DRIFT_FORWARDS)])
     axes.set(title="BatchNorm drift", xlabel="train-mode forwards without weight update")
     axes.set_ylabel("relative error of the embedding")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.08))
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -480,7 +484,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for place in axes.flat:
         place.grid(alpha=0.25)
         place.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
     plt.close(figure)
 
 

@@ -1,5 +1,6 @@
-"""timm's own test suite on our names."""
+"""The hosts' own test suites on our names."""
 
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -8,34 +9,49 @@ from pathlib import Path
 
 import pytest
 
-SUITE = Path(__file__).parent / "conformance" / "timm_suite.py"
+SUITES = Path(__file__).parent / "conformance"
+pytestmark = [pytest.mark.full, pytest.mark.timeout(3000)]
 
-# Each must have run on our names; those marked True select by module or by a literal list and would skip a plugin.
-MUST_RUN = {
-    "test_model_forward": False,
-    "test_model_backward": False,
-    "test_model_default_cfgs_non_std": True,
-    "test_model_load_pretrained": False,
-    "test_model_forward_torchscript": False,
-    "test_model_forward_features": False,
-    "test_model_forward_intermediates_features": True,
-    "test_model_forward_intermediates": True,
-    "test_prune_intermediate_layers_contract": True,
-    "test_model_forward_fx": False,
-    "test_model_backward_fx": False,
-    "test_model_forward_fx_torchscript": False,
-}
+# Each must have run on our names. Several select by module name or by a literal list and would skip a plugin silently.
+TIMM = (
+    "test_model_forward",
+    "test_model_backward",
+    "test_model_default_cfgs_non_std",
+    "test_model_load_pretrained",
+    "test_model_forward_torchscript",
+    "test_model_forward_features",
+    "test_model_forward_intermediates_features",
+    "test_model_forward_intermediates",
+    "test_prune_intermediate_layers_contract",
+    "test_model_forward_fx",
+    "test_model_backward_fx",
+    "test_model_forward_fx_torchscript",
+)
+TORCHVISION = ("test_classification_model", "test_naming_conventions")
 
 
-@pytest.mark.full
-@pytest.mark.timeout(3000)
-def test_timms_own_suite_passes_on_our_names(tmp_path):
-    report = tmp_path / "report.xml"
-    status = subprocess.run([sys.executable, str(SUITE), f"--junit-xml={report}"], check=False).returncode
+def run_suite(script: str, report: Path, must_run: tuple[str, ...]) -> None:
+    """Run a suite, print what ran and what was skipped and why, and require that ``must_run`` saw our names."""
+    command = [sys.executable, str(SUITES / script), f"--junit-xml={report}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert report.is_file(), done.stdout + done.stderr
     cases = list(ET.parse(report).iter("testcase"))
-    ran = Counter(c.get("name").split("[")[0] for c in cases if c.find("skipped") is None)
-    skipped = [f"{c.get('name')}: {c.find('skipped').get('message')}" for c in cases if c.find("skipped") is not None]
-    print(f"\ntimm's suite on convstem's names: {sum(ran.values())} ran, {len(skipped)} skipped")
-    print("\n".join([*(f"  {count:>3} {name}" for name, count in sorted(ran.items())), *skipped]))
-    assert status == 0
-    assert not [name for name in MUST_RUN if not ran[name]], "these tests never saw our names"
+    skips = [(c.get("name"), c.find("skipped").get("message")) for c in cases if c.find("skipped") is not None]
+    skipped = {name for name, _ in skips}
+    ran = Counter(c.get("name").split("[")[0] for c in cases if c.get("name") not in skipped)
+    print(f"\n{script} on convstem's names: {sum(ran.values())} ran, {len(skips)} skipped")
+    print("\n".join(f"  {count:>3} {name}" for name, count in sorted(ran.items())))
+    print("\n".join(f"  skipped {name}: {reason}" for name, reason in skips))
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert not [name for name in must_run if not ran[name]], "these tests never saw our names"
+
+
+def test_timms_own_suite_passes_on_our_names(tmp_path, capsys):
+    with capsys.disabled():
+        run_suite("timm_suite.py", tmp_path / "report.xml", TIMM)
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="torchvision's tests come with Debian's source package")
+def test_torchvisions_own_suite_passes_on_our_names(tmp_path, capsys):
+    with capsys.disabled():
+        run_suite("torchvision_suite.py", tmp_path / "report.xml", TORCHVISION)

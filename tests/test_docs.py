@@ -1,0 +1,51 @@
+"""The documents say what is true: the README's tables and code against the registry, generated files against timm."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convstem import registry
+from convstem.complexity import macs, num_params
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROW = re.compile(r"\| `(\w+)` \| `?([\w-]+)`? \| ([\d.]+) \| ([\d.]+) \|")
+
+
+def test_the_readmes_models_are_the_registrys():
+    rows = {name: cells for name, *cells in ROW.findall(README)}
+    assert list(rows) == list(registry.models())
+    for name, (torchvision, params, gmacs) in rows.items():
+        spec = registry.models()[name]
+        assert torchvision == (spec.torchvision or "-")
+        assert params == f"{num_params(spec) / 1e6:.1f}"
+        assert gmacs == f"{macs(spec) / 1e9:.2f}"
+
+
+def test_the_readmes_accuracy_is_the_registrys():
+    accuracy = registry.weights()["vit_nano4_convstem.cifar10"].metrics["acc@1"]
+    assert f"**{accuracy:.2f} %**" in README
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(path):
+    assert (ROOT / path).exists()
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z]+@", README)
+
+
+@pytest.mark.parametrize("script", ["timm_weights.py", "timm_trunks.py"])
+@pytest.mark.full
+def test_generated_files_are_current(script):
+    subprocess.run([sys.executable, str(ROOT / "recipes" / script), "--check"], check=True)
+
+
+def test_recipes_name_real_models():
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        name = re.search(r"^model: (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        assert name in registry.models()
