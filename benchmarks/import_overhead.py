@@ -57,7 +57,11 @@ def main() -> None:
         difference = statistics.median(a - b for a, b in zip(on, off, strict=True))
         print(f"{key:<28}{statistics.median(on):>9.1f}{statistics.median(off):>9.1f}{difference:>19.1f}")
     print("\nspent inside the hook itself (no noise from the hosts)")
-    for key, label in (("install", "install the finder"), ("timm", "register with timm"), ("torchvision", "with torchvision")):
+    for key, label in (
+        ("install", "install the finder"),
+        ("timm", "register with timm"),
+        ("torchvision", "with torchvision"),
+    ):
         print(f"{label:<28}{statistics.median(pair[0].get(key, 0) for pair in pairs) * 1e3:>9.2f}")
 
 

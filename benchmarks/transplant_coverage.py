@@ -9,12 +9,14 @@ error with the stem's parameters drawn at random: it shows that the output depen
 
     python benchmarks/transplant_coverage.py [--only PATTERN] [--json FILE]
 
-Architectures above 120 million parameters are built with two blocks where their entrypoint takes ``depth``.
+Architectures above 120 million parameters are built with two blocks. Where the entrypoint refuses another depth they
+are built in full, and above 400 million parameters only the patch embedding is built and compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
@@ -47,6 +49,9 @@ BATCH = 4
 LARGE = 120e6
 """Parameters above which a model is built with DEPTH blocks."""
 
+HUGE = 400e6
+"""Parameters above which a model that takes no ``depth`` is left on the meta device, but for its patch embedding."""
+
 DEPTH = 2
 
 TOLERANCES = (1e-5, 1e-4)
@@ -57,7 +62,7 @@ CONTROL = 1e-2
 
 @dataclass
 class Row:
-    """What was measured on one architecture; errors are NaN until measured."""
+    """What was measured on one architecture; None: not measured."""
 
     architecture: str
     kind: str = ""
@@ -66,30 +71,34 @@ class Row:
     embed_dim: int = 0
     stem: tuple[int, ...] = ()
     """Channels of the stem before the 1x1."""
-    built: str = "full"
-    """``full``, or the arguments that made the model smaller."""
+    built: str = ""
+    """``full``, ``depth=2`` (two blocks) or ``embed`` (only the patch embedding)."""
     exact: bool = False
     """What ``transplant_report`` predicts."""
-    embedding: float = float("nan")
-    output: float = float("nan")
-    output_batch: float = float("nan")
-    control: float = float("nan")
-    seconds: float = float("nan")
+    embedding: float | None = None
+    output: float | None = None
+    output_batch: float | None = None
+    control: float | None = None
+    seconds: float | None = None
     """Wall time of ``transplant``."""
     failure: str = ""
 
     def preserved(self, tolerance: float) -> bool:
-        """Return whether embedding and output are within a relative tolerance, and the control is not."""
-        return self.embedding <= tolerance and self.output <= tolerance and self.control > CONTROL
+        """Return whether all errors that were measured are within a relative tolerance, and the control is not."""
+        if self.failure or self.embedding is None or self.control is None:
+            return False
+        errors = [self.embedding] if self.output is None else [self.embedding, self.output]
+        return all(error <= tolerance for error in errors) and self.control > CONTROL
 
     def __str__(self) -> str:
         """Return the row of the table."""
         stem = "-".join(map(str, self.stem))
         errors = (self.embedding, self.output, self.output_batch, self.control)
-        figures = "".join(f"{error:>10.1e}" for error in errors)
+        figures = "".join(f"{'-':>10}" if error is None else f"{error:>10.1e}" for error in errors)
+        seconds = "-" if self.seconds is None else f"{self.seconds:.1f}"
         return (
             f"{self.architecture:<52}{self.kind:<27}{self.patch:>5}{self.embed_dim:>6}  {stem:<24}{self.built:<9}"
-            f"{'yes' if self.exact else 'no':<6}{figures}{self.seconds:>8.1f}  {self.failure}"
+            f"{'yes' if self.exact else 'no':<6}{figures}{seconds:>8}  {self.failure}"
         ).rstrip()
 
 
@@ -106,7 +115,7 @@ def embedding_of(model: nn.Module) -> Any:
 
 
 def build(name: str) -> tuple[nn.Module, str]:
-    """Return a model in eval mode with perturbed random weights, and how it was built.
+    """Return a model in eval mode with perturbed random weights, and how it was built (see ``Row.built``).
 
     Args:
         name: timm architecture.
@@ -114,24 +123,27 @@ def build(name: str) -> tuple[nn.Module, str]:
     with torch.device("meta"):
         full = timm.create_model(name)
     size = GRID * embedding_of(full).patch_size[0]
-    smaller = {"depth": DEPTH} if sum(parameter.numel() for parameter in full.parameters()) > LARGE else {}
+    parameters = sum(parameter.numel() for parameter in full.parameters())
     torch.manual_seed(0)
-    try:
-        model = timm.create_model(name, img_size=size, **smaller)
-    except TypeError:
-        if not smaller:
-            raise
-        smaller = {}  # MLP-Mixer entrypoints fix their depth
-        model = timm.create_model(name, img_size=size)
-    perturb(model)
-    return model.eval(), f"depth={DEPTH}" if smaller else "full"
+    if parameters > LARGE:
+        # MLP-Mixer's entrypoints fix their depth, those of Sapiens2 the heads of every block.
+        with contextlib.suppress(TypeError, AssertionError):
+            return perturb(timm.create_model(name, img_size=size, depth=DEPTH)), f"depth={DEPTH}"
+    if parameters <= HUGE:
+        return perturb(timm.create_model(name, img_size=size)), "full"
+    with torch.device("meta"):
+        shell = timm.create_model(name, img_size=size)
+    redraw(embedding_of(shell).to_empty(device="cpu"))
+    perturb(embedding_of(shell))
+    return shell.eval(), "embed"
 
 
 @torch.no_grad()
-def perturb(model: nn.Module) -> None:
-    """Add noise to every parameter; more to vectors, which are biases, scales and norms."""
+def perturb(model: nn.Module) -> nn.Module:
+    """Add noise to every parameter, more to vectors (biases, scales, norms); return the model in eval mode."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.2 if parameter.ndim < 2 else 0.02)
+    return model.eval()
 
 
 def make_images(model: Any) -> Tensor:
@@ -159,9 +171,9 @@ def relative_error(value: Tensor, reference: Tensor, centred: bool = False) -> f
     return float((value - reference).double().norm() / scale.double().norm())
 
 
-def redraw(stem: nn.Module) -> None:
-    """Draw the stem's parameters at random, as for training from scratch."""
-    for module in stem.modules():
+def redraw(embedding: nn.Module) -> None:
+    """Draw the parameters of a patch embedding or stem at random, as torch does by default."""
+    for module in embedding.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
@@ -176,12 +188,15 @@ def compare(model: nn.Module, twin: nn.Module, row: Row) -> None:
         row: is changed.
     """
     images = make_images(model)
-    expected = model(images)
-    output = twin(images)
-    row.embedding = relative_error(embedding_of(twin)(images), embedding_of(model)(images))
-    row.output = relative_error(output, expected)
-    row.output_batch = relative_error(output, expected, centred=True)
-    redraw(embedding_of(twin))
+    old, stem = embedding_of(model), embedding_of(twin)
+    row.embedding = relative_error(stem(images), old(images))
+    if row.built == "embed":
+        model, twin = old, stem  # the rest has no values
+    expected, output = model(images), twin(images)
+    if row.built != "embed":
+        row.output = relative_error(output, expected)
+        row.output_batch = relative_error(output, expected, centred=True)
+    redraw(stem)
     row.control = relative_error(twin(images), expected)
 
 
@@ -205,17 +220,20 @@ def measure(name: str) -> Row:
 
 def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
     """Return the counts, shares and circumstances of a run as JSON-plain values."""
-    measured = [row for row in rows if not row.failure]
+    errors = {
+        key: [value for row in rows if (value := getattr(row, key)) is not None]
+        for key in ("embedding", "output", "control")
+    }
     return {
         "architectures": len(rows),
         "failures": sum(bool(row.failure) for row in rows),
         "exact": sum(row.exact for row in rows),
-        "reduced_depth": sum(row.built != "full" for row in rows),
+        "built": dict(Counter(row.built or "not built" for row in rows).most_common()),
         "classes": dict(Counter(row.kind or "not built" for row in rows).most_common()),
         "preserved": {f"{tolerance:g}": sum(row.preserved(tolerance) for row in rows) for tolerance in TOLERANCES},
-        "largest_embedding_error": max((row.embedding for row in measured), default=0.0),
-        "largest_output_error": max((row.output for row in measured), default=0.0),
-        "smallest_control": min((row.control for row in measured), default=0.0),
+        "largest_embedding_error": max(errors["embedding"], default=None),
+        "largest_output_error": max(errors["output"], default=None),
+        "smallest_control": min(errors["control"], default=None),
         "seconds": round(seconds),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
         "versions": {"python": platform.python_version()}
@@ -229,15 +247,13 @@ def print_summary(totals: dict[str, Any]) -> None:
     print("\nclass                        architectures")
     for kind, number in totals["classes"].items():
         print(f"{kind:<29}{number:>13}")
-    print(f"\n{count} architectures, {totals['failures']} failures, {totals['exact']} predicted exact; ", end="")
-    print(f"{totals['reduced_depth']} built with {DEPTH} blocks")
+    built = ", ".join(f"{number} {kind}" for kind, number in totals["built"].items())
+    print(f"\n{count} architectures, {totals['failures']} failures, {totals['exact']} predicted exact; built: {built}")
     for tolerance, number in totals["preserved"].items():
         print(f"embedding and output preserved to {tolerance}: {number} of {count} ({number / count:.1%})")
-    print(
-        f"largest error: embedding {totals['largest_embedding_error']:.1e}, "
-        f"output {totals['largest_output_error']:.1e}; "
-        f"smallest control {totals['smallest_control']:.1e} (must exceed {CONTROL:g})"
-    )
+    for key in ("largest_embedding_error", "largest_output_error", "smallest_control"):
+        if totals[key] is not None:
+            print(f"{key.replace('_', ' ')}: {totals[key]:.1e}")
     packages = ", ".join(f"{name} {number}" for name, number in totals["versions"].items())
     print(f"float32, {totals['machine']}; {packages}; {totals['seconds']} s in all")
 

@@ -1,11 +1,11 @@
 """How well transplant preserves the function, and what it costs: one table, every number measured in this run.
 
-    python benchmarks/transplant_quality.py [--quick] [--weights FILE.safetensors]
+    python benchmarks/transplant_quality.py [--quick] [--weights FILE.safetensors]   # --quick: a subset without bf16
 
-The patch embeddings of the first part have random filters, or those of the real ViT-S/14 that
-recipes/dinov2_vit_small.py fetches. The second part runs that model end to end, as patch 16 at 256 pixels. ``natural``
-images are crops of photographs that no transplant saw; ``random`` ones have independent uniform pixels over the whole
-pixel range. Needs scikit-image and scikit-learn for the photographs, and onnx unless ``--weights`` is given.
+The first part runs the real ViT-S/14 that recipes/dinov2_vit_small.py fetches, as patch 16 at 256 pixels; the second
+compares patch embeddings with random filters, or with those of that model. ``natural`` images are crops of photographs
+that no transplant saw; ``random`` ones have independent uniform pixels over the whole pixel range.
+Needs scikit-image and scikit-learn for the photographs, and onnx unless ``--weights`` is given.
 
 An error is the norm of the difference to the original model, run in the same precision unless the row says otherwise,
 over the norm of the original's values. Constant parts would hide errors, so they are taken out of the denominator:
@@ -105,12 +105,12 @@ class Row:
         bar = "-" if self.bar is None else (">= " if self.least else "<= ") + self.form.format(self.bar)
         within = "-" if self.bar is None else "yes" if self.within else "NO"
         return (
-            f"{self.case:<68}| {bar:<11}| {self._cell('natural'):>18} | {self._cell('random'):>17} | {within:<6}"
+            f"{self.case:<70}| {bar:<12}| {self._cell('natural'):>18} | {self._cell('random'):>17} | {within:<6}"
             f"| {self.note}"
         ).rstrip(" |")
 
 
-HEADER = f"{'case':<68}| {'bar':<11}| {'measured (natural)':>18} | {'measured (random)':>17} | within"
+HEADER = f"{'case':<70}| {'bar':<12}| {'measured (natural)':>18} | {'measured (random)':>17} | within"
 
 
 # --- Images
@@ -271,49 +271,37 @@ def centre(values: Tensor) -> Tensor:
     return torch.cat([first, others.expand(-1, values.shape[1] - 1, -1)], 1)
 
 
-def top1(head: Tensor, runs: Sequence[tuple[Tensor, ...]]) -> list[float]:
-    """Return for each run the share in per cent of tokens whose largest logit is the same.
+def compare(actual: Tensor, expected: Tensor, head: Tensor | None = None) -> float:
+    """Return the error of final features, or of their logits.
 
     Args:
-        head: [channels, classes].
-        runs: pairs of the original's final features and others.
+        actual, expected: final features.
+        head: [channels, classes] for logits; default: features.
     """
-    shares = []
-    for expected, actual in runs:
-        answers = [((values - centre(expected)) @ head).argmax(-1) for values in (expected, actual)]
-        shares.append(100 * float((answers[0] == answers[1]).float().mean()))
-    return shares
+    mean = centre(expected)
+    pair = [values - mean if head is None else (values - mean) @ head for values in (actual, expected)]
+    return error(*pair)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Final features of the original and its transplant on the same images."""
+def top1(actual: Tensor, expected: Tensor, head: Tensor) -> float:
+    """Return the share in per cent of tokens whose largest logit is the same; arguments as above."""
+    answers = [((values - centre(expected)) @ head).argmax(-1) for values in (actual, expected)]
+    return 100 * float((answers[0] == answers[1]).float().mean())
 
-    source: Tensor
-    twin: Tensor
-    source_bf16: Tensor
-    twin_bf16: Tensor
 
-    def errors(self, head: Tensor | None = None) -> tuple[float, float]:
-        """Return the errors in bfloat16 of the original and of the transplant, against the original's float32.
+def interval(source: Tensor, twin: Tensor, expected: Tensor) -> str:
+    """Return the 95 % bootstrap interval over images of one error over another.
 
-        Args:
-            head: [channels, classes] for errors of logits; default: of features.
-        """
-        mean = centre(self.source)
-        logits = [run - mean if head is None else (run - mean) @ head for run in (self.source_bf16, self.twin_bf16)]
-        expected = self.source - mean if head is None else (self.source - mean) @ head
-        return error(logits[0], expected), error(logits[1], expected)
-
-    def interval(self) -> tuple[float, float]:
-        """Return the 95 % bootstrap interval over images of the transplant's error in bfloat16 over the original's."""
-        ours, theirs = (
-            (run - self.source).flatten(1).norm(dim=1).square() for run in (self.twin_bf16, self.source_bf16)
-        )
-        torch.manual_seed(7)
-        drawn = torch.randint(len(ours), (2000, len(ours)))
-        ratios = (ours[drawn].sum(1) / theirs[drawn].sum(1)).sqrt()
-        return float(ratios.quantile(0.025)), float(ratios.quantile(0.975))
+    Args:
+        source: final features in bfloat16 of the original.
+        twin: those of the transplant.
+        expected: those of the original in float32.
+    """
+    theirs, ours = ((actual - expected).flatten(1).square().sum(1) for actual in (source, twin))
+    torch.manual_seed(7)
+    drawn = torch.randint(len(ours), (2000, len(ours)))
+    ratios = (ours[drawn].sum(1) / theirs[drawn].sum(1)).sqrt()
+    return f"95 % interval over images {ratios.quantile(0.025):.3f} to {ratios.quantile(0.975):.3f}"
 
 
 def control_rows(source: Any, twin: Any, kinds: Sequence[Tensor]) -> list[Row]:
@@ -321,69 +309,72 @@ def control_rows(source: Any, twin: Any, kinds: Sequence[Tensor]) -> list[Row]:
     stem, kept = twin.patch_embed, {name: tensor.clone() for name, tensor in twin.patch_embed.state_dict().items()}
     torch.manual_seed(5)
     init_stem(stem)
-    errors = []
-    for images in kinds:
-        expected = features(source, images[:4], torch.float32)
-        errors.append(error(features(twin, images[:4], torch.float32), expected, centre(expected)))
+    pairs = [[features(model, images[:4], torch.float32) for model in (twin, source)] for images in kinds]
     stem.load_state_dict(kept)
-    return [Row("negative control: random stem, final features", CONTROL, *errors, least=True)]
+    title = "negative control: random stem, final features"
+    return [Row(title, CONTROL, *(compare(*pair) for pair in pairs), least=True)]
 
 
-def exact_trunk_rows(source: Any, twin: Any, kinds: Sequence[Tensor]) -> list[Row]:
-    """Return the float32 rows of the real model.
+def trunk_rows(source: Any, twin: Any, kinds: Sequence[Tensor], bf16: bool) -> list[Row]:
+    """Return the rows of the real model.
 
     Args:
         source, twin: the original and its transplant with the default stem.
         kinds: natural and random images.
+        bf16: also in bfloat16.
     """
-    runs = [tuple(features(model, images, torch.float32) for model in (source, twin)) for images in kinds]
-    head = random_head(source.num_features)
-    return [
-        Row("embedding, float32", 1e-5, *(embedding_error(source, twin, images) for images in kinds)),
-        Row("final features, float32", 1e-5, *(error(ours, theirs, centre(theirs)) for theirs, ours in runs)),
-        Row("top-1 of the logits as the original's (%), float32", None, *top1(head, runs), form="{:.2f}"),
-    ]
-
-
-def bf16_rows(source: Any, twin: Any, kinds: Sequence[Tensor]) -> list[Row]:
-    """Return the bfloat16 rows of the real model; arguments as above."""
-    # In the order of Outputs' fields.
-    passes = [(model, precision) for precision in (torch.float32, torch.bfloat16) for model in (source, twin)]
-    runs = [Outputs(*(features(model, images, precision) for model, precision in passes)) for images in kinds]
-    head = random_head(source.num_features)
-    interval = "95 % interval over images {:.3f} to {:.3f}".format(*runs[0].interval())
+    torch.manual_seed(6)
+    head = torch.randn(source.num_features, 1000) / source.num_features**0.5
+    expected = [features(source, images, torch.float32) for images in kinds]
+    actual = [features(twin, images, torch.float32) for images in kinds]
     rows = [
-        *ratio_rows("final features", [run.errors() for run in runs], 1.10, interval),
-        *ratio_rows("logits", [run.errors(head) for run in runs], None),
+        Row("embedding, float32", 1e-5, *(embedding_error(source, twin, images) for images in kinds)),
+        Row("final features, float32", 1e-5, *map(compare, actual, expected)),
+        Row("logits, float32", None, *(compare(*pair, head) for pair in zip(actual, expected, strict=True))),
+        top1_row("float32", actual, expected, head),
     ]
-    for name, field in (("original", "source_bf16"), ("transplant", "twin_bf16")):
-        shares = top1(head, [(run.source, getattr(run, field)) for run in runs])
-        rows.append(Row(f"top-1 of the logits as in float32 (%), {name} in bf16", None, *shares, form="{:.2f}"))
+    if bf16:
+        runs = [[features(model, images, torch.bfloat16) for images in kinds] for model in (source, twin)]
+        rows += ratio_rows("final features", *runs, expected, None, 1.10)
+        rows += ratio_rows("logits", *runs, expected, head, None)
+        rows += [
+            top1_row(f"{name} in bf16", run, expected, head)
+            for name, run in zip(("original", "transplant"), runs, strict=True)
+        ]
     return rows
 
 
-def ratio_rows(name: str, errors: Sequence[tuple[float, ...]], bar: float | None, note: str = "") -> list[Row]:
+def top1_row(name: str, actual: Sequence[Tensor], expected: Sequence[Tensor], head: Tensor) -> Row:
+    """Return the row of how many answers are the original's in float32."""
+    shares = [top1(*pair, head) for pair in zip(actual, expected, strict=True)]
+    return Row(f"same largest logit as in float32 (%), {name}", None, *shares, form="{:.2f}")
+
+
+def ratio_rows(
+    name: str,
+    source: Sequence[Tensor],
+    twin: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    head: Tensor | None,
+    bar: float | None,
+) -> list[Row]:
     """Return both errors in bfloat16 and their ratio; the bar is about natural images.
 
     Args:
         name: of what is compared.
-        errors: of the original and of the transplant, for each kind of image.
+        source, twin: final features in bfloat16 on each kind of image.
+        expected: the original's in float32.
+        head: for logits.
         bar: for the ratio.
-        note: for the ratio.
     """
-    source, twin = zip(*errors, strict=True)
-    ratio = [ours / theirs for theirs, ours in errors]
+    theirs, ours = ([compare(*pair, head) for pair in zip(run, expected, strict=True)] for run in (source, twin))
+    ratio = [mine / base for mine, base in zip(ours, theirs, strict=True)]
+    note = interval(source[0], twin[0], expected[0]) if bar else ""
     return [
-        Row(f"{name}, original in bf16 against its float32", None, *source, form="{:.2e}"),
-        Row(f"{name}, transplant in bf16 against the original's float32", None, *twin, form="{:.2e}"),
+        Row(f"{name}, original in bf16 against its float32", None, *theirs, form="{:.2e}"),
+        Row(f"{name}, transplant in bf16 against the original's float32", None, *ours, form="{:.2e}"),
         Row(f"{name}, ratio of the two", bar, *ratio, judged=("natural",), form="{:.3f}", note=note),
     ]
-
-
-def random_head(channels: int) -> Tensor:
-    """Return the fixed random head [channels, 1000]."""
-    torch.manual_seed(6)
-    return torch.randn(channels, 1000) / channels**0.5
 
 
 # --- Cost
@@ -513,8 +504,7 @@ def measure(table: Table, source: Any, quick: bool) -> None:
         f"End to end: the real ViT-S/16, stem {stem}; {len(kinds[0])} natural and {len(kinds[1])} random images"
     )
     table.add(control_rows(source, twin, kinds))
-    table.add(exact_trunk_rows(source, twin, kinds))
-    table.add([] if quick else bf16_rows(source, twin, kinds))
+    table.add(trunk_rows(source, twin, kinds, bf16=not quick))
 
     natural, random = crops(HELD_OUT, 1, SIZE), uniform(2, SIZE)
     images = natural, random, outside(natural), corners(2, SIZE)

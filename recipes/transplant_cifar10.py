@@ -11,8 +11,8 @@ A small patchify ViT is trained on CIFAR-10, and its patch embedding transplante
     python recipes/cifar10.py DATA
     OMP_NUM_THREADS=2 python recipes/transplant_cifar10.py --data-dir DATA --out OUT
 
-OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, and the images as tensors. There is
-one source model, trained with one seed; ``--seeds`` are those of fine-tuning batches and re-initialised stems.
+OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, and the images as tensors.
+There is one source model, trained with one seed; ``--seeds`` are those of fine-tuning batches and re-initialised stems.
 The exit code is 1 if the transplant changes more than one prediction or a control is not near chance.
 """
 
@@ -28,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -41,7 +42,7 @@ import torch
 from cifar10 import CLASSES, SIZE
 from PIL import Image
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -101,12 +102,18 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One fine-tuning run; the accuracy is a fraction of the test images."""
+class Job:
+    """One fine-tuning run to be done."""
 
     optimiser: str
     start: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Run(Job):
+    """One fine-tuning run that was done; the accuracy is a fraction of the test images."""
+
     accuracy: float
     first: float
     """Mean training loss of the first steps."""
@@ -187,12 +194,15 @@ def reinitialised(source: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def train(model: nn.Module, data: Split, seed: int, steps: int, optimiser: tuple[str, float, float]) -> list[float]:
+def train(
+    model: nn.Module, data: Split, seed: int, steps: int, optimiser: tuple[str, float, float], show: bool = False
+) -> list[float]:
     """Train a model in place, with warm-up over a twentieth of the steps and a cosine to zero; return its losses.
 
     Args:
         seed: of the order of the images and their augmentation.
         optimiser: timm name, peak rate and weight decay.
+        show: a progress bar.
     """
     name, rate, decay = optimiser
     update = create_optimizer_v2(model, name, lr=rate, weight_decay=decay)
@@ -200,8 +210,9 @@ def train(model: nn.Module, data: Split, seed: int, steps: int, optimiser: tuple
         update, lambda step: min(20 * (step + 1) / steps, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
     losses = []
+    progress = tqdm(total=steps, desc="source model", mininterval=5, disable=not show)
     model.train()
-    for images, labels in tqdm(islice(batches(data, seed), steps), total=steps, desc=name, leave=False, mininterval=5):
+    for images, labels in islice(batches(data, seed), steps):
         loss = functional.cross_entropy(model(images), labels)
         update.zero_grad()
         loss.backward()
@@ -209,6 +220,7 @@ def train(model: nn.Module, data: Split, seed: int, steps: int, optimiser: tuple
         update.step()
         schedule.step()
         losses.append(loss.item())
+        progress.update()
     model.eval()
     return losses
 
@@ -306,22 +318,31 @@ def start_model(start: str, source: nn.Module, twin: nn.Module, seed: int) -> nn
     return freeze_stem(model, bn_only=True) if start == "transplant, frozen BatchNorm" else model
 
 
-def fine_tune(model: nn.Module, data: Split, test: Split, optimiser: str, start: str, seed: int, steps: int) -> Run:
-    """Fine-tune a model in place and return what was measured."""
-    losses = train(model, data, 1000 + seed, steps, OPTIMISERS[optimiser])  # other batches than the source model saw
+def fine_tune(job: Job, models: tuple[nn.Module, nn.Module], data: Split, test: Split, steps: int) -> Run:
+    """Fine-tune one model and return what was measured.
+
+    Args:
+        models: source and transplant, which stay as they are.
+    """
+    model = start_model(job.start, *models, job.seed)
+    losses = train(model, data, 1000 + job.seed, steps, OPTIMISERS[job.optimiser])  # other batches than the source's
     score = accuracy(predict(model, test.images), test.labels)
     first, last = statistics.fmean(losses[:WINDOW]), statistics.fmean(losses[-WINDOW:])
-    return Run(optimiser, start, seed, score, first, last, tuple(round(loss, 4) for loss in losses))
+    return Run(job.optimiser, job.start, job.seed, score, first, last, tuple(round(loss, 4) for loss in losses))
 
 
 # Output
 
 
-def environment() -> dict[str, Any]:
-    """Return machine and versions."""
+def environment(jobs: int) -> dict[str, Any]:
+    """Return machine and versions.
+
+    Args:
+        jobs: processes that share the threads.
+    """
     packages = ("convstem", "torch", "timm", "torchvision")
     return {
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {jobs} jobs",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
@@ -505,32 +526,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of fine-tuning")
     parser.add_argument("--steps", type=int, default=150, help="steps of fine-tuning")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of the source model")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of the source model")
+    parser.add_argument("--jobs", type=int, default=2, help="fine-tuning runs at a time, which share the threads")
     parser.add_argument("--subset", type=int, default=0, help="images of each split, for a smoke test; 0: all")
     return parser.parse_args(argv)
 
 
-def same_function(args: argparse.Namespace, data: Split, test: Split) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-    """Train and transplant; return source, transplant, and the results but for those of fine-tuning."""
+def train_source(args: argparse.Namespace, data: Split) -> nn.Module:
+    """Return the trained patchify model."""
     source = create_source()
     steps = args.epochs * math.ceil(len(data.labels) / BATCH)
-    losses = train(source, data, 0, steps, ("adamw", SOURCE_RATE, OPTIMISERS["AdamW"][2]))
-    twin = transplant(source, STEM, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
-    results = {
-        "environment": environment(),
+    train(source, data, 0, steps, ("adamw", SOURCE_RATE, OPTIMISERS["AdamW"][2]), show=True)
+    return source
+
+
+def measure(args: argparse.Namespace, source: nn.Module, twin: nn.Module, data: Split, test: Split) -> dict[str, Any]:
+    """Return the results, but for those of fine-tuning."""
+    return {
+        "environment": environment(args.jobs),
         "setting": {
             "trunk": TRUNK, "stem": STEM.model_args, "epochs": args.epochs, "steps": args.steps, "seeds": args.seeds,
             "batch": BATCH, "source_rate": SOURCE_RATE, "optimisers": OPTIMISERS, "clip": CLIP,
             "train_images": len(data.labels), "test_images": len(test.labels),
         },
         "report": twin.transplant_report.summary(),
-        "source_last_loss": statistics.fmean(losses[-WINDOW:]),
         "function": compare(source, twin, test),
         "control": control(source, data, test, args.seeds),
         "drift": drift(source, twin, data, test),
         "runs": [],
     }  # fmt: skip
-    return source, twin, results
 
 
 def holds(results: dict[str, Any]) -> bool:
@@ -546,13 +570,19 @@ def main(argv: list[str] | None = None) -> int:
     data, test = (
         load_split(args.data_dir / name, args.out / f"{name}.pt", args.subset) for name in ("train", "validation")
     )
-    source, twin, results = same_function(args, data, test)
-    jobs = [(seed, name, start) for seed in args.seeds for name in OPTIMISERS for start in COLOURS]
-    for seed, name, start in tqdm(jobs, desc="fine-tuning"):
-        model = start_model(start, source, twin, seed)
-        results["runs"].append(fine_tune(model, data, test, name, start, seed, args.steps))
-        results["seconds"] = time.perf_counter() - begin
-        save(results, args.out)
+    source = train_source(args, data)
+    twin = transplant(source, STEM, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
+    jobs = [Job(name, start, seed) for seed in args.seeds for name in OPTIMISERS for start in COLOURS]
+    threads = max(torch.get_num_threads() // args.jobs, 1)
+    with ProcessPoolExecutor(
+        args.jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        futures = [pool.submit(fine_tune, job, (source, twin), data, test, args.steps) for job in jobs]
+        results = measure(args, source, twin, data, test)  # while they run
+        for future in tqdm(as_completed(futures), total=len(jobs), desc="fine-tuning"):
+            results["runs"].append(future.result())
+            results["seconds"] = time.perf_counter() - begin
+            save(results, args.out)
     print(to_text(results))
     return int(not holds(results))
 

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -158,19 +160,20 @@ def test_pickle_and_deepcopy(nano):
         assert largest_difference(nano, twin, x) == 0
 
 
-def test_stem_settings_survive_a_hub_folder(tmp_path):
-    args = dict(
-        stem_channels=(16, 24, 48),
-        stem_strides=(2, 1, 2),
-        stem_act="gelu",
-        stem_norm="layernorm2d",
-        stem_bias=True,
-    )
+def test_stem_settings_survive_a_hub_folder():
+    args = dict(stem_channels=(16, 24, 48), stem_strides=(2, 1, 2), stem_act="gelu", stem_norm="layernorm2d")
+    args["stem_bias"] = True
     model = randomise(timm.create_model(NANO, **args)).eval()
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    twin = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert twin.stem_spec == model.stem_spec
-    assert largest_difference(model, twin, torch.randn(2, 3, 32, 32)) == 0
+    # The folder of a repository's newest commit in the Hub cache, so that hf-hub: and local-dir: both read it.
+    commit, repository = "1" * 40, Path(os.environ["HF_HUB_CACHE"]) / "models--me--mine"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    folder = repository / "snapshots" / commit
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    for name in (f"local-dir:{folder}", "hf-hub:me/mine", "hf-hub:me/mine@main"):
+        twin = timm.create_model(name, pretrained=True).eval()
+        assert twin.stem_spec == model.stem_spec
+        assert largest_difference(model, twin, torch.randn(2, 3, 32, 32)) == 0
 
 
 def test_init_weights_leaves_nothing_uninitialised():

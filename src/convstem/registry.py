@@ -20,7 +20,7 @@ else:
 Record = TypeVar("Record", ModelSpec, TrunkSpec, WeightsSpec)
 
 
-# Hand-written rows are TOML; generated ones are JSON, which parses 20 times faster.
+# Hand-written rows are TOML; generated ones are JSON, which parses many times faster (every import of a host pays).
 _PARSERS = {".toml": tomllib.loads, ".json": json.loads}
 
 
