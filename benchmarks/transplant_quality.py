@@ -386,17 +386,22 @@ def probe(name: str) -> dict[str, float]:
     Args:
         name: timm architecture, with random weights.
     """
-    import resource  # Unix only
-
     model = timm.create_model(name).eval()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux only: memory in use now, not the peak so far
-    before = pages * os.sysconf("SC_PAGE_SIZE")
+    before = resident("VmRSS")
     start, start_cpu = time.perf_counter(), time.process_time()
     transplant(model)
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     copy = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return {"seconds": seconds, "cpu": cpu, "gib": (peak - before) / 2**30, "copy": copy / 2**30}
+    return {"seconds": seconds, "cpu": cpu, "gib": resident("VmHWM") - before, "copy": copy / 2**30}
+
+
+def resident(field: str) -> float:
+    """Return GiB of memory in use (``VmRSS``) or its peak (``VmHWM``); Linux only.
+
+    ``resource.getrusage`` will not do: a child's ``ru_maxrss`` starts at the memory of the process that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
 
 
 def cost_rows(case: str, name: str, seconds: float) -> list[Row]:

@@ -41,7 +41,8 @@ def rows() -> dict[str, dict]:
 
 def row(name: str, cfg: timm.models.PretrainedCfg) -> dict:
     """Return one row; ``name`` is timm's architecture.tag."""
-    assert cfg.hf_hub_id and not cfg.hf_hub_filename, f"{name} is not an ordinary Hub repository"
+    assert cfg.hf_hub_id, f"{name} is not on the Hub"
+    assert not cfg.hf_hub_filename, f"{name} is not an ordinary timm repository"
     dataset = next((dataset for end, dataset in DATASETS if cfg.tag.endswith(end)), cfg.tag)
     return {
         "hf_hub_id": cfg.hf_hub_id,

@@ -60,7 +60,7 @@ def test_arguments_stem_and_round_trip(tmp_path):
 
 
 def test_other_sizes_become_suffixes():
-    tags = list(trunk_cfgs(named_trunks()["deit3_b16_convstem"], sizes=True))
+    tags = list(trunk_cfgs([named_trunks()["deit3_b16_convstem"]], sizes=True))
     assert "deit3_b16_convstem.fb_in1k" in tags
     assert "deit3_b16_convstem.fb_in1k_384" in tags
     assert not [tag for tag in tags if tag.endswith("_224")]

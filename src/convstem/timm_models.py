@@ -96,9 +96,9 @@ def entrypoints(all_trunks: bool = False) -> dict[str, Callable[..., Any]]:
         entries = registry.weights_of(spec.name)
         cfgs.update({entry.name: weights_cfg(entry) for entry in entries} or {spec.name: model_cfg(spec)})
         functions[spec.name] = make_entrypoint(spec)
-    for trunk in [*named_trunks().values(), *(rule_trunks().values() if all_trunks else ())]:
-        if is_model(trunk.trunk):  # another timm release may lack some
-            cfgs.update(trunk_cfgs(trunk, sizes=trunk.name in named_trunks()))
-            functions[trunk.name] = make_trunk_entrypoint(trunk)
+    for trunks, sizes in ((named_trunks(), True), (rule_trunks() if all_trunks else {}, False)):
+        present = [spec for spec in trunks.values() if is_model(spec.trunk)]  # another timm release may lack some
+        cfgs.update(trunk_cfgs(present, sizes))
+        functions.update((spec.name, make_trunk_entrypoint(spec)) for spec in present)
     default_cfgs.update(generate_default_cfgs(cfgs))
     return functions

@@ -5,7 +5,7 @@ the real object in its ``weights`` annotation.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -85,13 +85,13 @@ def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
     )
 
 
-def categories(entry: WeightsSpec) -> list[str]:
-    """Return the class names of a weights entry; ImageNet-1k's come from torchvision."""
+def categories(entry: WeightsSpec) -> Sequence[str | int]:
+    """Return the class names of a weights entry: ImageNet-1k's come from torchvision, unnamed classes are numbers."""
     if entry.label_names:
         return list(entry.label_names)
     if entry.num_classes == len(_IMAGENET_CATEGORIES):
-        return list(_IMAGENET_CATEGORIES)
-    return [str(index) for index in range(entry.num_classes)]
+        return _IMAGENET_CATEGORIES
+    return range(entry.num_classes)
 
 
 def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ architecture of ``registry/timm_trunks.json`` (patch 8, 16 or 32).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -30,31 +30,37 @@ def rule_trunks() -> Mapping[str, TrunkSpec]:
     return {f"{name}_convstem": TrunkSpec(f"{name}_convstem", name) for name in names}
 
 
-def trunk_cfgs(spec: TrunkSpec, sizes: bool) -> dict[str, Any]:
-    """Return timm's pretrained cfgs of a trunk under our name, by ``name.tag``, in timm's order.
+def trunk_cfgs(specs: Iterable[TrunkSpec], sizes: bool) -> dict[str, Any]:
+    """Return timm's pretrained cfgs of some trunks under our names, by ``name.tag``, in timm's order.
 
     Args:
-        spec: the architecture.
-        sizes: include the trunk's other image sizes, their tags with a suffix.
+        specs: the architectures.
+        sizes: include a trunk's other image sizes, their tags with a suffix.
     """
     from timm.models import _registry
 
-    prefix, _, size = spec.trunk.rpartition("_")
-    others = []
-    if sizes and size.isdigit():
-        others = [
-            n for n in _registry._model_default_cfgs if n.startswith(f"{prefix}_") and n[len(prefix) + 1 :].isdigit()
-        ]
+    siblings = _siblings(_registry._model_default_cfgs) if sizes else {}
     found = {}
-    for source in [spec.trunk, *(name for name in others if name != spec.trunk)]:
-        suffix = "" if source == spec.trunk else source[len(prefix) :]
-        for name in _registry._model_with_tags[source]:
-            cfg = _registry._model_pretrained_cfgs[name]
-            tag = name.partition(".")[2]
-            found[f"{spec.name}.{tag}{suffix}" if tag else spec.name] = replace(
-                cfg, first_conv=_stem_conv(cfg.first_conv)
-            )
+    for spec in specs:
+        prefix = spec.trunk.rpartition("_")[0]
+        others = [name for name in siblings.get(prefix, ()) if name != spec.trunk]
+        for source in [spec.trunk, *(others if spec.trunk in siblings.get(prefix, ()) else ())]:
+            suffix = "" if source == spec.trunk else source.removeprefix(prefix)
+            for name in _registry._model_with_tags[source]:
+                cfg, tag = _registry._model_pretrained_cfgs[name], name.partition(".")[2]
+                ours = f"{spec.name}.{tag}{suffix}" if tag else spec.name
+                found[ours] = replace(cfg, first_conv=_stem_conv(cfg.first_conv))
     return found
+
+
+def _siblings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group the names that end in an image size by what comes before it."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        prefix, _, size = name.rpartition("_")
+        if size.isdigit():
+            groups.setdefault(prefix, []).append(name)
+    return groups
 
 
 def _stem_conv(first_conv: str | None) -> str:
