@@ -10,6 +10,9 @@ import sys
 HOSTS = {"timm.models": "timm", "torchvision.models": "torchvision"}
 """Module whose import triggers registration -> host."""
 
+reported = set()
+"""Failures warned of: the same one, met again at the second host, is not news."""
+
 
 def install():
     """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; called by torch, and by ``import convstem``."""
@@ -42,6 +45,9 @@ def report(error):
     """Warn once that registration failed; ``convstem doctor`` shows the details."""
     import warnings
 
+    if str(error) in reported:
+        return
+    reported.add(str(error))
     warnings.warn(
         f"convstem could not register its models ({type(error).__name__}: {error}); timm and torchvision work as "
         "usual. Reinstall or uninstall convstem, or set CONVSTEM_AUTOLOAD=0 to silence this.",

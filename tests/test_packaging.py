@@ -107,7 +107,7 @@ def test_editable_install_survives_a_moved_checkout(built, tmp_path):
     code = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("default")
+    warnings.simplefilter("always")
     import torch, timm, torchvision
 said = [w for w in caught if "convstem could not register its models" in str(w.message)]
 assert len(said) == 1, caught

@@ -83,7 +83,7 @@ def test_a_good_row(tmp_path):
         (("source", "img_size = 230\nsource"), r"\[a\]: img_size 230 is not a multiple of patch_size 16"),
         (
             ("source", 'stem_norm = "bn"\nsource'),
-            r"stem_norm must be one of batchnorm2d, layernorm2d; got 'bn'",
+            r"stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d; got 'bn'",
         ),
         (("[a]", '[b]\ntorchvision = "x"\n[a]\n[a]'), r"rows.toml: Cannot declare \('a',\) twice"),
         (("depth = 1", "depth = one"), r"rows.toml: Invalid value"),
