@@ -11,8 +11,10 @@ A small patchify ViT is trained on CIFAR-10, and its patch embedding transplante
     python recipes/cifar10.py DATA
     OMP_NUM_THREADS=2 python recipes/transplant_cifar10.py --data-dir DATA --out OUT
 
-OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, and the images as tensors.
-There is one source model, trained with one seed; ``--seeds`` are those of fine-tuning batches and re-initialised stems.
+OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, the source model and the
+images as tensors; ``--resume`` goes on from what is there. There is one source model, trained with one seed;
+``--seeds`` are those of fine-tuning batches and re-initialised stems.
+
 The exit code is 1 if the transplant changes more than one prediction or a control is not near chance.
 """
 
@@ -357,6 +359,8 @@ def cpu_name() -> str:
 
 def spread(values: Sequence[float], scale: float = 1, digits: int = 2) -> str:
     """Return mean and sample standard deviation as text."""
+    if not values:
+        return ""
     text = f"{scale * statistics.fmean(values):.{digits}f}"
     return f"{text} +- {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
@@ -396,7 +400,7 @@ def tuning_table(results: dict[str, Any], optimiser: str) -> list[str]:
         if not runs:
             continue
         scores = [run.accuracy for run in runs]
-        gains = [run.accuracy - base[run.seed] for run in runs]
+        gains = [run.accuracy - base[run.seed] for run in runs if run.seed in base]  # runs finish in any order
         losses = "".join(f"{spread(v, digits=3):>17}" for v in ([r.first for r in runs], [r.last for r in runs]))
         lines.append(f"{start:<30}{len(runs):>5}{spread(scores, 100):>16}{spread(gains, 100):>17}{losses}")
     return lines
@@ -528,33 +532,47 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=150, help="steps of fine-tuning")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of the source model")
     parser.add_argument("--jobs", type=int, default=2, help="fine-tuning runs at a time, which share the threads")
+    parser.add_argument("--resume", action="store_true", help="go on from what an earlier call left in OUT")
     parser.add_argument("--subset", type=int, default=0, help="images of each split, for a smoke test; 0: all")
     return parser.parse_args(argv)
 
 
-def train_source(args: argparse.Namespace, data: Split) -> nn.Module:
-    """Return the trained patchify model."""
+def settings(args: argparse.Namespace, data: Split, test: Split) -> dict[str, Any]:
+    """Return everything that the results depend on, JSON-plain."""
+    return {
+        "trunk": TRUNK, "stem": STEM.model_args, "epochs": args.epochs, "steps": args.steps, "seeds": args.seeds,
+        "batch": BATCH, "source_rate": SOURCE_RATE, "optimisers": {name: list(OPTIMISERS[name]) for name in OPTIMISERS},
+        "clip": CLIP, "train_images": len(data.labels), "test_images": len(test.labels),
+    }  # fmt: skip
+
+
+def get_source(path: Path, epochs: int, data: Split) -> nn.Module:
+    """Return the trained patchify model, from its file if that exists."""
     source = create_source()
-    steps = args.epochs * math.ceil(len(data.labels) / BATCH)
+    if path.exists():
+        source.load_state_dict(torch.load(path, weights_only=True))
+        return source.eval()
+    steps = epochs * math.ceil(len(data.labels) / BATCH)
     train(source, data, 0, steps, ("adamw", SOURCE_RATE, OPTIMISERS["AdamW"][2]), show=True)
+    torch.save(source.state_dict(), path)
     return source
 
 
-def measure(args: argparse.Namespace, source: nn.Module, twin: nn.Module, data: Split, test: Split) -> dict[str, Any]:
+def measure(source: nn.Module, twin: nn.Module, data: Split, test: Split, seeds: Sequence[int]) -> dict[str, Any]:
     """Return the results, but for those of fine-tuning."""
     return {
-        "environment": environment(args.jobs),
-        "setting": {
-            "trunk": TRUNK, "stem": STEM.model_args, "epochs": args.epochs, "steps": args.steps, "seeds": args.seeds,
-            "batch": BATCH, "source_rate": SOURCE_RATE, "optimisers": OPTIMISERS, "clip": CLIP,
-            "train_images": len(data.labels), "test_images": len(test.labels),
-        },
         "report": twin.transplant_report.summary(),
         "function": compare(source, twin, test),
-        "control": control(source, data, test, args.seeds),
+        "control": control(source, data, test, seeds),
         "drift": drift(source, twin, data, test),
-        "runs": [],
-    }  # fmt: skip
+    }
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """Return the results of an earlier call."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["runs"] = [Run(**{**row, "losses": tuple(row["losses"])}) for row in results["runs"]]
+    return results
 
 
 def holds(results: dict[str, Any]) -> bool:
@@ -563,26 +581,50 @@ def holds(results: dict[str, Any]) -> bool:
     return changed <= 1 and max(value for values in results["control"].values() for value in values) < CHANCE
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    args, begin = parse_args(argv), time.perf_counter()
-    args.out.mkdir(parents=True, exist_ok=True)
-    data, test = (
-        load_split(args.data_dir / name, args.out / f"{name}.pt", args.subset) for name in ("train", "validation")
-    )
-    source = train_source(args, data)
-    twin = transplant(source, STEM, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
+def fine_tune_all(
+    results: dict[str, Any], args: argparse.Namespace, models: tuple[nn.Module, nn.Module], data: Split, test: Split
+) -> None:
+    """Do the fine-tuning runs that ``results`` lacks, several at a time, and save after each."""
+    begin, spent = time.perf_counter(), results["seconds"]
+    done = {(run.optimiser, run.start, run.seed) for run in results["runs"]}
     jobs = [Job(name, start, seed) for seed in args.seeds for name in OPTIMISERS for start in COLOURS]
+    jobs = [job for job in jobs if (job.optimiser, job.start, job.seed) not in done]
     threads = max(torch.get_num_threads() // args.jobs, 1)
     with ProcessPoolExecutor(
         args.jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
     ) as pool:
-        futures = [pool.submit(fine_tune, job, (source, twin), data, test, args.steps) for job in jobs]
-        results = measure(args, source, twin, data, test)  # while they run
+        futures = [pool.submit(fine_tune, job, models, data, test, args.steps) for job in jobs]
         for future in tqdm(as_completed(futures), total=len(jobs), desc="fine-tuning"):
             results["runs"].append(future.result())
-            results["seconds"] = time.perf_counter() - begin
+            results["seconds"] = spent + time.perf_counter() - begin
             save(results, args.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args, begin = parse_args(argv), time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
+    source_file, results_file = args.out / "source.pt", args.out / "results.json"
+    if not args.resume:
+        source_file.unlink(missing_ok=True)
+        results_file.unlink(missing_ok=True)
+    data, test = (
+        load_split(args.data_dir / name, args.out / f"{name}.pt", args.subset) for name in ("train", "validation")
+    )
+    source = get_source(source_file, args.epochs, data)
+    twin = transplant(source, STEM, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
+    setting = settings(args, data, test)
+    if results_file.exists():
+        results = load_results(results_file)
+        if results["setting"] != setting:
+            print(f"error: {results_file} has other settings; choose another --out", file=sys.stderr)
+            return 2
+    else:
+        results = {"environment": environment(args.jobs), "setting": setting, "seconds": 0.0}
+        results |= {**measure(source, twin, data, test, args.seeds), "runs": []}
+        results["seconds"] = time.perf_counter() - begin
+        save(results, args.out)
+    fine_tune_all(results, args, (source, twin), data, test)
     print(to_text(results))
     return int(not holds(results))
 
