@@ -1,4 +1,4 @@
-"""Shared switches and fixtures. No test reaches the network: the Hub is offline, its cache a temporary folder."""
+"""Shared switches and fixtures. The everyday tests need no network: the Hub is offline, its cache temporary."""
 
 import os
 import tempfile
