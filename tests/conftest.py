@@ -9,6 +9,7 @@ import pytest
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="convstem-hub-")
+os.environ["CONVSTEM_CACHE"] = tempfile.mkdtemp(prefix="convstem-cache-")
 
 
 def pytest_addoption(parser):

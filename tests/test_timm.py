@@ -166,7 +166,7 @@ def test_stem_settings_survive_a_hub_folder():
     model = randomise(timm.create_model(NANO, **args)).eval()
     # The folder of a repository's newest commit in the Hub cache, so that hf-hub: and local-dir: both read it.
     commit, repository = "1" * 40, Path(os.environ["HF_HUB_CACHE"]) / "models--me--mine"
-    (repository / "refs").mkdir(parents=True)
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(commit)
     folder = repository / "snapshots" / commit
     timm.models.save_for_hf(model, folder, safe_serialization=True)

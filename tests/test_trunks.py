@@ -55,7 +55,7 @@ def test_arguments_stem_and_round_trip(tmp_path):
     assert config["architecture"] == "vit_s16_dinov3_convstem"
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert largest_difference(again, model, torch.randn(1, 1, 64, 64)) == 0
-    with pytest.raises(ValueError, match="must equal patch_size.*multiply to 8, patch_size is 16"):
+    with pytest.raises(ValueError, match="must equal patch_size 16; .* reduce the image by 8"):
         timm.create_model("vit_s16_dinov3_convstem", stem_channels=[16, 32, 64], **SMALL)
 
 

@@ -20,10 +20,27 @@ _LAZY = {
     "convert": "convstem.layouts",
     "freeze_stem": "convstem.freeze",
     "list_models": "convstem.listing",
+    "load": "convstem.loading",
+    "publish": "convstem.publishing",
+    "pull": "convstem.hub_pull",
+    "push": "convstem.hub_push",
     "transplant": "convstem.transplant_model",
+    "verify": "convstem.verification",
 }
 
-__all__ = ["StemSpec", "convert", "freeze_stem", "list_models", "register", "transplant"]
+__all__ = [
+    "StemSpec",
+    "convert",
+    "freeze_stem",
+    "list_models",
+    "load",
+    "publish",
+    "pull",
+    "push",
+    "register",
+    "transplant",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from convstem.layouts import convert, detect_layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint does not fit the model; the message names the tensors and says which side lacks or exceeds what."""
+
+
+# What a new classifier may change besides itself: another pooling has its norm elsewhere, or pools by attention.
+_POOLING = ("attn_pool.", "fc_norm.", "norm.")
 
 _STEM = "patch_embed.backbone."
 _PATCHIFY = "patch_embed.proj.weight"
@@ -27,7 +36,7 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
             f"this checkpoint has the layout {found!r}, the model has {layout!r}: load "
             f"convstem.convert(state_dict, source={found!r}, target={layout!r}) instead."
         ]
-    actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(model.state_dict(), layout)
+    actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(_tensors(model), layout)
     if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
         return [_patchify_sentence(actual[_PATCHIFY])]
     if actual and _channels(actual) != _channels(expected):
@@ -36,6 +45,52 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
             f"{_channels(expected)}. Create the model with the checkpoint's stem_channels and stem_strides."
         ]
     return []
+
+
+def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
+    """Check a pretrained checkpoint against one of our timm models, before it is loaded.
+
+    Other input channels and a new classifier are as timm allows them; unlike timm's, the check stays strict about
+    everything else when the classifier is new.
+
+    Args:
+        state_dict: the checkpoint, in timm's layout and with our stem.
+        model: the model, with its ``pretrained_cfg``.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus or misshapen.
+    """
+    cfg = model.pretrained_cfg
+    own = _tensors(model)
+    head = f"{cfg['classifier']}."
+    free: tuple[str, ...] = (head, *_POOLING) if model.num_classes != cfg["num_classes"] else ()
+    missing = [key for key in own if key not in state_dict and not key.startswith(free)]
+    surplus = [key for key in state_dict if key not in own and not key.startswith(free)]
+    misshapen = [
+        f"{key} (file {list(state_dict[key].shape)}, model {list(own[key].shape)})"
+        for key in own.keys() & state_dict.keys()
+        if state_dict[key].shape != own[key].shape and key != f"{cfg['first_conv']}.weight" and not key.startswith(free)
+    ]
+    findings = {
+        "the file lacks what the model needs": missing,
+        "the file has what the model has no place for": surplus,
+        "shapes differ": misshapen,
+    }
+    if any(findings.values()):
+        lists = [f"{text}: {_some(keys)}" for text, keys in findings.items() if keys]
+        raise CheckpointError(
+            f"these weights do not fit {cfg.get('architecture', 'the model')}. "
+            + ". ".join([*lists, *explain_mismatch(state_dict, model, "timm")])
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Any]:
+    # Not state_dict(): it detaches every parameter, which would initialise what is about to be loaded.
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:

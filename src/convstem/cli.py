@@ -15,7 +15,9 @@ from typing import Any
 import click
 
 import convstem
-from convstem import registry
+from convstem import cli_weights, registry
+from convstem.checkpoints import CheckpointError
+from convstem.cli_hub import COMMANDS as HUB_COMMANDS
 from convstem.listing import describe, list_models
 from convstem.specs import StemSpec
 
@@ -27,7 +29,7 @@ class Group(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (KeyError, OSError, TypeError, ValueError) as error:
+        except (CheckpointError, KeyError, OSError, TypeError, ValueError) as error:
             message = error.args[0] if isinstance(error, KeyError) and error.args else error
             raise click.ClickException(str(message)) from error
 
@@ -36,6 +38,10 @@ class Group(click.Group):
 @click.version_option(convstem.__version__, prog_name="convstem")
 def main() -> None:
     """Conv-stem Vision Transformers for timm and torchvision."""
+
+
+for command in HUB_COMMANDS:
+    main.add_command(command)
 
 
 @main.command("list")
@@ -196,6 +202,10 @@ def transplant(
     click.echo(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
     click.echo(f"{result.report.summary()}\nmeasured relative error of the features: {result.measured_error:.1e}")
     click.echo(f"written: {result.folder}/config.json, model.safetensors, README.md")
+
+
+for command in (cli_weights.cache, cli_weights.convert):
+    main.add_command(command)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -17,11 +17,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from convstem import registry
-from convstem.checkpoints import explain_mismatch
+from convstem.checkpoints import check_checkpoint, explain_mismatch
 from convstem.layouts import convert, detect_layout
 from convstem.specs import ModelSpec, StemSpec, check_heads
 from convstem.stem import init_stem, override_stem
 from convstem.timm_embed import ConvStemEmbed, feature_size
+from convstem.timm_loading import build_pretrained
 from convstem.transplant_model import transplant_state_dict
 
 
@@ -123,6 +124,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
         state_dict = transplant_state_dict(state_dict, model.stem_spec, cfg["mean"], cfg["std"], model.in_chans)
     if "pos_embed" in state_dict and model.pos_embed is not None:
         state_dict = {**state_dict, "pos_embed": _fit_pos_embed(state_dict["pos_embed"], model)}
+    check_checkpoint(state_dict, model)
     return state_dict
 
 
@@ -150,14 +152,15 @@ def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
         kwargs: arguments of timm's builder and of ``ConvStemVisionTransformer``.
     """
     spec = registry.find(name)
-    return build_model_with_cfg(
+    build = partial(
+        build_model_with_cfg,
         _MODEL_CLASSES[spec.pos_embed],
         name,
-        pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **model_args(spec, kwargs),
     )
+    arguments = model_args(spec, kwargs)
+    return build_pretrained(build, name, **arguments) if pretrained else build(pretrained=False, **arguments)
 
 
 def model_args(spec: ModelSpec, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class ConvStemWeights(WeightsEnum):
         from convstem.weights import load_weights
 
         entry = registry.weights()[self.meta["convstem"]]
-        return dict(convert(load_weights(entry, check_hash=check_hash), source="timm", target="torchvision"))
+        state = load_weights(entry, check_hash=check_hash, progress=progress)
+        return convert(state, source="timm", target="torchvision")
 
 
 def enum_name(torchvision_name: str) -> str:

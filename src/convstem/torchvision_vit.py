@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models._utils import _ovewrite_named_param
 from torchvision.models.vision_transformer import VisionTransformer
 
 from convstem.checkpoints import explain_mismatch
-from convstem.specs import ModelSpec, check_heads, check_stem_patch
+from convstem.deferred import DeferredInit
+from convstem.layouts import convert
+from convstem.specs import ModelSpec, StemSpec, check_heads, check_stem_patch
 from convstem.stem import StemLike, as_stem_spec, init_stem, to_torchvision
 from convstem.torchvision_models import ConvStemWeights
 
@@ -49,12 +52,42 @@ def create_torchvision_model(
     }
     check_sizes(sizes)
     check_stem_patch(stem, sizes["patch_size"])
+    if weights is None:
+        return _build(stem, sizes)
+    state_dict = weights.get_state_dict(progress=progress, check_hash=True)
+    with DeferredInit(adopt=True):
+        model = _build(stem, sizes)
+        model.load_state_dict(state_dict)
+    return model
+
+
+def _build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
     model = VisionTransformer(conv_stem_configs=to_torchvision(stem), **sizes)
     init_stem(model.conv_proj)
     model.register_load_state_dict_pre_hook(_explain_wrong_checkpoint)
-    if weights is not None:
-        model.load_state_dict(weights.get_state_dict(progress=progress, check_hash=True))
     return model
+
+
+def torchvision_twin(model: Any) -> VisionTransformer:
+    """Return torchvision's class with the weights of one of our timm models, whose memory it shares.
+
+    Raises:
+        ValueError: torchvision's class cannot express the model.
+    """
+    state_dict = convert(model.state_dict(), source="timm", target="torchvision")
+    config = {
+        "image_size": model.patch_embed.img_size[0],
+        "patch_size": model.patch_embed.patch_size[0],
+        "num_layers": len(model.blocks),
+        "num_heads": model.blocks[0].attn.num_heads,
+        "hidden_dim": model.embed_dim,
+        "mlp_dim": model.blocks[0].mlp.fc1.out_features,
+        "num_classes": model.num_classes,
+    }
+    with DeferredInit(), torch.device("meta"):
+        twin = _build(model.stem_spec, config)
+        twin.load_state_dict(state_dict, assign=True)
+    return twin
 
 
 def check_sizes(sizes: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 from convstem import registry
 from convstem.calibration import Calibration, calibration_statistics
-from convstem.specs import StemSpec, check_stem_patch, default_stem
+from convstem.specs import StemSpec, default_stem
 from convstem.statistics import PatchStatistics
-from convstem.stem import StemLike, as_stem_spec, init_stem, to_torchvision
+from convstem.stem import StemLike, as_stem_spec, init_stem, override_stem, to_torchvision
 from convstem.timm_embed import ConvStemEmbed
 from convstem.timm_models import FIRST_CONV
+from convstem.transplant_cache import cached_transplant
 from convstem.transplant_core import TransplantReport, transplant_stem
 
 PixelRange: TypeAlias = tuple[Sequence[float], Sequence[float]]
@@ -77,22 +79,28 @@ def swap_stem(
     margin: float = 0.25,
     pixel_range: PixelRange | None = None,
     transplanted: bool = True,
+    changes: Mapping[str, Any] | None = None,
+    cached: bool = False,
 ) -> None:
     """Replace a model's patch embedding by a conv stem, in place; see ``transplant`` for the arguments.
 
     Args:
         transplanted: give the stem the patch embedding's function; False initialises it afresh.
+        changes: ``StemSpec`` fields that replace those of ``stem``.
+        cached: keep the result for the next time; not for calibrated stems.
     """
     path, old = find_patch_embedding(model)
     projection = old.proj if isinstance(old, PatchEmbed) else old
     patch = projection.weight.shape[-1]
     spec = as_stem_spec(stem) if stem is not None else default_stem(patch, projection.weight.shape[0])
-    check_stem_patch(spec, patch)
+    spec = override_stem(spec, patch, **(changes or {}))
     new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
     if transplanted:
         low, high = pixel_range or _pixel_range(model, projection.in_channels)
         statistics = None if calibration is None else calibration_statistics(calibration, model, patch)
-        state, report = _transplant_tensors(projection.weight, projection.bias, spec, low, high, statistics, margin)
+        state, report = _transplant_tensors(
+            projection.weight, projection.bias, spec, low, high, statistics, margin, cached and calibration is None
+        )
         _load(new, state)
         model.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
     else:
@@ -112,7 +120,8 @@ def transplant_state_dict(
 ) -> dict[str, Tensor]:
     """Return a patchify ViT's checkpoint in timm's layout with its patch embedding transplanted.
 
-    A kernel of another size is resampled to the stem's patch, and adapted to ``in_chans``, as timm would.
+    A kernel of another size is resampled to the stem's patch, and adapted to ``in_chans``, as timm would. The stem is
+    kept in the cache (``transplant_cache``).
 
     Args:
         state_dict: holds ``patch_embed.proj.weight`` [embed_dim, channels, patch, patch] and, usually, ``.bias``.
@@ -128,7 +137,7 @@ def transplant_state_dict(
     if in_chans != weight.shape[1]:
         weight = adapt_input_conv(in_chans, weight)
     low, high = normalised_range(mean, std, in_chans)
-    state, _ = _transplant_tensors(weight, bias, stem, low, high)
+    state, _ = _transplant_tensors(weight, bias, stem, low, high, cached=True)
     return {**rest, **{f"patch_embed.backbone.{key}": tensor for key, tensor in state.items()}}
 
 
@@ -146,12 +155,15 @@ def _transplant_tensors(
     high: Sequence[float],
     statistics: PatchStatistics | None = None,
     margin: float = 0.25,
+    cached: bool = False,
 ) -> tuple[dict[str, Tensor], TransplantReport]:
     # A frozen norm computes what a BatchNorm in eval mode does, from the same tensors.
     trainable = replace(spec, norm="batchnorm2d") if spec.norm == "frozen_bn" else spec
-    state, report = transplant_stem(
-        weight, bias, trainable, low=low, high=high, statistics=statistics, margin=margin, dtype=weight.dtype
-    )
+    compute = partial(
+        transplant_stem, weight, bias, trainable,
+        low=low, high=high, statistics=statistics, margin=margin, dtype=weight.dtype,
+    )  # fmt: skip
+    state, report = cached_transplant(weight, bias, trainable, low, high, margin, compute) if cached else compute()
     if not report.exact:
         warnings.warn(
             f"the stem {list(spec.channels)} is too narrow to carry the whole patch embedding: predicted relative "

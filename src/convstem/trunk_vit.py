@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from timm.models import load_pretrained, model_entrypoint, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from convstem.specs import StemSpec
+from convstem.timm_loading import build_pretrained
 from convstem.transplant_model import swap_stem
+from convstem.weights_file import check_header
 
 
 def create_on_trunk(
@@ -31,23 +36,37 @@ def create_on_trunk(
         trunk: timm name of the patchify architecture.
         kwargs: the trunk's own arguments, and ``stem_channels`` etc. (see ``StemSpec``).
     """
-    stem = {key.removeprefix("stem_"): kwargs.pop(key) for key in list(kwargs) if key.startswith("stem_")}
+    changes = {field.name: kwargs.pop(f"stem_{field.name}", None) for field in fields(StemSpec)}
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
-    ours = cfg.source in ("hf-hub", "local-dir")
-    patchify = replace(cfg, architecture=trunk, first_conv=_patchify_conv(cfg.first_conv))
-    model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify.to_dict(), **kwargs)
-    swap_stem(model, StemSpec(**stem) if stem else None, transplanted=pretrained and not ours)
+    build = partial(_build, name, trunk, changes)
+    return build_pretrained(build, name, cfg, **kwargs) if pretrained else build(False, cfg, **kwargs)
+
+
+def _build(
+    name: str, trunk: str, changes: dict[str, Any], pretrained: bool, pretrained_cfg: PretrainedCfg, **kwargs: Any
+) -> nn.Module:
+    """Build and load; here ``pretrained_cfg`` names a file where the weights are at hand."""
+    ours = pretrained and _has_stem(pretrained_cfg)
+    first_conv = resolve_pretrained_cfg(trunk).first_conv
+    patchify = replace(pretrained_cfg, architecture=trunk, first_conv=first_conv)
+    model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify, **kwargs)
+    swap_stem(model, transplanted=pretrained and not ours, changes=changes, cached=True)
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name}
-    if pretrained and ours:
+    if ours:
+        features = isinstance(model, FeatureGetterNet)
+        inner = model.model if features else model
         load_pretrained(
-            model,
-            cfg.to_dict(),
-            num_classes=getattr(model, "num_classes", 0),
+            inner,
+            pretrained_cfg.to_dict(),
+            num_classes=0 if features else getattr(model, "num_classes", 0),
             in_chans=kwargs.get("in_chans", 3),
-            filter_fn=getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None),
+            filter_fn=getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None),
         )
     return model
 
 
-def _patchify_conv(first_conv: str | None) -> str:
-    return str(first_conv).replace(".backbone.0.conv", ".proj")
+def _has_stem(cfg: PretrainedCfg) -> bool:
+    """Tell whether the weights are those of a saved model of ours, and not of a patchify trunk."""
+    if str(cfg.file).endswith(".safetensors"):
+        return any(".backbone.0.conv." in key for key in check_header(Path(cfg.file)))
+    return cfg.source == "local-dir"

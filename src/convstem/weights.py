@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from convstem import registry
+from convstem.hub_cache import file_digest
 from convstem.specs import WeightsSpec
+from convstem.weights_file import read_weights
 
 
-def weights_path(entry: WeightsSpec) -> Path:
-    """Return the local file of a weights entry: embedded, or fetched from the Hub into its cache.
+def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
+    """Return the local file of a weights entry: embedded, or fetched from the Hub into its cache and verified.
+
+    Args:
+        entry: the weights entry.
+        progress: show a progress bar while downloading.
 
     Raises:
         FileNotFoundError: the installation lacks the embedded file.
-        OSError: the Hub cannot be reached and the file is not in the cache (huggingface_hub's own error).
+        HubError: the file cannot be had from the Hub.
     """
     if entry.file is None:
-        from huggingface_hub import hf_hub_download  # only for weights on the Hub
+        from convstem import hub  # only for weights on the Hub
 
         repository, revision = entry.hub_name
-        return Path(hf_hub_download(repository, "model.safetensors", revision=revision, library_name="convstem"))
+        with progress_bars(progress):
+            return hub.fetch(repository, revision=revision).path
     path = registry.data_dir("registry") / entry.file
     if not path.is_file():
         raise FileNotFoundError(
@@ -32,21 +39,26 @@ def weights_path(entry: WeightsSpec) -> Path:
     return path
 
 
-def load_weights(entry: WeightsSpec, *, check_hash: bool = True) -> dict[str, Tensor]:
+def load_weights(entry: WeightsSpec, *, check_hash: bool = True, progress: bool = True) -> dict[str, Tensor]:
     """Return the state dict of a weights entry, in timm's layout and on the CPU, transplanted if it has to be.
+
+    The tensors are mapped from the file: their values are read when they are first used.
 
     Args:
         entry: the weights entry.
-        check_hash: compare the file's sha256 with the registry's, where it is pinned.
+        check_hash: compare the file's sha256 with the registry's, where it is pinned. What comes from the Hub is
+            compared with the Hub's hash after every download anyway.
+        progress: show a progress bar while downloading.
 
     Raises:
         FileNotFoundError: the embedded file is missing.
-        ValueError: the content's hash differs.
+        HubError: the file cannot be had from the Hub.
+        ValueError: the content's hash differs, or the weights are damaged or not finite.
     """
-    path = weights_path(entry)
+    path = weights_path(entry, progress)
     if check_hash and entry.sha256:
         check_sha256(path, entry.sha256)
-    state = load_file(path)
+    state = read_weights(path)
     if entry.transform == "transplant":
         from convstem.transplant_model import transplant_state_dict  # imports timm
 
@@ -57,6 +69,21 @@ def load_weights(entry: WeightsSpec, *, check_hash: bool = True) -> dict[str, Te
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise ``ValueError`` unless the file's content has this sha256."""
-    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    actual = file_digest(path)
     if actual != expected:
         raise ValueError(f"{path.name} is damaged: expected sha256 {expected}, got {actual}; reinstall convstem")
+
+
+@contextmanager
+def progress_bars(show: bool) -> Iterator[None]:
+    """Switch huggingface_hub's progress bars off for a while, unless they are to be shown."""
+    from huggingface_hub import utils
+
+    if show or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]
+        yield
+        return
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()  # type: ignore[attr-defined]

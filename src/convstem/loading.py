@@ -1,0 +1,88 @@
+"""Loads a pretrained model by name, repository or folder, in timm's layout or torchvision's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from convstem import hub, registry
+from convstem.layouts import LAYOUTS
+from convstem.specs import choice
+from convstem.timm_embed import ConvStemEmbed
+from convstem.weights_file import ALLOW_NONFINITE
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    layout: str = "timm",
+    allow_nonfinite: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Return a pretrained conv-stem ViT in eval mode, ready for inference.
+
+    Args:
+        source: a timm name with or without tag, a torchvision name, a Hub repository (``org/name``, with ``@revision``
+            if need be), or a folder with ``config.json`` and ``model.safetensors``.
+        device: where to put the model, for example ``cuda``; default: torch's default device.
+        dtype: floating-point type of the parameters; default: torch's default type.
+        layout: ``timm`` for timm's class, ``torchvision`` for torchvision's.
+        allow_nonfinite: accept weights that hold NaN or Inf.
+        kwargs: further arguments of ``timm.create_model``, such as ``num_classes`` or ``cache_dir``.
+
+    Raises:
+        HubError: the weights cannot be had from the Hub.
+        CheckpointError: the weights do not fit the architecture.
+        KeyError: unknown name; the message lists the nearest ones.
+        TypeError: the source is not a conv-stem model.
+        ValueError: unknown layout, damaged weights, or a model that torchvision cannot express.
+    """
+    choice("layout", layout, LAYOUTS)
+    name = create_model_name(source, kwargs.get("cache_dir"))
+    for key, value in (("device", device), ("dtype", dtype)):
+        if value is not None:
+            kwargs[key] = value
+    allowed = ALLOW_NONFINITE.set(allow_nonfinite)
+    try:
+        model = timm.create_model(name, pretrained=True, **kwargs)
+    finally:
+        ALLOW_NONFINITE.reset(allowed)
+    if not any(isinstance(module, ConvStemEmbed) for module in model.modules()):
+        raise TypeError(f"{source} is a {type(model).__name__} without a conv stem: use convstem.transplant on it")
+    if layout == "torchvision":
+        from convstem.torchvision_vit import torchvision_twin
+
+        model = torchvision_twin(model)
+    return model.eval()
+
+
+def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> str:
+    """Return what ``timm.create_model`` calls this source; a repository is fetched, so that its commit is known.
+
+    Raises:
+        HubError: the repository cannot be had.
+        KeyError: not a name, or not a tag of it; the message lists the nearest names or the tags.
+    """
+    name = os.fspath(source)
+    if Path(name).is_dir():
+        return f"local-dir:{name}"
+    scheme, _, repository = name.rpartition(":")
+    if scheme == "local-dir":
+        return name
+    if "/" in repository:
+        repository, _, revision = repository.partition("@")
+        files = hub.fetch_all(repository, [hub.CONFIG, hub.WEIGHTS], revision or None, cache_dir=cache_dir)
+        return f"hf-hub:{repository}@{files[hub.CONFIG].commit}"
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):  # trunks are timm's names, and only there
+        base = registry.find(base).name
+    tags = timm.list_models(f"{base}.*", pretrained=True)
+    if tag and f"{base}.{tag}" not in tags:
+        raise KeyError(f"{base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or 'none'}")
+    return f"{base}.{tag}" if tag else base

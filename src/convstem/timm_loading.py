@@ -1,0 +1,126 @@
+"""The fast path of ``timm.create_model(..., pretrained=True)``: a verified file, mapped, becomes the parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import PretrainedCfg, resolve_pretrained_cfg
+from timm.models._hub import hf_split
+from torch import nn
+
+from convstem import hub, registry
+from convstem.deferred import DeferredInit
+from convstem.weights_file import check_weights
+
+_LOCATION = ("file", "hf_hub_filename", "hf_hub_id", "source", "url")
+"""Fields of a pretrained cfg that say where the weights are."""
+
+# Weights under a pickle's name, which timm too looks for under a safe one first.
+_SAFE_NAMES = {
+    None: hub.WEIGHTS,
+    "pytorch_model.bin": hub.WEIGHTS,
+    "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weights file on this machine."""
+
+    path: Path
+    immutable: bool
+    """Nobody writes to it in place: it is in the Hub's cache or in this package, so parameters can share its memory."""
+
+
+def build_pretrained(
+    build: Callable[..., nn.Module],
+    name: str,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a pretrained timm model without initialising or copying what its weights file holds.
+
+    Args:
+        build: takes ``pretrained``, ``pretrained_cfg``, ``cache_dir`` and ``kwargs``, as ``build_model_with_cfg`` does.
+        name: timm name of the architecture.
+        pretrained_cfg, pretrained_cfg_overlay, cache_dir: see ``timm.create_model``.
+        kwargs: passed to ``build``.
+
+    Raises:
+        HubError: the weights cannot be had from the Hub.
+        CheckpointError: the weights do not fit the architecture.
+        ValueError: the file is damaged or holds NaN or Inf.
+    """
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
+    located = locate(cfg, cache_dir)
+    plan = cfg
+    if located:
+        check_weights(located.path)  # before anything is built
+        nowhere: dict[str, Any] = dict.fromkeys(_LOCATION)
+        plan = replace(cfg, **nowhere | {"file": str(located.path), "custom_load": False})
+    with _off_meta(kwargs), DeferredInit(adopt=bool(located and located.immutable)):
+        model = build(pretrained=True, pretrained_cfg=plan, cache_dir=cache_dir, **kwargs)
+    _restore_location(model.pretrained_cfg, cfg)
+    return model
+
+
+def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Located | None:
+    """Return the local safetensors file a pretrained cfg means, fetched and verified if it is on the Hub.
+
+    None where the cfg names something else (a URL, a folder, a state dict, a pickle): timm then loads it.
+
+    Raises:
+        HubError: the file cannot be had from the Hub.
+        ValueError: the Hub file asked for is not a safetensors file.
+    """
+    if cfg.source != "hf-hub" and (cfg.state_dict or cfg.file):
+        return _local(cfg)
+    if not cfg.hf_hub_id or cfg.custom_load == "hf":
+        return None
+    repository, revision = hf_split(cfg.hf_hub_id)
+    if cfg.source == "hf-hub":  # timm has just fetched the config: the weights come from the same commit
+        revision = hub.cached_commit(repository, revision, cache_dir) or revision
+    filename = _SAFE_NAMES.get(cfg.hf_hub_filename, cfg.hf_hub_filename)
+    return Located(hub.fetch(repository, filename, revision, cache_dir=cache_dir).path, immutable=True)
+
+
+def _local(cfg: PretrainedCfg) -> Located | None:
+    path = Path(str(cfg.file))
+    if cfg.source == "local-dir":
+        path /= hub.WEIGHTS
+        return Located(path, immutable=False) if path.exists() else None
+    if cfg.state_dict or path.suffix != ".safetensors":
+        return None
+    return Located(path, immutable=path.is_relative_to(registry.data_dir("registry")))
+
+
+@contextmanager
+def _off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Keep a pretrained model off the meta device, where its weights would be lost without a word."""
+    if torch.device(kwargs.get("device") or torch.get_default_device()).type != "meta":
+        yield
+        return
+    warnings.warn(
+        "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
+        "a model without values pass pretrained=False",
+        stacklevel=7,  # the caller of timm.create_model
+    )
+    kwargs.pop("device", None)
+    with torch.device("cpu"):
+        yield
+
+
+def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:
+    """Make a model's pretrained cfg say again where its weights are for everyone, not on this machine."""
+    for field in _LOCATION:
+        stored.pop(field, None)
+        if getattr(cfg, field) is not None:
+            stored[field] = getattr(cfg, field)
