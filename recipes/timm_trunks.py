@@ -22,6 +22,7 @@ from pathlib import Path
 
 import timm
 import torch
+from generated import write_or_check
 from timm.layers import PatchEmbed
 from torch import nn
 
@@ -91,12 +92,7 @@ def main() -> int:
         print(f"cannot build {name}: {error}", file=sys.stderr)
     print(f"{len(trunks)} trunks among {len(names)} architectures; {len(failures)} cannot be built")
     text = json.dumps(trunks, indent=0) + "\n"
-    if args.check:
-        stale = not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text
-        print(f"{TARGET.name} is stale: run python recipes/timm_trunks.py" if stale else f"{TARGET.name} is current")
-        return int(stale)
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(TARGET, text, args.check, "timm_trunks.py")
 
 
 if __name__ == "__main__":

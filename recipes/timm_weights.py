@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import timm
+from generated import write_or_check
 
 from convstem import registry
 
@@ -65,12 +66,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if the file is stale")
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(fields)}" for name, fields in rows().items())
     text = f"{{\n{lines}\n}}\n"
-    if parser.parse_args().check:
-        stale = not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text
-        print(f"{TARGET.name} is stale: run python recipes/timm_weights.py" if stale else f"{TARGET.name} is current")
-        return int(stale)
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(TARGET, text, parser.parse_args().check, "timm_weights.py")
 
 
 if __name__ == "__main__":

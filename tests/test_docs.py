@@ -43,8 +43,9 @@ def test_nothing_is_left_to_fill_in():
     assert not re.findall(r"@[A-Z]+@", README)
 
 
-def test_the_generated_tags_are_timms():
-    subprocess.run([sys.executable, str(ROOT / "recipes" / "timm_weights.py"), "--check"], check=True)
+@pytest.mark.parametrize("script", ["compiled_registry.py", "timm_weights.py"])
+def test_the_generated_files_of_the_registry_are_current(script):
+    subprocess.run([sys.executable, str(ROOT / "recipes" / script), "--check"], check=True)
 
 
 def test_the_generated_trunks_are_timms():

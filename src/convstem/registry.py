@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -12,16 +13,11 @@ from typing import Any, TypeVar
 
 from convstem.specs import ModelSpec, TrunkSpec, WeightsSpec
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 Record = TypeVar("Record", ModelSpec, TrunkSpec, WeightsSpec)
 
 
-# Hand-written rows are TOML; generated ones are JSON, which parses many times faster (every import of a host pays).
-_PARSERS = {".toml": tomllib.loads, ".json": json.loads}
+COMPILED = "compiled.json"
+"""The TOML files as JSON, which parses many times faster: every import of timm or torchvision pays for it."""
 
 
 class RegistryError(ValueError):
@@ -43,11 +39,49 @@ def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
     Raises:
         RegistryError: not TOML or JSON, a duplicate row, an unknown or missing field, or a value the record refuses.
     """
-    try:
-        tables = _PARSERS[path.suffix](path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:  # a duplicate [row] ends here as well
-        raise RegistryError(f"{path.name}: {error}") from error
+    tables = read_tables(path)
     return {name: _record(record, name, table, f"{path.name}: [{name}]") for name, table in tables.items()}
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Return a file's tables: JSON, or TOML, which is taken from the compiled file if that is of the same content.
+
+    Raises:
+        RegistryError: not TOML or JSON; a duplicate row of TOML is one reason.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".toml":
+        compiled = _compiled(path.parent).get(path.name)
+        if compiled and compiled["sha1"] == fingerprint(content):
+            return dict(compiled["tables"])
+        return parse_toml(path.name, content)
+    try:
+        return dict(json.loads(content))
+    except ValueError as error:
+        raise RegistryError(f"{path.name}: {error}") from error
+
+
+def parse_toml(name: str, content: bytes) -> dict[str, Any]:
+    """Return the tables of a TOML file with this name and content."""
+    if sys.version_info >= (3, 11):
+        import tomllib  # takes as long as everything else here, so only when it is needed
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(content.decode())
+    except ValueError as error:
+        raise RegistryError(f"{name}: {error}") from error
+
+
+def fingerprint(content: bytes) -> str:
+    """Return what tells one content of a file from another."""
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+@cache
+def _compiled(folder: Path) -> dict[str, Any]:
+    path = folder / COMPILED
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
 
 def _record(record: type[Record], name: str, table: object, where: str) -> Record:
@@ -115,7 +149,15 @@ def weights() -> Mapping[str, WeightsSpec]:
 
 def weights_of(architecture: str) -> list[WeightsSpec]:
     """Return the weights entries of one architecture, its default first."""
-    return [entry for entry in weights().values() if entry.architecture == architecture]
+    return _weights_by_architecture().get(architecture, [])
+
+
+@cache
+def _weights_by_architecture() -> Mapping[str, list[WeightsSpec]]:
+    groups: dict[str, list[WeightsSpec]] = {}
+    for entry in weights().values():
+        groups.setdefault(entry.architecture, []).append(entry)
+    return groups
 
 
 def torchvision_names() -> dict[str, str]:

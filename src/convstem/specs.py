@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d")
@@ -176,7 +177,7 @@ class ModelSpec:
                 "leave `torchvision` out of this row"
             )
 
-    @property
+    @cached_property
     def stem(self) -> StemSpec:
         """The architecture's stem."""
         return StemSpec(
@@ -254,7 +255,7 @@ class WeightsSpec:
         if self.label_names and len(self.label_names) != self.num_classes:
             raise ValueError(f"{len(self.label_names)} label_names for num_classes = {self.num_classes}")
 
-    @property
+    @cached_property
     def architecture(self) -> str:
         """The architecture's timm name."""
         return self.name.split(".", 1)[0]

@@ -61,6 +61,7 @@ def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
     """Return torchvision's record of a weights entry, with the metadata its own tests ask for."""
     size = entry.input_size[1:]
     sized = replace(spec, img_size=size[0], num_classes=entry.num_classes)
+    params = num_params(sized)
     return Weights(
         url=(registry.data_dir("registry") / entry.file).as_uri() if entry.file else f"hf-hub:{entry.hf_hub_id}",
         transforms=partial(
@@ -74,13 +75,13 @@ def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
         meta={
             "categories": categories(entry),
             "min_size": size,
-            "num_params": num_params(sized),
+            "num_params": params,
             "recipe": entry.recipe,
             "license": entry.license,
             "convstem": entry.name,
             "_metrics": {entry.dataset: dict(entry.metrics)},
             "_ops": round(macs(sized) / 1e9, 3),
-            "_file_size": round(4 * num_params(sized) / 1024**2, 3),  # float32
+            "_file_size": round(4 * params / 1024**2, 3),  # float32
             "_docs": entry.description,
         },
     )
