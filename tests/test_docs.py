@@ -1,5 +1,6 @@
 """The documents say what is true: the README's tables and code against the registry, generated files against timm."""
 
+import json
 import re
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def test_links_lead_somewhere(path):
 
 def test_nothing_is_left_to_fill_in():
     assert not re.findall(r"@[A-Z]+@", README)
+
+
+def test_the_readmes_loading_times_are_the_benchmarks():
+    sizes = json.loads((ROOT / "benchmarks" / "results" / "load" / "load.json").read_text(encoding="utf-8"))["sizes"]
+    rows = dict(re.findall(r"\| ViT-(\w+)/16 \|(.*) ms", README))
+    assert list(rows) == list(sizes)
+    for size, row in rows.items():
+        medians = [f"{1e3 * seconds:.0f}" for seconds in sizes[size]["medians"].values()]
+        assert re.findall(r"(\d+) ms", row + " ms") == medians
 
 
 @pytest.mark.parametrize("script", ["compiled_registry.py", "timm_weights.py"])

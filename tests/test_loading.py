@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from assertions import largest_difference, randomise
+from assertions import largest_difference, randomise, relative_error
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
@@ -323,3 +323,49 @@ def test_convert_runs_no_code_and_says_what_it_expected(tmp_path, monkeypatch):
     out.touch()
     with pytest.raises(FileExistsError, match="name another file"):
         convert_file(tmp_path / "other.pth", out)
+
+
+# One of every kind of timm model that can be transplanted: own classes, buffers that are not in the file, rope, relative
+# positions, registers, distillation, class-attention, windows, mixers.
+KINDS = [
+    "beit_base_patch16_224",
+    "cait_s24_224",
+    "convit_tiny",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+    "eva02_base_patch16_clip_224",
+    "mixer_s16_224",
+    "samvit_base_patch16",
+    "vit_base_patch16_clip_224",
+    "vit_base_patch16_rope_224",
+    "vit_base_patch16_siglip_224",
+    "vit_relpos_small_patch16_224",
+    "vit_small_patch16_dinov3",
+    "vit_so400m_patch16_siglip_256",
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("trunk", KINDS)
+def test_every_kind_of_timm_trunk_loads_the_same_bits(trunk, hub_file, monkeypatch):
+    from timm.models import PretrainedCfg
+
+    from convstem.trunk_vit import create_on_trunk
+
+    depth = {} if trunk.startswith("mixer") else {"depth": 1}
+    if trunk.startswith("samvit"):
+        depth["global_attn_indexes"] = (0,)
+    source = randomise(timm.create_model(trunk, **depth)).eval()
+    hub_file(f"me/{trunk}", source.state_dict())
+    cfg = PretrainedCfg(**{**source.pretrained_cfg, "hf_hub_id": f"me/{trunk}", "url": None, "hf_hub_filename": None})
+    cfg.custom_load = False
+    build = dict(pretrained=True, pretrained_cfg=cfg, **depth)
+    fast = create_on_trunk(f"{trunk}_convstem", trunk, **build)
+    fresh = create_on_trunk(f"{trunk}_convstem", trunk, num_classes=source.num_classes, **depth)
+    monkeypatch.setattr(timm_loading, "DeferredInit", lambda adopt: contextlib.nullcontext())
+    slow = create_on_trunk(f"{trunk}_convstem", trunk, **build)
+    assert same(bits(fast), bits(slow))
+    assert not same(bits(fresh), bits(slow))  # negative control
+    x = 0.5 * torch.rand(1, *source.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        assert relative_error(fast.eval()(x), source(x)) < 2e-5

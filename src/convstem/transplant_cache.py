@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -62,7 +63,7 @@ def _key(settings: Any, weight: Tensor, bias: Tensor | None) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for tensor in (weight, bias):
         if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(_bytes(tensor).data)
     return digest.hexdigest()
 
 
@@ -82,10 +83,15 @@ def _checksum(state: dict[str, Tensor]) -> int:
     """Return a number that any flipped bit changes: a millisecond, where a hash would take much of the load."""
     total = 0
     for tensor in state.values():
-        content = tensor.reshape(-1).view(torch.uint8)
+        content = _bytes(tensor)
         words = len(content) // 8 * 8
-        total = 31 * total + int(content[:words].view(torch.int64).sum()) + int(content[words:].sum())
+        total = 31 * total + int(content[:words].view(numpy.int64).sum()) + int(content[words:].sum())
     return total
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """Return a tensor's content as a numpy array of bytes."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _report(fields: dict[str, Any]) -> TransplantReport:
