@@ -325,8 +325,8 @@ def test_convert_runs_no_code_and_says_what_it_expected(tmp_path, monkeypatch):
         convert_file(tmp_path / "other.pth", out)
 
 
-# One of every kind of timm model that can be transplanted: own classes, buffers that are not in the file, rope, relative
-# positions, registers, distillation, class-attention, windows, mixers.
+# One of every kind of timm model that can be transplanted: own classes, buffers that are not in the file, rope,
+# relative positions, registers, distillation, class-attention, windows, mixers.
 KINDS = [
     "beit_base_patch16_224",
     "cait_s24_224",

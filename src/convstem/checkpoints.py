@@ -20,6 +20,7 @@ _POOLING = ("attn_pool.", "fc_norm.", "norm.")
 
 _STEM = "patch_embed.backbone."
 _PATCHIFY = "patch_embed.proj.weight"
+_COUNTER = ".num_batches_tracked"  # a frozen norm has none, and BatchNorm starts anew without it
 
 
 def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: str) -> list[str]:
@@ -64,8 +65,8 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
     own = _tensors(model)
     head = f"{cfg['classifier']}."
     free: tuple[str, ...] = (head, *_POOLING) if model.num_classes != cfg["num_classes"] else ()
-    missing = [key for key in own if key not in state_dict and not key.startswith(free)]
-    surplus = [key for key in state_dict if key not in own and not key.startswith(free)]
+    missing = [key for key in own if key not in state_dict and not key.startswith(free) and not key.endswith(_COUNTER)]
+    surplus = [key for key in state_dict if key not in own and not key.startswith(free) and not key.endswith(_COUNTER)]
     misshapen = [
         f"{key} (file {list(state_dict[key].shape)}, model {list(own[key].shape)})"
         for key in own.keys() & state_dict.keys()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convstem.calibration import Calibration
-from convstem.registry import data_dir
+from convstem.card_facts import PLACEHOLDER, facts_of_config
+from convstem.cards import render
 from convstem.stem import StemLike
 from convstem.transplant_core import TransplantReport
 from convstem.transplant_model import normalised_range, transplant
@@ -98,16 +99,18 @@ def probe_batch(model: Any) -> Tensor:
 
 
 def card(result: TransplantResult) -> str:
-    """Return the model card of a transplanted model."""
-    base = result.source.removeprefix("hf-hub:")
-    template = Template((data_dir("hub_cards") / "transplanted.md").read_text(encoding="utf-8"))
-    return template.substitute(
-        architecture=result.architecture,
-        base_model=base if "/" in base else f"timm/{base}",
-        error=f"{result.measured_error:.1e}",
-        images=PROBE_IMAGES,
-        license=result.license if result.license != "unknown" else "other",
-        source=result.source,
-        source_license=result.license,
-        summary=result.report.summary(),
+    """Return the model card of a transplanted model that lies in its folder."""
+    config = json.loads((result.folder / "config.json").read_text(encoding="utf-8"))
+    base = None if result.source.startswith("local-dir:") else result.source.removeprefix("hf-hub:")
+    facts = facts_of_config(
+        config,
+        PLACEHOLDER,
+        result.license if result.license != "unknown" else "other",
+        name=result.architecture,
+        description=f"`{base or 'A local model'}` on a convolutional stem.",
+        base_model=f"timm/{base}" if base and "/" not in base else base,
+        transplanted=True,
+        measured_error=result.measured_error,
+        note=result.report.summary(),
     )
+    return render(facts)

@@ -49,6 +49,10 @@ class RepoCache:
         """Return where the file of a commit lies, present or not."""
         return self.folder / "snapshots" / commit / filename
 
+    def partial(self, digest: str) -> Path:
+        """Return where a download in pieces grows."""
+        return self.folder / "blobs" / f"{digest}.convstem-incomplete"
+
     def commit_of(self, revision: str | None) -> str | None:
         """Return the commit that the cache remembers for a branch, a tag or a sha."""
         if is_commit(revision):
@@ -77,9 +81,8 @@ class RepoCache:
             stat = pointer.stat()
         except OSError:
             return None
-        marker = self._marker(commit, filename)
         stamp = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        recorded = _read_json(marker)
+        recorded = _read_json(self._marker(commit, filename))
         blob = _blob_name(pointer)
         expected = expected or str(recorded.get("digest", "") or blob)
         if blob and blob != expected:  # stored under another content's name, as the client does after a stale ETag
@@ -90,7 +93,7 @@ class RepoCache:
             return ""
         if file_digest(pointer, len(expected)) != expected:
             return None
-        _write_quietly(marker, json.dumps({"digest": expected, **stamp}))
+        self._remember(commit, filename, {"digest": expected, **stamp})
         return expected
 
     def discard(self, commit: str, filename: str) -> str | None:
@@ -107,8 +110,8 @@ class RepoCache:
         pointer.unlink(missing_ok=True)
         return actual
 
-    def adopt(self, file: Path, digest: str, commit: str, filename: str) -> Path:
-        """Move a complete download to where the client would have put it, and return the pointer."""
+    def adopt(self, file: Path, digest: str, commit: str, filename: str) -> None:
+        """Move a complete and verified download to where the client would have put it."""
         blob, pointer = self.folder / "blobs" / digest, self.pointer(commit, filename)
         os.replace(file, blob)
         pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,8 @@ class RepoCache:
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
         except OSError:  # a file system without symlinks: huggingface_hub copies too
             shutil.copyfile(blob, pointer)
-        return pointer
+        stat = pointer.stat()
+        self._remember(commit, filename, {"digest": digest, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
 
     def sweep(self, digest: str) -> None:
         """Remove what killed downloads of this content left behind."""
@@ -127,6 +131,9 @@ class RepoCache:
                     orphan.unlink()
             except OSError:  # another process was faster, or the cache is not ours to write
                 continue
+
+    def _remember(self, commit: str, filename: str, facts: dict[str, object]) -> None:
+        _write_quietly(self._marker(commit, filename), json.dumps(facts))
 
     def _marker(self, commit: str, filename: str) -> Path:
         return self.folder / ".convstem" / commit / f"{filename}.json"

@@ -32,6 +32,10 @@ class AccessDeniedError(HubError):
     """The Hub refuses this repository to this user, or to everybody."""
 
 
+class MissingFileError(HubError):
+    """The repository does not have the file, or offline, the cache does not."""
+
+
 class RevisionMissingError(HubError):
     """The repository is there, the branch, tag or commit is not."""
 
@@ -55,7 +59,7 @@ def is_transient(error: BaseException) -> bool:
     response: Any = getattr(error, "response", None)
     if response is not None:
         signed = response.request.method == "GET" and "X-Error-Code" not in response.headers
-        expired = signed and response.status_code in (401, 403) and "/api/" not in response.request.url.path
+        expired = signed and response.status_code in (401, 403) and "/api/" not in str(response.request.url)
         return response.status_code in _TRANSIENT_STATUS or expired
     if isinstance(error, HubError) or type(error).__name__ in ("OfflineModeIsEnabled", "HFValidationError"):
         return False
@@ -102,7 +106,7 @@ def explain(error: BaseException, repo_id: str, revision: str | None, token: Any
             f"{repo_id} has no revision {revision!r} ({status}); check the branch, tag or commit"
         )
     if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
-        return HubError(f"{where} does not have the file that was asked for ({status})")
+        return MissingFileError(f"{where} does not have the file that was asked for ({status})")
     if kind == "DisabledRepoError":
         return AccessDeniedError(f"{repo_id} was disabled by the Hub ({status})")
     if status in (401, 403, 404):

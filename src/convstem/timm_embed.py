@@ -135,6 +135,20 @@ class ConvStemEmbed(HybridEmbed):
         self.feature_size = self.grid_size = feature_size(size, patch)
         self.num_patches = math.prod(self.grid_size)
 
+    def train(self, mode: bool = True) -> ConvStemEmbed:
+        """Set train or eval mode.
+
+        Raises:
+            TypeError: the activations are gone; timm keeps them inside its norms, and torch's own SyncBatchNorm
+                conversion replaces those by norms alone.
+        """
+        if any(type(module) is nn.SyncBatchNorm for module in self.backbone.modules()):
+            raise TypeError(
+                "torch's convert_sync_batchnorm has dropped the activations of this stem, which timm keeps inside its "
+                "norms: convert a fresh model with timm.layers.convert_sync_batchnorm instead"
+            )
+        return super().train(mode)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images [batch, in_chans, height, width] to tokens [batch, tokens, embed_dim] (or ``output_fmt``)."""
         _, channels, height, width = x.shape

@@ -1,0 +1,55 @@
+"""What the stock Hub client and convstem do under faults: every row is run, over real HTTP.
+
+python benchmarks/hub_faults.py > benchmarks/results/hub_faults.txt
+"""
+
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from hub_server import Client, HubServer
+from hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_killed, run_row, run_together
+from hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
+
+DOWNLOADS = {
+    **{row.name: partial(run_row, row=row) for row in ROWS},
+    "process killed, run again": run_killed,
+    "16 threads at once": partial(run_together, threads=True),
+    "4 processes at once": partial(run_together, threads=False),
+}
+PUSHES = {row.name: partial(run_push_row, row=row) for row in PUSH_ROWS}
+
+
+def table(cases, stock, convstem, hub, client):
+    """Run every case with both codes and print the outcomes."""
+    for name, run in cases.items():
+        print(f"\n{name}")
+        for who, code in (("stock", stock), ("convstem", convstem)):
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                outcome = run(hub=hub, client=client, code=code, cache=Path(folder))
+                print(f"  {who:<9}{time.perf_counter() - start:6.1f} s  {outcome[:150]}", flush=True)
+
+
+def main():
+    """Print both tables."""
+    import huggingface_hub
+
+    hub = HubServer()
+    with tempfile.TemporaryDirectory() as home:
+        client = Client(**hub.env, HF_HOME=home, HF_TOKEN="writer")
+        client("import timm, torchvision, convstem.hub_push")  # so that no row is charged for it
+        print(f"huggingface_hub {huggingface_hub.__version__}, timeouts of 2 and 5 s\n\nDOWNLOADS")
+        table(DOWNLOADS, STOCK, CONVSTEM, hub, client)
+        print("\n\nPUSHES (stock: HfApi.upload_folder)")
+        table(PUSHES, STOCK_PUSH, CONVSTEM_PUSH, hub, client)
+        client.close()
+    hub.close()
+
+
+if __name__ == "__main__":
+    main()

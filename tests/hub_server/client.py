@@ -1,0 +1,76 @@
+"""Clients of the test Hub: separate processes, because huggingface_hub reads its settings once, at import."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+
+LOOP = """
+import contextlib, io, json, sys, traceback, warnings
+requests, replies = sys.stdin, sys.stdout
+sys.stdout = sys.stderr
+names = {}
+for line in requests:
+    reply = {"value": None, "error": None, "warnings": []}
+    noise = io.StringIO()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(noise):
+        warnings.simplefilter("always")
+        try:
+            exec(json.loads(line), names)
+            reply["value"] = names.pop("result", None)
+        except BaseException as error:
+            reply["error"], reply["kind"] = str(error), type(error).__name__
+            traceback.print_exc()
+    reply["warnings"] = [str(w.message) for w in caught]
+    reply["output"] = noise.getvalue()
+    print(json.dumps(reply, default=str), file=replies, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What some code did in the client: its ``result``, or the error."""
+
+    value: object = None
+    error: str | None = None
+    kind: str | None = None
+    warnings: tuple = ()
+    output: str = ""
+
+
+def environment(**env):
+    """Return the environment of a client: no settings of the caller's Hub client."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTEST_"))}
+    return {**clean, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
+
+
+def run_python(code, timeout=120, **env):
+    """Run code in a fresh process and return the completed process."""
+    arguments = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(
+        arguments, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+class Client:
+    """A process with one set of Hub settings, for code after code."""
+
+    def __init__(self, **env):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LOOP],
+            env=environment(**env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, code):
+        """Run code; what it assigns to ``result`` (JSON-plain) comes back."""
+        self.process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
+        self.process.stdin.flush()
+        return Outcome(**json.loads(self.process.stdout.readline()))
+
+    def close(self):
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()

@@ -1,0 +1,104 @@
+"""Runs timm's and torchvision's scripts, unmodified, as a user does: a subprocess on an image folder."""
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+CLASSES, TRAIN, VALIDATION = 10, 4, 3
+"""Ten classes, as the embedded weights have; images of each class in each split."""
+
+NAME = "vit_nano4_convstem"
+BASE = f"--model {NAME} --device cpu --batch-size 20 --workers 0 --no-aug --warmup-epochs 0 --opt adamw --lr 1e-3"
+"""Flags of every call of timm's train.py; later ones override them."""
+
+TWO_PROCESSES = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """A folder of scripts, an image folder to run them on, and where their output goes."""
+
+    folder: Path
+    images: Path
+    out: Path
+
+    def run(self, script, *arguments, launcher=(), code=None, fails=False):
+        """Run a script (or ``python -c CODE``) in its folder; return what it printed, logs and all."""
+        target = ["-c", code] if code else [*launcher, script]
+        command = [sys.executable, *target, *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": import_path()}
+        done = subprocess.run(command, cwd=self.folder, env=environment, check=False, capture_output=True, text=True)
+        printed = done.stdout + done.stderr
+        assert bool(done.returncode) == fails, f"exit code {done.returncode}\n{printed[-6000:]}"
+        return printed
+
+
+def import_path():
+    """Return PYTHONPATH with this folder on it, for cpu_ddp.py."""
+    return os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+
+
+def write_images(root):
+    """Write an image folder of flat colours: cropping, flipping and reordering change nothing."""
+    for split, count in (("train", TRAIN), ("validation", VALIDATION)):
+        for label in range(CLASSES):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                colour = (25 * label + index, 255 - 20 * label, (90 * label) % 255 + (split == "train"))
+                Image.new("RGB", (32, 32), colour).save(folder / f"{label}_{index}.png")
+    (root / "val").symlink_to("validation")  # torchvision's name
+    return root
+
+
+def read_checkpoint(path):
+    """Return a training checkpoint; it holds the script's argparse namespace, hence the full unpickler."""
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def largest_gap(a, b):
+    """Return the largest absolute difference between two nested states of the same shape."""
+    if isinstance(a, torch.Tensor):
+        return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return max((largest_gap(a[key], b[key]) for key in a), default=0.0)
+    return abs(float(a) - float(b))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a call of train.py left."""
+
+    folder: Path
+    log: str
+
+    @property
+    def checkpoint(self):
+        return read_checkpoint(self.folder / "last.pth.tar")
+
+    @property
+    def weights(self):
+        return self.checkpoint["state_dict"]
+
+    @property
+    def lr_scales(self):
+        return {group.get("lr_scale", 1.0) for group in self.checkpoint["optimizer"]["param_groups"]}
+
+    @property
+    def summary(self):
+        with open(self.folder / "summary.csv") as file:
+            return list(csv.DictReader(file))
+
+
+def train(scripts, experiment, *flags, epochs=1, **options):
+    """Call timm's train.py with ``BASE`` and further flags."""
+    where = ["--data-dir", scripts.images, "--output", scripts.out, "--experiment", experiment]
+    log = scripts.run("train.py", *where, *BASE.split(), "--epochs", epochs, *flags, **options)
+    return Run(scripts.out / experiment, log)
