@@ -352,6 +352,20 @@ def test_a_damaged_config_is_fetched_again(hub, pusher, tmp_path):
 
 
 @pytest.mark.full
+def test_a_config_that_is_damaged_but_readable_is_noticed(hub, pusher, tmp_path):
+    """timm reads the config before it calls us, so the load that read it wrongly must not succeed."""
+    push(pusher)
+    load = f"result = timm.create_model('hf-hub:{REPO}', pretrained=True, cache_dir={str(tmp_path)!r}).num_classes"
+    hub.arm(Fault(origin="hub", path="config.json", flip=hub.store.read(REPO, "config.json").index(b"0.4914")))
+    plain = load.replace("pretrained=True, ", "")
+    assert pusher(plain).error is None  # negative control: without weights nobody looks
+    broken = pusher(load)
+    assert broken.kind == "HubError"
+    assert "config.json of writer/nano was damaged in the cache when timm read it; it has been fetched" in broken.error
+    assert pusher(load).error is None
+
+
+@pytest.mark.full
 def test_the_examples_of_a_pushed_card_run(hub, pusher):
     push(pusher)
     blocks = re.findall(r"```python\n(.*?)```", hub.store.read(REPO, "README.md").decode(), re.DOTALL)

@@ -152,7 +152,7 @@ def _torchvision(facts: CardFacts, spec: ModelSpec | None) -> str:
         "image_size": facts.input_size[1],
     }
     code = (_TORCHVISION_TAG if facts.tag else _TORCHVISION_FILE).format(**values)
-    return f"```python\nimport torchvision\n{code}\n```\n"
+    return f"```python\nimport torchvision\n\n{code}\n```\n"
 
 
 def _is_named_in_torchvision(spec: ModelSpec) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convstem.calibration import Calibration
 from convstem.card_facts import PLACEHOLDER, facts_of_config
 from convstem.cards import render
+from convstem.staging import finish_config
 from convstem.stem import StemLike
 from convstem.transplant_core import TransplantReport
 from convstem.transplant_model import normalised_range, transplant
@@ -73,6 +74,7 @@ def transplant_to_folder(
     result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
     folder.mkdir(parents=True, exist_ok=True)
     timm.models.save_for_hf(twin, str(folder), safe_serialization=True)
+    finish_config(folder, result.license)
     (folder / "README.md").write_text(card(result), encoding="utf-8")
     return result
 

@@ -14,6 +14,7 @@ from typing import Any
 from convstem import hub, hub_listing, registry
 from convstem.card_facts import facts_of_entry
 from convstem.cards import render
+from convstem.checkpoints import CheckpointError
 from convstem.hub_commit import Target, push_folder
 from convstem.hub_errors import AccessDeniedError, HubError, RevisionMissingError
 from convstem.licenses import refusal
@@ -123,7 +124,7 @@ def _carry_out(row: Publication, private: bool, token: Any, report: Callable[[Pu
                 result = push_folder(Path(temporary), Target(row.repo_id, private=private, token=token))
             action = "published" if result.changed else "same"
             done = Publication(row.name, row.repo_id, action, str(result.commit))
-        except (HubError, ValueError) as error:  # one repository's trouble; the others go on
+        except (CheckpointError, HubError, ValueError) as error:  # one repository's trouble; the others go on
             done = Publication(row.name, row.repo_id, "failed", str(error))
         report(done)
     return done

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from timm.models._hub import hf_split
 from torch import nn
 
 from convstem import hub, registry
 from convstem.deferred import DeferredInit
+from convstem.hub_errors import HubError
 from convstem.weights_file import check_weights
 
 _LOCATION = ("file", "hf_hub_filename", "hf_hub_id", "source", "url")
@@ -86,10 +88,28 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Located |
     if not cfg.hf_hub_id or cfg.custom_load == "hf":
         return None
     repository, revision = hf_split(cfg.hf_hub_id)
-    if cfg.source == "hf-hub":  # timm has just fetched the config: the weights come from the same commit
-        revision = hub.cached_commit(repository, revision, cache_dir) or revision
     filename = _SAFE_NAMES.get(cfg.hf_hub_filename, cfg.hf_hub_filename)
-    return Located(hub.fetch(repository, filename, revision, cache_dir=cache_dir).path, immutable=True)
+    if cfg.source == "hf-hub":
+        path = _beside_config(repository, revision, filename, cache_dir)
+    else:
+        path = hub.fetch(repository, filename, revision, cache_dir=cache_dir).path
+    return Located(path, immutable=True)
+
+
+def _beside_config(repository: str, revision: str | None, filename: str, cache_dir: str | Path | None) -> Path:
+    """Return the weights of the commit whose config timm has just fetched and read, once that is verified too."""
+    commit = hub.cached_commit(repository, revision, cache_dir)
+    if commit is None:
+        return hub.fetch(repository, filename, revision, cache_dir=cache_dir).path
+    config = Path(str(try_to_load_from_cache(repository, hub.CONFIG, cache_dir=cache_dir, revision=commit)))
+    read = config.read_bytes()
+    files = hub.fetch_all(repository, [hub.CONFIG, filename], commit, cache_dir=cache_dir)
+    if files[hub.CONFIG].path.read_bytes() != read:
+        raise HubError(
+            f"{hub.CONFIG} of {repository} was damaged in the cache when timm read it; it has been fetched again and "
+            "is right now: make the same call once more"
+        )
+    return files[filename].path
 
 
 def _local(cfg: PretrainedCfg) -> Located | None:
