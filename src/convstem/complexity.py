@@ -5,12 +5,13 @@ from __future__ import annotations
 from convstem.specs import ModelSpec
 
 
-def num_params(spec: ModelSpec, num_classes: int | None = None) -> int:
-    """Return the number of trainable parameters at the architecture's image size.
+def num_params(spec: ModelSpec, num_classes: int | None = None, img_size: int | None = None) -> int:
+    """Return the number of trainable parameters.
 
     Args:
         spec: the architecture.
         num_classes: size of the head; default: the architecture's own. 0 counts no head.
+        img_size: in pixels; default: the architecture's own.
     """
     dim, classes = spec.embed_dim, spec.num_classes if num_classes is None else num_classes
     hidden = int(dim * spec.mlp_ratio)
@@ -18,21 +19,26 @@ def num_params(spec: ModelSpec, num_classes: int | None = None) -> int:
     mlp = 2 * dim * hidden + hidden + dim
     scales = 2 * dim if spec.trunk_args.get("init_values") else 0
     blocks = spec.depth * (attention + mlp + scales + 4 * dim)
-    positions = _tokens(spec) + (0 if spec.trunk_args.get("no_embed_class") else 1)
+    positions = _tokens(spec, img_size) + (0 if spec.trunk_args.get("no_embed_class") else 1)
     embeddings = dim + (positions * dim if spec.pos_embed == "learn" else 0)
     return _stem_params(spec) + embeddings + blocks + 2 * dim + (dim + 1) * classes
 
 
-def macs(spec: ModelSpec) -> int:
-    """Return the multiply-adds of one image: convolutions, linear layers and attention products."""
-    dim, tokens = spec.embed_dim, _tokens(spec) + 1
+def macs(spec: ModelSpec, num_classes: int | None = None, img_size: int | None = None) -> int:
+    """Return the multiply-adds of one image: convolutions, linear layers and attention products.
+
+    Args:
+        spec, num_classes, img_size: see ``num_params``.
+    """
+    dim, tokens = spec.embed_dim, _tokens(spec, img_size) + 1
+    classes = spec.num_classes if num_classes is None else num_classes
     hidden = int(dim * spec.mlp_ratio)
     block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim
-    return _stem_macs(spec) + spec.depth * block + dim * spec.num_classes
+    return _stem_macs(spec, img_size) + spec.depth * block + dim * classes
 
 
-def _tokens(spec: ModelSpec) -> int:
-    return (spec.img_size // spec.patch_size) ** 2
+def _tokens(spec: ModelSpec, img_size: int | None) -> int:
+    return ((img_size or spec.img_size) // spec.patch_size) ** 2
 
 
 def _stem_params(spec: ModelSpec) -> int:
@@ -43,8 +49,8 @@ def _stem_params(spec: ModelSpec) -> int:
     return total + inputs * spec.embed_dim + spec.embed_dim
 
 
-def _stem_macs(spec: ModelSpec) -> int:
-    stem, inputs, size, total = spec.stem, 3, spec.img_size, 0
+def _stem_macs(spec: ModelSpec, img_size: int | None) -> int:
+    stem, inputs, size, total = spec.stem, 3, img_size or spec.img_size, 0
     for channels, kernel, stride in zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True):
         size = -(-size // stride)
         total += kernel * kernel * inputs * channels * size * size
