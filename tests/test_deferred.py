@@ -88,6 +88,16 @@ def test_other_types_and_strides_are_copied():
     assert layer.bias.dtype == torch.float32
 
 
+def test_a_part_of_a_larger_tensor_is_copied(tmp_path):
+    large = torch.randn(1000, 8)
+    with DeferredInit(adopt=True):
+        layer = Counted(8, 4)
+        layer.load_state_dict({"weight": large[:4], "bias": torch.zeros(4)})
+    assert torch.equal(layer.weight, large[:4])
+    torch.save(layer.state_dict(), tmp_path / "layer.pth")
+    assert (tmp_path / "layer.pth").stat().st_size < large.nbytes / 4
+
+
 def test_one_parameter_copied_from_another():
     with DeferredInit():
         a, b = Counted(8, 4), Counted(8, 4)

@@ -86,7 +86,8 @@ class DeferredInit(TorchFunctionMode):
     def _adoptable(self, parameter: nn.Parameter, value: Tensor) -> bool:
         same = all(getattr(value, name) == getattr(parameter, name) for name in ("shape", "dtype", "device"))
         free = value.data_ptr() not in self._adopted  # a tensor loaded twice must not tie two parameters
-        return self._adopt and same and free and value.is_contiguous() and not value.requires_grad
+        whole = value.untyped_storage().nbytes() == value.nbytes  # else torch.save would write what it is a part of
+        return self._adopt and same and free and whole and value.is_contiguous() and not value.requires_grad
 
 
 def _changes_in_place(func: Callable[..., Any]) -> bool:
