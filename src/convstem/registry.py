@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,8 +39,10 @@ def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
     Raises:
         RegistryError: not TOML or JSON, a duplicate row, an unknown or missing field, or a value the record refuses.
     """
-    tables = read_tables(path)
-    return {name: _record(record, name, table, f"{path.name}: [{name}]") for name, table in tables.items()}
+    known = {f.name: f for f in fields(record) if f.name != "name"}
+    required = frozenset(n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING)
+    read = partial(_record, record, frozenset(known), required)
+    return {name: read(name, table, f"{path.name}: [{name}]") for name, table in read_tables(path).items()}
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -84,15 +86,15 @@ def _compiled(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
 
-def _record(record: type[Record], name: str, table: object, where: str) -> Record:
-    known = {f.name: f for f in fields(record) if f.name != "name"}
+def _record(
+    record: type[Record], known: frozenset[str], required: frozenset[str], name: str, table: object, where: str
+) -> Record:
     if not isinstance(table, Mapping):
         raise RegistryError(f"{where}: expected a table of fields, got {table!r}")
-    unknown = sorted(set(table) - set(known))
+    unknown = sorted(table.keys() - known)
     if unknown:
         raise RegistryError(f"{where}: unknown field {', '.join(unknown)}; the fields are {', '.join(sorted(known))}")
-    required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    missing = sorted(required - set(table))
+    missing = sorted(required - table.keys())
     if missing:
         raise RegistryError(f"{where}: missing field {', '.join(missing)}")
     try:
