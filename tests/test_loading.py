@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import struct
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -173,6 +175,25 @@ def test_load_refuses_a_model_without_a_stem(tmp_path):
         convstem.load(tmp_path)
     with pytest.raises(ValueError, match="layout must be one of timm, torchvision; got 'jax'"):
         convstem.load(NANO, layout="jax")
+
+
+BY_RULE = """
+import sys, timm, torch, convstem
+source = timm.create_model("vit_relpos_small_patch16_224", depth=1).eval()
+model = convstem.transplant(source)
+timm.models.save_for_hf(model, sys.argv[1], safe_serialization=True)
+assert not timm.is_model(model.pretrained_cfg["architecture"])  # negative control
+again = convstem.load(sys.argv[1])
+x = torch.rand(1, 3, 224, 224)
+print(float((again(x) - source(x)).detach().norm() / source(x).detach().norm()))
+"""
+
+
+@pytest.mark.full
+def test_load_knows_the_names_by_rule(tmp_path):
+    result = subprocess.run([sys.executable, "-c", BY_RULE, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 5e-6
 
 
 # ---- bad files -------------------------------------------------------------------------------------------------------
