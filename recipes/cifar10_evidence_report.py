@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import os
+import platform
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 COLOURS = {"conv": "tab:blue", "patchify": "tab:orange"}
@@ -118,6 +122,17 @@ def to_text(runs: dict[Key, list[Curve]]) -> str:
     return "\n".join([head, *(line for setting in settings(runs) for line in setting_lines(runs, setting))]) + "\n"
 
 
+def circumstances(out: Path) -> str:
+    """Return what all runs share, and the machine and versions of this report."""
+    shared = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    images = " and ".join(f"{shared[f'{part}_images'] or 'all'} {part}" for part in ("train", "test"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    return (
+        f"{images} images (the first of each class), batch {shared['batch_size']}; timm's train.py, unmodified\n"
+        f"{platform.machine()}, {os.cpu_count()} cores; python {platform.python_version()}, {packages}"
+    )
+
+
 def plot(runs: dict[Key, list[Curve]], path: Path) -> None:
     """Draw, per model and optimizer, accuracy over epochs at the best rate, and final accuracy over the rate."""
     import matplotlib.pyplot as plt
@@ -147,7 +162,7 @@ def write(out: Path) -> None:
     runs = read_runs(out)
     if not runs:
         raise SystemExit(f"{out / 'runs'} has no summary.csv with a finished epoch")
-    text = to_text(runs)
+    text = f"{to_text(runs)}\n{circumstances(out)}\n"
     (out / "results.txt").write_text(text, encoding="utf-8")
     plot(runs, out / "curves.png")
     print(text, end="")
