@@ -127,6 +127,15 @@ def test_never_left_on_meta(how):
         assert timm.create_model(NANO, **arguments).cls_token.is_meta  # negative control: without weights it is
 
 
+def test_torchvisions_are_never_left_on_meta_either():
+    builder = torchvision.models.get_model_builder("vit_nano_4_convstem")
+    with torch.device("meta"), pytest.warns(UserWarning, match="meta device holds no values.*loaded on the CPU"):
+        model = builder(weights="DEFAULT")
+    assert same(bits(model), bits(builder(weights="DEFAULT")))
+    with torch.device("meta"):
+        assert builder().class_token.is_meta  # negative control
+
+
 def test_the_pretrained_cfg_says_where_the_weights_are_for_everyone(hub_file):
     plain(SOURCES[TI16], hub_file)
     for arguments in ({}, {"features_only": True, "out_indices": [0]}):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from timm.models._hub import hf_split
 from torch import nn
 
 from convstem import hub, registry
-from convstem.deferred import DeferredInit
+from convstem.deferred import DeferredInit, off_meta
 from convstem.hub_errors import HubError
 from convstem.weights_file import check_weights
 
@@ -68,7 +65,7 @@ def build_pretrained(
         check_weights(located.path)  # before anything is built
         nowhere: dict[str, Any] = dict.fromkeys(_LOCATION)
         plan = replace(cfg, **nowhere | {"file": str(located.path), "custom_load": False})
-    with _off_meta(kwargs), DeferredInit(adopt=bool(located and located.immutable)):
+    with off_meta(kwargs), DeferredInit(adopt=bool(located and located.immutable)):
         model = build(pretrained=True, pretrained_cfg=plan, cache_dir=cache_dir, **kwargs)
     _restore_location(model.pretrained_cfg, cfg)
     return model
@@ -120,22 +117,6 @@ def _local(cfg: PretrainedCfg) -> Located | None:
     if cfg.state_dict or path.suffix != ".safetensors":
         return None
     return Located(path, immutable=path.is_relative_to(registry.data_dir("registry")))
-
-
-@contextmanager
-def _off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Keep a pretrained model off the meta device, where its weights would be lost without a word."""
-    if torch.device(kwargs.get("device") or torch.get_default_device()).type != "meta":
-        yield
-        return
-    warnings.warn(
-        "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
-        "a model without values pass pretrained=False",
-        stacklevel=7,  # the caller of timm.create_model
-    )
-    kwargs.pop("device", None)
-    with torch.device("cpu"):
-        yield
 
 
 def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:

@@ -10,7 +10,7 @@ from torchvision.models._utils import _ovewrite_named_param
 from torchvision.models.vision_transformer import VisionTransformer
 
 from convstem.checkpoints import explain_mismatch
-from convstem.deferred import DeferredInit
+from convstem.deferred import DeferredInit, off_meta
 from convstem.layouts import convert
 from convstem.specs import ModelSpec, StemSpec, check_heads, check_stem_patch
 from convstem.stem import StemLike, as_stem_spec, init_stem, to_torchvision
@@ -54,10 +54,11 @@ def create_torchvision_model(
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return _build(stem, sizes)
-    state_dict = weights.get_state_dict(progress=progress, check_hash=True)
-    with DeferredInit(adopt=True):
-        model = _build(stem, sizes)
-        model.load_state_dict(state_dict)
+    with off_meta({}):
+        state_dict = weights.get_state_dict(progress=progress, check_hash=True)
+        with DeferredInit(adopt=True):
+            model = _build(stem, sizes)
+            model.load_state_dict(state_dict)
     return model
 
 
