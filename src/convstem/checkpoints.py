@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from convstem.layouts import convert, detect_layout
@@ -31,13 +31,16 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
         model: one of our models.
         layout: the model's layout, ``timm`` or ``torchvision``.
     """
+    own = _tensors(model)
+    if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
+        return []  # every good load comes here: nothing to look into
     found = detect_layout(state_dict)
     if found not in (None, layout):
         return [
             f"this checkpoint has the layout {found!r}, the model has {layout!r}: load "
             f"convstem.convert(state_dict, source={found!r}, target={layout!r}) instead."
         ]
-    actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(_tensors(model), layout)
+    actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
     if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
         return [_patchify_sentence(actual[_PATCHIFY])]
     if actual and _channels(actual) != _channels(expected):
@@ -78,7 +81,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
         "shapes differ": misshapen,
     }
     if any(findings.values()):
-        lists = [f"{text}: {_some(keys)}" for text, keys in findings.items() if keys]
+        lists = [f"{text}: {some_of(keys)}" for text, keys in findings.items() if keys]
         raise CheckpointError(
             f"these weights do not fit {cfg.get('architecture', 'the model')}. "
             + ". ".join([*lists, *explain_mismatch(state_dict, model, "timm")])
@@ -90,7 +93,8 @@ def _tensors(model: nn.Module) -> dict[str, Any]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _some(keys: list[str]) -> str:
+def some_of(keys: Collection[str]) -> str:
+    """Return the first five keys, sorted, and how many more there are."""
     return ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 

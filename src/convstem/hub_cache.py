@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from convstem.local_cache import store
+
 CHUNK = 1 << 20
 ORPHAN_SECONDS = 3600.0
 """A ``*.incomplete`` file that nobody wrote to for so long belongs to a killed process."""
@@ -65,7 +67,7 @@ class RepoCache:
     def remember_ref(self, revision: str | None, commit: str) -> None:
         """Record the commit of a branch or tag, as the client does, once all its files are there."""
         if not is_commit(revision):
-            _write_quietly(self.folder / "refs" / (revision or "main"), commit)
+            _store_text(self.folder / "refs" / (revision or "main"), commit)
 
     def verified(self, commit: str, filename: str, expected: str | None = None) -> str | None:
         """Return the digest of a cached file if its content has it; hash the content unless that was done before.
@@ -133,7 +135,7 @@ class RepoCache:
                 continue
 
     def _remember(self, commit: str, filename: str, facts: dict[str, object]) -> None:
-        _write_quietly(self._marker(commit, filename), json.dumps(facts))
+        _store_text(self._marker(commit, filename), json.dumps(facts))
 
     def _marker(self, commit: str, filename: str) -> Path:
         return self.folder / ".convstem" / commit / f"{filename}.json"
@@ -153,12 +155,5 @@ def _read_json(path: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _write_quietly(path: Path, text: str) -> None:
-    """Write atomically; a read-only cache merely forgets."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        return
+def _store_text(path: Path, text: str) -> None:
+    store(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

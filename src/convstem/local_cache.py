@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from pathlib import Path
 KINDS = ("checked", "stems")
 """Folders of the cache: notes about files whose content was checked, and transplanted stems."""
 
-_CHECKED: set[tuple[str, str]] = set()
-"""What this process has found checked already, so that it need not read the note again."""
+_CHECKED: set[Path] = set()
+"""Notes that this process has found already, so that it need not look for them again."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,11 @@ def store(path: Path, write: Callable[[Path], object]) -> None:
         path: the file.
         write: writes the content to the path it is given.
     """
-    temporary = ""
+    # Not tempfile's, which only its owner may read: several users may share a cache.
+    temporary = path.with_name(f".writing-{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        os.close(handle)
-        write(Path(temporary))
+        write(temporary)
         os.replace(temporary, path)
     except Exception:  # a full disk reaches us as whatever the writing library makes of it
         with suppress(OSError):
@@ -101,10 +100,9 @@ def check_once(path: Path, question: str, check: Callable[[], object]) -> None:
     stat = path.stat()
     about = [str(path.resolve()), question, stat.st_size, stat.st_mtime_ns]
     note = root() / "checked" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-    key = (str(note), question)
-    if key in _CHECKED or note.exists():
-        _CHECKED.add(key)
+    if note in _CHECKED or note.exists():
+        _CHECKED.add(note)
         return
     check()
-    _CHECKED.add(key)
+    _CHECKED.add(note)
     store(note, lambda temporary: temporary.write_text(json.dumps(about), encoding="utf-8"))

@@ -37,9 +37,10 @@ def create_on_trunk(
         kwargs: the trunk's own arguments, and ``stem_channels`` etc. (see ``StemSpec``).
     """
     changes = {field.name: kwargs.pop(f"stem_{field.name}", None) for field in fields(StemSpec)}
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     build = partial(_build, name, trunk, changes)
-    return build_pretrained(build, name, cfg, **kwargs) if pretrained else build(False, cfg, **kwargs)
+    if pretrained:
+        return build_pretrained(build, name, pretrained_cfg, pretrained_cfg_overlay, **kwargs)
+    return build(False, resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay), **kwargs)
 
 
 def _build(

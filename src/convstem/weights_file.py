@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from convstem.checkpoints import some_of
 from convstem.local_cache import check_once
 
 ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
@@ -87,12 +88,11 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
         state_dict: the tensors.
         where: what to call their source in the message.
     """
-    bad = sorted(name for name, tensor in state_dict.items() if not _is_finite(tensor))
+    bad = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
     if bad:
-        some = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise ValueError(
-            f"{where} holds NaN or Inf in {some}: these weights cannot have been meant. If they were, load them with "
-            "convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
+            f"{where} holds NaN or Inf in {some_of(bad)}: these weights cannot have been meant. If they were, load "
+            "them with convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
         )
 
 
