@@ -88,6 +88,8 @@ def test_a_transplant_is_published_with_its_base_model_and_measured_error(hub, c
     assert (made["source"], made["transform"]) == (source, "transplant")
     assert client(f"result = convstem.verify('org/{name}').ok").value is True
     assert actions(publish(client, f"{name!r}")) == ["skip"]
+    client("from convstem import publishing; publishing.ALGORITHM += 1")
+    assert actions(publish(client, f"{name!r}, dry_run=True")) == ["publish"]
 
 
 def test_one_failure_does_not_stop_the_others(hub, client):

@@ -20,6 +20,7 @@ from convstem.hub_errors import AccessDeniedError, HubError, RevisionMissingErro
 from convstem.licenses import refusal
 from convstem.specs import WeightsSpec
 from convstem.staging import finish_config, save, stage_embedded
+from convstem.transplant_cache import ALGORITHM
 from convstem.verification import require, verify_folder
 
 PROVENANCE = "convstem"
@@ -97,6 +98,7 @@ def provenance(entry: WeightsSpec, repo_id: str) -> dict[str, Any]:
         "entry": entry.name,
         "source": entry.hf_hub_id or entry.sha256,
         "transform": entry.transform,
+        "algorithm": ALGORITHM if entry.transform != "none" else None,  # a better transplant is published again
         "card": card[:16],
     }
 
