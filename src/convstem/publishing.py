@@ -20,7 +20,7 @@ from convstem.hub_errors import AccessDeniedError, HubError, RevisionMissingErro
 from convstem.licenses import refusal
 from convstem.specs import WeightsSpec
 from convstem.staging import finish_config, save, stage_embedded
-from convstem.transplant_cache import ALGORITHM
+from convstem.transplant_core import ALGORITHM
 from convstem.verification import require, verify_folder
 
 PROVENANCE = "convstem"

@@ -21,10 +21,7 @@ from torch import Tensor
 
 from convstem import local_cache
 from convstem.specs import StemSpec
-from convstem.transplant_core import LayerReport, TransplantReport
-
-ALGORITHM = 1
-"""Raise it whenever ``transplant_stem`` gives another result for the same arguments."""
+from convstem.transplant_core import ALGORITHM, LayerReport, TransplantReport
 
 Transplanted: TypeAlias = tuple[dict[str, Tensor], TransplantReport]
 

@@ -18,6 +18,9 @@ from convstem.statistics import PatchStatistics, prior_statistics
 from convstem.transplant_install import Target, install
 from convstem.transplant_plan import LayerPlan, floored, plan_layers
 
+ALGORITHM = 1
+"""Raise it whenever ``transplant_stem`` gives another result: kept stems and published weights are made again."""
+
 SHIFTS = ("auto", "box", "data")
 """How far contents are shifted to be positive; see ``transplant_stem``."""
 
