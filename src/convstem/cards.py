@@ -11,6 +11,7 @@ from convstem import registry
 from convstem.card_facts import CardFacts, facts_of_entry, sized_spec
 from convstem.complexity import macs, num_params
 from convstem.specs import ModelSpec
+from convstem.trunks import rule_trunks
 
 TEMPLATE = "template.md"
 
@@ -29,6 +30,13 @@ _TRANSPLANT = """The patch embedding of {base_model} was converted into a convol
 
 The licence is that of {base_model}. The stem's BatchNorm holds statistics that fit the pixel range of the preprocessing
 above; in fine-tuning, `convstem.freeze_stem(model, bn_only=True)` keeps them."""
+
+_IMPORTS = "import timm"
+
+_IMPORTS_BY_RULE = """import convstem
+import timm
+
+convstem.register(all=True)  # this name is one of those made by rule, which are registered on request"""
 
 _TORCHVISION_TAG = """model = torchvision.models.get_model("{torchvision}", weights="{tag}").eval()"""
 
@@ -60,6 +68,7 @@ def render(facts: CardFacts) -> str:
     from huggingface_hub import ModelCard
 
     spec = sized_spec(facts)
+    by_rule = facts.architecture in rule_trunks()
     template = Template((registry.data_dir("hub_cards") / TEMPLATE).read_text(encoding="utf-8"))
     body = template.substitute(
         name=facts.name,
@@ -69,7 +78,9 @@ def render(facts: CardFacts) -> str:
         stem=_stem_table(spec) if spec else "The stem is listed in `config.json` under `model_args`.",
         repo_id=facts.repo_id,
         timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}",
+        imports=_IMPORTS_BY_RULE if by_rule else _IMPORTS,
         torchvision=_torchvision(facts, spec),
+        setting=", with `CONVSTEM_REGISTER=all` in the environment" if by_rule else "",
         size=f"{facts.input_size[1]} x {facts.input_size[2]}",
         resize=round(facts.input_size[1] / facts.crop_pct),
         interpolation=facts.interpolation,
