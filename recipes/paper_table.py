@@ -84,13 +84,14 @@ def size_lines() -> list[str]:
 
 
 def trained(folder: str) -> str:
-    """Return the accuracy that a log in recipes/results ends with, or that there is none."""
-    path = RESULTS / folder / "summary.csv"
-    if not path.exists():
+    """Return the accuracy that the logs in recipes/results end with after all cycles, or that there are none."""
+    cycles = []
+    for path in sorted((RESULTS / folder).glob("summary*.csv")):
+        with open(path, encoding="utf-8") as file:
+            cycles.append([row for row in csv.DictReader(file) if row["epoch"].isdigit()][-1])
+    if not cycles:
         return "not trained here"
-    with open(path, encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["epoch"].isdigit()]
-    return f"{float(rows[-1]['eval_top1']):.2f} % after {int(rows[-1]['epoch']) + 1} epochs"
+    return f"{float(cycles[-1]['eval_top1']):.2f} % after {sum(int(row['epoch']) + 1 for row in cycles)} epochs"
 
 
 def error_lines() -> list[str]:
@@ -107,9 +108,9 @@ def optimizer_lines() -> list[str]:
     """Return the comparison of optimizers: the paper's, then ours at CIFAR scale where it has been run."""
     lines = [f"{'4GF, 50 epochs':<16}{'AdamW':>8}{'SGD':>8}{'gap':>8}"]
     lines += [f"{stem:<16}{adamw:>8}{sgd:>8}{sgd - adamw:>8.1f}" for stem, (adamw, sgd) in OPTIMIZERS.items()]
-    here = RESULTS / "cifar10_evidence" / "results.txt"
-    text = here.read_text(encoding="utf-8") if here.exists() else "not run here: recipes/cifar10_evidence.py"
-    return [*lines, "", "here, at CIFAR scale:", *text.splitlines()]
+    for path in sorted(RESULTS.glob("cifar10_evidence*/results.txt")):
+        lines += ["", "here, at CIFAR scale:", *path.read_text(encoding="utf-8").splitlines()]
+    return lines
 
 
 def cifar_lines() -> list[str]:
