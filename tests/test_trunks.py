@@ -8,8 +8,11 @@ import torch
 from assertions import largest_difference, randomise, relative_error
 from test_autoload import python
 
+import convstem
 from convstem import registry
-from convstem.trunks import named_trunks, rule_trunks, trunk_cfgs
+from convstem.staging import stage
+from convstem.trunks import named_trunks, rule_trunks, transplanted_name, trunk_cfgs
+from convstem.verification import verify_folder
 
 SMALL = {"depth": 1, "img_size": 64}
 
@@ -59,7 +62,62 @@ def test_arguments_stem_and_round_trip(tmp_path):
         timm.create_model("vit_s16_dinov3_convstem", stem_channels=[16, 32, 64], **SMALL)
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("beit_base_patch16_384", "beit_b16_convstem"),
+        ("deit3_small_patch16_384", "deit3_s16_convstem"),
+        ("vit_base_patch16_siglip_256", "vit_b16_siglip_convstem"),
+        ("vit_small_patch16_384", "vit_s16_convstem"),
+        ("vit_small_patch16_dinov3", "vit_s16_dinov3_convstem"),
+    ],
+)
+def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source, name, tmp_path):
+    model = convstem.transplant(randomise(timm.create_model(source, depth=1, num_classes=3)).eval())
+    assert model.pretrained_cfg["architecture"] == name
+    stage(model, tmp_path)
+    failed = [check for check in verify_folder(tmp_path, source).checks if not check.ok]
+    assert [check.name for check in failed] == ["license"]  # there is no card
+    images = torch.randn(1, *model.pretrained_cfg["input_size"])
+    fresh = timm.create_model(name, depth=1, num_classes=3, img_size=images.shape[-1]).eval()
+    assert largest_difference(fresh, model, images) > 0  # negative control
+    assert largest_difference(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), model, images) == 0
+
+
+def test_all_sizes_of_a_name_are_one_architecture():
+    rows = {*registry.models(), *named_trunks()} - {"vit_7b16_dinov3_convstem"}  # takes long to build
+    sources = [spec.trunk for spec in rule_trunks().values() if transplanted_name(spec.trunk) in rows]
+    assert len(sources) > 40
+    for source in sources:
+        size = timm.get_pretrained_cfg(source).input_size[-1]
+        with torch.device("meta"):
+            theirs = timm.create_model(source, depth=1)
+            ours = timm.create_model(transplanted_name(source), depth=1, img_size=size, num_classes=theirs.num_classes)
+        ours.patch_embed = theirs.patch_embed
+        assert str(ours) == str(theirs).replace(type(theirs).__name__, type(ours).__name__, 1)
+
+
+BY_RULE = """
+import convstem, sys, timm
+from convstem.staging import stage
+from convstem.verification import verify_folder
+from pathlib import Path
+folder = Path(sys.argv[1])
+"""
+
+
+@pytest.mark.full
+def test_a_transplant_on_a_trunk_by_rule_is_known_to_a_new_process(tmp_path):
+    make = "stage(convstem.transplant(timm.create_model('vit_relpos_small_patch16_224', depth=1)), folder)"
+    python(BY_RULE + make, str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "vit_relpos_small_patch16_224_convstem"
+    check = "assert [c.name for c in verify_folder(folder, 'x').checks if not c.ok] == ['license']"
+    python(BY_RULE + check, str(tmp_path))
+    python(BY_RULE + "assert len(convstem.load(folder).blocks) == 1", str(tmp_path))
+
+
 def test_other_sizes_become_suffixes():
+    assert list(trunk_cfgs([named_trunks()["vit_l16_siglip_convstem"]], sizes=True))[-1].endswith("_384")  # 512: unlike
     tags = list(trunk_cfgs([named_trunks()["deit3_b16_convstem"]], sizes=True))
     assert "deit3_b16_convstem.fb_in1k" in tags
     assert "deit3_b16_convstem.fb_in1k_384" in tags

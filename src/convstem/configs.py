@@ -6,11 +6,14 @@ import inspect
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from convstem import registry
+from convstem.hosts import ensure_registered
 from convstem.hub_transfer import LARGEST_TEXT
+from convstem.specs import StemSpec
 from convstem.trunks import named_trunks, rule_trunks
 
 LARGEST_SIZE = {"depth": 512, "embed_dim": 1 << 14, "img_size": 1 << 14, "num_classes": 1 << 20, "num_heads": 1 << 10}
@@ -18,6 +21,9 @@ LARGEST_SIZE = {"depth": 512, "embed_dim": 1 << 14, "img_size": 1 << 14, "num_cl
 
 LARGEST_NUMBER = 1 << 20
 """The same for every other number of a config."""
+
+STEM_ARGUMENTS = {f"stem_{field.name}" for field in fields(StemSpec)}
+"""What every name of ours takes; on other timm trunks it is not in the model class."""
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
 """A config has no business to say where weights are: they lie beside it."""
@@ -86,7 +92,8 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     import timm
 
     name, args = config["architecture"], dict(config.get("model_args") or {})
-    known = _argument_names(type(timm.create_model(name, device="meta")))
+    ensure_registered(name)
+    known = _argument_names(type(timm.create_model(name, device="meta"))) | STEM_ARGUMENTS
     unknown = sorted(set(args) - known)
     if unknown:
         raise ValueError(f"config.json: unknown model_args {', '.join(unknown)}; {name} has {', '.join(sorted(known))}")

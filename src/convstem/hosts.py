@@ -51,6 +51,16 @@ def register(all: bool = False) -> dict[str, Record]:
     return dict(RECORDS)
 
 
+def ensure_registered(architecture: str | None) -> None:
+    """Register the names by rule if this is one of them, for they are not registered until somebody asks."""
+    import timm
+
+    from convstem.trunks import rule_trunks
+
+    if architecture in rule_trunks() and not timm.is_model(architecture):
+        register(all=True)
+
+
 def register_loaded(path: str) -> None:
     """Register with the hosts that are imported already."""
     for host, module in HOST_MODULES.items():

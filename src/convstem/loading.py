@@ -11,11 +11,10 @@ import timm
 from torch import nn
 
 from convstem import hub, registry
-from convstem.hosts import register
+from convstem.hosts import ensure_registered
 from convstem.layouts import LAYOUTS
 from convstem.specs import choice
 from convstem.timm_embed import ConvStemEmbed
-from convstem.trunks import rule_trunks
 from convstem.weights_file import ALLOW_NONFINITE
 
 
@@ -74,25 +73,19 @@ def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> 
     """
     name = os.fspath(source).removeprefix("local-dir:")
     if Path(name).is_dir():
-        _make_known(json.loads((Path(name) / hub.CONFIG).read_text(encoding="utf-8")).get("architecture"))
+        ensure_registered(json.loads((Path(name) / hub.CONFIG).read_text(encoding="utf-8")).get("architecture"))
         return f"local-dir:{name}"
     repository = name.removeprefix("hf-hub:")
     if "/" in repository:
         repository, _, revision = repository.partition("@")
         files = hub.fetch_all(repository, [hub.CONFIG, hub.WEIGHTS], revision or None, cache_dir=cache_dir)
-        _make_known(json.loads(files[hub.CONFIG].path.read_text(encoding="utf-8")).get("architecture"))
+        ensure_registered(json.loads(files[hub.CONFIG].path.read_text(encoding="utf-8")).get("architecture"))
         return f"hf-hub:{repository}@{files[hub.CONFIG].commit}"
     base, _, tag = name.partition(".")
-    _make_known(base)
+    ensure_registered(base)
     if not timm.is_model(base):  # trunks are timm's names, and only there
         base = registry.find(base).name
     tags = timm.list_models(f"{base}.*", pretrained=True)
     if tag and f"{base}.{tag}" not in tags:
         raise KeyError(f"{base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or 'none'}")
     return f"{base}.{tag}" if tag else base
-
-
-def _make_known(architecture: str) -> None:
-    """Register the names by rule if this is one of them, for they are not registered until somebody asks."""
-    if architecture in rule_trunks() and not timm.is_model(architecture):
-        register(all=True)

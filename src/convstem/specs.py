@@ -209,6 +209,8 @@ class TrunkSpec:
     """Our timm name."""
     trunk: str
     """The timm patchify architecture."""
+    unlike: tuple[str, ...] = ()
+    """timm architectures that are named as other image sizes of the trunk, but differ in more than that."""
 
 
 @dataclass(frozen=True)

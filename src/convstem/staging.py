@@ -12,6 +12,7 @@ from typing import Any
 
 from convstem import hub, registry
 from convstem.configs import check_ours
+from convstem.hosts import ensure_registered
 from convstem.specs import WeightsSpec
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
@@ -125,6 +126,7 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool) -> None:
     args = vars(checkpoint["args"]) if "args" in checkpoint else {}
     architecture = str(checkpoint.get("arch")).split(".", 1)[0]
     check_ours(architecture)
+    ensure_registered(architecture)
     kwargs = dict(args.get("model_kwargs") or {})
     kwargs["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
     kwargs.setdefault("in_chans", args.get("in_chans"))

@@ -18,7 +18,6 @@ from timm.layers import PatchEmbed, resample_patch_embed
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
-from convstem import registry
 from convstem.calibration import Calibration, calibration_statistics
 from convstem.specs import StemSpec, default_stem
 from convstem.statistics import PatchStatistics
@@ -27,6 +26,7 @@ from convstem.timm_embed import ConvStemEmbed
 from convstem.timm_models import FIRST_CONV
 from convstem.transplant_cache import cached_transplant
 from convstem.transplant_core import TransplantReport, transplant_stem
+from convstem.trunks import transplanted_name
 
 PixelRange: TypeAlias = tuple[Sequence[float], Sequence[float]]
 
@@ -269,12 +269,3 @@ def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
         model.pretrained_cfg = model.default_cfg = cfg
     model._traits = {**getattr(model, "_traits", {}), "first_conv": first_conv}
     model._model_args = {**getattr(model, "_model_args", {}), **spec.model_args}
-
-
-def transplanted_name(architecture: str) -> str:
-    """Return our name for a timm architecture with a conv stem, for example ``vit_b16_convstem``."""
-    trunk = architecture.rpartition("_")[0]  # without the image size
-    for model in registry.models().values():
-        if model.trunk and model.trunk.rpartition("_")[0] == trunk:
-            return model.name
-    return f"{architecture}_convstem"

@@ -30,6 +30,19 @@ def rule_trunks() -> Mapping[str, TrunkSpec]:
     return {f"{name}_convstem": TrunkSpec(f"{name}_convstem", name) for name in names}
 
 
+def transplanted_name(architecture: str) -> str:
+    """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the one made by rule."""
+    rows = {without_size(spec.trunk): name for name, spec in registry.models().items() if spec.trunk}
+    rows |= {without_size(spec.trunk): name for name, spec in named_trunks().items() if architecture not in spec.unlike}
+    return rows.get(without_size(architecture), f"{architecture}_convstem")
+
+
+def without_size(architecture: str) -> str:
+    """Return a timm name without the image size at its end, if it has one; DINOv3's, among others, have none."""
+    name, _, size = architecture.rpartition("_")
+    return name if size.isdigit() else architecture
+
+
 def trunk_cfgs(specs: Iterable[TrunkSpec], sizes: bool) -> dict[str, Any]:
     """Return timm's pretrained cfgs of some trunks under our names, by ``name.tag``, in timm's order.
 
@@ -43,7 +56,7 @@ def trunk_cfgs(specs: Iterable[TrunkSpec], sizes: bool) -> dict[str, Any]:
     found = {}
     for spec in specs:
         prefix = spec.trunk.rpartition("_")[0]
-        others = [name for name in siblings.get(prefix, ()) if name != spec.trunk]
+        others = [name for name in siblings.get(prefix, ()) if name not in (spec.trunk, *spec.unlike)]
         for source in [spec.trunk, *(others if spec.trunk in siblings.get(prefix, ()) else ())]:
             suffix = "" if source == spec.trunk else source.removeprefix(prefix)
             for name in _registry._model_with_tags[source]:
