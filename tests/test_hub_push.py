@@ -69,6 +69,25 @@ def test_one_commit_that_timm_loads(hub, pusher):
 
 
 @pytest.mark.full
+def test_a_transplant_under_a_licence_that_the_hub_does_not_list(hub, client):
+    made = client("""
+        import convstem, timm
+        source = timm.create_model("vit_small_patch16_dinov3", depth=1, num_classes=3)
+        twin = convstem.transplant(source)
+        own = "---\\nlicense: dinov3-license\\n---\\n"
+    """)
+    assert made.error is None
+    refused = client(f"convstem.push(twin, {REPO!r}, license='dinov3-license', card=own)")
+    assert '"license" must be one of [' in refused.error
+    pushed = client(f"result = convstem.push(twin, {REPO!r}, license='dinov3-license').to_json()")
+    assert pushed.value["files"] == dict.fromkeys(FILES, "add")
+    data = ModelCard(hub.store.read(REPO, "README.md").decode()).data
+    assert (data.license, data.license_name) == ("other", "dinov3-license")
+    again = client(f"result = timm.create_model('hf-hub:{REPO}', pretrained=True).pretrained_cfg['architecture']")
+    assert again.value == "vit_s16_dinov3_convstem"
+
+
+@pytest.mark.full
 def test_the_same_content_again_sends_nothing(hub, pusher):
     first = push(pusher)
     hub.log.clear()

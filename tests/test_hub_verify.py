@@ -2,15 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import convstem
+from convstem import registry
+from convstem.card_facts import facts_of_entry
+from convstem.cards import render
 from convstem.cli import main
-from convstem.licenses import check_license, refusal
+from convstem.licenses import check_license, license_metadata, license_of_card, refusal
 
 NANO = "vit_nano4_convstem.cifar10"
 
@@ -175,3 +180,14 @@ def test_licences_that_forbid_publishing_a_transplant(license):
 @pytest.mark.parametrize("license", ["apache-2.0", "cc-by-nc-4.0", "mit"])
 def test_licences_that_allow_it(license):
     assert refusal(license) is None
+
+
+@pytest.mark.parametrize(
+    ("license", "stated"),
+    [("mit", {"license": "mit"}), ("dinov3-license", {"license": "other", "license_name": "dinov3-license"})],
+)
+def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(license, stated):
+    assert license_metadata(license) == stated
+    text = render(replace(facts_of_entry(registry.weights()[NANO]), license=license))
+    assert {name: value for name, value in ModelCard(text).data.to_dict().items() if "license" in name} == stated
+    assert license_of_card(text) == license

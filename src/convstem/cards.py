@@ -10,6 +10,7 @@ from typing import Any
 from convstem import registry
 from convstem.card_facts import CardFacts, facts_of_entry, sized_spec
 from convstem.complexity import macs, num_params
+from convstem.licenses import license_metadata
 from convstem.specs import ModelSpec
 from convstem.trunks import rule_trunks
 
@@ -99,9 +100,9 @@ def metadata(facts: CardFacts) -> Any:
     from huggingface_hub import ModelCardData
 
     dataset = _DATASETS.get(facts.dataset)
-    relation: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
+    relation = {"base_model_relation": "finetune"} if facts.base_model else {}
+    further: dict[str, Any] = {**license_metadata(facts.license), **relation}
     return ModelCardData(
-        license=facts.license,
         library_name="timm",
         pipeline_tag="image-classification" if facts.num_classes else "image-feature-extraction",
         tags=["convstem", "timm", "transformers", *(["transplant"] if facts.transplanted else []), "vit"],
@@ -109,7 +110,7 @@ def metadata(facts: CardFacts) -> Any:
         base_model=facts.base_model,
         model_name=facts.name,
         eval_results=_eval_results(facts) or None,
-        **relation,
+        **further,
     )
 
 

@@ -17,6 +17,9 @@ ID = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
 REV = r"(?P<revision>[\w.-]+|refs/pr/\d+)"
 FILE = r"(?P<path>.+)"
 
+LICENSES = ("apache-2.0", "cc-by-nc-4.0", "gpl-3.0", "mit", "other")
+"""Some of those that the Hub lists; a card with another one is refused."""
+
 
 def routes(*rows):
     return tuple((method, re.compile(pattern), name) for method, pattern, name in rows)
@@ -141,7 +144,10 @@ class ApiHandler(Handler):
         self.reply_json({"type": "user", "name": "writer", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
     def validate_yaml(self):
-        self.reply_json({"errors": [], "warnings": []})
+        license = re.search(r"^license: (.*)$", json.loads(self.body)["content"], re.MULTILINE)
+        wrong = bool(license) and license[1] not in LICENSES
+        errors = [{"message": f'"license" must be one of [{", ".join(LICENSES)}]'}] if wrong else []
+        self.reply_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def create_repo(self):
         asked = json.loads(self.body)
