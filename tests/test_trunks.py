@@ -10,6 +10,7 @@ from test_autoload import python
 
 import convstem
 from convstem import registry
+from convstem.export import transplant_to_folder
 from convstem.staging import stage
 from convstem.trunks import named_trunks, rule_trunks, transplanted_name, trunk_cfgs
 from convstem.verification import verify_folder
@@ -82,6 +83,12 @@ def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source, name, tmp
     fresh = timm.create_model(name, depth=1, num_classes=3, img_size=images.shape[-1]).eval()
     assert largest_difference(fresh, model, images) > 0  # negative control
     assert largest_difference(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), model, images) == 0
+
+
+def test_a_transplant_that_no_name_rebuilds_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="names exist for timm trunks of patch 8, 16 and 32. Nothing was written"):
+        transplant_to_folder("swin_tiny_patch4_window7_224", tmp_path / "swin", pretrained=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_sizes_of_a_name_are_one_architecture():

@@ -65,12 +65,17 @@ def _set_keys(*tables: Mapping[str, Any]) -> set[str]:
 
 def check_ours(architecture: str) -> None:
     """Raise ``ValueError`` unless this is a conv-stem architecture of this package."""
-    if architecture in registry.models() or architecture in named_trunks() or architecture in rule_trunks():
+    if is_ours(architecture):
         return
     raise ValueError(
         f"expected a conv-stem architecture of convstem, got {architecture!r}: {registry.unknown_name(architecture)}. "
         "A patchify ViT becomes one with `convstem transplant`"
     )
+
+
+def is_ours(architecture: str) -> bool:
+    """Tell whether this is a conv-stem architecture of this package, so that a config with it can be loaded."""
+    return architecture in registry.models() or architecture in named_trunks() or architecture in rule_trunks()
 
 
 def _check_sizes(values: Mapping[str, Any]) -> None:

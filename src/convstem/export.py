@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convstem.calibration import Calibration
 from convstem.card_facts import PLACEHOLDER, facts_of_config
 from convstem.cards import render
+from convstem.configs import is_ours
 from convstem.staging import finish_config
 from convstem.stem import StemLike
 from convstem.transplant_core import TransplantReport
@@ -57,19 +58,24 @@ def transplant_to_folder(
         pretrained: False transplants random weights, to try things out.
 
     Raises:
-        ValueError: the measured error exceeds ``tolerance``; nothing is written.
+        ValueError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing is written.
     """
     import timm
 
     model = timm.create_model(source, pretrained=pretrained).eval()
     twin = transplant(model, stem, calibration, margin).eval()
+    cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
+    if not is_ours(cfg["architecture"]):
+        raise ValueError(
+            f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
+            "patch 8, 16 and 32. Nothing was written; use convstem.transplant in Python"
+        )
     error = measure_error(model, twin)
     if not error <= tolerance:
         raise ValueError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
             "Use a wider stem, calibration images, or a larger --tolerance"
         )
-    cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
     result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
     folder.mkdir(parents=True, exist_ok=True)
