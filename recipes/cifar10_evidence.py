@@ -5,7 +5,9 @@ the patchify twin is timm's ``vit_tiny_patch16_224`` with the same trunk. Interr
 
     python recipes/cifar10.py DATA
     python recipes/cifar10_evidence.py --train-py CLONE/train.py --data-dir DATA --out OUT \\
-        --models vit_nano4_convstem --train-images 5000 --test-images 2000 --epochs 10 --jobs 2   # two CPU cores
+        --models vit_nano4_convstem --train-images 5000 --test-images 2000 --epochs 8 --jobs 2    # two CPU cores
+    python recipes/cifar10_evidence.py --train-py CLONE/train.py --data-dir DATA --out XS4 --models vit_xs4_convstem \\
+        --optimizers adamw --rates adamw=1e-3 --train-images 5000 --test-images 1000 --epochs 5 --jobs 2
     python recipes/cifar10_evidence.py --train-py CLONE/train.py --data-dir DATA --out OUT \\
         --device cuda --epochs 100 --seeds 0 1 2 --jobs 8 --workers 2                             # a GPU, 16 cores
 
