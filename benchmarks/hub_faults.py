@@ -1,19 +1,16 @@
 """What the stock Hub client and convstem do under faults: every row is run, over real HTTP.
 
-python benchmarks/hub_faults.py > benchmarks/results/hub_faults.txt
+python -m benchmarks.hub_faults > benchmarks/results/hub_faults.txt
 """
 
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from hub_server import Client, HubServer
-from hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_killed, run_row, run_together
-from hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
+from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_killed, run_row, run_together
+from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
 
 DOWNLOADS = {
     **{row.name: partial(run_row, row=row) for row in ROWS},
@@ -42,7 +39,7 @@ def main():
     hub = HubServer()
     with tempfile.TemporaryDirectory() as home:
         client = Client(**hub.env, HF_HOME=home, HF_TOKEN="writer")
-        client("import timm, torchvision, convstem.hub_push")  # so that no row is charged for it
+        client("import timm, torchvision, convstem.publishing.push")  # so that no row is charged for it
         print(f"huggingface_hub {huggingface_hub.__version__}, timeouts of 2 and 5 s\n\nDOWNLOADS")
         table(DOWNLOADS, STOCK, CONVSTEM, hub, client)
         print("\n\nPUSHES (stock: HfApi.upload_folder)")

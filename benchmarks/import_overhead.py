@@ -3,7 +3,7 @@
 Fresh processes, paired: with the hook and with ``CONVSTEM_AUTOLOAD=0``, alternating. The registration time is taken
 inside the process, where the noise of importing the host itself does not reach it.
 
-    python benchmarks/import_overhead.py [--repeats 15]
+    python -m benchmarks.import_overhead [--repeats 15]
 """
 
 import argparse

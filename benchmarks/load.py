@@ -4,7 +4,7 @@ Files with random weights stand in a temporary Hub cache and torch home where th
 every load is a user's warm, offline one. Peer and ours alternate in one process with a warm file cache; medians and
 ratios are printed. Peak memory is measured in fresh processes, above what the imports need.
 
-    python benchmarks/load.py --out DIR [--repeats 9] [--sizes Ti S B L] [--device cuda]
+    python -m benchmarks.load --out DIR [--repeats 9] [--sizes Ti S B L] [--device cuda]
 
 DIR gets ``load.json``, ``load.txt`` and ``load.png``.
 """
@@ -38,7 +38,7 @@ FIRST_CLASS = "bench/{}"
 
 MEMORY = """
 import json, sys, torch, timm, torchvision
-import convstem.timm_vit, convstem.trunk_vit
+import convstem.timm_vit, convstem.models.timm_trunk
 def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 create, forward = json.loads(sys.argv[1])

@@ -7,7 +7,7 @@ root-mean-square difference over the root mean square of the original's values; 
 subtracting the mean over the images, which takes out what does not depend on the image. ``control`` is the output
 error with the stem's parameters drawn at random: it shows that the output depends on the stem.
 
-    python benchmarks/transplant_coverage.py [--only PATTERN] [--json FILE]
+    python -m benchmarks.transplant_coverage [--only PATTERN] [--json FILE]
 
 Architectures above 120 million parameters are built with two blocks. Where the entrypoint refuses another depth they
 are built in full, and above 400 million parameters only the patch embedding is built and compared.
@@ -37,7 +37,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from convstem import transplant
-from convstem.timm_embed import ConvStemEmbed
+from convstem.stem.embed import ConvStemEmbed
 
 TRUNKS = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 

@@ -1,8 +1,8 @@
 """How well transplant preserves the function, and what it costs: one table, every number measured in this run.
 
-    python benchmarks/transplant_quality.py [--quick] [--weights FILE.safetensors]   # --quick: a subset without bf16
+    python -m benchmarks.transplant_quality [--quick] [--weights FILE.safetensors]   # --quick: a subset without bf16
 
-The first part runs the real ViT-S/14 that recipes/dinov2_vit_small.py fetches, as patch 16 at 256 pixels; the second
+The first part runs the real ViT-S/14 that tools/dinov2_vit_small.py fetches, as patch 16 at 256 pixels; the second
 compares patch embeddings with random filters, or with those of that model. ``natural`` images are crops of photographs
 that no transplant saw; ``random`` ones have independent uniform pixels over the whole pixel range.
 Needs scikit-image and scikit-learn for the photographs, and onnx unless ``--weights`` is given.
@@ -27,14 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transplant_quality_cases import control_rows, exact_rows, narrow_row, trunk_rows
-from transplant_quality_cost import cost_rows, probe
-from transplant_quality_images import CALIBRATION, HELD_OUT, SIZE, corners, crops, outside, uniform
-from transplant_quality_table import Table
 
+from benchmarks.transplant_quality_cases import control_rows, exact_rows, narrow_row, trunk_rows
+from benchmarks.transplant_quality_cost import cost_rows, probe
+from benchmarks.transplant_quality_images import CALIBRATION, HELD_OUT, SIZE, corners, crops, outside, uniform
+from benchmarks.transplant_quality_table import Table
 from convstem import transplant
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 TRUNK_SIZE = 256
 """Pixels of the images for the real model."""
@@ -87,8 +85,7 @@ def processor() -> str:
 
 def real_model(weights: Path | None) -> Any:
     """Return the real ViT-S as patch 16, from a file or through the recipe."""
-    sys.path.insert(0, str(RECIPES))  # recipes are scripts, not a package
-    import dinov2_vit_small as recipe
+    from tools import dinov2_vit_small as recipe
 
     if weights:
         return recipe.load_patch16(weights)
@@ -141,7 +138,7 @@ def main() -> int:
     """Print the table; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a subset, in under a minute")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="what recipes/dinov2_vit_small.py wrote")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="what tools/dinov2_vit_small.py wrote")
     parser.add_argument("--probe", metavar="NAME", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
@@ -149,7 +146,7 @@ def main() -> int:
         return 0
     start = time.perf_counter()
     table = Table()
-    print(f"python benchmarks/transplant_quality.py{' --quick' if args.quick else ''}\n{circumstances()}", flush=True)
+    print(f"python -m benchmarks.transplant_quality{' --quick' if args.quick else ''}\n{circumstances()}", flush=True)
     measure(table, real_model(args.weights), args.quick)
     print(f"\n{'missed: ' + '; '.join(table.missed) if table.missed else 'every bar is met'}")
     print(f"{time.perf_counter() - start:.0f} s in all, {time.process_time():.0f} s of processor time")

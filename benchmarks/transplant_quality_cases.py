@@ -10,11 +10,12 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transplant_quality_images import SIZE
-from transplant_quality_table import Row
 
-from convstem import registry, transplant
-from convstem.stem import init_stem
+from benchmarks.transplant_quality_images import SIZE
+from benchmarks.transplant_quality_table import Row
+from convstem import transplant
+from convstem.registry import catalog
+from convstem.stem.init import init_stem
 
 CONTROL = 0.1
 """Least error of a random stem; below it the other rows would prove nothing."""
@@ -95,7 +96,7 @@ def narrow_row(
     source = embedding(16, 768, filters)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the stem .* is too narrow", UserWarning)  # that is what is measured
-        twin: Any = transplant(source, registry.find("vitc_18gf").stem, calibration)
+        twin: Any = transplant(source, catalog.find("vitc_18gf").stem, calibration)
     errors = [embedding_error(source, twin, kind) for kind in images[:2]]
     each = [embedding_error(source, twin, image) for image in images[0].split(1)]
     predicted = twin.transplant_report.predicted_relative_error

@@ -10,11 +10,11 @@ from statistics import median
 from subprocess import run
 
 import timm
-from transplant_quality_table import Row
 
+from benchmarks.transplant_quality_table import Row
 from convstem import transplant
 
-SCRIPT = Path(__file__).with_name("transplant_quality.py")
+SCRIPT = "benchmarks.transplant_quality"
 """What a process of its own runs, with ``--probe``."""
 
 REPEATS = 3
@@ -53,7 +53,7 @@ def cost_rows(case: str, name: str, seconds: float) -> list[Row]:
         name: timm architecture.
         seconds: bar.
     """
-    command = [sys.executable, str(SCRIPT), "--probe", name]
+    command = [sys.executable, "-m", SCRIPT, "--probe", name]
     outputs = [run(command, capture_output=True, text=True, check=True).stdout for _ in range(REPEATS)]
     costs = {key: [json.loads(output)[key] for output in outputs] for key in ("seconds", "cpu", "gib", "copy")}
     walls, busy = (", ".join(f"{value:.1f}" for value in costs[key]) for key in ("seconds", "cpu"))

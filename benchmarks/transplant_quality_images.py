@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import transforms
 
-from convstem.transplant_model import normalised_range
+from convstem.transplanting.pixels import normalised_range
 
 CALIBRATION = ("coffee", "rocket", "hubble_deep_field", "camera", "grass", "coins")
 """Photographs in scikit-image that a calibrated transplant measures."""

@@ -34,7 +34,7 @@ def install_finder(path):
 def register(host, path):
     """Register our names with a host that has just been imported; a failure is one warning."""
     try:
-        from convstem.hosts import register_host
+        from convstem.hosts.registration import register_host
 
         register_host(host, path)
     except Exception as error:

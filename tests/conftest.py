@@ -51,15 +51,15 @@ def hub_file():
 
 @pytest.fixture
 def figure(request):
-    """Record a measured figure in the report of the test; recipes/drive_scripts.py prints it."""
+    """Record a measured figure in the report of the test; experiments/drive_scripts.py prints it."""
     return lambda name, value: request.node.user_properties.append((name, value))
 
 
 @pytest.fixture(scope="session")
 def timm_scripts(tmp_path_factory):
     """timm's own train.py, validate.py, ... with a tiny image folder to run them on."""
-    from script_runs import Scripts, write_images
-    from script_sources import copy_scripts, find_timm_scripts
+    from tests.support.script_runs import Scripts, write_images
+    from tests.support.script_sources import copy_scripts, find_timm_scripts
 
     root = tmp_path_factory.mktemp("timm")
     return Scripts(copy_scripts(find_timm_scripts(), root / "scripts"), write_images(root / "images"), root / "out")
@@ -68,8 +68,8 @@ def timm_scripts(tmp_path_factory):
 @pytest.fixture(scope="session")
 def torchvision_scripts(tmp_path_factory):
     """torchvision's own references/classification, with a tiny image folder to run it on."""
-    from script_runs import Scripts, write_images
-    from script_sources import copy_scripts, find_torchvision_scripts
+    from tests.support.script_runs import Scripts, write_images
+    from tests.support.script_sources import copy_scripts, find_torchvision_scripts
 
     root = tmp_path_factory.mktemp("torchvision")
     folder = copy_scripts(find_torchvision_scripts(root), root / "scripts")

@@ -11,15 +11,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from assertions import largest_difference, randomise, relative_error
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import convstem
-from convstem import timm_loading
-from convstem.checkpoints import CheckpointError
-from convstem.cli import main
-from convstem.hub_errors import HubError
+from convstem.cli.main import main
+from convstem.errors import CheckpointError, HubError
+from convstem.weights import pretrained as timm_loading
+from tests.support.assertions import largest_difference, randomise, relative_error
 
 NANO = "vit_nano4_convstem"
 TI16 = "vit_ti16_convstem"
@@ -84,7 +83,7 @@ def test_the_fast_path_gives_the_bits_of_the_slow_path(name, arguments, hub_file
 
 
 def test_torchvision_builders_too(hub_file, monkeypatch):
-    from convstem import torchvision_vit
+    from convstem.models import torchvision_vit
 
     fast = bits(torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT"))
     monkeypatch.setattr(torchvision_vit, "DeferredInit", lambda adopt: contextlib.nullcontext())
@@ -336,7 +335,7 @@ class Evil:
 
 
 def test_convert_runs_no_code_and_says_what_it_expected(tmp_path, monkeypatch):
-    from convstem.conversion import convert_file
+    from convstem.files.checkpoint import convert_file
 
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"x": Evil()}}, tmp_path / "evil.pth")
@@ -380,7 +379,7 @@ KINDS = [
 def test_every_kind_of_timm_trunk_loads_the_same_bits(trunk, hub_file, monkeypatch):
     from timm.models import PretrainedCfg
 
-    from convstem.trunk_vit import create_on_trunk
+    from convstem.models.timm_trunk import create_on_trunk
 
     depth = {} if trunk.startswith("mixer") else {"depth": 1}
     if trunk.startswith("samvit"):

@@ -10,22 +10,22 @@ from importlib import import_module
 from typing import Any
 
 import _convstem_autoload
-from convstem.hosts import register, register_loaded
+from convstem.hosts.registration import register, register_loaded
 
 __version__ = "0.1.0"
 
 # Public name -> module, imported on first use so that `import convstem` stays light.
 _LAZY = {
-    "StemSpec": "convstem.specs",
-    "convert": "convstem.layouts",
-    "freeze_stem": "convstem.freeze",
-    "list_models": "convstem.listing",
+    "StemSpec": "convstem.registry.stem_spec",
+    "convert": "convstem.layouts.conversion",
+    "freeze_stem": "convstem.stem.freeze",
+    "list_models": "convstem.registry.describe",
     "load": "convstem.loading",
-    "publish": "convstem.publishing",
-    "pull": "convstem.hub_pull",
-    "push": "convstem.hub_push",
-    "transplant": "convstem.transplant_model",
-    "verify": "convstem.verification",
+    "publish": "convstem.publishing.publish",
+    "pull": "convstem.publishing.pull",
+    "push": "convstem.publishing.push",
+    "transplant": "convstem.transplanting.surgery",
+    "verify": "convstem.publishing.verify",
 }
 
 __all__ = [

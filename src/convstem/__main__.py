@@ -1,5 +1,5 @@
 """``python -m convstem``, and ``torchrun -m convstem run SCRIPT``."""
 
-from convstem.cli import main
+from convstem.cli.main import main
 
 main(prog_name="convstem")

@@ -10,12 +10,14 @@ from typing import Any
 import timm
 from torch import nn
 
-from convstem import hub, registry
-from convstem.hosts import ensure_registered
-from convstem.layouts import LAYOUTS
-from convstem.specs import choice
-from convstem.timm_embed import ConvStemEmbed
-from convstem.weights_file import ALLOW_NONFINITE
+from convstem.files.safetensors import ALLOW_NONFINITE
+from convstem.hosts.registration import ensure_registered
+from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.read import fetch_all
+from convstem.layouts.conversion import LAYOUTS
+from convstem.registry import catalog
+from convstem.registry.stem_spec import choice
+from convstem.stem.embed import ConvStemEmbed
 
 
 def load(
@@ -58,7 +60,7 @@ def load(
     if not any(isinstance(module, ConvStemEmbed) for module in model.modules()):
         raise TypeError(f"{source} is a {type(model).__name__} without a conv stem: use convstem.transplant on it")
     if layout == "torchvision":
-        from convstem.torchvision_vit import torchvision_twin
+        from convstem.models.twins import torchvision_twin
 
         model = torchvision_twin(model)
     return model.eval()
@@ -73,18 +75,18 @@ def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> 
     """
     name = os.fspath(source).removeprefix("local-dir:")
     if Path(name).is_dir():
-        ensure_registered(json.loads((Path(name) / hub.CONFIG).read_text(encoding="utf-8")).get("architecture"))
+        ensure_registered(json.loads((Path(name) / CONFIG).read_text(encoding="utf-8")).get("architecture"))
         return f"local-dir:{name}"
     repository = name.removeprefix("hf-hub:")
     if "/" in repository:
         repository, _, revision = repository.partition("@")
-        files = hub.fetch_all(repository, [hub.CONFIG, hub.WEIGHTS], revision or None, cache_dir=cache_dir)
-        ensure_registered(json.loads(files[hub.CONFIG].path.read_text(encoding="utf-8")).get("architecture"))
-        return f"hf-hub:{repository}@{files[hub.CONFIG].commit}"
+        files = fetch_all(repository, [CONFIG, WEIGHTS], revision or None, cache_dir=cache_dir)
+        ensure_registered(json.loads(files[CONFIG].path.read_text(encoding="utf-8")).get("architecture"))
+        return f"hf-hub:{repository}@{files[CONFIG].commit}"
     base, _, tag = name.partition(".")
     ensure_registered(base)
     if not timm.is_model(base):  # trunks are timm's names, and only there
-        base = registry.find(base).name
+        base = catalog.find(base).name
     tags = timm.list_models(f"{base}.*", pretrained=True)
     if tag and f"{base}.{tag}" not in tags:
         raise KeyError(f"{base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or 'none'}")

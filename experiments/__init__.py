@@ -1,0 +1,1 @@
+"""Experiments with results. Run from the checkout: python -m experiments.NAME."""

@@ -1,0 +1,223 @@
+"""Models, training and the three experiments of experiments/transplant_cifar10.py."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from convstem import StemSpec, freeze_stem
+from convstem.transplanting.surgery import swap_stem
+from experiments.transplant_cifar10_data import BATCH, MEAN, STD, Split, batches, normalise
+from tools.cifar10 import CLASSES, SIZE
+
+TRUNK = {"img_size": SIZE, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2, "num_classes": len(CLASSES)}
+
+STEM = StemSpec((64, 128))
+"""Two stride-2 layers, wide enough to carry every pixel with both signs."""
+
+CALIBRATION_BATCHES = 8
+CLIP = 1.0
+"""Largest norm of a gradient."""
+
+OPTIMISERS = {"AdamW": ("adamw", 1e-3, 0.05), "SGD": ("momentum", 0.02, 0.0)}
+"""timm name, peak rate and weight decay of fine-tuning: one rate for every start, not tuned. SGD has momentum 0.9."""
+
+WINDOW = 50
+"""Steps over which the first and the last training loss are averaged."""
+
+STARTS = ("patchify, continuing", "transplant", "transplant, frozen BatchNorm", "re-initialised conv stem")
+"""The starts of fine-tuning in the order of the tables."""
+
+DRIFT_FORWARDS = (1, 10, 100)
+DRIFT_BATCHES = (128, 8)
+DRIFT_NORMS = {"BatchNorm, momentum 0.1": 0.1, "BatchNorm, momentum 0.01": 0.01, "frozen BatchNorm": None}
+DRIFT_IMAGES = 1000
+"""Test images on which the error of the patch embedding is measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning run to be done."""
+
+    optimiser: str
+    start: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run(Job):
+    """One fine-tuning run that was done; the accuracy is a fraction of the test images."""
+
+    accuracy: float
+    first: float
+    """Mean training loss of the first steps."""
+    last: float
+    """Mean training loss of the last steps."""
+    losses: tuple[float, ...]
+
+
+# Models, training, evaluation
+
+
+def create_source() -> nn.Module:
+    """Return the patchify ViT, untrained."""
+    torch.manual_seed(0)
+    overlay = {"mean": MEAN, "std": STD}
+    return timm.create_model("vit_tiny_patch16_224", pretrained_cfg_overlay=overlay, **TRUNK)
+
+
+def reinitialised(source: nn.Module, seed: int) -> nn.Module:
+    """Return the source with a conv stem drawn at random."""
+    torch.manual_seed(seed)
+    model = copy.deepcopy(source)
+    swap_stem(model, STEM, transplanted=False)
+    return model
+
+
+def train(
+    model: nn.Module, data: Split, seed: int, steps: int, optimiser: tuple[str, float, float], show: bool = False
+) -> list[float]:
+    """Train a model in place, with warm-up over a twentieth of the steps and a cosine to zero; return its losses.
+
+    Args:
+        seed: of the order of the images and their augmentation.
+        optimiser: timm name, peak rate and weight decay.
+        show: a progress bar.
+    """
+    name, rate, decay = optimiser
+    update = create_optimizer_v2(model, name, lr=rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        update, lambda step: min(20 * (step + 1) / steps, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    losses = []
+    progress = tqdm(total=steps, desc="source model", mininterval=5, disable=not show)
+    model.train()
+    for images, labels in islice(batches(data, seed), steps):
+        loss = functional.cross_entropy(model(images), labels)
+        update.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        update.step()
+        schedule.step()
+        losses.append(loss.item())
+        progress.update()
+    model.eval()
+    return losses
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
+    """Return a model's logits [count, classes] in eval mode, under bfloat16 autocast if asked for."""
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return torch.cat([model(normalise(part)).float() for part in images.split(250)])
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the fraction of correct predictions."""
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the root-mean-square difference over the root mean square of what is expected."""
+    return ((found - expected).double().norm() / expected.double().norm()).item()
+
+
+# The three experiments
+
+
+def compare(source: nn.Module, twin: nn.Module, test: Split) -> dict[str, dict[str, float]]:
+    """Return accuracies of source and transplant in both precisions, and how far each is from the source in float32."""
+    expected = predict(source, test.images)
+    found = {
+        f"{name}, {precision}": predict(model, test.images, precision == "bf16 autocast")
+        for precision in ("float32", "bf16 autocast")
+        for name, model in (("source", source), ("transplant", twin))
+    }
+    return {
+        name: {
+            "accuracy": accuracy(logits, test.labels),
+            "changed": int((logits.argmax(1) != expected.argmax(1)).sum()),
+            "logit_error": relative(logits, expected),
+        }
+        for name, logits in found.items()
+    }
+
+
+def control(source: nn.Module, data: Split, test: Split, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Return the accuracies of the source with re-initialised stems, by the statistics of their BatchNorm."""
+    found: dict[str, list[float]] = {"fresh": [], "re-estimated": []}
+    for seed in seeds:
+        model = reinitialised(source, seed)
+        found["fresh"].append(accuracy(predict(model, test.images), test.labels))
+        set_momentum(model, None)  # a plain average over the batches
+        forward_stem(model, data, seed, range(CALIBRATION_BATCHES), BATCH)
+        found["re-estimated"].append(accuracy(predict(model, test.images), test.labels))
+    return found
+
+
+def set_momentum(model: nn.Module, momentum: float | None) -> None:
+    """Set the momentum of every BatchNorm."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+
+
+@torch.no_grad()
+def forward_stem(model: nn.Module, data: Split, seed: int, steps: Sequence[int], size: int) -> None:
+    """Run a model's stem in train mode, without weight updates, on as many batches as there are steps."""
+    model.patch_embed.train()
+    for images, _ in islice(batches(data, seed, size), steps[0], steps[-1] + 1):
+        model.patch_embed(images)
+    model.patch_embed.eval()
+
+
+@torch.no_grad()
+def drift(source: nn.Module, twin: nn.Module, data: Split, test: Split) -> list[dict[str, Any]]:
+    """Return the patch embedding's relative error, and the accuracy, after train-mode forwards of the stem."""
+    images = normalise(test.images[:: max(len(test.images) // DRIFT_IMAGES, 1)])
+    expected, rows = source.patch_embed(images), []
+    for size in DRIFT_BATCHES:
+        for name, momentum in DRIFT_NORMS.items():
+            model = copy.deepcopy(twin)
+            freeze_stem(model, bn_only=True) if momentum is None else set_momentum(model, momentum)
+            errors, done = {"0": relative(model.patch_embed(images), expected)}, 0
+            for count in DRIFT_FORWARDS:
+                forward_stem(model, data, 0, range(done, count), size)
+                errors[str(count)], done = relative(model.patch_embed(images), expected), count
+            score = accuracy(predict(model, test.images), test.labels)
+            rows.append({"norm": name, "batch": size, "errors": errors, "accuracy": score})
+    return rows
+
+
+def start_model(start: str, source: nn.Module, twin: nn.Module, seed: int) -> nn.Module:
+    """Return a fresh copy of the model that a fine-tuning run starts from."""
+    if start == "re-initialised conv stem":
+        return reinitialised(source, seed)
+    model = copy.deepcopy(source if start == "patchify, continuing" else twin)
+    return freeze_stem(model, bn_only=True) if start == "transplant, frozen BatchNorm" else model
+
+
+def fine_tune(job: Job, models: tuple[nn.Module, nn.Module], data: Split, test: Split, steps: int) -> Run:
+    """Fine-tune one model and return what was measured.
+
+    Args:
+        models: source and transplant, which stay as they are.
+    """
+    model = start_model(job.start, *models, job.seed)
+    losses = train(model, data, 1000 + job.seed, steps, OPTIMISERS[job.optimiser])  # other batches than the source's
+    score = accuracy(predict(model, test.images), test.labels)
+    first, last = statistics.fmean(losses[:WINDOW]), statistics.fmean(losses[-WINDOW:])
+    return Run(job.optimiser, job.start, job.seed, score, first, last, tuple(round(loss, 4) for loss in losses))

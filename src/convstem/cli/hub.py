@@ -1,0 +1,145 @@
+"""The commands that talk to the Hub: push, pull, verify, publish, card."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+import convstem
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True))
+@click.argument("repo_id")
+@click.option("--license", required=True, help="Licence of the weights, for example apache-2.0.")
+@click.option("--tag", help="Take the card's facts from this registry entry.")
+@click.option("--revision", help="Branch to push to, created if needed.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
+@click.option("--card", type=click.Path(exists=True, dir_okay=False), help="Model card, a markdown file.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="For example acc@1=81.2; repeatable.")
+@click.option("--dataset", default="", help="What the metrics were measured on.")
+@click.option("--base-model", help="The repository that the weights were made from.")
+@click.option("--use-ema", is_flag=True, help="Of a checkpoint, push the averaged weights.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@PRIVATE
+@AS_JSON
+def push(
+    source: str,
+    repo_id: str,
+    license: str,
+    tag: str | None,
+    revision: str | None,
+    create_pr: bool,
+    card: str | None,
+    metrics: tuple[str, ...],
+    dataset: str,
+    base_model: str | None,
+    use_ema: bool,
+    dry_run: bool,
+    private: bool,
+    as_json: bool,
+) -> None:
+    """Push SOURCE to the Hub repository REPO_ID as one commit.
+
+    SOURCE is a folder with config.json and model.safetensors, or a checkpoint of timm's train.py.
+    """
+    result = convstem.push(
+        source,
+        repo_id,
+        license=license,
+        tag=tag,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        card=Path(card) if card else None,
+        metrics=dict(parse_metric(metric) for metric in metrics),
+        dataset=dataset,
+        use_ema=use_ema,
+        base_model=base_model,
+        dry_run=dry_run,
+    )
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+        return
+    for name, action in result.files.items():
+        click.echo(f"{action:<7} {name}")
+    if not result.changed:
+        click.echo(f"nothing to send: {result.pr_url or result.url} has the same content")
+    elif result.commit is None:
+        click.echo(f"dry run: nothing was sent to {repo_id}")
+    else:
+        click.echo(f"pushed and verified: {result.pr_url or result.url}")
+
+
+def parse_metric(text: str) -> tuple[str, float]:
+    """Return name and value of ``name=value``."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise click.BadParameter(f"a metric is NAME=VALUE, for example acc@1=81.2; got {text!r}") from None
+
+
+@click.command()
+@click.argument("source")
+@click.option("--revision", help="Branch, tag or commit.")
+@click.option("--out", type=FOLDER, help="Copy the files into this folder.")
+def pull(source: str, revision: str | None, out: Path | None) -> None:
+    """Download the weights, config and card of SOURCE (ORG/NAME or a pretrained name) at one commit, verified."""
+    click.echo(convstem.pull(source, revision, out))
+
+
+@click.command()
+@click.argument("source")
+@click.option("--revision", help="Branch, tag or commit.")
+@AS_JSON
+def verify(source: str, revision: str | None, as_json: bool) -> None:
+    """Examine SOURCE (ORG/NAME or a folder): hashes, header, shapes, finite values, config, licence."""
+    report = convstem.verify(source, revision)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        for check in report.checks:
+            click.echo(f"{'ok' if check.ok else 'FAILED':<7} {check.name:<8} {check.detail}")
+        click.echo(f"{report.source}: {'verified' if report.ok else 'not verified'}, sha256 {report.sha256}")
+    sys.exit(0 if report.ok else 1)
+
+
+@click.command()
+@click.option("--namespace", required=True, help="Organisation or user on the Hub.")
+@click.option("--only", default="*", show_default=True, help="Pattern of architecture.tag.")
+@click.option("--dry-run", is_flag=True, help="Only print the plan.")
+@PRIVATE
+@AS_JSON
+def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bool) -> None:
+    """Publish the registry's own and transplanted weights; what is there already is skipped."""
+    from convstem.publishing.publish import Publication
+
+    def report(row: Publication) -> None:
+        if not as_json:
+            click.echo(f"{row.action:<9} {row.repo_id}  {row.detail}")
+
+    rows = convstem.publish(namespace, only, dry_run=dry_run, private=private, report=report)
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in rows], indent=2))
+    sys.exit(1 if any(row.action == "failed" for row in rows) else 0)
+
+
+@click.command()
+@click.argument("name")
+def card(name: str) -> None:
+    """Print the model card of the pretrained weights NAME."""
+    from convstem.publishing.cards.render import card_of
+
+    click.echo(card_of(name), nl=False)

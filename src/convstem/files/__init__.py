@@ -1,0 +1,1 @@
+"""Files on this machine: safetensors, checkpoints, and what is kept between runs."""

@@ -1,0 +1,104 @@
+"""Reads safetensors files: mapped into memory, and refused when they are not what they claim to be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from convstem.files.cache import check_once
+from convstem.layouts.diagnosis import some_of
+
+ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
+"""Whether NaN and Inf are accepted; ``convstem.load(allow_nonfinite=True)`` sets it, ``CONVSTEM_ALLOW_NONFINITE=1``
+does the same for every load of a process."""
+
+
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How files start that ``torch.save`` and ``pickle`` write."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, mapped: read from the disk when they are first used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, a damaged one, or weights that are not finite.
+    """
+    check_weights(path)
+    return load_file(path)
+
+
+def check_weights(path: Path) -> None:
+    """Check a safetensors file, its header and that its values are finite; what passed once is remembered.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, a damaged one, or weights that are not finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}: give the path of a .safetensors file")
+    if ALLOW_NONFINITE.get() or os.environ.get("CONVSTEM_ALLOW_NONFINITE") == "1":
+        check_header(path)
+    else:
+        check_once(path, "sound", partial(_check_content, path))
+
+
+def _check_content(path: Path) -> None:
+    check_header(path)
+    check_finite(load_file(path), path.name)
+
+
+def check_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a safetensors file's tensors, from its header alone.
+
+    Raises:
+        ValueError: not a safetensors file, or one that is truncated or otherwise damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(_damaged_sentence(path, error)) from error
+
+
+def _damaged_sentence(path: Path, error: SafetensorError) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_PICKLES):
+        return (
+            f"{path.name} is a pickle under a safetensors name: opening it could run any code, so it was not opened. "
+            f"If you trust it, run `convstem convert {path.name}`"
+        )
+    return (
+        f"{path.name} is not a valid safetensors file ({error}; {path.stat().st_size:,} bytes): it is truncated, "
+        "damaged or of another format. Delete it and fetch it again"
+    )
+
+
+def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
+    """Raise ``ValueError`` naming the tensors of a state dict that hold NaN or Inf.
+
+    Args:
+        state_dict: the tensors.
+        where: what to call their source in the message.
+    """
+    bad = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
+    if bad:
+        raise ValueError(
+            f"{where} holds NaN or Inf in {some_of(bad)}: these weights cannot have been meant. If they were, load "
+            "them with convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    # The sum is finite only if every element is, and takes one pass; it can overflow, so a bad sum is looked into.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

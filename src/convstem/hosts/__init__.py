@@ -1,0 +1,1 @@
+"""How names reach timm and torchvision. What is imported with a host is light."""

@@ -1,0 +1,1 @@
+"""Reading from the Hub, verified. Writing is in ``publishing``."""

@@ -1,0 +1,164 @@
+"""The Hub cache as convstem reads it: files by commit, and a memory of which of them were verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from convstem.files.cache import store
+
+CHUNK = 1 << 20
+
+
+ORPHAN_SECONDS = 3600.0
+"""A ``*.incomplete`` file that nobody wrote to for so long belongs to a killed process."""
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Tell whether a revision is a full commit sha."""
+    return bool(revision and _COMMIT.fullmatch(revision))
+
+
+def file_digest(path: Path, digest_size: int = 64) -> str:
+    """Return the file's sha256, or for 40 digits git's blob sha1: the two names that the Hub gives to contents."""
+    hasher = hashlib.sha256() if digest_size == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class RepoCache:
+    """One model repository's folder in the Hub cache."""
+
+    repo_id: str
+    cache_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where huggingface_hub keeps the repository."""
+        return self.cache_dir / f"models--{self.repo_id.replace('/', '--')}"
+
+    def pointer(self, commit: str, filename: str) -> Path:
+        """Return where the file of a commit lies, present or not."""
+        return self.folder / "snapshots" / commit / filename
+
+    def partial(self, digest: str) -> Path:
+        """Return where a download in pieces grows."""
+        return self.folder / "blobs" / f"{digest}.convstem-incomplete"
+
+    def commit_of(self, revision: str | None) -> str | None:
+        """Return the commit that the cache remembers for a branch, a tag or a sha."""
+        if is_commit(revision):
+            return revision
+        try:
+            return (self.folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def remember_ref(self, revision: str | None, commit: str) -> None:
+        """Record the commit of a branch or tag, as the client does, once all its files are there."""
+        if not is_commit(revision):
+            _store_text(self.folder / "refs" / (revision or "main"), commit)
+
+    def verified(self, commit: str, filename: str, expected: str | None = None) -> str | None:
+        """Return the digest of a cached file if its content has it; hash the content unless that was done before.
+
+        Empty where nothing tells the digest: a file that another client stored in a cache without symlinks.
+
+        Args:
+            commit, filename: the file.
+            expected: its digest on the Hub; by default what was recorded at download, or the blob's name.
+        """
+        pointer = self.pointer(commit, filename)
+        try:
+            stat = pointer.stat()
+        except OSError:
+            return None
+        stamp = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        recorded = _read_json(self._marker(commit, filename))
+        blob = _blob_name(pointer)
+        expected = expected or str(recorded.get("digest", "") or blob)
+        if blob and blob != expected:  # stored under another content's name, as the client does after a stale ETag
+            return None
+        if recorded == {"digest": expected, **stamp}:
+            return expected
+        if not expected:
+            return ""
+        if file_digest(pointer, len(expected)) != expected:
+            return None
+        self._remember(commit, filename, {"digest": expected, **stamp})
+        return expected
+
+    def discard(self, commit: str, filename: str) -> str | None:
+        """Remove a wrong file and return the digest it had; a blob that is what its name says stays for its owner."""
+        pointer = self.pointer(commit, filename)
+        if not pointer.exists():
+            pointer.unlink(missing_ok=True)
+            return None
+        blob = pointer.resolve()
+        name = _blob_name(pointer)
+        actual = file_digest(blob, len(name) or 64)
+        if blob != pointer and actual != name:
+            blob.unlink(missing_ok=True)
+        pointer.unlink(missing_ok=True)
+        return actual
+
+    def adopt(self, file: Path, digest: str, commit: str, filename: str) -> None:
+        """Move a complete and verified download to where the client would have put it."""
+        blob, pointer = self.folder / "blobs" / digest, self.pointer(commit, filename)
+        os.replace(file, blob)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer.unlink(missing_ok=True)
+        try:
+            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        except OSError:  # a file system without symlinks: huggingface_hub copies too
+            shutil.copyfile(blob, pointer)
+        stat = pointer.stat()
+        self._remember(commit, filename, {"digest": digest, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+
+    def sweep(self, digest: str) -> None:
+        """Remove what killed downloads of this content left behind."""
+        for orphan in (self.folder / "blobs").glob(f"{digest}.*incomplete"):
+            try:
+                if time.time() - orphan.stat().st_mtime > ORPHAN_SECONDS:
+                    orphan.unlink()
+            except OSError:  # another process was faster, or the cache is not ours to write
+                continue
+
+    def _remember(self, commit: str, filename: str, facts: dict[str, object]) -> None:
+        _store_text(self._marker(commit, filename), json.dumps(facts))
+
+    def _marker(self, commit: str, filename: str) -> Path:
+        return self.folder / ".convstem" / commit / f"{filename}.json"
+
+
+def _blob_name(pointer: Path) -> str:
+    """Return the digest in the blob's name; empty where the cache has no symlinks."""
+    name = pointer.resolve().name
+    return name if _DIGEST.fullmatch(name) else ""
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _store_text(path: Path, text: str) -> None:
+    store(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

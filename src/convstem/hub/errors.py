@@ -1,0 +1,114 @@
+"""Which failures of the Hub client may pass on a second try, and one plain sentence for each that will not."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from convstem.errors import AccessDeniedError, HubError, MissingFileError, RevisionMissingError, UnreachableError
+
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+# The HTTP library behind huggingface_hub changed over its releases; all errors of these packages are about transport.
+_TRANSPORT = {"hf_xet", "httpcore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
+
+
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the cache is read-only",
+    errno.EACCES: "the cache may not be written",
+    errno.EEXIST: "the cache is not a folder",
+    errno.EFBIG: "files may not become so large here",
+    errno.ENOTDIR: "the cache is not a folder",
+    errno.EPERM: "the cache may not be written",
+}
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error, or None."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_server_error(error: BaseException) -> bool:
+    """Tell whether the server failed (5xx)."""
+    return (status_of(error) or 0) >= 500
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same request may succeed later: resets, timeouts, 5xx, short bodies, an expired signed URL."""
+    response: Any = getattr(error, "response", None)
+    if response is not None:
+        signed = response.request.method == "GET" and "X-Error-Code" not in response.headers
+        expired = signed and response.status_code in (401, 403) and "/api/" not in str(response.request.url)
+        return response.status_code in _TRANSIENT_STATUS or expired
+    if isinstance(error, HubError) or type(error).__name__ in ("OfflineModeIsEnabled", "HFValidationError"):
+        return False
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return False
+    return type(error).__module__.partition(".")[0] in _TRANSPORT or (
+        isinstance(error, OSError) and error.errno is None  # huggingface_hub's consistency check
+    )
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error behind huggingface_hub's ``LocalEntryNotFoundError``, which hides it."""
+    while type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def retry_after(error: BaseException, seconds: float, longest: float = 30.0) -> float:
+    """Return how long to wait before the next try: what the server asks for, else ``seconds``; at most ``longest``."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    return min(float(asked), longest) if asked.isdigit() else seconds
+
+
+def explain(error: BaseException, repo_id: str, revision: str | None, token: Any = None) -> HubError:
+    """Return the error to raise: what was asked, what the Hub said, what to do.
+
+    Args:
+        error: what huggingface_hub raised.
+        repo_id, revision: the repository and revision that were asked for.
+        token: the token argument in use, only to tell whether there is one.
+    """
+    from huggingface_hub import constants
+
+    kind, status = type(error).__name__, status_of(error)
+    where = repo_id if revision is None else f"{repo_id}@{revision}"
+    if kind == "GatedRepoError":
+        return AccessDeniedError(
+            f"{repo_id} is gated ({status}): accept its conditions at {constants.ENDPOINT}/{repo_id}, then {LOGIN}"
+        )
+    if kind == "RevisionNotFoundError":
+        return RevisionMissingError(
+            f"{repo_id} has no revision {revision!r} ({status}); check the branch, tag or commit"
+        )
+    if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
+        return MissingFileError(f"{where} does not have the file that was asked for ({status})")
+    if kind == "DisabledRepoError":
+        return AccessDeniedError(f"{repo_id} was disabled by the Hub ({status})")
+    if status in (401, 403, 404):
+        return AccessDeniedError(f"the Hub refuses {where} ({status}): {_access_hint(repo_id, token)}")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
+    if is_transient(error):
+        return UnreachableError(
+            f"no complete answer for {where} from {constants.ENDPOINT} ({kind}{f', {status}' if status else ''}): "
+            "check the connection, the proxy settings and HF_ENDPOINT, or try again later"
+        )
+    return HubError(f"{where}: {kind}: {error}")
+
+
+def _access_hint(repo_id: str, token: Any) -> str:
+    from huggingface_hub import get_token
+
+    if isinstance(token, str) or (token is not False and get_token()):
+        return "it does not exist, or the token in use has no access to it; check the spelling and the token's rights"
+    return f"it does not exist, or it is private and no token is set; check the spelling, and {LOGIN}"

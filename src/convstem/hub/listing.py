@@ -1,0 +1,93 @@
+"""What a repository holds at one commit, with hashes; and how often a request is tried again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from convstem.errors import HubError, MissingFileError
+from convstem.hub.errors import explain, is_transient, retry_after, root_cause
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+from convstem.hub.names import PICKLES
+
+ATTEMPTS = 4
+
+
+WAIT_SECONDS = 0.5
+"""Before the second try; doubled before each further one."""
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit."""
+
+    commit: str
+    files: Mapping[str, RepoSibling]
+
+    def digest(self, filename: str) -> str:
+        """Return the content's hash on the Hub: sha256 of a large file, git's of a small one."""
+        entry = self.files[filename]
+        return str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+
+
+def list_files(repo_id: str, revision: str | None = None, *, token: Any = None, attempts: int = ATTEMPTS) -> Listing:
+    """Return the commit of a revision and what it holds, with hashes, in one request.
+
+    Raises:
+        HubError: the repository cannot be read.
+    """
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(library_name="convstem", token=token)
+
+    def ask() -> Listing:
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=timeout)
+        if info.gated:  # its listing is public, its files are not
+            api.auth_check(repo_id)
+        return Listing(str(info.sha), {entry.rfilename: entry for entry in info.siblings or ()})
+
+    return retried(ask, repo_id, revision, token, attempts)
+
+
+def retried(
+    ask: Callable[[], Result], repo_id: str, revision: str | None, token: Any, attempts: int = ATTEMPTS
+) -> Result:
+    """Return what ``ask`` returns, trying again with growing pauses while the failure may pass.
+
+    Raises:
+        HubError: a failure that will not pass, or as many failures as ``attempts``.
+    """
+    for attempt in range(attempts):
+        try:
+            return ask()
+        except HubError:
+            raise
+        except Exception as error:
+            cause = root_cause(error)
+            if attempt + 1 == attempts or not is_transient(cause):
+                raise explain(cause, repo_id, revision, token) from error
+            time.sleep(retry_after(cause, WAIT_SECONDS * 2**attempt))
+    raise AssertionError("attempts must be positive")
+
+
+def check_present(repo_id: str, listing: Listing, filename: str) -> None:
+    """Raise ``HubError`` if a commit lacks a file, naming the way out for a repository that has only pickles."""
+    if filename in listing.files:
+        return
+    pickles = sorted(name for name in listing.files if name.endswith(PICKLES))
+    if filename.endswith(".safetensors") and pickles:
+        raise MissingFileError(
+            f"{repo_id} has no {filename}, only pickled weights ({', '.join(pickles)}), which can run any code when "
+            f"opened. If you trust them, download {pickles[0]} yourself and run `convstem convert {pickles[0]}`"
+        )
+    raise MissingFileError(
+        f"{repo_id} has no {filename} at commit {listing.commit[:12]}; it has {', '.join(sorted(listing.files)) or '-'}"
+    )

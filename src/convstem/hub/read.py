@@ -1,0 +1,156 @@
+"""Verified reading from the Hub: one commit per call, contents compared with the Hub's hashes before first use.
+
+All requests are huggingface_hub's own, so its login, proxies, HF_ENDPOINT, HF_HUB_OFFLINE and cache settings apply.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convstem.errors import AccessDeniedError, HubError, MissingFileError, UnreachableError
+from convstem.hub.cache import RepoCache, is_commit
+from convstem.hub.errors import explain
+from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
+from convstem.hub.names import CARD, CONFIG, WEIGHTS, check_filename
+from convstem.hub.transfer import download
+
+__all__ = ["CARD", "CONFIG", "WEIGHTS", "HubFile", "cached_commit", "fetch", "fetch_all"]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A verified file of a Hub repository."""
+
+    path: Path
+    """The file in huggingface_hub's cache."""
+    repo_id: str
+    commit: str
+    """The commit the file belongs to: 40 hexadecimal digits."""
+    sha256: str | None
+    """Hash of the content, verified; None for small files that the Hub keeps in git (git's hash verifies them), and
+    offline for files that another client stored without their hash."""
+
+
+def fetch(
+    repo_id: str,
+    filename: str = WEIGHTS,
+    revision: str | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> HubFile:
+    """Return one file of a Hub repository, downloaded if needed, and verified.
+
+    Args:
+        repo_id: ``org/name``.
+        filename: a ``.safetensors`` file, ``config.json`` or ``README.md``.
+        revision: branch, tag or commit; a commit that is in the cache needs no network.
+        cache_dir: another Hub cache.
+        token: a token, or False for none; default: huggingface_hub's login.
+
+    Raises:
+        HubError: the file cannot be had, or its content is not what the Hub lists.
+        ValueError: an invalid ``repo_id``, or a file that is never read from the Hub.
+    """
+    return fetch_all(repo_id, [filename], revision, cache_dir=cache_dir, token=token)[filename]
+
+
+def fetch_all(
+    repo_id: str,
+    filenames: Iterable[str],
+    revision: str | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> dict[str, HubFile]:
+    """Return several files of a Hub repository, all from one commit. Arguments and errors: see ``fetch``."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    names = list(filenames)
+    for name in names:
+        check_filename(name)
+    validate_repo_id(repo_id)
+    cache = RepoCache(repo_id, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
+    offline = constants.HF_HUB_OFFLINE
+    if offline or is_commit(revision):
+        files = _cached(cache, revision, names, unknown=offline)
+        if files:
+            return files
+    if offline:
+        raise MissingFileError(_offline_sentence(cache, revision, names))
+    return _fetch_online(cache, names, revision, token)
+
+
+def cached_commit(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str | None:
+    """Return the commit from which the cache has ``config.json`` at this revision, or None.
+
+    timm downloads the config before it calls an entrypoint: the weights have to come from the same commit.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo_id, CONFIG, cache_dir=cache_dir, revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
+def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, token: Any) -> dict[str, HubFile]:
+    warm = _cached(cache, revision, names, unknown=True)
+    try:
+        listing = list_files(cache.repo_id, revision, token=token, attempts=2 if warm else ATTEMPTS)
+    except (AccessDeniedError, UnreachableError) as error:
+        if not warm:
+            raise
+        commit = next(iter(warm.values())).commit
+        warnings.warn(f"{error}. Using the copy in the cache, commit {commit[:12]}", stacklevel=4)
+        return warm
+    for name in names:
+        check_present(cache.repo_id, listing, name)
+    files = {name: _ensure(cache, listing, name, token) for name in names}
+    cache.remember_ref(revision, listing.commit)  # last: offline, a ref must lead to complete files
+    return files
+
+
+def _cached(cache: RepoCache, revision: str | None, names: list[str], unknown: bool) -> dict[str, HubFile]:
+    """Return the files from the cache if all are there and verified, or of unknown hash where allowed; else nothing."""
+    commit = cache.commit_of(revision)
+    digests = {name: cache.verified(commit, name) for name in names} if commit else {}
+    if not commit or None in digests.values() or ("" in digests.values() and not unknown):
+        return {}
+    return {name: _hub_file(cache, commit, name, str(digest)) for name, digest in digests.items()}
+
+
+def _hub_file(cache: RepoCache, commit: str, name: str, digest: str) -> HubFile:
+    return HubFile(cache.pointer(commit, name), cache.repo_id, commit, digest if len(digest) == 64 else None)
+
+
+def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFile:
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    digest = listing.digest(name)
+    if not cache.verified(listing.commit, name, digest):
+        lock = cache.cache_dir / ".locks" / cache.folder.name / f"{digest}.convstem.lock"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(lock):
+                if not cache.verified(listing.commit, name, digest):  # another process may have been faster
+                    download(cache, listing, name, token)
+        except HubError:
+            raise
+        except OSError as error:
+            raise explain(error, cache.repo_id, listing.commit, token) from error
+    return _hub_file(cache, listing.commit, name, digest)
+
+
+def _offline_sentence(cache: RepoCache, revision: str | None, names: list[str]) -> str:
+    commit = cache.commit_of(revision)
+    here = [name for name in names if commit and cache.pointer(commit, name).exists()]
+    state = f"{', '.join(here)} in the cache is damaged or not all there" if here else "the cache does not have it"
+    where = cache.repo_id if revision is None else f"{cache.repo_id}@{revision}"
+    return (
+        f"the Hub is switched off (HF_HUB_OFFLINE) and {state}: {where}, {', '.join(names)}. Unset HF_HUB_OFFLINE, or "
+        f"run `convstem pull {where}` where there is a network"
+    )

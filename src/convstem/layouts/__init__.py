@@ -1,0 +1,1 @@
+"""State dicts: whose keys they have, and how one layout becomes another."""

@@ -1,0 +1,117 @@
+"""What a checkpoint is, told from its keys and shapes, so that a wrong one is named instead of listed key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from convstem.layouts.conversion import convert, detect_layout
+
+if TYPE_CHECKING:
+    from torch import nn
+from convstem.errors import CheckpointError
+
+# What a new classifier may change besides itself: another pooling has its norm elsewhere, or pools by attention.
+_POOLING = ("attn_pool.", "fc_norm.", "norm.")
+
+
+_STEM = "patch_embed.backbone."
+
+
+_PATCHIFY = "patch_embed.proj.weight"
+
+
+_COUNTER = ".num_batches_tracked"  # a frozen norm has none, and BatchNorm starts anew without it
+
+
+def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: str) -> list[str]:
+    """Return the sentence that says what kind of checkpoint this is instead, or an empty list if it fits.
+
+    Args:
+        state_dict: the checkpoint.
+        model: one of our models.
+        layout: the model's layout, ``timm`` or ``torchvision``.
+    """
+    own = _tensors(model)
+    if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
+        return []  # every good load comes here: nothing to look into
+    found = detect_layout(state_dict)
+    if found not in (None, layout):
+        return [
+            f"this checkpoint has the layout {found!r}, the model has {layout!r}: load "
+            f"convstem.convert(state_dict, source={found!r}, target={layout!r}) instead."
+        ]
+    actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
+    if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
+        return [_patchify_sentence(actual[_PATCHIFY])]
+    if actual and _channels(actual) != _channels(expected):
+        return [
+            f"this checkpoint has another stem: its conv channels are {_channels(actual)}, the model's are "
+            f"{_channels(expected)}. Create the model with the checkpoint's stem_channels and stem_strides."
+        ]
+    return []
+
+
+def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
+    """Check a pretrained checkpoint against one of our timm models, before it is loaded.
+
+    Other input channels and a new classifier are as timm allows them; unlike timm's, the check stays strict about
+    everything else when the classifier is new.
+
+    Args:
+        state_dict: the checkpoint, in timm's layout and with our stem.
+        model: the model, with its ``pretrained_cfg``.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus or misshapen.
+    """
+    cfg = model.pretrained_cfg
+    own = _tensors(model)
+    head = f"{cfg['classifier']}."
+    free: tuple[str, ...] = (head, *_POOLING) if model.num_classes != cfg["num_classes"] else ()
+    missing = [key for key in own if key not in state_dict and not key.startswith(free) and not key.endswith(_COUNTER)]
+    surplus = [key for key in state_dict if key not in own and not key.startswith(free) and not key.endswith(_COUNTER)]
+    misshapen = [
+        f"{key} (file {list(state_dict[key].shape)}, model {list(own[key].shape)})"
+        for key in own.keys() & state_dict.keys()
+        if state_dict[key].shape != own[key].shape and key != f"{cfg['first_conv']}.weight" and not key.startswith(free)
+    ]
+    findings = {
+        "the file lacks what the model needs": missing,
+        "the file has what the model has no place for": surplus,
+        "shapes differ": misshapen,
+    }
+    if any(findings.values()):
+        lists = [f"{text}: {some_of(keys)}" for text, keys in findings.items() if keys]
+        raise CheckpointError(
+            f"these weights do not fit {cfg.get('architecture', 'the model')}. "
+            + ". ".join([*lists, *explain_mismatch(state_dict, model, "timm")])
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Any]:
+    # Not state_dict(): it detaches every parameter, which would initialise what is about to be loaded.
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def some_of(keys: Collection[str]) -> str:
+    """Return the first five keys, sorted, and how many more there are."""
+    return ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """Return the tensors of the patch embedding under timm's keys."""
+    prefix = {"timm": "patch_embed.", "torchvision": "conv_proj."}[layout]
+    return convert({k: v for k, v in state_dict.items() if k.startswith(prefix)}, source=layout, target="timm")
+
+
+def _patchify_sentence(weight: Any) -> str:
+    size = f"{weight.shape[-2]}x{weight.shape[-1]} patches" if weight.ndim == 4 else "patches"
+    return (
+        f"this is the checkpoint of a plain (patchify) ViT: it embeds {size} directly, but this model has a conv stem. "
+        "Convert it with convstem.transplant, or load it into the patchify architecture it was made for."
+    )
+
+
+def _channels(embedding: Mapping[str, Any]) -> list[int]:
+    return [tensor.shape[0] for key, tensor in embedding.items() if key.endswith("conv.weight")]

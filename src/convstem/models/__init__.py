@@ -1,0 +1,1 @@
+"""The model classes of both hosts; imported when a model is built."""

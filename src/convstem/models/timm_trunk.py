@@ -1,0 +1,73 @@
+"""Builds a timm architecture with its patch embedding swapped for a conv stem."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from convstem.files.safetensors import check_header
+from convstem.registry.stem_spec import StemSpec
+from convstem.transplanting.surgery import swap_stem
+from convstem.weights.pretrained import build_pretrained
+
+
+def create_on_trunk(
+    name: str,
+    trunk: str,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a timm architecture on a conv stem, as timm's own entrypoint would.
+
+    Pretrained weights of the trunk are transplanted; a saved model of ours (``hf-hub:``, ``local-dir:``) is loaded as
+    it is; without weights the stem starts as the paper's does.
+
+    Args:
+        name: our name.
+        trunk: timm name of the patchify architecture.
+        kwargs: the trunk's own arguments, and ``stem_channels`` etc. (see ``StemSpec``).
+    """
+    changes = {field.name: kwargs.pop(f"stem_{field.name}", None) for field in fields(StemSpec)}
+    build = partial(_build, name, trunk, changes)
+    if pretrained:
+        return build_pretrained(build, name, pretrained_cfg, pretrained_cfg_overlay, **kwargs)
+    return build(False, resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay), **kwargs)
+
+
+def _build(
+    name: str, trunk: str, changes: dict[str, Any], pretrained: bool, pretrained_cfg: PretrainedCfg, **kwargs: Any
+) -> nn.Module:
+    """Build and load; here ``pretrained_cfg`` names a file where the weights are at hand."""
+    ours = pretrained and _has_stem(pretrained_cfg)
+    first_conv = resolve_pretrained_cfg(trunk).first_conv
+    patchify = replace(pretrained_cfg, architecture=trunk, first_conv=first_conv)
+    model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify, **kwargs)
+    swap_stem(model, transplanted=pretrained and not ours, changes=changes, cached=True)
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name}
+    if ours:
+        features = isinstance(model, FeatureGetterNet)
+        inner = model.model if features else model
+        load_pretrained(
+            inner,
+            pretrained_cfg.to_dict(),
+            num_classes=0 if features else getattr(model, "num_classes", 0),
+            in_chans=kwargs.get("in_chans", 3),
+            filter_fn=getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None),
+        )
+    return model
+
+
+def _has_stem(cfg: PretrainedCfg) -> bool:
+    """Tell whether the weights are those of a saved model of ours, and not of a patchify trunk."""
+    if str(cfg.file).endswith(".safetensors"):
+        return any(".backbone.0.conv." in key for key in check_header(Path(cfg.file)))
+    return cfg.source == "local-dir"

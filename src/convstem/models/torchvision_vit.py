@@ -1,0 +1,89 @@
+"""The torchvision model: torchvision's own ``VisionTransformer`` with our stem as its ``conv_stem_configs``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torchvision.models import WeightsEnum
+from torchvision.models._utils import _ovewrite_named_param
+from torchvision.models.vision_transformer import VisionTransformer
+
+from convstem.layouts.diagnosis import explain_mismatch
+from convstem.registry.records import ModelSpec
+from convstem.registry.stem_spec import StemSpec, check_heads, check_stem_patch
+from convstem.stem.init import init_stem
+from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
+from convstem.weights.deferred import DeferredInit, off_meta
+
+
+def create_torchvision_model(
+    spec: ModelSpec,
+    weights: WeightsEnum | None,
+    progress: bool = True,
+    conv_stem_configs: StemLike | None = None,
+    **kwargs: Any,
+) -> VisionTransformer:
+    """Build one of our architectures as torchvision's ``VisionTransformer``.
+
+    Args:
+        spec: the architecture.
+        weights: a member of its weights enum, or None for random initialisation.
+        progress: show a progress bar while downloading.
+        conv_stem_configs: another stem (list of ``ConvStemConfig``, ``StemSpec`` or architecture name).
+        kwargs: arguments of torchvision's ``VisionTransformer``.
+
+    Raises:
+        ValueError: sizes that do not fit together, or arguments that contradict the weights.
+    """
+    if weights is not None:
+        _ovewrite_named_param(kwargs, "num_classes", len(weights.meta["categories"]))
+        _ovewrite_named_param(kwargs, "image_size", weights.meta["min_size"][0])
+    stem = spec.stem if conv_stem_configs is None else as_stem_spec(conv_stem_configs)
+    sizes = {
+        "image_size": spec.img_size,
+        "patch_size": spec.patch_size,
+        "num_layers": spec.depth,
+        "num_heads": spec.num_heads,
+        "hidden_dim": spec.embed_dim,
+        "mlp_dim": int(spec.embed_dim * spec.mlp_ratio),
+        "num_classes": spec.num_classes,
+        **kwargs,
+    }
+    check_sizes(sizes)
+    check_stem_patch(stem, sizes["patch_size"])
+    if weights is None:
+        return build(stem, sizes)
+    with off_meta({}):
+        state_dict = weights.get_state_dict(progress=progress, check_hash=True)
+        with DeferredInit(adopt=True):
+            model = build(stem, sizes)
+            model.load_state_dict(state_dict)
+    return model
+
+
+def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
+    """Return torchvision's ``VisionTransformer`` on a freshly initialised stem that explains wrong checkpoints."""
+    model = VisionTransformer(conv_stem_configs=to_torchvision(stem), **sizes)
+    init_stem(model.conv_proj)
+    model.register_load_state_dict_pre_hook(_explain_wrong_checkpoint)
+    return model
+
+
+def check_sizes(sizes: dict[str, Any]) -> None:
+    """Raise ``ValueError`` where torchvision would fail with a bare assertion."""
+    size, patch = sizes["image_size"], sizes["patch_size"]
+    if size < patch or size % patch:
+        low, high = max(size // patch, 1) * patch, -(-size // patch) * patch
+        raise ValueError(
+            f"image_size must be a multiple of the patch size {patch}; got {size}: use {low} or {high} "
+            "(for sizes that vary use the timm model with dynamic_img_size=True)"
+        )
+    check_heads(sizes["hidden_dim"], sizes["num_heads"])
+
+
+def _explain_wrong_checkpoint(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+) -> None:
+    own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    lists[-1].extend(explain_mismatch(own, module, "torchvision"))  # the last list is error_msgs

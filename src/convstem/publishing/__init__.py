@@ -1,0 +1,1 @@
+"""Folders, model cards and the Hub: staging, pushing, pulling, verifying, publishing."""

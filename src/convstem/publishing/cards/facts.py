@@ -1,0 +1,106 @@
+"""What a model card says, from a registry row or from the config of a pushed model. No torch in this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from convstem.registry import catalog
+from convstem.registry.records import ModelSpec, WeightsSpec
+
+NAMESPACE = "convstem"
+"""Organisation in the cards of the registry's weights; ``convstem publish`` puts in the one it publishes to."""
+
+
+PLACEHOLDER = "ORG/NAME"
+"""Stands for the repository in the card of a folder that is not on the Hub yet; ``push`` replaces it."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says."""
+
+    name: str
+    architecture: str
+    repo_id: str
+    license: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    description: str = ""
+    dataset: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics_source: str = ""
+    recipe: str = ""
+    base_model: str | None = None
+    transplanted: bool = False
+    """Whether the weights are those of ``base_model`` on a conv stem, not trained further."""
+    measured_error: float | None = None
+    """Of a transplant: relative error of the features against the source."""
+    note: str = ""
+    """Of a transplant: what else there is to say about it."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    tag: str | None = None
+    """The registry's tag, if the weights have one."""
+
+
+def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_error: float | None = None) -> CardFacts:
+    """Return what the registry says about a weights entry.
+
+    Args:
+        entry: the row.
+        repo_id: where the card will lie; default: the entry's name in ``NAMESPACE``.
+        measured_error: of a transplanted entry, where it was measured.
+    """
+    shared = ("license", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "description")
+    ours = ("dataset", "metrics", "metrics_source", "recipe", "tag", "name", "architecture")
+    return CardFacts(
+        repo_id=repo_id or f"{NAMESPACE}/{entry.name}",
+        base_model=entry.hub_name[0] if entry.hf_hub_id else None,
+        transplanted=entry.transform == "transplant",
+        measured_error=measured_error,
+        **{name: getattr(entry, name) for name in shared + ours},
+    )
+
+
+def facts_of_config(config: Mapping[str, Any], repo_id: str, license: str, **more: Any) -> CardFacts:
+    """Return what a timm ``config.json`` says about a model.
+
+    Args:
+        config: the content of ``config.json``.
+        repo_id: where the card will lie.
+        license: the licence given by who pushes.
+        more: further fields of ``CardFacts``.
+    """
+    cfg = config["pretrained_cfg"]
+    facts: dict[str, Any] = {
+        "name": repo_id.partition("/")[2],
+        "architecture": config["architecture"],
+        "num_classes": config["num_classes"],
+        "input_size": tuple(cfg["input_size"]),
+        "mean": tuple(cfg["mean"]),
+        "std": tuple(cfg["std"]),
+        "interpolation": cfg["interpolation"],
+        "crop_pct": cfg["crop_pct"],
+        "description": cfg.get("description") or "",
+        "model_args": config.get("model_args", {}),
+    }
+    return CardFacts(repo_id=repo_id, license=license, **{**facts, **more})
+
+
+def sized_spec(facts: CardFacts) -> ModelSpec | None:
+    """Return the architecture's row as the weights have it, or None where the trunk is another timm architecture."""
+    spec = catalog.models().get(facts.architecture)
+    if spec is None:
+        return None
+    names = {f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes")}
+    changed = {key: _plain(value) for key, value in facts.model_args.items() if key in names}
+    return replace(spec, num_classes=facts.num_classes or 1, img_size=facts.input_size[1], **changed)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

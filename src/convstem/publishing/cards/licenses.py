@@ -1,0 +1,81 @@
+"""Licences of weights: what counts as one, and which forbid passing derivatives on."""
+
+from __future__ import annotations
+
+import re
+
+_FORM = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+_NOT_A_LICENCE = ("none", "unknown", "unlicensed")
+
+
+_LISTED = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+    bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
+    etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community
+    h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
+    lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl
+    postgresql unknown unlicense wtfpl zlib
+"""
+"""What the Hub takes as the ``license`` of a card; it refuses a commit with any other. Source: Hub docs, "Licenses"."""
+
+
+_NO_DERIVATIVES = {
+    "cc-by-nc-nd-3.0": "forbids derivatives",
+    "cc-by-nc-nd-4.0": "forbids derivatives",
+    "cc-by-nd-4.0": "forbids derivatives",
+    "other": "is one of its own, whose terms nobody has checked",
+    "unknown": "is not known, and without one nothing may be passed on",
+}
+
+
+def check_license(license: str | None) -> str:
+    """Return the licence if it can be one.
+
+    Args:
+        license: identifier as the Hub writes it, for example ``apache-2.0``.
+
+    Raises:
+        ValueError: missing, not an identifier, or a word for having none.
+    """
+    if not license or not _FORM.fullmatch(license) or license in _NOT_A_LICENCE:
+        raise ValueError(
+            f"a licence is required, as an SPDX identifier in lower case such as apache-2.0, mit or cc-by-nc-4.0; "
+            f"got {license!r}"
+        )
+    return license
+
+
+def refusal(license: str) -> str | None:
+    """Return why weights under this licence may not be published in changed form, or None."""
+    why = _NO_DERIVATIVES.get(license)
+    return f"the licence of the source ({license}) {why}" if why else None
+
+
+def license_metadata(license: str) -> dict[str, str]:
+    """Return the fields of a card's metadata for a licence: one that the Hub does not list is given by its name."""
+    return {"license": license} if license in _LISTED.split() else {"license": "other", "license_name": license}
+
+
+def license_of_card(text: str, where: str = "README.md") -> str:
+    """Return the licence in a model card's metadata, by its name where that has one.
+
+    Raises:
+        ValueError: no valid metadata, or no licence in it.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(text).data
+    except Exception as error:  # huggingface_hub and its YAML parser raise several kinds
+        raise ValueError(f"the metadata of {where} is not valid: {error}") from error
+    license = data.get("license")
+    if not license:
+        raise ValueError(f"{where} names no licence: its metadata needs a line such as `license: apache-2.0`")
+    if license == "other" and data.get("license_name"):
+        return str(data.get("license_name"))
+    return check_license(str(license))

@@ -1,0 +1,200 @@
+"""Model cards: one template, filled with facts, under metadata that huggingface_hub validates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from string import Template
+from typing import Any
+
+from convstem.publishing.cards.facts import CardFacts, facts_of_entry, sized_spec
+from convstem.publishing.cards.licenses import license_metadata
+from convstem.registry import catalog, tables
+from convstem.registry.complexity import macs, num_params
+from convstem.registry.records import ModelSpec
+from convstem.registry.trunks import rule_trunks
+
+TEMPLATE = "template.md"
+
+
+_DATASETS = {
+    "CIFAR-10": "cifar10",
+    "ImageNet-1k": "imagenet-1k",
+    "ImageNet-21k": "imagenet-21k",
+}
+"""Datasets by their ids on the Hub."""
+
+
+_METRICS = {"acc@1": "accuracy", "acc@5": "accuracy"}
+
+
+_TRANSPLANT = """The patch embedding of {base_model} was converted into a convolutional stem:
+**function preserved, not trained further**. {error}
+{note}
+
+The licence is that of {base_model}. The stem's BatchNorm holds statistics that fit the pixel range of the preprocessing
+above; in fine-tuning, `convstem.freeze_stem(model, bn_only=True)` keeps them."""
+
+
+_IMPORTS = "import timm"
+
+
+_IMPORTS_BY_RULE = """import convstem
+import timm
+
+convstem.register(all=True)  # this name is one of those made by rule, which are registered on request"""
+
+
+_TORCHVISION_TAG = """model = torchvision.models.get_model("{torchvision}", weights="{tag}").eval()"""
+
+
+_TORCHVISION_FILE = """import convstem
+from safetensors.torch import load_file
+
+state = load_file(convstem.pull("{repo_id}") / "model.safetensors")
+model = torchvision.models.get_model("{torchvision}", num_classes={num_classes}, image_size={image_size}).eval()
+model.load_state_dict(convstem.convert(state, source="timm", target="torchvision"))"""
+
+
+def card_of(name: str) -> str:
+    """Return the model card of a weights entry, ``architecture.tag`` (or an architecture: its default tag).
+
+    Raises:
+        KeyError: no such weights.
+    """
+    entry = catalog.weights().get(name)
+    if entry is None:
+        entries = catalog.weights_of(catalog.find(name).name) if "." not in name else []
+        if not entries:
+            raise KeyError(f"no weights {name!r}; `convstem list --pretrained` prints all")
+        entry = entries[0]
+    return render(facts_of_entry(entry))
+
+
+def render(facts: CardFacts) -> str:
+    """Return the card as markdown with validated metadata."""
+    from huggingface_hub import ModelCard
+
+    spec = sized_spec(facts)
+    by_rule = facts.architecture in rule_trunks()
+    template = Template((tables.data_dir("hub_cards") / TEMPLATE).read_text(encoding="utf-8"))
+    body = template.substitute(
+        name=facts.name,
+        description=facts.description or "A Vision Transformer on a convolutional stem.",
+        architecture=facts.architecture,
+        sizes=_sizes(spec),
+        stem=_stem_table(spec) if spec else "The stem is listed in `config.json` under `model_args`.",
+        repo_id=facts.repo_id,
+        timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}",
+        imports=_IMPORTS_BY_RULE if by_rule else _IMPORTS,
+        torchvision=_torchvision(facts, spec),
+        setting=", with `CONVSTEM_REGISTER=all` in the environment" if by_rule else "",
+        size=f"{facts.input_size[1]} x {facts.input_size[2]}",
+        resize=round(facts.input_size[1] / facts.crop_pct),
+        interpolation=facts.interpolation,
+        mean=", ".join(f"{value:g}" for value in facts.mean),
+        std=", ".join(f"{value:g}" for value in facts.std),
+        origin=_origin(facts),
+        accuracy=_accuracy(facts),
+    )
+    text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
+    ModelCard(text)  # parses the metadata as the Hub will
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def metadata(facts: CardFacts) -> Any:
+    """Return huggingface_hub's ``ModelCardData`` of a card."""
+    from huggingface_hub import ModelCardData
+
+    dataset = _DATASETS.get(facts.dataset)
+    relation = {"base_model_relation": "finetune"} if facts.base_model else {}
+    further: dict[str, Any] = {**license_metadata(facts.license), **relation}
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification" if facts.num_classes else "image-feature-extraction",
+        tags=["convstem", "timm", "transformers", *(["transplant"] if facts.transplanted else []), "vit"],
+        datasets=[dataset] if dataset else None,
+        base_model=facts.base_model,
+        model_name=facts.name,
+        eval_results=_eval_results(facts) or None,
+        **further,
+    )
+
+
+def _eval_results(facts: CardFacts) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_DATASETS.get(facts.dataset, facts.dataset.lower()),
+            dataset_name=facts.dataset,
+            metric_type=_METRICS.get(name, name),
+            metric_name=f"{name} (%)" if name in _METRICS else name,
+            metric_value=value,
+            source_name=facts.metrics_source or "measured by the author",
+            source_url=f"https://huggingface.co/{facts.repo_id}",
+        )
+        for name, value in sorted(facts.metrics.items())
+    ]
+
+
+def _sizes(spec: ModelSpec | None) -> str:
+    if spec is None:
+        return ""
+    return (
+        f"{spec.depth} blocks of width {spec.embed_dim}, {spec.num_heads} heads, MLP ratio {spec.mlp_ratio:g}; "
+        f"{num_params(spec) / 1e6:.2f} M parameters, {macs(spec) / 1e9:.3f} G multiply-adds per image."
+    )
+
+
+def _stem_table(spec: ModelSpec) -> str:
+    size = spec.img_size
+    rows = ["| stem layer | kernel | stride | channels | feature map |", "|---|---|---|---|---|"]
+    stem = spec.stem
+    for channels, kernel, stride in zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True):
+        size = -(-size // stride)
+        layer = f"conv + {stem.norm} + {stem.act}"
+        rows.append(f"| {layer} | {kernel} x {kernel} | {stride} | {channels} | {size} x {size} |")
+    rows.append(f"| conv | 1 x 1 | 1 | {spec.embed_dim} | {size} x {size} |")
+    return "\n".join(rows)
+
+
+def _torchvision(facts: CardFacts, spec: ModelSpec | None) -> str:
+    if spec is None or not _is_named_in_torchvision(spec) or not facts.num_classes or facts.input_size[0] != 3:
+        return "torchvision has no architecture of this name, stem and input for these weights; use timm.\n"
+    values = {
+        "torchvision": spec.torchvision,
+        "tag": (facts.tag or "").upper().replace("-", "_"),
+        "repo_id": facts.repo_id,
+        "num_classes": facts.num_classes,
+        "image_size": facts.input_size[1],
+    }
+    code = (_TORCHVISION_TAG if facts.tag else _TORCHVISION_FILE).format(**values)
+    return f"```python\nimport torchvision\n\n{code}\n```\n"
+
+
+def _is_named_in_torchvision(spec: ModelSpec) -> bool:
+    row = catalog.models()[spec.name]
+    return row.torchvision is not None and replace(spec, img_size=row.img_size, num_classes=row.num_classes) == row
+
+
+def _origin(facts: CardFacts) -> str:
+    if facts.transplanted:
+        error = (
+            f"Measured relative error of the features in float32, on probe images: {facts.measured_error:.1e}."
+            if facts.measured_error is not None
+            else "The relative error of the features in float32 is about 1e-6 where the stem is exact."
+        )
+        return _TRANSPLANT.format(base_model=facts.base_model or "the source", error=error, note=facts.note)
+    base = f"Made from {facts.base_model}. " if facts.base_model else ""
+    return base + (f"Recipe: `{facts.recipe}`." if facts.recipe else "The author of this repository gave no recipe.")
+
+
+def _accuracy(facts: CardFacts) -> str:
+    if not facts.metrics:
+        return "Not measured." if not facts.transplanted else f"That of {facts.base_model}; not measured again."
+    rows = ["| dataset | metric | value |", "|---|---|---|"]
+    rows += [f"| {facts.dataset} | {name} | {value:g} |" for name, value in sorted(facts.metrics.items())]
+    source = f"\n\nSource: `{facts.metrics_source}`." if facts.metrics_source else ""
+    return "\n".join(rows) + source

@@ -1,0 +1,217 @@
+"""One commit of a staged folder: planned, atomic, idempotent, verified; a conflict or a lost reply loses nothing."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
+from convstem.hub.cache import file_digest
+from convstem.hub.errors import explain, is_transient, status_of
+from convstem.hub.listing import ATTEMPTS, WAIT_SECONDS, Listing, list_files, retried
+from convstem.hub.names import CARD, CONFIG, WEIGHTS
+
+FILES = (CONFIG, WEIGHTS, CARD)
+
+
+STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Pickled twins of the weights, which earlier pushes by other tools left behind."""
+
+
+CONFLICT = (409, 412)
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or would do."""
+
+    repo_id: str
+    commit: str | None
+    """The commit that has the files; None for a dry run that would make one."""
+    url: str | None
+    files: Mapping[str, str]
+    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``."""
+    changed: bool
+    """Whether there was anything to send."""
+    pr_url: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result JSON-plain."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push: a repository's branch, or a new pull request on it."""
+
+    repo_id: str
+    revision: str | None = None
+    private: bool = False
+    create_pr: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+
+    @property
+    def api(self) -> Any:
+        """The Hub client."""
+        from huggingface_hub import HfApi
+
+        return HfApi(library_name="convstem", token=self.token)
+
+    def listing(self, revision: str | None = None) -> Listing:
+        """Return what the branch holds, or another revision."""
+        return list_files(self.repo_id, revision or self.revision, token=self.token)
+
+    def url(self, commit: str) -> str:
+        """Return the web page of a commit."""
+        return f"{self.api.endpoint}/{self.repo_id}/commit/{commit}"
+
+
+def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
+    """Commit a staged folder, unless the repository has the same content already."""
+    remote = _current(target)
+    if remote is not None and not target.create_pr and _is_done(folder, remote):
+        return _result(target, folder, remote, remote.commit, changed=False)
+    if remote is not None and target.create_pr and (proposed := _open_pull_request(folder, target)):
+        return proposed
+    if dry_run:
+        return PushResult(target.repo_id, None, None, plan(folder, remote), changed=True)
+    return _commit(folder, target, remote or _create(target))
+
+
+def plan(folder: Path, remote: Listing | None) -> dict[str, str]:
+    """Return what a commit does to each file."""
+    files = remote.files if remote else {}
+    actions = {name: _action(folder, name, remote) for name in FILES}
+    stale = sorted(name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in STALE))
+    return {**actions, **dict.fromkeys(stale, "remove")}
+
+
+def _action(folder: Path, name: str, remote: Listing | None) -> str:
+    if remote is None or name not in remote.files:
+        return "add"
+    digest = remote.digest(name)
+    return "same" if file_digest(folder / name, len(digest)) == digest else "update"
+
+
+def _is_done(folder: Path, remote: Listing) -> bool:
+    return set(plan(folder, remote).values()) == {"same"}
+
+
+def _current(target: Target) -> Listing | None:
+    """Return what the branch holds; None if the repository or the branch does not exist yet."""
+    try:
+        return target.listing()
+    except RevisionMissingError:
+        return None
+    except AccessDeniedError:
+        return None  # it may not exist; if it does, creating it says why it is refused
+
+
+def _create(target: Target) -> Listing:
+    """Create what is missing, repository or branch, and return what the branch holds."""
+
+    def ask() -> None:
+        target.api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
+        if target.revision and not target.revision.startswith("refs/"):
+            target.api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
+
+    try:
+        retried(ask, target.repo_id, None, target.token)
+    except AccessDeniedError as error:
+        raise AccessDeniedError(f"{error}. Pushing needs a token that may write to {target.repo_id}") from error
+    return target.listing()
+
+
+def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    parent = remote.commit
+    for attempt in range(ATTEMPTS):
+        actions = plan(folder, remote)
+        operations: list[Any] = [
+            CommitOperationDelete(name)
+            if action == "remove"
+            else CommitOperationAdd(name, str(folder / name))
+            for name, action in actions.items()
+            if action != "same"
+        ]  # fmt: skip
+        try:
+            info = target.api.create_commit(
+                target.repo_id,
+                operations,
+                commit_message=f"Push {_architecture(folder)} with convstem",
+                revision=target.revision,
+                parent_commit=parent,
+                create_pr=target.create_pr,
+            )
+        except Exception as error:
+            done = _after_failure(folder, target, parent, error)
+            if done is not None:
+                return done
+            if attempt + 1 == ATTEMPTS or not is_transient(error):
+                raise explain(error, target.repo_id, target.revision, target.token) from error
+            time.sleep(WAIT_SECONDS * 2**attempt)
+        else:
+            return _verified(folder, target, info.oid, remote, info.pr_url)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _after_failure(folder: Path, target: Target, parent: str, error: Exception) -> PushResult | None:
+    """Return the result if the commit was made although its reply was lost; raise if somebody else was faster."""
+    if status_of(error) not in CONFLICT and not is_transient(error):
+        return None
+    if target.create_pr:
+        return _open_pull_request(folder, target, changed=True)
+    now = target.listing()
+    if now.commit == parent:
+        return None
+    if _is_done(folder, now):
+        return _result(target, folder, now, now.commit, changed=True)
+    raise HubError(
+        f"{target.repo_id} changed while this push was under way: expected commit {parent}, found {now.commit}. "
+        "Nothing was changed and nothing is lost; look at that commit, then push again to put yours on top"
+    ) from error
+
+
+def _open_pull_request(folder: Path, target: Target, changed: bool = False) -> PushResult | None:
+    """Return the open pull request that proposes exactly this content, if there is one."""
+
+    def ask() -> list[int]:
+        found = target.api.get_repo_discussions(
+            target.repo_id, discussion_type="pull_request", discussion_status="open"
+        )
+        return [discussion.num for discussion in found]
+
+    for number in retried(ask, target.repo_id, None, target.token):
+        proposed = target.listing(f"refs/pr/{number}")
+        if _is_done(folder, proposed):
+            page = f"{target.api.endpoint}/{target.repo_id}/discussions/{number}"
+            return _result(target, folder, proposed, proposed.commit, changed, page)
+    return None
+
+
+def _verified(folder: Path, target: Target, commit: str, before: Listing, pr_url: str | None) -> PushResult:
+    """Compare the hashes that the Hub lists for the new commit with the files."""
+    listing = target.listing(commit)
+    wrong = [name for name, action in plan(folder, listing).items() if action != "same"]
+    if wrong:
+        raise HubError(
+            f"commit {commit} of {target.repo_id} does not hold what was sent: {', '.join(wrong)} differ. Report it to "
+            "the Hub's operators; the commit before it is untouched"
+        )
+    return _result(target, folder, before, commit, True, pr_url)
+
+
+def _result(
+    target: Target, folder: Path, before: Listing, commit: str, changed: bool, pr_url: str | None = None
+) -> PushResult:
+    return PushResult(target.repo_id, commit, target.url(commit), plan(folder, before), changed, pr_url)
+
+
+def _architecture(folder: Path) -> str:
+    return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"])

@@ -1,0 +1,160 @@
+"""Publishes the registry's weights to an organisation on the Hub: planned, resumable, with cards."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from convstem.errors import AccessDeniedError, CheckpointError, HubError, RevisionMissingError
+from convstem.hub.listing import list_files
+from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.read import fetch
+from convstem.publishing.cards.facts import facts_of_entry
+from convstem.publishing.cards.licenses import refusal
+from convstem.publishing.cards.render import render
+from convstem.publishing.commit import Target, push_folder
+from convstem.publishing.folder import finish_config, save
+from convstem.publishing.stage import stage_embedded
+from convstem.publishing.verify import require, verify_folder
+from convstem.registry import catalog
+from convstem.registry.records import WeightsSpec
+from convstem.transplanting.algebra import ALGORITHM
+
+PROVENANCE = "convstem"
+"""Key of ``config.json`` that says what published weights were made from, so that a later run can skip them."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One weights entry and what becomes of it."""
+
+    name: str
+    repo_id: str
+    action: str
+    """``publish``, ``refuse`` or ``skip`` in a plan; ``published``, ``same`` or ``failed`` afterwards."""
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it JSON-plain."""
+        return asdict(self)
+
+
+def publish(
+    namespace: str,
+    only: str = "*",
+    *,
+    dry_run: bool = False,
+    private: bool = False,
+    token: str | bool | None = None,
+    report: Callable[[Publication], object] = lambda row: None,
+) -> list[Publication]:
+    """Publish the registry's weights, each to ``namespace/architecture.tag``; what is there already is skipped.
+
+    A failure does not stop the others, and an interrupted run is taken up by the next one.
+
+    Args:
+        namespace: organisation or user on the Hub.
+        only: shell-style pattern of ``architecture.tag``.
+        dry_run: only return the plan.
+        private: create repositories private.
+        token: a token, or False for none; default: huggingface_hub's login.
+        report: called with every row of the plan, then with every result.
+
+    Raises:
+        HubError: the Hub cannot be reached to make the plan.
+        ValueError: no weights match ``only``.
+    """
+    rows = list(plan(namespace, only, token))
+    for row in rows:
+        report(row)
+    if dry_run:
+        return rows
+    return [_carry_out(row, private, token, report) for row in rows]
+
+
+def plan(namespace: str, only: str = "*", token: str | bool | None = None) -> Iterator[Publication]:
+    """Yield what is to be done for every weights entry that matches, without making anything."""
+    entries = [entry for entry in catalog.weights().values() if fnmatch.fnmatch(entry.name, only)]
+    if not entries:
+        raise ValueError(f"no weights match {only!r}; `convstem list --pretrained` prints all")
+    for entry in entries:
+        repo_id = f"{namespace}/{entry.name}"
+        why_not = refusal(entry.license)
+        if why_not:
+            yield Publication(entry.name, repo_id, "refuse", why_not)
+        elif _published(repo_id, token) == provenance(entry, repo_id):
+            yield Publication(entry.name, repo_id, "skip", "the same is there already")
+        else:
+            yield Publication(entry.name, repo_id, "publish", f"{entry.hf_hub_id or entry.file}, {entry.license}")
+
+
+def provenance(entry: WeightsSpec, repo_id: str) -> dict[str, Any]:
+    """Return what decides the published files: source, transform, and the card without its measured error."""
+    card = hashlib.sha256(render(facts_of_entry(entry, repo_id)).encode()).hexdigest()
+    return {
+        "entry": entry.name,
+        "source": entry.hf_hub_id or entry.sha256,
+        "transform": entry.transform,
+        "algorithm": ALGORITHM if entry.transform != "none" else None,  # a better transplant is published again
+        "card": card[:16],
+    }
+
+
+def _published(repo_id: str, token: Any) -> dict[str, Any]:
+    """Return the provenance of what the repository holds; empty where it is absent or not complete."""
+    try:
+        listing = list_files(repo_id, token=token)
+    except (AccessDeniedError, RevisionMissingError):
+        return {}
+    if not {CONFIG, WEIGHTS, CARD} <= set(listing.files):
+        return {}
+    config = fetch(repo_id, CONFIG, listing.commit, token=token).path.read_text(encoding="utf-8")
+    found = json.loads(config).get(PROVENANCE)
+    return found if isinstance(found, dict) else {}
+
+
+def _carry_out(row: Publication, private: bool, token: Any, report: Callable[[Publication], object]) -> Publication:
+    done = row
+    if row.action == "publish":
+        try:
+            with TemporaryDirectory(prefix="convstem-publish-") as temporary:
+                _stage(catalog.weights()[row.name], row.repo_id, Path(temporary), token)
+                require(verify_folder(Path(temporary), row.name))
+                result = push_folder(Path(temporary), Target(row.repo_id, private=private, token=token))
+            action = "published" if result.changed else "same"
+            done = Publication(row.name, row.repo_id, action, str(result.commit))
+        except (CheckpointError, HubError, ValueError) as error:  # one repository's trouble; the others go on
+            done = Publication(row.name, row.repo_id, "failed", str(error))
+        report(done)
+    return done
+
+
+def _stage(entry: WeightsSpec, repo_id: str, folder: Path, token: Any) -> None:
+    error = None
+    if entry.file:
+        stage_embedded(entry, folder)
+    else:
+        error = _stage_transplant(entry, folder, token)
+    finish_config(folder, entry.license, **{PROVENANCE: provenance(entry, repo_id)})
+    (folder / CARD).write_text(render(facts_of_entry(entry, repo_id, error)), encoding="utf-8")
+
+
+def _stage_transplant(entry: WeightsSpec, folder: Path, token: Any) -> float:
+    """Write a transplanted model and return its measured error against its source."""
+    import timm
+
+    from convstem.publishing.transplant_folder import measure_error
+
+    repository, revision = entry.hub_name
+    file = fetch(repository, revision=revision, token=token).path
+    overlay = {"file": str(file)}
+    source = timm.create_model(repository.removeprefix("timm/"), pretrained=True, pretrained_cfg_overlay=overlay)
+    model = timm.create_model(entry.name, pretrained=True, pretrained_cfg_overlay=overlay)
+    save(model, folder)
+    return measure_error(source.eval(), model.eval())

@@ -1,0 +1,89 @@
+"""Fetching a whole model: weights, config and card of one commit, verified."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from convstem.errors import MissingFileError
+from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.read import fetch, fetch_all
+from convstem.registry import catalog
+from convstem.registry.records import WeightsSpec
+
+
+def pull(
+    source: str,
+    revision: str | None = None,
+    out: str | Path | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Return a folder with the verified ``model.safetensors`` and ``config.json`` (and card) of one commit.
+
+    Args:
+        source: ``org/name``, ``org/name@revision``, or a name that ``convstem list --pretrained`` prints; of one that
+            is transplanted while loading, what is pulled is its source, so that it loads offline from then on.
+        revision: branch, tag or commit.
+        out: copy the files into this folder; default: stay in the Hub's cache. Needed for embedded weights.
+        cache_dir, token: see ``convstem.hub.fetch``.
+
+    Raises:
+        HubError: see ``convstem.hub.fetch``.
+        KeyError: unknown name.
+        ValueError: an invalid repository id.
+    """
+    source = source.removeprefix("hf-hub:")
+    entry = None if "/" in source else _entry(source)
+    if entry is not None and entry.file:
+        return _write_embedded(entry, out)
+    repo_id, at = entry.hub_name if entry else _split(source)
+    files = fetch_all(repo_id, [CONFIG, WEIGHTS], revision or at, cache_dir=cache_dir, token=token)
+    with suppress(MissingFileError):  # a card is welcome, not needed
+        commit = files[WEIGHTS].commit
+        files[CARD] = fetch(repo_id, CARD, commit, cache_dir=cache_dir, token=token)
+    return _deliver({name: file.path for name, file in files.items()}, out)
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    repo_id, _, revision = source.partition("@")
+    return repo_id, revision or None
+
+
+def _entry(name: str) -> WeightsSpec:
+    entries = catalog.weights()
+    found = [entries[name]] if name in entries else catalog.weights_of(name)
+    if not found:
+        raise KeyError(f"no weights {name!r}: give org/name, or a name that `convstem list --pretrained` prints")
+    return found[0]
+
+
+def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:
+    from convstem.publishing.cards.facts import facts_of_entry
+    from convstem.publishing.cards.render import render
+    from convstem.publishing.folder import finish_config
+    from convstem.publishing.stage import stage_embedded
+
+    if out is None:
+        raise ValueError(f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    stage_embedded(entry, folder)
+    finish_config(folder, entry.license)
+    (folder / CARD).write_text(render(facts_of_entry(entry)), encoding="utf-8")
+    return folder
+
+
+def _deliver(files: dict[str, Path], out: str | Path | None) -> Path:
+    if out is None:
+        return files[WEIGHTS].parent
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in sorted(files.items()):
+        temporary = folder / f".{name}.incomplete"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, folder / name)
+    return folder

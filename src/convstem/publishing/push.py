@@ -1,0 +1,112 @@
+"""Pushing a model: staged, checked, with a card, then committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from convstem.hub.names import CARD, CONFIG
+from convstem.publishing.cards.facts import PLACEHOLDER, CardFacts, facts_of_config, facts_of_entry
+from convstem.publishing.cards.licenses import check_license, license_of_card
+from convstem.publishing.cards.render import render
+from convstem.publishing.commit import PushResult, Target, push_folder
+from convstem.publishing.folder import finish_config
+from convstem.publishing.stage import stage
+from convstem.publishing.verify import require, verify_folder
+from convstem.registry import catalog
+
+
+def push(
+    model_or_dir: Any,
+    repo_id: str,
+    *,
+    license: str,
+    tag: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    card: str | Path | None = None,
+    metrics: Mapping[str, float] | None = None,
+    dataset: str = "",
+    use_ema: bool = False,
+    base_model: str | None = None,
+    dry_run: bool = False,
+    token: str | bool | None = None,
+) -> PushResult:
+    """Push a conv-stem model to the Hub as one commit that timm, torchvision users and transformers can load.
+
+    Pushing the same content again sends nothing. Pickled weights of earlier pushes are removed in the same commit.
+
+    Args:
+        model_or_dir: one of our models (timm's, torchvision's, transplanted), a folder with ``config.json`` and
+            ``model.safetensors``, or a checkpoint of timm's train.py.
+        repo_id: ``org/name``; created if needed.
+        license: licence of the weights, for example ``apache-2.0``; there is no default.
+        tag: the registry's ``architecture.tag`` whose description, metrics and recipe go into the card.
+        private: create the repository private.
+        revision: branch to push to, created if needed; default: main.
+        create_pr: open a pull request instead of committing.
+        card: a model card, as text or the path of a markdown file; default: the folder's README.md, or a generated one.
+        metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
+        dataset: what the metrics were measured on.
+        use_ema: of a checkpoint, push the averaged weights.
+        base_model: the repository that the weights were made from; default: that of a transplanted model's source.
+        dry_run: only tell what would be done.
+        token: a token, or False for none; default: huggingface_hub's login.
+
+    Raises:
+        HubError: the Hub refuses, somebody else pushed meanwhile, or the weights are not those of the config.
+        ValueError: no licence, an invalid ``repo_id``, or a model of another kind.
+    """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    check_license(license)
+    validate_repo_id(repo_id)
+    if metrics and not (dataset or tag):
+        raise ValueError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
+    target = Target(repo_id, revision, private, create_pr, token)
+    with TemporaryDirectory(prefix="convstem-push-") as temporary:
+        folder = Path(temporary)
+        stage(model_or_dir, folder, use_ema)
+        require(verify_folder(folder, "what is to be pushed"), skip=("license",))
+        finish_config(folder, license)
+        more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model or source_of(model_or_dir)}
+        write_card(folder, repo_id, license, tag, card, more)
+        return push_folder(folder, target, dry_run)
+
+
+def source_of(model: Any) -> str | None:
+    """Return the repository from which a transplanted model's source came, if it is one and came from there."""
+    cfg = getattr(model, "pretrained_cfg", None) if hasattr(model, "transplant_report") else None
+    return cfg.get("hf_hub_id") if cfg else None
+
+
+def write_card(
+    folder: Path, repo_id: str, license: str, tag: str | None, card: str | Path | None, more: Mapping[str, Any]
+) -> None:
+    """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``."""
+    path = folder / CARD
+    if card is not None:
+        text = Path(card).read_text(encoding="utf-8") if str(card).endswith(".md") else str(card)
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
+    else:
+        text = render(_facts(folder, repo_id, license, tag, more))
+    named = license_of_card(text)
+    if named != license:
+        raise ValueError(f"the card says license: {named}, and license={license!r} was given; make them agree")
+    path.write_text(text, encoding="utf-8")
+
+
+def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapping[str, Any]) -> CardFacts:
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    known: dict[str, Any] = {}
+    if tag is not None:
+        if tag not in catalog.weights():
+            raise ValueError(f"tag must be a name that `convstem list --pretrained` prints; got {tag!r}")
+        facts = facts_of_entry(catalog.weights()[tag])
+        known = {k: getattr(facts, k) for k in ("dataset", "description", "metrics", "metrics_source", "recipe")}
+    return facts_of_config(config, repo_id, license, **{**known, **{k: v for k, v in more.items() if v}})

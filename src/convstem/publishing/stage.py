@@ -1,0 +1,100 @@
+"""Turns what a user has (a model, a folder, a training checkpoint) into a folder that the Hub and timm understand."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
+from convstem.hosts.registration import ensure_registered
+from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.models.twins import as_timm_model
+from convstem.publishing.config import check_ours
+from convstem.publishing.folder import save
+from convstem.registry import catalog, tables
+from convstem.registry.records import WeightsSpec
+
+
+def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
+    """Write ``config.json`` and ``model.safetensors`` of a model into a folder; a README.md that is there comes along.
+
+    Args:
+        source: one of our models (timm or torchvision), a folder with the two files, or a checkpoint of timm's
+            train.py.
+        folder: where to write.
+        use_ema: of a checkpoint, take the averaged weights.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder that lacks one of the two.
+        TypeError: something else was given.
+        ValueError: a model or checkpoint of another architecture, or a checkpoint that cannot be opened safely.
+    """
+    from torch import nn
+
+    if isinstance(source, nn.Module):
+        return save(as_timm_model(source), folder)
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
+    path = Path(source)
+    if path.is_dir():
+        return _copy(path, folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no folder or checkpoint file {path}")
+    if path.suffix not in CHECKPOINTS:
+        raise ValueError(
+            f"{path.name} is not a checkpoint of timm's train.py ({', '.join(CHECKPOINTS)}); give a folder"
+        )
+    return save_checkpoint(path, folder, use_ema)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (source / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{source} has no {' and no '.join(missing)}; a pushed folder needs both files")
+    for name in (CONFIG, WEIGHTS, CARD):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def stage_embedded(entry: WeightsSpec, folder: Path) -> None:
+    """Write ``config.json`` and the embedded file of a registry entry, byte for byte, as ``model.safetensors``."""
+    import timm
+
+    save(timm.create_model(entry.name, pretrained=True), folder)
+    shutil.copyfile(tables.data_dir("registry") / str(entry.file), folder / WEIGHTS)
+
+
+def save_checkpoint(path: Path, folder: Path, use_ema: bool) -> None:
+    """Write the model of a checkpoint of timm's train.py, with the preprocessing it was trained with."""
+    import timm
+
+    checkpoint = open_checkpoint(path)
+    key = "state_dict_ema" if use_ema else "state_dict"
+    if key not in checkpoint:
+        has = ", ".join(sorted(k for k in checkpoint if k.startswith("state_dict"))) or "none"
+        raise ValueError(f"{path.name} has no {key}; the weights it has: {has}")
+    state = timm.models.clean_state_dict(checkpoint[key])
+    args = vars(checkpoint["args"]) if "args" in checkpoint else {}
+    architecture = str(checkpoint.get("arch")).split(".", 1)[0]
+    check_ours(architecture)
+    ensure_registered(architecture)
+    kwargs = dict(args.get("model_kwargs") or {})
+    kwargs["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
+    kwargs.setdefault("in_chans", args.get("in_chans"))
+    kwargs.setdefault("img_size", _image_size(architecture, state, kwargs))
+    kwargs.setdefault("global_pool", args.get("gp"))
+    model = timm.create_model(architecture, **kwargs)
+    model.load_state_dict(state)
+    save(model, folder, timm.data.resolve_data_config(args, model=model) if args else None)
+
+
+def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return the image size that a learned position embedding was made for, if it is not the architecture's."""
+    spec = catalog.models().get(architecture)
+    if spec is None or "pos_embed" not in state or kwargs.get("class_token") is False:
+        return None
+    size = math.isqrt(state["pos_embed"].shape[1] - 1) * spec.patch_size
+    return None if size == spec.img_size else size

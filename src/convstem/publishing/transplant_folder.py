@@ -1,0 +1,125 @@
+"""Writes a transplanted model as a folder that timm, the Hub and ``hf-hub:`` understand, with its measured error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convstem.publishing.cards.facts import PLACEHOLDER, facts_of_config
+from convstem.publishing.cards.render import render
+from convstem.publishing.config import is_ours
+from convstem.publishing.folder import finish_config
+from convstem.stem.vocabulary import StemLike
+from convstem.transplanting.calibration import Calibration
+from convstem.transplanting.pixels import normalised_range
+from convstem.transplanting.report import TransplantReport
+from convstem.transplanting.surgery import transplant
+
+PROBE_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class TransplantResult:
+    """What ``transplant_to_folder`` did."""
+
+    source: str
+    architecture: str
+    license: str
+    measured_error: float
+    """Relative error of the model's features on the probe batch, in float32."""
+    report: TransplantReport
+    folder: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result JSON-plain."""
+        return {**asdict(self), "folder": str(self.folder), "summary": self.report.summary()}
+
+
+def transplant_to_folder(
+    source: str,
+    folder: Path,
+    stem: StemLike | None = None,
+    calibration: Calibration | None = None,
+    margin: float = 0.25,
+    tolerance: float = 1e-4,
+    pretrained: bool = True,
+) -> TransplantResult:
+    """Transplant a timm model and write ``config.json``, ``model.safetensors`` and a model card.
+
+    Args:
+        source: timm name (with tag), ``hf-hub:...`` or ``local-dir:...``.
+        folder: where to write; created if needed.
+        stem, calibration, margin: see ``convstem.transplant``.
+        tolerance: largest relative error of the features, on the probe batch, that is accepted.
+        pretrained: False transplants random weights, to try things out.
+
+    Raises:
+        ValueError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing is written.
+    """
+    import timm
+
+    model = timm.create_model(source, pretrained=pretrained).eval()
+    twin = transplant(model, stem, calibration, margin).eval()
+    cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
+    if not is_ours(cfg["architecture"]):
+        raise ValueError(
+            f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
+            "patch 8, 16 and 32. Nothing was written; use convstem.transplant in Python"
+        )
+    error = measure_error(model, twin)
+    if not error <= tolerance:
+        raise ValueError(
+            f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
+            "Use a wider stem, calibration images, or a larger --tolerance"
+        )
+    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
+    result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    timm.models.save_for_hf(twin, str(folder), safe_serialization=True)
+    finish_config(folder, result.license)
+    (folder / "README.md").write_text(card(result), encoding="utf-8")
+    return result
+
+
+@torch.no_grad()
+def measure_error(source: nn.Module, twin: nn.Module) -> float:
+    """Return the relative error of ``twin``'s features on the probe batch."""
+    x = probe_batch(source)
+    expected, actual = source.forward_features(x), twin.forward_features(x)  # type: ignore[operator]
+    return float((actual - expected).norm() / expected.norm())
+
+
+def probe_batch(model: Any) -> Tensor:
+    """Return images [PROBE_IMAGES, in_chans, height, width] over the model's pixel range, from noise to smooth."""
+    cfg, generator = model.pretrained_cfg, torch.Generator().manual_seed(0)
+    channels, *size = cfg["input_size"]
+    low, high = map(torch.tensor, normalised_range(cfg["mean"], cfg["std"], channels))
+    images = []
+    for index in range(PROBE_IMAGES):
+        coarse = [max(side >> index, 2) for side in size]
+        noise = torch.rand(1, channels, *coarse, generator=generator)
+        images.append(nn.functional.interpolate(noise, size=size, mode="bilinear"))
+    return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
+
+
+def card(result: TransplantResult) -> str:
+    """Return the model card of a transplanted model that lies in its folder."""
+    config = json.loads((result.folder / "config.json").read_text(encoding="utf-8"))
+    base = None if result.source.startswith("local-dir:") else result.source.removeprefix("hf-hub:")
+    facts = facts_of_config(
+        config,
+        PLACEHOLDER,
+        result.license if result.license != "unknown" else "other",
+        name=result.architecture,
+        description=f"`{base or 'A local model'}` on a convolutional stem.",
+        base_model=f"timm/{base}" if base and "/" not in base else base,
+        transplanted=True,
+        measured_error=result.measured_error,
+        note=result.report.summary(),
+    )
+    return render(facts)

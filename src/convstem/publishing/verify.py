@@ -1,0 +1,168 @@
+"""Examines a model repository or folder: is it complete, undamaged, of our kind, and what its config says it is?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convstem.errors import HubError
+from convstem.hub.cache import file_digest
+from convstem.hub.listing import check_present, list_files
+from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.read import fetch_all
+from convstem.publishing.cards.licenses import license_of_card
+from convstem.publishing.config import meta_model, read_config
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``verify`` found."""
+
+    source: str
+    commit: str | None
+    sha256: str | None
+    """Of ``model.safetensors``."""
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report JSON-plain."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def verify(source: str | Path, revision: str | None = None, *, token: str | bool | None = None) -> Report:
+    """Examine a Hub repository or a local folder, without building the model or running anything from it.
+
+    Args:
+        source: ``org/name``, ``org/name@revision`` or a folder.
+        revision: branch, tag or commit.
+        token: see ``convstem.hub.fetch``.
+
+    Raises:
+        HubError: the repository cannot be read.
+        FileNotFoundError: no such folder.
+    """
+    if Path(source).is_dir():
+        return verify_folder(Path(source), str(source))
+    repo_id, _, at = str(source).removeprefix("hf-hub:").partition("@")
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source!s} is neither a folder nor a repository id of the form org/name")
+    listing = list_files(repo_id, revision or at or None, token=token)
+    names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]
+    if WEIGHTS not in names:
+        check_present(repo_id, listing, WEIGHTS)
+    files = fetch_all(repo_id, names, listing.commit, token=token)
+    folder = files[WEIGHTS].path.parent
+    weights = files[WEIGHTS].sha256
+    hashes = Check("hashes", True, f"{len(files)} files have the hashes that the Hub lists")
+    return verify_folder(folder, f"{repo_id}@{listing.commit}", listing.commit, weights, (hashes,))
+
+
+def verify_folder(
+    folder: Path, source: str, commit: str | None = None, sha256: str | None = None, before: tuple[Check, ...] = ()
+) -> Report:
+    """Examine a folder with ``config.json``, ``model.safetensors`` and ``README.md``."""
+    weights = folder / WEIGHTS
+    found: dict[str, Any] = {}
+    questions: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("header", lambda: _header(weights, found)),
+        ("config", lambda: _config(folder / CONFIG, found)),
+        ("shapes", lambda: _shapes(found)),
+        ("labels", lambda: _labels(found)),
+        ("finite", lambda: _finite(weights, found)),
+        ("license", lambda: _license(folder / CARD)),
+    )
+    checks = (*before, *(_answer(name, question) for name, question in questions))
+    if sha256 is None and weights.is_file():
+        sha256 = file_digest(weights)
+    return Report(source, commit, sha256, checks)
+
+
+def _answer(name: str, question: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, question())
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return Check(name, False, str(error.args[0] if isinstance(error, KeyError) else error))
+
+
+def _header(path: Path, found: dict[str, Any]) -> str:
+    from convstem.files.safetensors import check_header  # imports torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing: a config without weights")
+    found["shapes"] = check_header(path)
+    return f"{len(found['shapes'])} tensors, {path.stat().st_size:,} bytes"
+
+
+def _config(path: Path, found: dict[str, Any]) -> str:
+    config = read_config(path)
+    found["model"] = meta_model(config)
+    found["config"] = config
+    return f"{config['architecture']}, {config['pretrained_cfg'].get('num_classes', config.get('num_classes'))} classes"
+
+
+def _shapes(found: Mapping[str, Any]) -> str:
+    if "model" not in found or "shapes" not in found:
+        raise ValueError("not compared, because the header or the config is wrong")
+    expected = {key: tuple(tensor.shape) for key, tensor in found["model"].state_dict().items()}
+    actual: Mapping[str, tuple[int, ...]] = found["shapes"]
+    wrong = [f"missing {key}" for key in sorted(set(expected) - set(actual))]
+    wrong += [f"surplus {key}" for key in sorted(set(actual) - set(expected))]
+    wrong += [
+        f"{key} is {list(actual[key])}, the config makes it {list(expected[key])}"
+        for key in sorted(set(actual) & set(expected))
+        if actual[key] != expected[key]
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"the weights are not those of the config: {'; '.join(wrong[:5])}{more}")
+    return f"all {len(expected)} tensors have the shapes of the architecture"
+
+
+def _labels(found: Mapping[str, Any]) -> str:
+    if "config" not in found:
+        raise ValueError("not compared, because the config is wrong")
+    config = found["config"]
+    names = config.get("label_names") or config["pretrained_cfg"].get("label_names") or []
+    if names and len(names) != found["model"].num_classes:
+        raise ValueError(f"config.json has {len(names)} label_names for {found['model'].num_classes} classes")
+    return f"{len(names)} names" if names else "none given"
+
+
+def _finite(path: Path, found: Mapping[str, Any]) -> str:
+    if "shapes" not in found:
+        raise ValueError("not read, because the header is wrong")
+    from safetensors.torch import load_file
+
+    from convstem.files.safetensors import check_finite
+
+    check_finite(load_file(path), path.name)
+    return "no NaN, no Inf"
+
+
+def _license(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing, so there is no licence")
+    return license_of_card(path.read_text(encoding="utf-8"), path.name)
+
+
+def require(report: Report, skip: tuple[str, ...] = ()) -> None:
+    """Raise ``HubError`` with every failed check but ``skip``."""
+    failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.ok and check.name not in skip]
+    if failed:
+        raise HubError(f"{report.source} is not a model of convstem's: {'; '.join(failed)}")

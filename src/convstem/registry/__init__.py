@@ -1,0 +1,1 @@
+"""What exists, as plain data: architectures, trunks, weights. No torch in this room."""

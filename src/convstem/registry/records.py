@@ -1,0 +1,153 @@
+"""Frozen records of what exists: architectures, trunks and weights. No torch in this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from convstem.registry.stem_spec import (
+    StemSpec,
+    check_heads,
+    check_stem_patch,
+    choice,
+    positive_ints,
+)
+
+POS_EMBEDS = ("learn", "sincos2d")
+"""Position embeddings of a trunk: learned, or fixed two-dimensional sine-cosine (MoCo v3)."""
+
+
+TRANSFORMS = ("none", "transplant")
+"""How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One architecture: a row of ``registry/architectures.toml``. Field names are timm's keyword arguments."""
+
+    name: str
+    """timm name."""
+    patch_size: int
+    """Pixels per token along each axis; must be the product of the stem's strides."""
+    embed_dim: int
+    depth: int
+    num_heads: int
+    stem_channels: tuple[int, ...]
+    source: str
+    """Where the numbers come from (paper and table, or upstream file)."""
+    mlp_ratio: float = 4.0
+    stem_strides: tuple[int, ...] = ()
+    stem_kernel_sizes: tuple[int, ...] = ()
+    stem_norm: str = "batchnorm2d"
+    stem_act: str = "relu"
+    stem_bias: bool = False
+    img_size: int = 224
+    num_classes: int = 1000
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.9
+    torchvision: str | None = None
+    """torchvision name; None where torchvision's VisionTransformer cannot express the architecture."""
+    trunk: str | None = None
+    """The timm patchify architecture with the same trunk, whose pretrained weights can be transplanted."""
+    pos_embed: str = "learn"
+    trunk_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further JSON-plain arguments of timm's VisionTransformer."""
+
+    def __post_init__(self) -> None:
+        """Validate the row."""
+        for name in ("patch_size", "embed_dim", "depth", "num_heads", "img_size", "num_classes"):
+            positive_ints(name, getattr(self, name))
+        check_stem_patch(self.stem, self.patch_size)
+        check_heads(self.embed_dim, self.num_heads)
+        choice("pos_embed", self.pos_embed, POS_EMBEDS)
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        if self.torchvision and (self.stem_norm != "batchnorm2d" or self.trunk_args or self.pos_embed != "learn"):
+            raise ValueError(
+                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
+                "leave `torchvision` out of this row"
+            )
+
+    @cached_property
+    def stem(self) -> StemSpec:
+        """The architecture's stem."""
+        return StemSpec(
+            self.stem_channels, self.stem_strides, self.stem_kernel_sizes,
+            self.stem_norm, self.stem_act, self.stem_bias,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrunkSpec:
+    """A timm architecture under a name of ours, with a conv stem: a row of ``registry/trunks.toml``."""
+
+    name: str
+    """Our timm name."""
+    trunk: str
+    """The timm patchify architecture."""
+    unlike: tuple[str, ...] = ()
+    """timm architectures that are named as other image sizes of the trunk, but differ in more than that."""
+
+
+@dataclass(frozen=True)
+class WeightsSpec:
+    """One set of pretrained weights: a row of ``registry/weights.toml``."""
+
+    name: str
+    """``architecture.tag``."""
+    license: str
+    dataset: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    """Channels, height and width in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    description: str = ""
+    file: str | None = None
+    """An embedded safetensors file, relative to ``registry/``."""
+    hf_hub_id: str | None = None
+    """A Hub repository, ``org/name`` or ``org/name@revision``."""
+    sha256: str | None = None
+    """Content hash of the file, where pinned."""
+    transform: str = "none"
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    label_names: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Measured figures, for example ``{"acc@1": 80.0}`` in per cent."""
+    metrics_source: str = ""
+    """The command that printed the metrics."""
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        """Validate the row."""
+        if self.name.count(".") != 1:
+            raise ValueError(f"a weights entry is named architecture.tag; got {self.name!r}")
+        if not self.license:
+            raise ValueError("license must name a licence (an SPDX identifier in lower case)")
+        if (self.file is None) == (self.hf_hub_id is None):
+            raise ValueError("give exactly one of file (embedded) and hf_hub_id (on the Hub)")
+        if self.file and not self.sha256:
+            raise ValueError("an embedded file needs its sha256")
+        choice("transform", self.transform, TRANSFORMS)
+        if self.label_names and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{len(self.label_names)} label_names for num_classes = {self.num_classes}")
+
+    @cached_property
+    def architecture(self) -> str:
+        """The architecture's timm name."""
+        return self.name.split(".", 1)[0]
+
+    @property
+    def hub_name(self) -> tuple[str, str | None]:
+        """The Hub repository and revision (None: the newest)."""
+        repository, _, revision = str(self.hf_hub_id).partition("@")
+        return repository, revision or None
+
+    @property
+    def tag(self) -> str:
+        """The pretrained tag."""
+        return self.name.split(".", 1)[1]

@@ -1,0 +1,138 @@
+"""The stem as a frozen record, and the checks every record shares. No torch in this file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d")
+"""Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
+
+
+ACTS = ("gelu", "relu", "silu")
+"""Activations a stem can use, by timm's names."""
+
+
+def choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ``ValueError`` naming the sorted choices unless ``value`` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
+
+
+def positive_ints(name: str, values: object) -> tuple[int, ...]:
+    """Return ``values`` (an int or a sequence of ints) as a tuple; raise ``ValueError`` unless all are positive."""
+    items = (values,) if isinstance(values, int) else values
+    if isinstance(items, str) or not isinstance(items, Sequence) or not items:
+        raise ValueError(f"{name} must be a non-empty list of positive integers; got {values!r}")
+    if any(not isinstance(item, int) or isinstance(item, bool) or item < 1 for item in items):
+        raise ValueError(f"{name} must be a non-empty list of positive integers; got {list(items)!r}")
+    return tuple(items)
+
+
+@dataclass(frozen=True)
+class StemSpec:
+    """A convolutional stem: n conv + norm + activation layers, then a 1x1 convolution to ``embed_dim``.
+
+    Args:
+        channels: output channels of each layer but the last 1x1.
+        strides: stride of each layer, 1 or 2 for 3x3 kernels; default: 2 for every layer.
+        kernel_sizes: odd kernel size of each layer; default: 3 for every layer. Padding is ``(kernel - 1) // 2``.
+        norm: ``batchnorm2d``, ``frozen_bn`` or ``layernorm2d``.
+        act: ``relu``, ``gelu`` or ``silu``.
+        bias: whether the layers before the norm have a bias (the last 1x1 always has one).
+
+    Raises:
+        ValueError: a value is out of range or the three lists differ in length.
+
+    Source: Xiao et al., arXiv 2106.14881, section 3.1; torchvision ``ConvStemConfig``.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    kernel_sizes: tuple[int, ...] = ()
+    norm: str = "batchnorm2d"
+    act: str = "relu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Normalise lists to tuples and validate."""
+        channels = positive_ints("stem_channels", self.channels)
+        strides = positive_ints("stem_strides", self.strides or (2,) * len(channels))
+        kernels = positive_ints("stem_kernel_sizes", self.kernel_sizes or (3,) * len(channels))
+        if not len(channels) == len(strides) == len(kernels):
+            raise ValueError(
+                f"a stem needs as many strides and kernel sizes as channels; got {len(channels)} channels "
+                f"{list(channels)}, {len(strides)} strides {list(strides)} and {len(kernels)} kernel sizes"
+            )
+        for stride, kernel in zip(strides, kernels, strict=True):
+            if kernel % 2 == 0 or stride > (kernel + 1) // 2:
+                raise ValueError(
+                    f"a stem layer needs an odd kernel size k and a stride of at most (k + 1) / 2, so that no pixel "
+                    f"is skipped; got kernel size {kernel} with stride {stride}"
+                )
+        choice("stem_norm", self.norm, NORMS)
+        choice("stem_act", self.act, ACTS)
+        object.__setattr__(self, "channels", channels)
+        object.__setattr__(self, "strides", strides)
+        object.__setattr__(self, "kernel_sizes", kernels)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per token along each axis: the product of the strides."""
+        return math.prod(self.strides)
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The JSON-plain keyword arguments that build this stem in every timm entrypoint."""
+        return {
+            "stem_channels": list(self.channels),
+            "stem_strides": list(self.strides),
+            "stem_kernel_sizes": list(self.kernel_sizes),
+            "stem_norm": self.norm,
+            "stem_act": self.act,
+            "stem_bias": self.bias,
+        }
+
+
+def default_stem(patch_size: int, embed_dim: int) -> StemSpec:
+    """Return the stem that carries every pixel of a patch to the 1x1, so that a patch embedding transplants exactly.
+
+    Stride-2 layers that double up to ``embed_dim``, but are never narrower than the ``3 * 4 ** k`` contents of layer
+    k. Only a patch of 32 would need a last layer of 3072 channels; there ``embed_dim`` is as exact, since it is the
+    rank of the embedding.
+
+    Args:
+        patch_size: a power of two, in pixels.
+        embed_dim: width of the trunk.
+
+    Raises:
+        ValueError: ``patch_size`` is not a power of two.
+    """
+    depth = patch_size.bit_length() - 1
+    if patch_size < 2 or 2**depth != patch_size:
+        raise ValueError(
+            f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
+            "pass a stem with other strides and kernel sizes"
+        )
+    channels = []
+    for layer in range(1, depth + 1):
+        doubling, contents = math.ceil(embed_dim / 2 ** (depth - layer)), 3 * 4**layer
+        channels.append(max(doubling, contents) if contents <= 3 * 16**2 else embed_dim)
+    return StemSpec(tuple(channels))
+
+
+def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
+    """Raise ``ValueError`` unless the product of the stem's strides is the patch size."""
+    if stem.patch_size != patch_size:
+        raise ValueError(
+            f"the product of stem_strides must equal patch_size; {list(stem.strides)} multiply to "
+            f"{stem.patch_size}, patch_size is {patch_size}: change one of them"
+        )
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise ``ValueError`` unless ``embed_dim`` is a multiple of ``num_heads``."""
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim must be a multiple of num_heads; got embed_dim {embed_dim}, num_heads {num_heads}")

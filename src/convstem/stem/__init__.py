@@ -1,0 +1,1 @@
+"""The convolutional stem: its vocabulary, its layer in timm, initialisation, freezing."""

@@ -1,0 +1,182 @@
+"""The timm layer: timm's ``ConvStem`` in timm's ``HybridEmbed``, in the place of a ``PatchEmbed``."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Format, HybridEmbed, freeze_batch_norm_2d, nchw_to, to_2tuple
+from timm.layers.norm import LayerNorm2d
+from timm.models.vision_transformer_hybrid import ConvStem
+from torch import Tensor, nn
+
+from convstem.registry.stem_spec import StemSpec
+
+_NORM_LAYERS = {
+    "batchnorm2d": nn.BatchNorm2d,
+    "frozen_bn": nn.BatchNorm2d,  # frozen below
+    "layernorm2d": partial(LayerNorm2d, eps=1e-6),
+}
+
+
+def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None) -> ConvStem:
+    """Return timm's ``ConvStem`` for a spec; its last layer is the 1x1, without norm and activation.
+
+    Maps images [batch, in_chans, height, width] to [batch, embed_dim, ceil(height / patch), ceil(width / patch)].
+    """
+    backbone = ConvStem(
+        in_chans=in_chans,
+        depth=len(stem.channels) + 1,
+        channels=(*stem.channels, embed_dim),
+        kernel_size=(*stem.kernel_sizes, 1),
+        stride=(*stem.strides, 1),
+        padding=(*((kernel - 1) // 2 for kernel in stem.kernel_sizes), 0),
+        norm_layer=_NORM_LAYERS[stem.norm],
+        act_layer=stem.act,
+        device=device,
+        dtype=dtype,
+    )
+    if stem.bias:  # timm's ConvStem gives only its last layer a bias
+        for layer in list(backbone)[:-1]:
+            zeros = torch.zeros(layer.conv.out_channels, device=device, dtype=dtype)
+            layer.conv.bias = nn.Parameter(zeros)
+    if stem.norm == "frozen_bn":
+        freeze_batch_norm_2d(backbone)
+    backbone.num_features = embed_dim  # HybridEmbed asks for it instead of running the stem
+    return backbone
+
+
+class ConvStemEmbed(HybridEmbed):
+    """timm's ``HybridEmbed`` around a conv stem, with ``PatchEmbed``'s attributes and its checks of the image size.
+
+    Args:
+        stem: the stem.
+        img_size: height and width in pixels, or one number; None if the model asks for no size.
+        patch_size: must equal ``stem.patch_size``.
+        strict_img_size: refuse images of another size than ``img_size``.
+        dynamic_img_pad: accepted for timm's sake; a stem pads by itself, its feature map is rounded up.
+        bias: ignored: the last 1x1 always has a bias.
+
+    Raises:
+        ValueError: the image size is not a multiple of the patch size (unless the size is dynamic).
+    """
+
+    def __init__(
+        self,
+        stem: StemSpec,
+        img_size: int | tuple[int, int] | None = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        bias: bool = True,
+        flatten: bool = True,
+        output_fmt: str | None = None,
+        strict_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        size = to_2tuple(img_size or stem.patch_size)
+        if strict_img_size:
+            check_img_size(size, stem.patch_size)
+        super().__init__(
+            build_conv_stem(stem, in_chans, embed_dim, device=device, dtype=dtype),
+            img_size=size,
+            patch_size=1,  # HybridEmbed's patch is on the feature map
+            feature_size=feature_size(size, stem.patch_size),  # given, so that HybridEmbed need not run the stem
+            feature_ratio=stem.patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            proj=False,
+            flatten=flatten,
+            output_fmt=output_fmt,
+            strict_img_size=strict_img_size,
+            device=device,
+            dtype=dtype,
+        )
+        self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
+        self.norm = nn.Identity()
+        if img_size is None:
+            self.img_size: Any = None
+            self.grid_size: Any = None
+            self.num_patches: Any = None
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Return the pixels per token: one number, or [rows, columns]."""
+        return max(self.patch_size) if as_scalar else self.patch_size
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid [rows, columns] for an image size in pixels; the stem rounds up."""
+        return (
+            (img_size[0] + self.patch_size[0] - 1) // self.patch_size[0],
+            (img_size[1] + self.patch_size[1] - 1) // self.patch_size[1],
+        )
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Change the image size in pixels; the patch size is fixed by the stem.
+
+        Raises:
+            ValueError: another patch size, or an image size that is not a multiple of it.
+        """
+        patch = self.patch_size[0]
+        if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
+            raise ValueError(
+                f"the patch size of a conv stem is the product of its strides, {patch}; got patch_size={patch_size}: "
+                "create the model with other stem_strides instead"
+            )
+        if img_size is None:
+            return
+        size = to_2tuple(img_size)
+        if self.strict_img_size:
+            check_img_size(size, patch)
+        self.img_size = size
+        self.feature_size = self.grid_size = feature_size(size, patch)
+        self.num_patches = math.prod(self.grid_size)
+
+    def train(self, mode: bool = True) -> ConvStemEmbed:
+        """Set train or eval mode.
+
+        Raises:
+            TypeError: the activations are gone; timm keeps them inside its norms, and torch's own SyncBatchNorm
+                conversion replaces those by norms alone.
+        """
+        if any(type(module) is nn.SyncBatchNorm for module in self.backbone.modules()):
+            raise TypeError(
+                "torch's convert_sync_batchnorm has dropped the activations of this stem, which timm keeps inside its "
+                "norms: convert a fresh model with timm.layers.convert_sync_batchnorm instead"
+            )
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [batch, in_chans, height, width] to tokens [batch, tokens, embed_dim] (or ``output_fmt``)."""
+        _, channels, height, width = x.shape
+        torch._assert(channels == self.in_chans, f"Input channels ({channels}) don't match model ({self.in_chans}).")
+        if self.img_size is not None and self.strict_img_size:
+            torch._assert(
+                height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]})."
+            )
+            torch._assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")
+        x = self.backbone(x)
+        if self.flatten:
+            x = x.flatten(2).transpose(1, 2)
+        elif self.output_fmt != Format.NCHW:
+            x = nchw_to(x, self.output_fmt)
+        return self.norm(x)
+
+
+def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Return the grid [rows, columns] of an image size in pixels."""
+    return math.ceil(img_size[0] / patch_size), math.ceil(img_size[1] / patch_size)
+
+
+def check_img_size(img_size: tuple[int, int], patch_size: int) -> None:
+    """Raise ``ValueError`` unless height and width in pixels are positive multiples of the patch size."""
+    if any(size < 1 or size % patch_size for size in img_size):
+        low = tuple(max(size // patch_size, 1) * patch_size for size in img_size)
+        high = tuple(math.ceil(max(size, 1) / patch_size) * patch_size for size in img_size)
+        raise ValueError(
+            f"img_size must be a multiple of the patch size {patch_size}; got {img_size[0]}x{img_size[1]}: use "
+            f"{low[0]}x{low[1]} or {high[0]}x{high[1]}, or pass dynamic_img_size=True to accept any size"
+        )

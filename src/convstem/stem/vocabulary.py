@@ -1,0 +1,111 @@
+"""The stem's vocabulary: ``StemSpec`` to and from torchvision's ``ConvStemConfig``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from torch import nn
+from torchvision.models.vision_transformer import ConvStemConfig
+from torchvision.ops import FrozenBatchNorm2d
+
+from convstem.registry import catalog
+from convstem.registry.stem_spec import StemSpec
+
+StemLike: TypeAlias = str | StemSpec | Sequence[ConvStemConfig]
+
+
+# One row per name both hosts know. A torchvision stem has no bias before a norm and cannot express LayerNorm2d.
+_TORCHVISION_NORMS: dict[str, type[nn.Module]] = {"batchnorm2d": nn.BatchNorm2d, "frozen_bn": FrozenBatchNorm2d}
+
+
+_TORCHVISION_ACTS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+def as_stem_spec(stem: StemLike) -> StemSpec:
+    """Return the stem meant by an architecture name, a ``StemSpec`` or a list of torchvision ``ConvStemConfig``.
+
+    Raises:
+        KeyError: unknown architecture name.
+        TypeError: something else was given.
+        ValueError: a ``ConvStemConfig`` has no counterpart.
+    """
+    if isinstance(stem, StemSpec):
+        return stem
+    if isinstance(stem, str):
+        return catalog.find(stem).stem
+    if isinstance(stem, Sequence) and stem and all(isinstance(layer, ConvStemConfig) for layer in stem):
+        return from_torchvision(stem)
+    raise TypeError(
+        f"a stem is an architecture name, a convstem.StemSpec or a list of torchvision ConvStemConfig; got {stem!r}"
+    )
+
+
+def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
+    """Return the ``StemSpec`` of a list of torchvision ``ConvStemConfig``.
+
+    Raises:
+        ValueError: the layers differ in norm or activation, or use one that has no counterpart.
+
+    Source: torchvision/models/vision_transformer.py, ``ConvStemConfig``.
+    """
+    return StemSpec(
+        channels=tuple(config.out_channels for config in configs),
+        strides=tuple(config.stride for config in configs),
+        kernel_sizes=tuple(config.kernel_size for config in configs),
+        norm=_name_of("norm_layer", {config.norm_layer for config in configs}, _TORCHVISION_NORMS),
+        act=_name_of("activation_layer", {config.activation_layer for config in configs}, _TORCHVISION_ACTS),
+    )
+
+
+def _name_of(field: str, classes: set[Any], names: dict[str, type[nn.Module]]) -> str:
+    matches = [name for name, cls in names.items() if classes == {cls}]
+    if not matches:
+        raise ValueError(
+            f"{field} must be the same in every ConvStemConfig and one of "
+            f"{', '.join(sorted(cls.__name__ for cls in names.values()))}; "
+            f"got {', '.join(sorted(getattr(cls, '__name__', repr(cls)) for cls in classes))}"
+        )
+    return matches[0]
+
+
+def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
+    """Return the list of torchvision ``ConvStemConfig`` of a stem.
+
+    Raises:
+        ValueError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
+    """
+    if stem.bias or stem.norm not in _TORCHVISION_NORMS:
+        raise ValueError(
+            "torchvision's ConvStemConfig needs stem_norm='batchnorm2d' or 'frozen_bn', and stem_bias=False; "
+            f"got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
+        )
+    norm, act = _TORCHVISION_NORMS[stem.norm], _TORCHVISION_ACTS[stem.act]
+    layers = zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True)
+    return [ConvStemConfig(channels, kernel, stride, norm, act) for channels, kernel, stride in layers]
+
+
+def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
+    """Return ``stem`` with some fields replaced.
+
+    New channels of another length bring default strides (2) and kernel sizes (3) with them.
+
+    Args:
+        stem: the architecture's own stem.
+        patch_size: what the strides must multiply to, in pixels.
+        changes: ``StemSpec`` fields; None leaves a field as it is.
+
+    Raises:
+        ValueError: the strides do not multiply to ``patch_size`` or a value is out of range.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "channels" in given and len(given["channels"]) != len(stem.channels):
+        given = {"strides": (), "kernel_sizes": (), **given}
+    spec = replace(stem, **given)
+    if spec.patch_size != patch_size:
+        raise ValueError(
+            f"the product of stem_strides must equal patch_size {patch_size}; stem_channels {list(spec.channels)} with "
+            f"stem_strides {list(spec.strides)} reduce the image by {spec.patch_size}: pass stem_strides (1 or 2 each)"
+        )
+    return spec

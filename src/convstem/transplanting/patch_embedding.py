@@ -1,0 +1,40 @@
+"""Finds the patch embedding of a patchify ViT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchvision
+from timm.layers import PatchEmbed
+from torch import nn
+
+from convstem.stem.embed import ConvStemEmbed
+
+
+def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
+    """Return the path of the patch embedding and the module: a ``PatchEmbed``, or torchvision's convolution."""
+    if isinstance(model, torchvision.models.VisionTransformer):
+        if isinstance(model.conv_proj, nn.Conv2d):
+            return "conv_proj", model.conv_proj
+        raise TypeError("this torchvision model has a conv stem already; transplant takes patchify models")
+    embeddings = [(name, module) for name, module in model.named_modules() if type(module) is PatchEmbed]
+    if len(embeddings) == 1 and isinstance(embeddings[0][1].proj, nn.Conv2d):
+        name, embedding = embeddings[0]
+        if embedding.proj.kernel_size != embedding.proj.stride:
+            raise TypeError(
+                f"the patch embedding of {type(model).__name__} overlaps: kernel {embedding.proj.kernel_size}, stride "
+                f"{embedding.proj.stride}; transplant needs kernel = stride"
+            )
+        return name, embedding
+    raise TypeError(_no_patch_embedding(model))
+
+
+def _no_patch_embedding(model: nn.Module) -> str:
+    found = getattr(model, "patch_embed", None)
+    if isinstance(found, ConvStemEmbed):
+        return "this model has a conv stem already; transplant takes patchify models"
+    kind = f"a {type(found).__name__}" if found is not None else "no patch_embed"
+    return (
+        f"{type(model).__name__} has {kind}; transplant takes models with one timm PatchEmbed whose kernel equals its "
+        "stride (VisionTransformer, Eva, Beit, Cait, ConViT, DeiT, relpos, SAM, Swin), or torchvision's ViT"
+    )

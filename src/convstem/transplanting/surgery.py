@@ -1,0 +1,223 @@
+"""Transplant: a pretrained patchify ViT becomes a conv-stem ViT that computes the same function, without training.
+
+The algebra is in ``transplant_core``; this file finds the patch embedding of a model or a checkpoint, and swaps it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from timm.layers import PatchEmbed, resample_patch_embed
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from convstem.registry.stem_spec import StemSpec, default_stem
+from convstem.registry.trunks import transplanted_name
+from convstem.stem.embed import ConvStemEmbed
+from convstem.stem.init import init_stem
+from convstem.stem.keys import FIRST_CONV
+from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
+from convstem.transplanting.algebra import transplant_stem
+from convstem.transplanting.calibration import Calibration, calibration_statistics
+from convstem.transplanting.kept import cached_transplant
+from convstem.transplanting.patch_embedding import find_patch_embedding
+from convstem.transplanting.pixels import PixelRange, _pixel_range, normalised_range
+from convstem.transplanting.report import TransplantReport
+from convstem.transplanting.statistics import PatchStatistics
+
+
+def transplant(
+    model: nn.Module | str,
+    stem: StemLike | None = None,
+    calibration: Calibration | None = None,
+    margin: float = 0.25,
+    pretrained: bool = True,
+    pixel_range: PixelRange | None = None,
+) -> nn.Module:
+    """Return a copy of a patchify ViT whose patch embedding is a conv stem; eval-mode outputs stay the same.
+
+    Args:
+        model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
+            name of a timm model.
+        stem: architecture name, ``StemSpec`` or list of ``ConvStemConfig``; default: ``default_stem``, which is exact.
+        calibration: normalised images the model will see, for stems too narrow to be exact and for the BatchNorm
+            statistics: a tensor [batch, in_chans, height, width], a folder of images, or an iterable of batches such
+            as a ``DataLoader``; default: a 1/f^2 prior.
+        margin: how far beyond the pixel range the function is preserved, in normalised units.
+        pretrained: load pretrained weights if ``model`` is a name.
+        pixel_range: lowest and highest normalised pixel of each channel; default: from the model's mean and std.
+
+    Returns:
+        The new model, on the same device, in the same dtype and mode; ``transplant_report`` says what is preserved.
+
+    Raises:
+        TypeError: the model has no patch embedding that can be transplanted; the message says what it has.
+        ValueError: the stem does not fit, the weights are not finite, or the pixel range is unknown.
+
+    Warns:
+        UserWarning: the stem is too narrow to be exact; the message has the predicted relative error.
+    """
+    source = _create(model, pretrained) if isinstance(model, str) else model
+    find_patch_embedding(source)  # refuse before copying
+    twin = copy.deepcopy(source)
+    swap_stem(twin, stem, calibration, margin, pixel_range)
+    return twin
+
+
+def swap_stem(
+    model: nn.Module,
+    stem: StemLike | None = None,
+    calibration: Calibration | None = None,
+    margin: float = 0.25,
+    pixel_range: PixelRange | None = None,
+    transplanted: bool = True,
+    changes: Mapping[str, Any] | None = None,
+    cached: bool = False,
+) -> None:
+    """Replace a model's patch embedding by a conv stem, in place; see ``transplant`` for the arguments.
+
+    Args:
+        transplanted: give the stem the patch embedding's function; False initialises it afresh.
+        changes: ``StemSpec`` fields that replace those of ``stem``.
+        cached: keep the result for the next time; not for calibrated stems.
+    """
+    path, old = find_patch_embedding(model)
+    projection = old.proj if isinstance(old, PatchEmbed) else old
+    patch = projection.weight.shape[-1]
+    spec = as_stem_spec(stem) if stem is not None else default_stem(patch, projection.weight.shape[0])
+    spec = override_stem(spec, patch, **(changes or {}))
+    new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
+    if transplanted:
+        low, high = pixel_range or _pixel_range(model, projection.in_channels)
+        statistics = None if calibration is None else calibration_statistics(calibration, model, patch)
+        state, report = _transplant_tensors(
+            projection.weight, projection.bias, spec, low, high, statistics, margin, cached and calibration is None
+        )
+        _load(new, state)
+        model.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
+    else:
+        init_stem(new)
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new.train(old.training))
+    if isinstance(old, PatchEmbed):
+        _correct_metadata(model, path, spec)
+
+
+def transplant_state_dict(
+    state_dict: Mapping[str, Tensor],
+    stem: StemSpec,
+    mean: Sequence[float],
+    std: Sequence[float],
+    in_chans: int = 3,
+) -> dict[str, Tensor]:
+    """Return a patchify ViT's checkpoint in timm's layout with its patch embedding transplanted.
+
+    A kernel of another size is resampled to the stem's patch, and adapted to ``in_chans``, as timm would. The stem is
+    kept in the cache (``transplant_cache``).
+
+    Args:
+        state_dict: holds ``patch_embed.proj.weight`` [embed_dim, channels, patch, patch] and, usually, ``.bias``.
+        stem: the stem.
+        mean, std: the normalisation the weights were trained with.
+        in_chans: input channels of the result.
+    """
+    rest = {key: tensor for key, tensor in state_dict.items() if not key.startswith("patch_embed.proj.")}
+    weight, bias = state_dict["patch_embed.proj.weight"], state_dict.get("patch_embed.proj.bias")
+    if weight.ndim == 2:  # big_vision's linear patch embedding: [embed_dim, channels * patch * patch]
+        weight = weight.view(len(weight), -1, stem.patch_size, stem.patch_size)
+    weight = resample_patch_embed(weight, [stem.patch_size, stem.patch_size])
+    if in_chans != weight.shape[1]:
+        weight = adapt_input_conv(in_chans, weight)
+    low, high = normalised_range(mean, std, in_chans)
+    state, _ = _transplant_tensors(weight, bias, stem, low, high, cached=True)
+    return {**rest, **{f"patch_embed.backbone.{key}": tensor for key, tensor in state.items()}}
+
+
+def _transplant_tensors(
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: StemSpec,
+    low: Sequence[float],
+    high: Sequence[float],
+    statistics: PatchStatistics | None = None,
+    margin: float = 0.25,
+    cached: bool = False,
+) -> tuple[dict[str, Tensor], TransplantReport]:
+    # A frozen norm computes what a BatchNorm in eval mode does, from the same tensors.
+    trainable = replace(spec, norm="batchnorm2d") if spec.norm == "frozen_bn" else spec
+    compute = partial(
+        transplant_stem, weight, bias, trainable,
+        low=low, high=high, statistics=statistics, margin=margin, dtype=weight.dtype,
+    )  # fmt: skip
+    state, report = cached_transplant(weight, bias, trainable, low, high, margin, compute) if cached else compute()
+    if not report.exact:
+        warnings.warn(
+            f"the stem {list(spec.channels)} is too narrow to carry the whole patch embedding: predicted relative "
+            f"error {report.predicted_relative_error:.1e}. Exact for this patch size: "
+            f"{list(default_stem(spec.patch_size, len(weight)).channels)}",
+            UserWarning,
+            stacklevel=5,
+        )
+    return state, report
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, pretrained=pretrained).eval()
+
+
+def _timm_stem(old: PatchEmbed, spec: StemSpec) -> ConvStemEmbed:
+    """Return a stem with a ``PatchEmbed``'s interface: sizes, output format, strictness and norm."""
+    new = ConvStemEmbed(
+        spec,
+        img_size=old.img_size,
+        patch_size=spec.patch_size,
+        in_chans=old.proj.in_channels,
+        embed_dim=old.proj.out_channels,
+        flatten=old.flatten,
+        strict_img_size=old.strict_img_size and not old.dynamic_img_pad,
+        device=old.proj.weight.device,
+        dtype=old.proj.weight.dtype,
+    )
+    new.output_fmt = old.output_fmt
+    new.norm = copy.deepcopy(old.norm)
+    return new
+
+
+def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
+    """Return torchvision's own conv stem, taken from a model without blocks."""
+    host = torchvision.models.VisionTransformer(
+        spec.patch_size, spec.patch_size, 0, 1, old.out_channels, 1, conv_stem_configs=to_torchvision(spec)
+    )
+    return host.conv_proj.to(device=old.weight.device, dtype=old.weight.dtype)
+
+
+def _load(stem: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy transplanted tensors into a stem; both hosts keep them in the same order."""
+    own = stem.backbone if isinstance(stem, ConvStemEmbed) else stem
+    values = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
+    targets = [tensor for key, tensor in own.state_dict().items() if not key.endswith("num_batches_tracked")]
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
+
+
+def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
+    """Make the model say what it is now: architecture, first convolution, and the arguments that rebuild its stem."""
+    first_conv = FIRST_CONV.replace("patch_embed", path, 1)
+    if getattr(model, "pretrained_cfg", None):
+        architecture = model.pretrained_cfg.get("architecture")
+        cfg = {**model.pretrained_cfg, "first_conv": first_conv, "custom_load": False}
+        if architecture:
+            cfg["architecture"] = transplanted_name(architecture)
+        model.pretrained_cfg = model.default_cfg = cfg
+    model._traits = {**getattr(model, "_traits", {}), "first_conv": first_conv}
+    model._model_args = {**getattr(model, "_model_args", {}), **spec.model_args}

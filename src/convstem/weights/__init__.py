@@ -1,0 +1,1 @@
+"""From a weights file to a model's parameters, fast and checked."""

@@ -1,0 +1,132 @@
+"""Builds models without initialising what a checkpoint is about to overwrite, and without copying mapped tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+Call: TypeAlias = Callable[[Tensor], Any]
+
+
+# Questions about a parameter that its values do not answer; anything else makes its initialisation run first.
+_GETTERS = ("device", "dtype", "grad_fn", "is_leaf", "is_meta", "is_sparse", "layout", "ndim", "requires_grad", "shape")
+
+
+_METADATA = {getattr(Tensor, name).__get__ for name in _GETTERS} | {
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.requires_grad_,
+    Tensor.size,
+}
+
+
+class DeferredInit(TorchFunctionMode):
+    """While active on this thread, a parameter is initialised only if its values are used, or on leaving.
+
+    A parameter that a checkpoint fills in the meantime never is, and costs no random numbers and no memory: this is
+    what makes loading fast. Every parameter of the finished model holds either what was loaded or what its
+    initialisation gives; buffers are computed as ever. Works for any model code, since it acts on tensors.
+
+    Args:
+        adopt: let parameters share the memory of the tensors loaded into them, instead of copying, where shape, dtype
+            and device agree. Right for a file that nobody writes to again, such as one in the Hub's cache; changing
+            the parameters does not change the file (it is mapped privately).
+    """
+
+    def __init__(self, adopt: bool = False) -> None:
+        super().__init__()
+        self._adopt = adopt
+        self._pending: MutableMapping[Tensor, list[Call]] = WeakTensorKeyDictionary()  # weak: a replaced head is gone
+        self._adopted: set[int] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Handle one call into torch."""
+        kwargs = kwargs or {}
+        if func in _METADATA:
+            return func(*args, **kwargs)
+        target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by keyword
+        if not (isinstance(target, nn.Parameter) and _changes_in_place(func)):
+            target = None
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, nn.Parameter) and value is not target:
+                self._initialise(value)
+        if target is None:
+            return func(*args, **kwargs)
+        if func is Tensor.copy_:
+            return self._fill(target, *args[1:], **kwargs)
+        self._pending.setdefault(target, []).append(_without_target(func, args, kwargs))
+        return target
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave, and initialise what was not filled."""
+        super().__exit__(*error)
+        if error[0] is None:
+            for parameter in list(self._pending):
+                self._initialise(parameter)
+
+    @torch.no_grad()
+    def _initialise(self, parameter: Tensor) -> None:
+        for call in self._pending.pop(parameter, ()):
+            call(parameter)
+
+    def _fill(self, parameter: nn.Parameter, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if value.shape == parameter.shape:  # otherwise broadcast, which is an initialisation like any other
+            self._pending.pop(parameter, None)
+        if not self._adoptable(parameter, value):
+            self._initialise(parameter)
+            return parameter.copy_(value, *args, **kwargs)
+        self._adopted.add(value.data_ptr())
+        parameter.data = value
+        return parameter
+
+    def _adoptable(self, parameter: nn.Parameter, value: Tensor) -> bool:
+        same = all(getattr(value, name) == getattr(parameter, name) for name in ("shape", "dtype", "device"))
+        free = value.data_ptr() not in self._adopted  # a tensor loaded twice must not tie two parameters
+        whole = value.untyped_storage().nbytes() == value.nbytes  # else torch.save would write what it is a part of
+        return self._adopt and same and free and whole and value.is_contiguous() and not value.requires_grad
+
+
+def _changes_in_place(func: Callable[..., Any]) -> bool:
+    name: str = getattr(func, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _without_target(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Return the call as a function of its target, so that waiting for it does not keep the target alive."""
+    if args:
+        others = args[1:]
+        return lambda tensor: func(tensor, *others, **kwargs)
+    options = {key: value for key, value in kwargs.items() if key != "tensor"}
+    return lambda tensor: func(tensor=tensor, **options)
+
+
+@contextmanager
+def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Keep a pretrained model off the meta device, where its weights would be lost without a word.
+
+    Args:
+        kwargs: the builder's arguments, from which ``device`` is taken away if it is the meta device.
+
+    Warns:
+        UserWarning: the meta device was asked for, or is the default device; the model is loaded on the CPU.
+    """
+    if torch.device(kwargs.get("device") or torch.get_default_device()).type != "meta":
+        yield
+        return
+    warnings.warn(
+        "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
+        "a model without values do not ask for weights",
+        stacklevel=7,  # the caller of timm.create_model
+    )
+    kwargs.pop("device", None)
+    with torch.device("cpu"):
+        yield

@@ -1,0 +1,73 @@
+"""Finds, verifies and reads the weights of a registry entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from convstem.files.safetensors import read_weights
+from convstem.hub.cache import file_digest
+from convstem.hub.progress import progress_bars
+from convstem.registry import catalog, tables
+from convstem.registry.records import WeightsSpec
+
+
+def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
+    """Return the local file of a weights entry: embedded, or fetched from the Hub into its cache and verified.
+
+    Args:
+        entry: the weights entry.
+        progress: show a progress bar while downloading.
+
+    Raises:
+        FileNotFoundError: the installation lacks the embedded file.
+        HubError: the file cannot be had from the Hub.
+    """
+    if entry.file is None:
+        from convstem.hub.read import fetch  # only for weights on the Hub
+
+        repository, revision = entry.hub_name
+        with progress_bars(progress):
+            return fetch(repository, revision=revision).path
+    path = tables.data_dir("registry") / entry.file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the embedded weights of {entry.name} are missing from the installation ({entry.file}); reinstall convstem"
+        )
+    return path
+
+
+def load_weights(entry: WeightsSpec, *, check_hash: bool = True, progress: bool = True) -> dict[str, Tensor]:
+    """Return the state dict of a weights entry, in timm's layout and on the CPU, transplanted if it has to be.
+
+    The tensors are mapped from the file: their values are read when they are first used.
+
+    Args:
+        entry: the weights entry.
+        check_hash: compare the file's sha256 with the registry's, where it is pinned. What comes from the Hub is
+            compared with the Hub's hash after every download anyway.
+        progress: show a progress bar while downloading.
+
+    Raises:
+        FileNotFoundError: the embedded file is missing.
+        HubError: the file cannot be had from the Hub.
+        ValueError: the content's hash differs, or the weights are damaged or not finite.
+    """
+    path = weights_path(entry, progress)
+    if check_hash and entry.sha256:
+        check_sha256(path, entry.sha256)
+    state = read_weights(path)
+    if entry.transform == "transplant":
+        from convstem.transplanting.surgery import transplant_state_dict  # imports timm
+
+        spec = catalog.models()[entry.architecture]
+        return transplant_state_dict(state, spec.stem, entry.mean, entry.std)
+    return state
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise ``ValueError`` unless the file's content has this sha256."""
+    actual = file_digest(path)
+    if actual != expected:
+        raise ValueError(f"{path.name} is damaged: expected sha256 {expected}, got {actual}; reinstall convstem")

@@ -1,0 +1,117 @@
+"""The command line: output, exit status, and one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+from click.testing import CliRunner
+
+import convstem
+from convstem.cli.main import main
+from convstem.registry import catalog
+from tests.support.assertions import randomise
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(main, list(arguments))
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_list():
+    lines = run("list").splitlines()
+    assert lines[0].split() == ["name", "torchvision", "params", "(M)", "GMACs", "image", "weights"]
+    assert any(line.startswith("vitc_18gf ") and " 81.6 " in line and " 17.71 " in line for line in lines)
+    assert [m["name"] for m in json.loads(run("list", "--json", "vitc_*"))] == convstem.list_models("vitc_*")
+    assert "timm's vit_base_patch16_dinov3 on a conv stem" in run("show", "vit_b16_dinov3_convstem")
+    pretrained = json.loads(run("list", "--json", "--pretrained", "vit_b16_convstem"))
+    assert "vit_b16_convstem.augreg2_in21k_ft_in1k" in [m["name"] for m in pretrained]
+
+
+@pytest.mark.parametrize("name", catalog.models())
+def test_show(name):
+    text = run("show", name)
+    spec = catalog.models()[name]
+    info = json.loads(run("show", name, "--json"))
+    assert f"params: {info['num_params']:,}" in text
+    assert info["stem_channels"] == list(spec.stem_channels)
+    assert spec.source in text
+
+
+def test_an_unknown_name_is_one_line():
+    assert run("show", "vit_b16_convstm", status=1).startswith(
+        "Error: unknown convstem model 'vit_b16_convstm'; did you"
+    )
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from click.testing import CliRunner; from convstem.cli.main import main; "
+        "out = CliRunner().invoke(main, ['--help']).output; assert 'transplant' in out; "
+        "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_scripts_own_error_keeps_its_traceback(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("raise KeyError('mine')")
+    command = [sys.executable, "-m", "convstem", "run", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "KeyError: 'mine'" in done.stderr
+
+
+@pytest.fixture
+def source(hub_file):
+    model = randomise(timm.create_model("vit_tiny_patch16_224"))
+    hub_file("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", model.state_dict())
+    return "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+def test_transplant_writes_a_loadable_folder(source, tmp_path):
+    out = tmp_path / "out"
+    text = run("transplant", source, "--out", str(out))
+    assert "-> vit_ti16_convstem (licence of the source: apache-2.0)" in text
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card = (out / "README.md").read_text()
+    for phrase in (
+        "license: apache-2.0",
+        f"base_model: timm/{source}",
+        "function preserved, not trained",
+        "relative error",
+    ):
+        assert phrase in card
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert model.pretrained_cfg["architecture"] == "vit_ti16_convstem"
+
+
+def test_transplant_refuses_what_is_not_accurate_enough(source, tmp_path):
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match="too narrow"):
+        text = run("transplant", source, "--out", str(out), "--stem-channels", "12,24,48,96", status=1)
+    assert "exceeds the tolerance 1.0e-04; nothing was written" in text
+    assert not out.exists()
+    accepted = ("--stem-channels", "12,24,48,96", "--tolerance", "10", "--json")
+    with pytest.warns(UserWarning, match="too narrow"):
+        report = json.loads(run("transplant", source, "--out", str(out), *accepted))
+    assert report["report"]["exact"] is False
+    assert 1e-4 < report["measured_error"] < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet18", "--out", "x"), "Error: ResNet has no patch_embed"),
+        (("vit_tiny_patch16_224", "--out", "x", "--to", "a", "--stem-channels", "8"), "not both"),
+        (("vit_tiny_patch16_224", "--out", "x", "--calibration", "nowhere"), "nowhere"),
+    ],
+)
+def test_transplant_wrong_calls(arguments, message, tmp_path, monkeypatch, hub_file):
+    hub_file("timm/resnet18.a1_in1k", timm.create_model("resnet18").state_dict())
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["transplant", *arguments])
+    assert result.exit_code != 0
+    assert message in result.output

@@ -1,0 +1,233 @@
+"""Names without an import, each case in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import python
+
+CREATE = """
+import timm, torchvision
+timm.create_model("vit_nano4_convstem")
+torchvision.models.get_model("vit_nano_4_convstem")
+print("ok")
+"""
+
+
+def test_names_resolve_without_an_import():
+    assert python(CREATE).stdout.strip() == "ok"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("order", ["timm", "torchvision", "torch", "timm.models", "torchvision.models"])
+def test_any_import_order(order):
+    python(f"import {order}\n{CREATE}")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("switch", ["TORCH_DEVICE_BACKEND_AUTOLOAD", "CONVSTEM_AUTOLOAD"])
+def test_off_switches_and_the_ways_back(switch, tmp_path):
+    off = {switch: "0"}
+    assert "Unknown model" in python(CREATE, check=False, **off).stderr
+    python("import convstem\n" + CREATE, **off)
+    python(CREATE.replace("\ntimm.create", "\nimport convstem\ntimm.create", 1), **off)
+    script = tmp_path / "script.py"
+    script.write_text(CREATE + "import sys; assert sys.argv[1:] == ['--epochs', '3'], sys.argv\n")
+    run = [sys.executable, "-m", "convstem", "run", str(script), "--epochs", "3"]
+    assert subprocess.run(run, capture_output=True, text=True, env={**os.environ, **off}, check=True).stdout == "ok\n"
+
+
+@pytest.mark.full
+def test_run_passes_the_names_on_to_children(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {CREATE!r}], check=True)\n")
+    env = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    run = [sys.executable, "-m", "convstem", "run", str(script)]
+    assert subprocess.run(run, capture_output=True, text=True, env=env, check=True).stdout.strip() == "ok"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_worker_processes(method, tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import multiprocessing, timm
+        def work(name):
+            import timm
+            return timm.is_model(name)
+        if __name__ == "__main__":
+            with multiprocessing.get_context("{method}").Pool(1) as pool:
+                print(pool.map(work, ["vit_nano4_convstem"]))
+    """)
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True]"
+
+
+def test_import_convstem_imports_neither_host():
+    code = "import sys, convstem; print(sorted({'torch', 'timm', 'torchvision'} & set(sys.modules)))"
+    assert python(code, CONVSTEM_AUTOLOAD="1").stdout.strip() == "[]"
+
+
+def test_an_entrypoint_stub_imports_no_model_code():
+    code = """
+    import sys, timm
+    assert timm.is_model("vit_b16_convstem")
+    print(sorted(m for m in sys.modules if m.startswith("convstem.")))
+    """
+    loaded = eval(python(code).stdout)
+    assert "convstem.models.timm_vit" not in loaded
+    assert not [m for m in loaded if "transplant" in m]
+
+
+def test_torchvision_alone_never_imports_timm():
+    code = """
+    import sys, torchvision
+    torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT")
+    assert "timm" not in sys.modules
+    """
+    python(code)
+
+
+@pytest.mark.full
+def test_threads_and_reloads():
+    code = """
+    import threading, importlib
+    errors = []
+    def go(name):
+        try: importlib.import_module(name)
+        except BaseException as e: errors.append(e)
+    threads = [threading.Thread(target=go, args=(n,)) for n in ("timm.models", "torchvision.models") * 4]
+    [t.start() for t in threads]; [t.join() for t in threads]
+    assert not errors, errors
+    import sys, timm, torchvision
+    importlib.reload(timm.models); importlib.reload(torchvision.models)
+    for name in [m for m in sys.modules if m.split(".")[0] == "timm"]:
+        del sys.modules[name]
+    import timm
+    assert timm.is_model("vit_nano4_convstem") and timm.create_model("vit_nano4_convstem")
+    assert timm.models.__spec__.loader.__class__.__module__.startswith(("importlib", "_frozen_importlib"))
+    """
+    python(code)
+
+
+def test_a_taken_name_is_left_to_its_owner_and_reported():
+    code = """
+    import warnings, torch
+    import timm.models._registry as registry
+    import convstem.hosts.convstem_timm as ours
+    from convstem.hosts.registration import register_host, _REGISTER
+    def vit_b16_convstem(pretrained=False, **kwargs): return torch.nn.Linear(3, 3)
+    for name in list(registry._model_entrypoints):
+        if registry._model_entrypoints[name].__module__ == ours.__name__:
+            del registry._model_entrypoints[name]; registry._clear_model_entries(name)
+    registry.register_model(vit_b16_convstem)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record = register_host("timm", "test")
+    assert record.refused == {"vit_b16_convstem": "registered by __main__"}
+    assert "left 1 timm model name(s) to their owners: vit_b16_convstem" in str(caught[0].message)
+    import timm
+    assert isinstance(timm.create_model("vit_b16_convstem"), torch.nn.Linear)
+    assert timm.is_model("vit_s16_convstem") and "vit_b16_convstem" not in record.names
+    """
+    python(code)
+
+
+@pytest.mark.parametrize("host", ["timm", "torchvision"])
+def test_registration_is_atomic_and_the_host_survives(host):
+    code = f"""
+    import sys, warnings, importlib
+    import convstem.registry, convstem.hosts as register
+    host, fail_at = "{host}", 5
+    import timm.models._registry as tr, torchvision.models._api as tv
+    table = tr._model_entrypoints if host == "timm" else tv.BUILTIN_MODELS
+    module = importlib.import_module(f"convstem.hosts.convstem_{{host}}")
+    home = getattr(module, "HOME", module.__name__)
+    ours = [n for n, f in table.items() if f.__module__ == home]
+    before = set(table) - set(ours)
+    for name in ours:
+        del table[name]
+    real = tr.register_model if host == "timm" else tv.register_model
+    count = 0
+    def failing(x):
+        global count
+        count += 1
+        if count == fail_at: raise RuntimeError("boom")
+        return real(x)
+    setattr(tr if host == "timm" else tv, "register_model", failing)
+    try:
+        register.register_host(host, "test")
+    except RuntimeError as error:
+        assert str(error) == "boom"
+    else:
+        raise SystemExit("did not raise")
+    assert set(table) == before
+    assert register.RECORDS[host].error == "RuntimeError: boom" and not register.RECORDS[host].names
+    setattr(tr if host == "timm" else tv, "register_model", real)
+    register.register()
+    assert set(ours) <= set(table)
+    """
+    python(code)
+
+
+def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path):
+    code = """
+    import sys, warnings, pathlib
+    from convstem.registry import tables
+    (pathlib.Path(sys.argv[1]) / "architectures.toml").write_text("[a]\\nwidth = 3\\n")
+    tables.data_dir = lambda name: pathlib.Path(sys.argv[1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import timm
+    said = [str(w.message) for w in caught if "convstem" in str(w.message)]
+    assert len(said) == 1 and "RegistryError: architectures.toml: [a]: unknown field width" in said[0], said
+    timm.create_model("vit_tiny_patch16_224", depth=1)
+    from convstem.hosts.registration import RECORDS
+    assert "unknown field width" in RECORDS["timm"].error
+    """
+    python(code, str(tmp_path))
+
+
+def test_a_removed_package_is_one_warning_and_torch_works(tmp_path):
+    """The hook outlives its package: a moved editable checkout, a half-removed install."""
+    hook = tmp_path / "_convstem_autoload.py"
+    import _convstem_autoload
+
+    hook.write_bytes(Path(_convstem_autoload.__file__).read_bytes())
+    code = """
+    import sys, warnings
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name == "convstem" or name.startswith("convstem."):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    sys.meta_path.insert(0, Missing())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import torch, timm
+    said = [str(w.message) for w in caught if "convstem" in str(w.message)]
+    assert len(said) == 1 and "No module named 'convstem" in said[0] and "CONVSTEM_AUTOLOAD=0" in said[0], said
+    timm.create_model("vit_tiny_patch16_224", depth=1)
+    """
+    python(code, PYTHONPATH=str(tmp_path))
+
+
+@pytest.mark.full
+def test_doctor_tells_the_truth():
+    def doctor(**env):
+        run = [sys.executable, "-m", "convstem", "doctor", "--json"]
+        done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, **env}, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    status, report = doctor()
+    assert (status, report["ok"], report["hosts"]["timm"]["path"]) == (0, True, "torch autoload")
+    assert "vit_b16_convstem" in report["hosts"]["timm"]["names"]
+    status, report = doctor(CONVSTEM_AUTOLOAD="0")
+    assert (status, report["ok"], report["hosts"]) == (1, False, {})
+    assert "CONVSTEM_AUTOLOAD=0" in report["advice"]

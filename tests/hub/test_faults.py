@@ -1,0 +1,56 @@
+"""Every fault that the server can inject: the right bytes, or one clear error and a cache that lies about nothing."""
+
+import re
+
+import pytest
+
+from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_row
+from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = HubServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    process = Client(**hub.env, HF_HOME=str(tmp_path_factory.mktemp("home")), HF_TOKEN="writer")
+    yield process
+    process.close()
+
+
+def cases(rows, slow):
+    return [pytest.param(row, id=row.name, marks=[pytest.mark.full] * slow(row)) for row in rows]
+
+
+@pytest.mark.parametrize("row", cases(ROWS, lambda row: row.slow))
+def test_download(hub, client, row, tmp_path):
+    outcome = run_row(hub, client, row, CONVSTEM, tmp_path)
+    assert re.search(row.expected, outcome), outcome
+    assert "WRONG" not in outcome
+    assert "POISONED" not in outcome
+    if row.expected.startswith("right"):
+        assert outcome.startswith(row.expected)
+
+
+@pytest.mark.parametrize("name", ["one byte flipped, right length", "truncated, no X-Linked-Size"])
+def test_negative_control_the_stock_client_loads_wrong_bytes(hub, client, name, tmp_path):
+    row = next(row for row in ROWS if row.name == name)
+    assert run_row(hub, client, row, STOCK, tmp_path).startswith("WRONG BYTES")
+
+
+# 503 on an upload makes huggingface_hub itself wait for a second, and the first push imports torch.
+@pytest.mark.full
+@pytest.mark.parametrize("row", cases(PUSH_ROWS, lambda row: False))
+def test_push(hub, client, row, tmp_path):
+    assert run_push_row(hub, client, row, CONVSTEM_PUSH, tmp_path) == row.expected
+
+
+@pytest.mark.full
+def test_negative_control_the_stock_client_opens_two_pull_requests(hub, client, tmp_path):
+    row = next(row for row in PUSH_ROWS if row.create_pr and row.twice)
+    assert "2 pull requests" in run_push_row(hub, client, row, STOCK_PUSH, tmp_path)

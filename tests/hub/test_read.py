@@ -1,0 +1,279 @@
+# ruff: noqa: F811 - pytest fixtures are arguments of the same name
+"""Reading from the Hub: one commit per call, verified once, offline when it can be, clear when it cannot."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.support.hub_server import Fault, run_python
+from tests.support.hub_server.client import environment
+from tests.support.hub_server.fault_table import CONVSTEM, kill_while_downloading
+from tests.support.hub_server.fixtures import REPO, anonymous, cache, client, hub, repo, server  # noqa: F401
+from tests.support.hub_server.store import Entry
+
+ONE, TWO = b"one" * 50_000, b"two" * 50_000
+FETCH = "from convstem.hub.read import fetch\n"
+FETCH += "file = fetch('org/m', cache_dir={cache!r})\nresult = [str(file.path), file.commit]"
+
+
+def fetch(client, cache, arguments=""):
+    return client(
+        f"from convstem.hub.read import fetch\nf = fetch('org/m', cache_dir={cache!r}, {arguments})\n"
+        "result = {'path': str(f.path), 'commit': f.commit, 'sha256': f.sha256}"
+    )
+
+
+def requests(hub):
+    return [f"{method} {path.rsplit('/', 1)[-1]}" for _, method, path, _ in hub.log]
+
+
+def test_what_comes_back(hub, client, cache, repo):
+    sha = repo({"model.safetensors": ONE, "config.json": b"{}"})
+    outcome = client(
+        f"from convstem.hub.read import fetch_all\nf = fetch_all('org/m', ['config.json', 'model.safetensors'],"
+        f" cache_dir={cache!r})\nresult = [[x.repo_id, x.commit, x.sha256 is None, str(x.path)] for x in f.values()]"
+    )
+    (config, weights) = outcome.value
+    assert config[:3] == [REPO, sha, True]
+    assert weights[:3] == [REPO, sha, False]
+    assert Path(weights[3]).read_bytes() == ONE
+    assert Path(config[3]).parent == Path(weights[3]).parent
+
+
+def test_requests_cold_warm_and_pinned(hub, client, cache, repo):
+    sha = repo({"model.safetensors": ONE})
+    assert not fetch(client, cache).error
+    assert len(hub.log) == 3  # listing, HEAD, GET
+    hub.log.clear()
+    assert not fetch(client, cache).error
+    assert len(hub.log) == 1
+    hub.log.clear()
+    assert fetch(client, cache, f"revision={sha!r}").value["commit"] == sha
+    assert hub.log == []
+
+
+def test_verified_files_are_not_hashed_again_until_they_change(hub, client, cache, repo):
+    repo({"model.safetensors": ONE})
+    path = fetch(client, cache).value["path"]
+    forbid = "import convstem.hub.cache as c\nreal, c.file_digest = c.file_digest, None\n"
+    try:
+        assert not client(forbid + FETCH.format(cache=cache)).error
+        Path(path).write_bytes(TWO)  # through the link, into the blob
+        assert "NoneType" in client(FETCH.format(cache=cache)).error  # negative control: now it wants to hash
+    finally:
+        client("c.file_digest = real")
+    assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
+
+
+def test_weights_come_from_the_commit_of_the_config_that_timm_read(hub, client, cache, repo):
+    old = repo({"model.safetensors": ONE, "config.json": b"1"})
+    client(f"from huggingface_hub import hf_hub_download\nhf_hub_download('org/m', 'config.json', cache_dir={cache!r})")
+    repo({"model.safetensors": TWO, "config.json": b"2"})
+    seen = client(
+        f"from convstem.hub.read import cached_commit\nresult = cached_commit('org/m', None, {cache!r})"
+    ).value
+    assert seen == old
+    assert Path(fetch(client, cache, f"revision={seen!r}").value["path"]).read_bytes() == ONE
+    assert Path(fetch(client, cache).value["path"]).read_bytes() == TWO
+
+
+def test_a_stale_pointer_does_not_survive_an_etag_mix_up(hub, client, cache, repo):
+    """Warm with the old commit, then a HEAD that still names the old content for the new commit."""
+    repo({"model.safetensors": ONE})
+    old = fetch(client, cache).value
+    repo({"model.safetensors": TWO})
+    stale = (("X-Linked-Etag", f'"{old["sha256"]}"'),)
+    hub.arm(Fault(origin="hub", method="HEAD", path="resolve", replace=stale, times=99))
+    assert Path(fetch(client, cache).value["path"]).read_bytes() == TWO
+    assert Path(old["path"]).read_bytes() == ONE
+
+
+@pytest.mark.parametrize(("revision", "cold"), [("None", False), ("'main'", False), ("'missing'", True)])
+def test_offline(hub, client, cache, repo, revision, cold):
+    repo({"model.safetensors": ONE})
+    fetch(client, cache)
+    hub.log.clear()
+    code = f"from convstem.hub.read import fetch\nprint(fetch('org/m', revision={revision}, cache_dir={cache!r}).path)"
+    process = run_python(code, **{**hub.env, "HF_HUB_OFFLINE": "1"})
+    assert hub.log == []
+    if cold:
+        assert (
+            "the Hub is switched off (HF_HUB_OFFLINE) and the cache does not have it: org/m@missing" in process.stderr
+        )
+    else:
+        assert Path(process.stdout.strip()).read_bytes() == ONE
+
+
+def test_a_token_goes_to_the_hub_and_nowhere_else(hub, client, anonymous, cache, repo):
+    secret = "hf_verysecret"
+    hub.store.create(REPO, private_to={secret})
+    hub.store.commit(REPO, "main", {"model.safetensors": ONE})
+    outcome = anonymous(FETCH.format(cache=cache))
+    assert outcome.kind == "AccessDeniedError"
+    assert "it is private and no token is set; check the spelling, and log in with `hf auth login`" in outcome.error
+    assert fetch(anonymous, cache, f"token={secret!r}").value
+    assert [auth for origin, _, _, auth in hub.log if origin == "cdn"] == [False]
+    assert any(auth for origin, _, _, auth in hub.log if origin == "hub")
+    hub.store.repos[REPO].readers = set()
+    for fault in (None, Fault(origin="hub", method="HEAD", status=403, times=9)):
+        hub.arm(*([fault] if fault else []))
+        outcome = fetch(anonymous, cache + "2", f"token={secret!r}")
+        assert "the token in use has no access to it" in outcome.error
+        assert secret not in outcome.error + outcome.output + "".join(outcome.warnings)
+
+
+def test_gated_cold_and_revoked(hub, client, anonymous, cache, repo):
+    repo({"model.safetensors": ONE})
+    hub.store.repos[REPO].gated, hub.store.repos[REPO].readers = True, {"writer"}
+    assert "is gated (401): accept its conditions at" in fetch(anonymous, cache).error
+    assert not fetch(client, cache).warnings
+    hub.store.repos[REPO].readers = set()
+    outcome = fetch(client, cache)
+    assert outcome.value
+    assert "is gated (403)" in outcome.warnings[0]
+    assert "Using the copy in the cache, commit" in outcome.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "code", "message"),
+    [
+        ({"pytorch_model.bin": b"x"}, "fetch('org/m'{c})", "only pickled weights .* `convstem convert pytorch"),
+        ({"config.json": b"{}"}, "fetch('org/m'{c})", "has no model.safetensors at commit .*; it has .*config.json"),
+        ({"model.safetensors": ONE}, "fetch('org/m', 'config.json'{c})", "org/m has no config.json at commit"),
+        ({"model.safetensors": ONE}, "fetch('org/m', revision='v9'{c})", "org/m has no revision 'v9'"),
+        ({}, "fetch('org/m', '../../x.safetensors'{c})", "by a plain relative path; got '../../x.safetensors'"),
+        ({}, "fetch('org/m', '/etc/x.safetensors'{c})", "by a plain relative path"),
+        ({}, "fetch('org/m', 'pytorch_model.bin'{c})", r"only README.md, config.json and \*.safetensors are read"),
+        ({}, "fetch('a/b/c'{c})", "Repo id must"),
+        ({}, "fetch('../m'{c})", "Repo id must"),
+        ({}, "fetch('org/absent'{c})", r"the Hub refuses org/absent \(404\)"),
+    ],
+)  # fmt: skip
+def test_bad_input(hub, client, cache, repo, files, code, message):
+    repo(files)
+    outcome = client("from convstem.hub.read import fetch\n" + code.format(c=f", cache_dir={cache!r}"))
+    assert outcome.kind in (
+        "AccessDeniedError",
+        "HFValidationError",
+        "MissingFileError",
+        "RevisionMissingError",
+        "ValueError",
+    )
+    assert re.search(message, outcome.error), outcome.error
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("model.safetensors", 10**16, "10,000,000,000,000,000 bytes, and the cache's disk has"),
+     ("config.json", 10**8, "config.json of org/m is 100,000,000 bytes; at most 16,777,216 are read")],
+)  # fmt: skip
+def test_absurd_sizes_are_refused_before_the_download(hub, client, cache, repo, name, size, message):
+    repo({name: Entry("0" * 40, size, "0" * 64)})
+    outcome = client(f"from convstem.hub.read import fetch\nfetch('org/m', {name!r}, cache_dir={cache!r})")
+    assert message in outcome.error
+    assert len(hub.log) == 1
+
+
+def test_killed_while_downloading(hub, client, cache, repo):
+    repo({"model.safetensors": ONE})
+    (orphan,) = kill_while_downloading(hub, CONVSTEM, cache)
+    os.utime(orphan, (0, 0))  # as if it had happened long ago
+    assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
+    assert not orphan.exists()
+
+
+@pytest.mark.full
+def test_a_broken_download_resumes_where_it_stopped(hub, client, cache, repo):
+    large = os.urandom(20 << 20)
+    repo({"model.safetensors": large})
+    hub.arm(
+        Fault(reset=1000),
+        Fault(ranged=True, skip=1, status=404, headers=(("X-Error-Code", "EntryNotFound"),), times=1),
+    )
+    assert "does not have the file" in fetch(client, cache).error
+    (partial,) = Path(cache).glob("models--*/blobs/*.convstem-incomplete")
+    assert partial.stat().st_size == 16 << 20
+    hub.arm()
+    assert Path(fetch(client, cache).value["path"]).read_bytes() == large
+    assert [origin for origin, *_ in hub.log].count("cdn") == 1  # the last piece
+    assert not partial.exists()
+
+
+PATIENT = {"HF_HUB_DOWNLOAD_TIMEOUT": "60", "HF_HUB_ETAG_TIMEOUT": "60"}
+"""So that a busy machine does not make the client ask twice."""
+
+
+def test_16_threads_download_once(hub, cache, repo):
+    repo({"model.safetensors": ONE})
+    code = f"""
+        from concurrent.futures import ThreadPoolExecutor
+        from convstem.hub.read import fetch
+        with ThreadPoolExecutor(16) as pool:
+            jobs = [pool.submit(fetch, "org/m", cache_dir={cache!r}) for _ in range(16)]
+        print(*{{str(job.result().path) for job in jobs}})
+    """
+    process = run_python(code, **{**hub.env, **PATIENT})
+    (path,) = process.stdout.split()
+    assert Path(path).read_bytes() == ONE
+    assert [origin for origin, *_ in hub.log].count("cdn") == 1
+
+
+@pytest.mark.full
+def test_4_processes_download_once(hub, cache, repo):
+    repo({"model.safetensors": ONE})
+    hub.arm(Fault(wait=0.5, times=4))
+    code = textwrap.dedent(FETCH.format(cache=cache)) + "\nimport json\nprint(json.dumps(result))"
+    env = environment(**{**hub.env, **PATIENT})
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    paths = {json.loads(process.communicate(timeout=60)[0])[0] for process in processes}
+    assert [Path(path).read_bytes() for path in paths] == [ONE]
+    assert [origin for origin, *_ in hub.log].count("cdn") == 1
+
+
+def test_disk_full(hub, client, cache, repo):
+    """A limit on the size of files stands in for a full disk: the write fails half-way."""
+    repo({"model.safetensors": ONE})
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+    process = run_python(limit + FETCH.format(cache=cache), **hub.env)
+    assert "HubError: cannot store org/m@" in process.stderr
+    assert "files may not become so large here; HF_HUB_CACHE chooses another folder" in process.stderr
+    assert list(Path(cache).glob("models--*/blobs/*")) == []
+    assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
+
+
+def test_a_cache_that_cannot_be_written(hub, client, cache, repo):
+    sha = repo({"model.safetensors": ONE})
+    Path(cache).write_text("a file")
+    assert "cannot store org/m@" in fetch(client, cache).error
+    Path(cache).unlink()
+    (Path(cache) / "models--org--m").mkdir(parents=True)
+    (Path(cache) / "models--org--m" / ".convstem").write_text("a file")  # what was verified cannot be remembered
+    for _ in range(2):
+        assert Path(fetch(client, cache, f"revision={sha!r}").value["path"]).read_bytes() == ONE
+
+
+def test_pull_takes_the_card_if_there_is_one(hub, client, cache, repo, tmp_path):
+    old = repo({"model.safetensors": ONE, "config.json": b"{}"})
+    repo({"README.md": b"# card"})
+    for revision, names in (
+        (f"'{old}'", ["config.json", "model.safetensors"]),
+        ("None", ["README.md", "config.json", "model.safetensors"]),
+    ):
+        out = str(tmp_path / f"out{len(names)}")
+        outcome = client(f"import convstem\nconvstem.pull('org/m', {revision}, {out!r}, cache_dir={cache!r})")
+        assert outcome.error is None
+        assert sorted(path.name for path in Path(out).iterdir()) == names
+
+
+def test_pull_needs_config_and_weights(hub, client, cache, repo):
+    repo({"model.safetensors": ONE})
+    code = f"import convstem\nconvstem.pull('org/m', cache_dir={cache!r})"
+    assert "org/m has no config.json at commit" in client(code).error

@@ -1,0 +1,173 @@
+"""Our models in torchvision: the questions torchvision's own tests ask of every builder, and wrong calls."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torchvision.models import (
+    WeightsEnum,
+    get_model,
+    get_model_builder,
+    get_model_weights,
+    get_weight,
+    list_models,
+)
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
+
+import convstem
+from convstem.hosts import convstem_torchvision
+from convstem.registry import catalog
+from convstem.registry.complexity import num_params
+from tests.support.assertions import largest_difference
+
+NAMES = list(catalog.torchvision_names())
+WITH_WEIGHTS = [n for n, timm_name in catalog.torchvision_names().items() if catalog.weights_of(timm_name)]
+NANO = "vit_nano_4_convstem"
+
+
+def test_names_are_listed():
+    assert set(NAMES) <= set(list_models())
+    assert set(list_models(module=convstem)) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builder_enum_and_model(name):
+    builder, enum = get_model_builder(name), get_model_weights(name)
+    assert get_model_builder(name.upper()) is builder
+    assert builder.__name__ == name
+    assert list(inspect.signature(builder).parameters) == ["weights", "progress", "kwargs"]
+    assert issubclass(enum, WeightsEnum)
+    assert getattr(torchvision.models, enum.__name__) is enum
+    assert len(enum) == 0 or hasattr(enum, "DEFAULT")
+    with torch.device("meta"):
+        model = get_model(name)
+    assert isinstance(model, VisionTransformer)
+    spec = catalog.find(name)
+    assert sum(p.numel() for p in model.parameters()) == num_params(spec)
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_schema_of_the_metadata(name):
+    """After torchvision's test_extended_models.py, test_schema_meta_validation; CIFAR-10 counts too."""
+    enum = get_model_weights(name)
+    needed = {
+        "categories",
+        "min_size",
+        "num_params",
+        "recipe",
+        "license",
+        "_metrics",
+        "_ops",
+        "_file_size",
+        "_docs",
+    }
+    for weights in enum:
+        assert needed <= set(weights.meta)
+        assert weights.name.isupper()
+        with torch.device("meta"):
+            classes, image_size = len(weights.meta["categories"]), weights.meta["min_size"][0]
+            model = get_model(name, num_classes=classes, image_size=image_size)
+        assert weights.meta["num_params"] == sum(p.numel() for p in model.parameters())
+        measured = catalog.weights()[weights.meta["convstem"]].metrics
+        assert list(weights.meta["_metrics"].values()) == [dict(measured)]
+        assert get_weight(f"{enum.__name__}.{weights.name}") is weights
+        assert copy.deepcopy(weights) is weights
+        assert pickle.loads(pickle.dumps(weights)) is weights
+        size = weights.meta["min_size"]
+        assert weights.transforms()(torch.zeros(3, 40, 60, dtype=torch.uint8)).shape == (3, *size)
+
+
+def test_the_legacy_interface_still_works():
+    with pytest.warns(UserWarning) as caught:
+        model = get_model(NANO, pretrained=True).eval()
+    assert any("The parameter 'pretrained' is deprecated" in str(w.message) for w in caught)
+    x = torch.randn(1, 3, 32, 32)
+    assert largest_difference(model, get_model(NANO, weights="DEFAULT"), x) == 0
+    assert largest_difference(model, get_model(NANO), x) > 0.01
+    with pytest.raises(ValueError, match="No weights available for model vitc_1gf"):
+        get_model("vitc_1gf", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "error", "message"),
+    [
+        (
+            "vitc_1gf",
+            {"weights": "DEFAULT"},
+            ValueError,
+            "ViTC_1GF_Weights has no weights 'DEFAULT'; it has: none yet",
+        ),
+        (
+            NANO,
+            {"weights": "IMAGENET1K_V1"},
+            ValueError,
+            "ViT_Nano_4_ConvStem_Weights has no weights .*CIFAR10, DEFAULT",
+        ),
+        (
+            NANO,
+            {"weights": "DEFAULT", "num_classes": 5},
+            ValueError,
+            "'num_classes' expected value 10 but got 5",
+        ),
+        (NANO, {"image_size": 30}, ValueError, "multiple of the patch size 4; got 30: use 28 or 32"),
+        (NANO, {"hidden_dim": 100}, ValueError, "hidden_dim 100|embed_dim 100, num_heads 3"),
+        (NANO, {"conv_stem_configs": [ConvStemConfig(8, 3, 2)]}, ValueError, "patch_size; .2. multiply to 2"),
+        (
+            NANO,
+            {"conv_stem_configs": "vit_s16_cvst"},
+            ValueError,
+            "build this model in timm|must equal patch_size",
+        ),
+        (NANO, {"bogus": 1}, TypeError, "bogus"),
+    ],
+)
+def test_a_wrong_call_teaches(name, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        get_model(name, **kwargs)
+
+
+def test_another_enum_is_refused():
+    with pytest.raises(TypeError, match="expected ViT_Nano_4_ConvStem_Weights but received ViT_B_16_Weights"):
+        get_model(NANO, weights=torchvision.models.ViT_B_16_Weights.DEFAULT)
+
+
+def test_a_plain_vit_checkpoint_is_named():
+    plain = VisionTransformer(32, 4, 6, 3, 96, 192, num_classes=10)
+    with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 4x4 patches"):
+        get_model(NANO).load_state_dict(plain.state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match=r"source='timm', target='torchvision'"):
+        state = get_model(NANO).state_dict()
+        get_model(NANO).load_state_dict(convstem.convert(state, source="torchvision", target="timm"))
+
+
+def test_another_stem_as_configs():
+    model = get_model(NANO, conv_stem_configs=[ConvStemConfig(16, 3, 2), ConvStemConfig(24, 3, 2)])
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    assert [m.out_channels for m in model.conv_proj.modules() if isinstance(m, torch.nn.Conv2d)] == [
+        16,
+        24,
+        96,
+    ]
+
+
+def test_models_copy_pickle_and_keep_their_hook():
+    model = get_model(NANO).eval()
+    x = torch.randn(1, 3, 32, 32)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert largest_difference(model, twin, x) == 0
+        with pytest.raises(RuntimeError, match="plain"):
+            twin.load_state_dict({"conv_proj.weight": torch.zeros(96, 3, 4, 4)}, strict=False)
+
+
+def test_fx_and_script():
+    model = get_model(NANO).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+def test_enum_names():
+    assert convstem_torchvision.enum_name("vit_ti_16_convstem") == "ViT_Ti_16_ConvStem_Weights"
+    assert convstem_torchvision.enum_name("vitc_18gf") == "ViTC_18GF_Weights"

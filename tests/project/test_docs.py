@@ -1,0 +1,75 @@
+"""The documents say what is true: the README's tables and code against the registry, generated files against timm."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from convstem.registry import catalog
+from convstem.registry.complexity import macs, num_params
+from convstem.registry.trunks import rule_trunks
+from convstem.transplanting.patch_embedding import find_patch_embedding
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROW = re.compile(r"\| `(\w+)` \| `?([\w-]+)`? \| ([\d.]+) \| ([\d.]+) \|")
+
+
+def test_the_readmes_models_are_the_registrys():
+    rows = {name: cells for name, *cells in ROW.findall(README)}
+    assert list(rows) == list(catalog.models())
+    for name, (torchvision, params, gmacs) in rows.items():
+        spec = catalog.models()[name]
+        assert torchvision == (spec.torchvision or "-")
+        assert params == f"{num_params(spec) / 1e6:.1f}"
+        assert gmacs == f"{macs(spec) / 1e9:.2f}"
+
+
+def test_the_readmes_accuracy_is_the_registrys():
+    accuracy = catalog.weights()["vit_nano4_convstem.cifar10"].metrics["acc@1"]
+    assert f"**{accuracy:.2f} %**" in README
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(path):
+    assert (ROOT / path).exists()
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z]+@", README)
+
+
+def test_the_readmes_loading_times_are_the_benchmarks():
+    sizes = json.loads((ROOT / "benchmarks" / "results" / "load" / "load.json").read_text(encoding="utf-8"))["sizes"]
+    rows = dict(re.findall(r"\| ViT-(\w+)/16 \|(.*) ms", README))
+    assert list(rows) == list(sizes)
+    for size, row in rows.items():
+        medians = [f"{1e3 * seconds:.0f}" for seconds in sizes[size]["medians"].values()]
+        assert re.findall(r"(\d+) ms", row + " ms") == medians
+
+
+@pytest.mark.parametrize("script", ["compiled_registry", "timm_weights"])
+def test_the_generated_files_of_the_registry_are_current(script):
+    subprocess.run([sys.executable, "-m", f"tools.{script}", "--check"], check=True, cwd=ROOT)
+
+
+def test_the_generated_trunks_are_timms():
+    """The whole sweep (tools/timm_trunks.py --check) takes minutes: every name here, every twentieth built."""
+    names = [spec.trunk for spec in rule_trunks().values()]
+    assert set(names) <= set(timm.list_models())
+    for name in names[::20]:
+        with torch.device("meta"):
+            path, embedding = find_patch_embedding(timm.create_model(name))
+        assert embedding.proj.kernel_size[0] in (8, 16, 32), (name, path)
+
+
+def test_recipes_name_real_models():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.yaml")]
+    names = [name for text in texts for name in re.findall(r"^model: (\w+)", text, re.MULTILINE)]
+    assert len(names) >= 7
+    assert set(names) <= set(catalog.models())

@@ -1,0 +1,117 @@
+"""The built wheel and sdist, and an editable install, used outside the source tree."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
+
+USE = """
+import timm, torchvision, torch
+a = timm.create_model("vit_nano4_convstem", pretrained=True).eval()
+b = torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT").eval()
+x = torch.randn(1, 3, 32, 32)
+assert (a(x) - b(x)).abs().max() < 1e-5
+import convstem
+print(convstem.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Return the folder with the sdist and the wheel built from it."""
+    out = tmp_path_factory.mktemp("dist")
+    copy = tmp_path_factory.mktemp("source") / "convstem"
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.split("\n"):
+        if name and (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(copy)], check=True, capture_output=True)
+    return out, copy
+
+
+def environment(folder):
+    """Create a venv that sees this environment's torch, timm and torchvision, but not its convstem."""
+    venv.create(folder, with_pip=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    shared = folder / "shared"
+    shared.mkdir()
+    for item in Path(sysconfig.get_path("purelib")).iterdir():
+        if "convstem" not in item.name and not item.name.startswith(("pip", "setuptools", "__pycache__")):
+            (shared / item.name).symlink_to(item)
+    (site / "shared.pth").write_text(str(shared))
+    return folder / "bin" / "python"
+
+
+def pip_install(python, *what):
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *map(str, what)]
+    subprocess.run(command, check=True, cwd=python.parent)
+
+
+def use(python, code=USE):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(python), "-W", "error::RuntimeWarning", "-c", code],
+        cwd=python.parent,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
+def test_built_package_works_outside_the_source_tree(built, tmp_path, pattern):
+    python = environment(tmp_path / "env")
+    pip_install(python, next(built[0].glob(pattern)))
+    assert str(tmp_path) in use(python)
+    shown = subprocess.run(
+        [str(python), "-m", "convstem", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "largest logit difference" in shown.stdout
+    assert (tmp_path / "demo_output" / "predictions.png").stat().st_size > 10_000
+
+
+def test_contents(built):
+    wheel = zipfile.ZipFile(next(built[0].glob("*.whl"))).namelist()
+    for name in ("convstem/data/registry/architectures.toml", "convstem/py.typed", "_convstem_autoload.py"):
+        assert name in wheel
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+    with tarfile.open(next(built[0].glob("*.tar.gz"))) as archive:
+        sdist = archive.getnames()
+    for name in ("registry/weights.toml", "tests/conftest.py", "README.md", "src/_convstem_autoload.py"):
+        assert any(member.endswith("/" + name) for member in sdist), name
+
+
+def test_editable_install_survives_a_moved_checkout(built, tmp_path):
+    python = environment(tmp_path / "env")
+    copy = tmp_path / "checkout"
+    shutil.copytree(built[1], copy)
+    pip_install(python, "--editable", copy)
+    assert str(copy) in use(python)
+    copy.rename(tmp_path / "moved")
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, timm, torchvision
+said = [w for w in caught if "convstem could not register its models" in str(w.message)]
+assert len(said) == 1, caught
+timm.create_model("vit_tiny_patch16_224", depth=1)
+print("ok")
+"""
+    assert use(python, code) == "ok"

@@ -1,0 +1,40 @@
+"""The pages in docs/ point at files and tests that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+NAMES = {
+    name
+    for path in (ROOT / "tests").rglob("test_*.py")
+    for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+} | {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def unknown_tests(page):
+    """Return the tests that a page names and that do not exist; ``test_such_...`` stands for those beginning so."""
+    named = re.findall(r"\b(test_\w+?)(_\.\.\.|\b)", page)
+    return [name for name, dots in named if not any(n == name or (dots and n.startswith(name)) for n in NAMES)]
+
+
+def test_an_unknown_test_is_found():
+    assert unknown_tests("`test_no_such_claim` and `test_an_unknown_...`") == ["test_no_such_claim"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_claim_names_a_test_that_exists(name):
+    assert unknown_tests(PAGES[name]) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for path in re.findall(r"\]\(([^)#:]+)\)", PAGES[name]):
+        assert (ROOT / "docs" / path).exists(), path
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_left_to_fill_in(name):
+    assert not re.findall(r"@[A-Z]+@", PAGES[name])

@@ -1,0 +1,193 @@
+"""``convstem verify`` on folders: what is right passes every check, and each thing that can be wrong fails its own."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+import convstem
+from convstem.cli.main import main
+from convstem.publishing.cards.facts import facts_of_entry
+from convstem.publishing.cards.licenses import check_license, license_metadata, license_of_card, refusal
+from convstem.publishing.cards.render import render
+from convstem.registry import catalog
+
+NANO = "vit_nano4_convstem.cifar10"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return convstem.pull(NANO, out=tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def folder(good, tmp_path):
+    """A folder that may be spoiled."""
+    for path in good.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def failed(folder):
+    return {check.name: check.detail for check in convstem.verify(folder).checks if not check.ok}
+
+
+def config(**changes):
+    """Return a function that changes ``config.json``; a dict is merged, None removes."""
+
+    def spoil(folder):
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        for name, value in changes.items():
+            content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def weights(change):
+    """Return a function that changes the state dict."""
+
+    def spoil(folder):
+        state = load_file(folder / "model.safetensors")
+        save_file(change(state) or state, folder / "model.safetensors")
+
+    return spoil
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def header(length):
+    return lambda folder: (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+
+
+def test_a_good_folder_passes(good):
+    report = convstem.verify(good)
+    assert report.ok, report
+    assert [check.name for check in report.checks] == ["header", "config", "shapes", "labels", "finite", "license"]
+    assert report.sha256 == catalog.weights()[NANO].sha256
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def nan(state):
+    state["norm.weight"][3] = torch.nan
+
+
+CASES = {
+    "config without weights": (lambda f: (f / "model.safetensors").unlink(), "header", "a config without weights"),
+    "weights without config": (lambda f: (f / "config.json").unlink(), "config", "weights without a config"),
+    "truncated": (
+        truncate,
+        "header",
+        "not a",
+    ),
+    "pickle": (write("model.safetensors", b"\x80\x04x" * 9), "header", "a pickle under a safetensors name"),
+    "header of 100 GB": (header(100 << 30), "header", "not a valid safetensors file"),
+    "nan": (weights(nan), "finite", "NaN or Inf in norm.weight"),
+    "missing tensor": (
+        weights(lambda s: {k: v for k, v in s.items() if k != "norm.bias"}),
+        "shapes",
+        "missing norm.bias",
+    ),
+    "surplus tensor": (weights(lambda s: s.update(x=torch.ones(1))), "shapes", "surplus x"),
+    "misshapen": (config(num_classes=11), "shapes", r"head.bias is \[10\], the config makes it \[11\]"),
+    "labels": (config(label_names=["a"]), "labels", "1 label_names for 10 classes"),
+    "not JSON": (write("config.json", b"{"), "config", "config.json is not JSON"),
+    "a list": (write("config.json", b"[]"), "config", "architecture, pretrained_cfg is missing or of the wrong type"),
+    "another architecture": (
+        config(architecture="resnet50"),
+        "config",
+        "a conv-stem architecture of convstem, got",
+    ),
+    "unknown argument": (
+        config(model_args={"evil": 1}),
+        "config",
+        "unknown model_args evil; vit_nano4_con",
+    ),
+    "builder argument": (
+        config(model_args={"pretrained_strict": False}),
+        "config",
+        "unknown model_args pretrained",
+    ),
+    "location": (config(pretrained_cfg={"file": "../../x"}), "config", "may not say where weights are .*: file"),
+    "pickle location": (config(model_args={"checkpoint_path": "/x"}), "config", "may not say .*: checkpoint_path"),
+    "pickle name": (config(pretrained_cfg={"hf_hub_filename": "x.bin"}), "config", "may not say .*: hf_hub_filename"),
+    "absurd depth": (config(model_args={"depth": 10**9}), "config", "depth = 1000000000 is absurd; at most 512"),
+    "absurd stem": (config(model_args={"stem_channels": [8] * 10**4}), "config", "stem_channels = .* is absurd"),
+    "absurd classes": (config(num_classes=10**9), "config", "num_classes = 1000000000 is absurd"),
+    "stem that does not fit": (config(model_args={"stem_strides": [3, 3]}), "config", "an odd kernel size"),
+    "no card": (lambda f: (f / "README.md").unlink(), "license", "README.md is missing, so there is no licence"),
+    "no licence": (write("README.md", b"---\ntags: [x]\n---\n"), "license", "README.md names no licence"),
+    "licence unknown": (write("README.md", b"---\nlicense: unknown\n---\n"), "license", "a licence is required"),
+    "bad metadata": (
+        write("README.md", b"---\nlicense: [x\n---\n"),
+        "license",
+        "metadata of README.md is not valid",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "name", "message"), CASES.values(), ids=CASES)
+def test_each_fault_fails_its_check(folder, spoil, name, message):
+    spoil(folder)
+    found = failed(folder)
+    assert re.search(message, found[name]), found
+    assert "finite" not in found or name in ("finite", "header")
+
+
+def test_command(folder):
+    result = CliRunner().invoke(main, ["verify", str(folder)])
+    assert result.exit_code == 0
+    assert "ok      shapes   all 92 tensors have the shapes of the architecture" in result.output
+    (folder / "README.md").unlink()
+    result = CliRunner().invoke(main, ["verify", str(folder), "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.output)["ok"] is False
+    result = CliRunner().invoke(main, ["verify", "nowhere"])
+    assert result.exit_code == 1
+    assert "nowhere is neither a folder nor a repository id of the form org/name" in result.output
+
+
+def test_pull_of_names():
+    with pytest.raises(ValueError, match="ships inside convstem, there is nothing to download; give a folder"):
+        convstem.pull(NANO)
+    with pytest.raises(KeyError, match="no weights 'vit_nano4_convstem.x': give org/name"):
+        convstem.pull("vit_nano4_convstem.x")
+
+
+@pytest.mark.parametrize("license", ["", None, "unknown", "Apache 2.0", "none"])
+def test_what_is_no_licence(license):
+    with pytest.raises(ValueError, match="a licence is required, as an SPDX identifier in lower case"):
+        check_license(license)
+
+
+@pytest.mark.parametrize("license", ["cc-by-nc-nd-4.0", "cc-by-nd-4.0", "other", "unknown"])
+def test_licences_that_forbid_publishing_a_transplant(license):
+    assert f"the licence of the source ({license})" in refusal(license)
+
+
+@pytest.mark.parametrize("license", ["apache-2.0", "cc-by-nc-4.0", "mit"])
+def test_licences_that_allow_it(license):
+    assert refusal(license) is None
+
+
+@pytest.mark.parametrize(
+    ("license", "stated"),
+    [("mit", {"license": "mit"}), ("dinov3-license", {"license": "other", "license_name": "dinov3-license"})],
+)
+def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(license, stated):
+    assert license_metadata(license) == stated
+    text = render(replace(facts_of_entry(catalog.weights()[NANO]), license=license))
+    assert {name: value for name, value in ModelCard(text).data.to_dict().items() if "license" in name} == stated
+    assert license_of_card(text) == license

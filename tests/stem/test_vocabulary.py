@@ -1,0 +1,78 @@
+"""Stems: conversion to and from torchvision's vocabulary, and overriding one."""
+
+import pytest
+from torch import nn
+from torchvision.models.vision_transformer import ConvStemConfig
+
+from convstem import StemSpec
+from convstem.registry import catalog
+from convstem.registry.stem_spec import default_stem
+from convstem.stem.vocabulary import as_stem_spec, from_torchvision, override_stem, to_torchvision
+
+
+@pytest.mark.parametrize("name", [n for n, spec in catalog.models().items() if spec.torchvision])
+def test_round_trip_through_torchvision(name):
+    stem = catalog.models()[name].stem
+    assert from_torchvision(to_torchvision(stem)) == stem
+
+
+def test_norm_and_activation_classes_convert():
+    configs = [
+        ConvStemConfig(8, 3, 2, nn.BatchNorm2d, nn.GELU),
+        ConvStemConfig(16, 5, 1, nn.BatchNorm2d, nn.GELU),
+    ]
+    stem = from_torchvision(configs)
+    assert stem == StemSpec((8, 16), (2, 1), (3, 5), "batchnorm2d", "gelu")
+    assert to_torchvision(stem) == configs
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        (
+            [ConvStemConfig(8, 3, 2, nn.InstanceNorm2d)],
+            "norm_layer must be .* BatchNorm2d, FrozenBatchNorm2d; got InstanceNorm2d",
+        ),
+        ([ConvStemConfig(8, 3, 2, activation_layer=nn.Tanh)], "one of GELU, ReLU, SiLU; got Tanh"),
+        (
+            [ConvStemConfig(8, 3, 2), ConvStemConfig(8, 3, 2, activation_layer=nn.GELU)],
+            "the same in every ConvStemConfig .* got GELU, ReLU",
+        ),
+    ],
+)
+def test_what_has_no_counterpart_is_an_error(configs, message):
+    with pytest.raises(ValueError, match=message):
+        from_torchvision(configs)
+
+
+def test_a_layernorm_stem_has_no_torchvision_form():
+    with pytest.raises(ValueError, match="stem_norm='layernorm2d', stem_bias=True: build this model in timm"):
+        to_torchvision(catalog.models()["vit_s16_cvst"].stem)
+
+
+def test_a_stem_is_a_name_a_spec_or_configs():
+    spec = StemSpec((64, 64, 64, 64))
+    assert as_stem_spec(spec) is spec
+    assert as_stem_spec([ConvStemConfig(64, 3, 2)] * 4) == spec
+    assert as_stem_spec("vitc_1gf").channels == (24, 48, 96, 192)
+    with pytest.raises(TypeError, match="an architecture name, a convstem.StemSpec or a list"):
+        as_stem_spec(64)
+
+
+def test_override_keeps_or_resets_strides():
+    stem = StemSpec((8, 8, 8), (2, 1, 2))
+    assert override_stem(stem, 4, channels=[4, 4, 4]).strides == (2, 1, 2)
+    assert override_stem(stem, 4, channels=[4, 4]).strides == (2, 2)
+    with pytest.raises(ValueError, match=r"must equal patch_size 16; stem_channels \[8, 8, 8\]"):
+        override_stem(stem, 16)
+
+
+@pytest.mark.parametrize("name", [n for n, spec in catalog.models().items() if spec.trunk])
+def test_the_transplant_family_follows_its_rule(name):
+    spec = catalog.models()[name]
+    assert spec.stem == default_stem(spec.patch_size, spec.embed_dim)
+
+
+def test_no_default_stem_for_patch_14():
+    with pytest.raises(ValueError, match="a power of two .*; got 14: pass a stem with other strides"):
+        default_stem(14, 768)

@@ -1,0 +1,10 @@
+"""A Hub for tests: the protocol that huggingface_hub speaks, over real HTTP, with faults on demand.
+
+Two origins, as on the real Hub: the API and small files on one port, large files (LFS) on another that refuses tokens.
+"""
+
+from tests.support.hub_server.client import Client, run_python
+from tests.support.hub_server.faults import Fault
+from tests.support.hub_server.server import HubServer
+
+__all__ = ["Client", "Fault", "HubServer", "run_python"]

@@ -1,0 +1,106 @@
+"""The faults of a push, as a table."""
+
+import functools
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.hub_server.faults import Fault
+
+REPO = "writer/pushed"
+DONE = "one commit with the right files"
+
+
+@dataclass(frozen=True)
+class PushRow:
+    """One fault: what the server does, and what ``convstem.push`` gives (``DONE`` or a pattern of the error)."""
+
+    name: str
+    faults: tuple = ()
+    expected: str = DONE
+    create_pr: bool = False
+    twice: bool = False
+    """Push the same content a second time, whatever the first gave."""
+    stale: bool = False
+    """The repository holds pickled weights of an earlier push."""
+
+
+COMMIT = {"origin": "hub", "method": "POST", "path": "/commit/"}
+
+PUSH_ROWS = (
+    PushRow("nothing (control)"),
+    PushRow("the same content again", twice=True),
+    PushRow("stale pickle in the repository", stale=True),
+    PushRow("commit reply lost", (Fault(**COMMIT, lost_reply=True),)),
+    PushRow("commit reply lost, pushed again", (Fault(**COMMIT, lost_reply=True),), twice=True),
+    PushRow("commit reply lost, pull request", (Fault(**COMMIT, lost_reply=True),), create_pr=True),
+    PushRow(
+        "commit reply lost, pull request, pushed again", (Fault(**COMMIT, lost_reply=True),), create_pr=True, twice=True
+    ),
+    PushRow("commit refused with 503", (Fault(**COMMIT, status=503),)),
+    PushRow("upload refused with 503", (Fault(method="PUT", status=503),)),
+    PushRow("upload answer lost", (Fault(method="PUT", lost_reply=True),)),
+    PushRow("preupload refused with 503", (Fault(origin="hub", method="POST", path="/preupload/", status=503),)),
+    PushRow("creating the repository fails once", (Fault(origin="hub", method="POST", path="/create", status=503),)),
+)
+
+STOCK_PUSH = """
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo({repo!r}, exist_ok=True)
+info = api.upload_folder(repo_id={repo!r}, folder_path={folder!r}, create_pr={create_pr})
+result = info.oid
+"""
+
+CONVSTEM_PUSH = """
+import convstem
+result = convstem.push({folder!r}, {repo!r}, license="apache-2.0", create_pr={create_pr}).commit
+"""
+
+
+@functools.cache
+def model_folder():
+    """Return a folder with our smallest model, made once."""
+    import convstem.publishing.pull
+
+    return convstem.publishing.pull.pull("vit_nano4_convstem.cifar10", out=tempfile.mkdtemp(prefix="convstem-test-"))
+
+
+def run_push_row(hub, client, row, code, cache):
+    """Run one row and return its outcome in words."""
+    hub.arm()
+    hub.store.repos.pop(REPO, None)
+    hub.store.contents.clear()
+    folder = Path(cache) / "model"
+    shutil.copytree(model_folder(), folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if row.create_pr or row.stale:
+        hub.store.create(REPO)
+        hub.store.commit(REPO, "main", {"README.md": b"old", "pytorch_model.bin": b"pickle"}, message="earlier")
+    script = code.format(repo=REPO, folder=str(folder), create_pr=row.create_pr)
+    hub.arm(*row.faults)
+    outcome = client(script)
+    if row.twice:
+        outcome = client(script)
+    return describe(hub.store, row, outcome, files)
+
+
+def describe(store, row, outcome, files):
+    """Return an outcome in words, judged by what the server holds."""
+    words = f"{outcome.kind}: {' '.join(outcome.error.split())}" if outcome.error else ""
+    if REPO not in store.repos:
+        return words
+    repo = store.repos[REPO]
+    revision = f"refs/pr/{len(repo.pulls)}" if row.create_pr else "main"
+    before = 1 if row.create_pr or row.stale else 0
+    if row.create_pr and not repo.pulls:
+        return words or "no pull request"
+    held = {name: store.read(REPO, name, revision) for name in store.names(REPO, revision)}
+    commits = len(store.history(REPO, revision)) - before
+    state = [f"{commits} commits"] if commits != 1 else []
+    state += [f"{len(repo.pulls)} pull requests"] if row.create_pr and len(repo.pulls) != 1 else []
+    state += ["wrong files"] if any(held.get(name) != content for name, content in files.items()) else []
+    state += [f"stale {name}" for name in sorted(set(held) - set(files))]
+    state = ", ".join(state) or DONE
+    return f"{words} [but: {state}]" if words else state

@@ -1,0 +1,76 @@
+"""Transplanted stems of plain torch modules, filters and images, for the tests of the transplant's core."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convstem.registry.stem_spec import StemSpec
+from convstem.transplanting.algebra import transplant_stem
+from convstem.transplanting.report import TransplantReport
+
+LOW, HIGH = -2.0, 2.5
+"""Pixel range in every channel of the images below."""
+
+BN_EPS = 1e-5
+
+
+def filters(embed_dim: int, in_chans: int, patch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(embed_dim, in_chans, patch, patch, generator=generator, dtype=torch.float64)
+    return weight, torch.randn(embed_dim, generator=generator, dtype=torch.float64)
+
+
+def white_images(in_chans: int, size: int, beyond: float = 0.0) -> Tensor:
+    """Independent uniform pixels: no help from smoothness. ``beyond`` widens the range on both sides."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(2, in_chans, size, size + size, generator=generator, dtype=torch.float64)
+    pixels[0, :, :2, :2], pixels[0, :, -2:, -2:] = 0, 1  # the ends of the range themselves
+    return LOW - beyond + pixels * (HIGH - LOW + 2 * beyond)
+
+
+def smooth_images(in_chans: int, size: int, count: int = 2) -> Tensor:
+    """White noise blurred at several scales, within the pixel range: like photographs in power spectrum."""
+    generator = torch.Generator().manual_seed(2)
+    total = torch.zeros(count, in_chans, size, size, dtype=torch.float64)
+    for scale in (1, 2, 4, 8):
+        coarse = torch.randn(count, in_chans, size // scale, size // scale, generator=generator).double()
+        total += scale * F.interpolate(coarse, size=(size, size), mode="bilinear")
+    return (total / total.std()).clamp(LOW, HIGH)
+
+
+def build_stem(state: dict[str, Tensor], spec: StemSpec, bn_eps: float = BN_EPS) -> nn.Sequential:
+    """Build the stem of plain torch modules with these parameters, in eval mode and in their type."""
+    layers: dict[str, nn.Module] = {}
+    channels = state["0.conv.weight"].shape[1]
+    for width, stride, kernel in zip(spec.channels, spec.strides, spec.kernel_sizes, strict=True):
+        conv = nn.Conv2d(channels, width, kernel, stride, (kernel - 1) // 2, bias=False)
+        parts = {"conv": conv, "bn": nn.BatchNorm2d(width, bn_eps), "act": nn.ReLU()}
+        layers[str(len(layers))] = nn.Sequential()
+        for name, part in parts.items():
+            layers[str(len(layers) - 1)].add_module(name, part)
+        channels = width
+    last = nn.Sequential()
+    last.add_module("conv", nn.Conv2d(channels, len(state[f"{len(layers)}.conv.bias"]), 1))
+    layers[str(len(layers))] = last
+    stem = nn.Sequential()
+    for name, layer in layers.items():
+        stem.add_module(name, layer)
+    stem.to(state["0.conv.weight"].dtype).load_state_dict(state, strict=True)
+    return stem.eval()
+
+
+def transplant(
+    spec: StemSpec, weight: Tensor, bias: Tensor | None, **options: object
+) -> tuple[nn.Sequential, TransplantReport]:
+    in_chans = weight.shape[1]
+    arguments = {"low": [LOW] * in_chans, "high": [HIGH] * in_chans, **options}
+    state, report = transplant_stem(weight, bias, spec, **arguments)  # type: ignore[arg-type]
+    return build_stem(state, spec, float(arguments.get("bn_eps", BN_EPS))), report  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def relative_error(stem: nn.Sequential, weight: Tensor, bias: Tensor | None, images: Tensor) -> float:
+    expected = F.conv2d(images, weight, bias, stride=weight.shape[-1])
+    got = stem(images.to(stem[-1].conv.weight.dtype)).double()
+    assert got.shape == expected.shape
+    return float((got - expected).norm() / expected.norm())

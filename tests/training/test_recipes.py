@@ -1,0 +1,157 @@
+"""The recipes are valid: every key is an argument of the script it is for, every model builds, every script runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+
+from tests.support.script_runs import read_checkpoint
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+README = (RECIPES / "README.md").read_text(encoding="utf-8")
+CONFIGS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))}
+WHOLE = {name: config for name, config in CONFIGS.items() if name != "cifar10_evidence"}  # the script adds its model
+
+COMMANDS = [
+    shlex.split(line) for line in README.splitlines() if re.match(r"    (python|torchrun) .*train\.py --", line)
+]
+TIMM_COMMANDS = [command for command in COMMANDS if "--config" in command]
+TORCHVISION_COMMANDS = [command for command in COMMANDS if "--data-path" in command]
+
+# Run where train.py lies: prints the keys of a YAML file that are no arguments of its, or values of another type.
+CHECK_CONFIG = """
+import sys, train, yaml
+config = yaml.safe_load(open(sys.argv[1]))
+actions = {action.dest: action for action in train.parser._actions}
+wrong = [key for key in config if key not in actions]
+for key in set(config) - set(wrong):
+    kind, value = actions[key].type, config[key]
+    values = value if isinstance(value, list) else [value]
+    if kind and value is not None and any(kind(str(item)) != item for item in values):
+        wrong.append(key)
+print("wrong keys:", sorted(wrong))
+"""
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_recipes_model_builds_with_its_stem(name):
+    config = WHOLE[name]
+    kwargs = {key: config[key] for key in ("num_classes", "in_chans") if key in config}
+    with torch.device("meta"):
+        model = timm.create_model(config["model"], **kwargs, **config.get("model_kwargs") or {})
+    assert config.get("layer_decay") is None or hasattr(model, "group_matcher")
+
+
+def test_pretrained_recipes_name_models_with_weights():
+    names = {config["model"] for config in CONFIGS.values() if config.get("pretrained")}
+    assert names
+    assert names <= set(timm.list_models(pretrained=False))
+    assert all(timm.is_model_pretrained(name) for name in names)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.iterdir()), ids=lambda path: path.name)
+def test_the_index_names_every_recipe(path):
+    if path.suffix in (".py", ".yaml"):
+        assert f"`{path.name}`" in README
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(path):
+    assert (RECIPES / path).exists()
+
+
+@pytest.mark.parametrize("command", TORCHVISION_COMMANDS, ids=lambda command: command[command.index("--model") + 1])
+def test_torchvision_commands_name_real_models_and_weights(command):
+    builder = torchvision.models.get_model_builder(command[command.index("--model") + 1])
+    if "--weights" in command:
+        enum, member = command[command.index("--weights") + 1].split(".")
+        assert hasattr(torchvision.models.get_model_weights(builder), member)
+        assert torchvision.models.get_model_weights(builder).__name__ == enum
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_is_an_argument_of_train_py(timm_scripts, name):
+    assert timm_scripts.run("", RECIPES / f"{name}.yaml", code=CHECK_CONFIG).endswith("wrong keys: []\n")
+
+
+@pytest.mark.full
+def test_a_wrong_key_or_type_is_found(timm_scripts, tmp_path):
+    (tmp_path / "wrong.yaml").write_text("mixupp: 0.8\nlr: '1e-3'\nepochs: 3\nlr_noise: [0.1]\n")
+    printed = timm_scripts.run("", tmp_path / "wrong.yaml", code=CHECK_CONFIG)
+    assert printed.endswith("wrong keys: ['lr', 'mixupp']\n")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_recipe_trains_the_small_model(timm_scripts, name):
+    """The recipe as it is, but for model, data, device and length."""
+    small = "--model vit_nano4_convstem --num-classes 10 --device cpu --workers 0 --batch-size 20 --epochs 1"
+    where = ["--config", RECIPES / f"{name}.yaml", "--data-dir", timm_scripts.images, "--output", timm_scripts.out]
+    timm_scripts.run("train.py", *where, "--experiment", name, *small.split(), "--warmup-epochs", 0)
+    saved = read_checkpoint(timm_scripts.out / name / "last.pth.tar")
+    assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+    assert ("state_dict_ema" in saved) == bool(WHOLE[name].get("model_ema"))
+    frozen = (WHOLE[name].get("model_kwargs") or {}).get("stem_norm") == "frozen_bn"
+    assert any(key.endswith("num_batches_tracked") for key in saved["state_dict"]) != frozen
+
+
+def flags_of(command):
+    return command[next(index for index, word in enumerate(command) if word.endswith("train.py")) + 1 :]
+
+
+@pytest.mark.full
+def test_the_commands_for_timm_parse(timm_scripts):
+    assert TIMM_COMMANDS
+    for command in TIMM_COMMANDS:
+        flags = [word.replace("recipes/", f"{RECIPES}{os.sep}") for word in flags_of(command)]
+        timm_scripts.run("", *flags, code="import train; train._parse_args()")
+    timm_scripts.run("", "--no-such-flag", code="import train; train._parse_args()", fails=True)
+
+
+@pytest.mark.full
+def test_the_commands_for_torchvision_parse(torchvision_scripts):
+    parse = "import train; train.get_args_parser().parse_args()"
+    assert len(TORCHVISION_COMMANDS) == 4
+    for command in TORCHVISION_COMMANDS:
+        torchvision_scripts.run("", *flags_of(command), code=parse)
+    torchvision_scripts.run("", "--no-such-flag", code=parse, fails=True)
+
+
+@pytest.mark.full
+def test_the_papers_table_counts_what_the_paper_counts():
+    command = [sys.executable, str(RECIPES / "paper_table.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for size, params in {"1GF": "4,567,936", "4GF": "17,754,136", "18GF": "81,573,160", "36GF": "167,796,008"}.items():
+        assert re.search(rf"ViT_C-{size} .* {params}\n", printed)
+    assert re.search(r"ViT_P-18GF +17\.5 +17\.56 +86\.6 +86,567,656\n", printed)
+    assert "not trained here" in printed
+
+
+@pytest.mark.full
+def test_the_cifar10_evidence_trains_resumes_and_reports(timm_scripts, tmp_path):
+    pytest.importorskip("matplotlib")
+    evidence = [sys.executable, str(RECIPES / "cifar10_evidence.py"), "--out", str(tmp_path)]
+    where = ["--train-py", str(timm_scripts.folder / "train.py"), "--data-dir", str(timm_scripts.images)]
+    models = ["--models", "vit_nano4_convstem", "--train-images", "20", "--batch-size", "10", "--workers", "0"]
+    what = [*models, "--optimizers", "adamw", "--rates", "adamw=1e-3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def call(*flags, **options):
+        return subprocess.run([*evidence, *flags], capture_output=True, text=True, env=environment, **options)
+
+    printed = call(*where, *what, "--epochs", "2", check=True).stdout
+    assert re.search(r"conv \(544,426 parameters\): best", printed)
+    assert re.search(r"patchify \(460,906 parameters\): best", printed)
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    assert "finished" not in call(*where, *what, "--epochs", "2", check=True).stdout
+    assert "choose another --out" in call(*where, *what, "--epochs", "3", check=False).stderr
+    assert call("--report", check=True).stdout == printed[printed.index("CIFAR-10") :]

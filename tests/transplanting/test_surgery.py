@@ -1,0 +1,257 @@
+"""Transplant on whole models: every family keeps its function, and nothing else changes."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+
+import convstem
+from convstem import StemSpec
+from convstem.registry.stem_spec import default_stem
+from convstem.stem.init import init_stem
+from convstem.transplanting.pixels import normalised_range
+from tests.support.assertions import largest_difference, randomise, relative_error
+
+# One small member of each family: (timm name, arguments).
+FAMILIES = {
+    "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 64}),
+    "reg": ("vit_small_patch16_dinov3", {"depth": 2, "img_size": 64}),
+    "clip": ("vit_base_patch16_clip_224", {"depth": 1, "img_size": 64}),
+    "siglip": ("vit_base_patch16_siglip_224", {"depth": 1, "img_size": 64}),
+    "deit3": ("deit3_small_patch16_224", {"depth": 2, "img_size": 64}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {"depth": 2, "img_size": 64}),
+    "eva": ("eva02_base_patch16_clip_224", {"depth": 1, "img_size": 64}),
+    "beit": ("beit_base_patch16_224", {"depth": 1, "img_size": 64}),
+    "cait": ("cait_xxs24_224", {"depth": 1, "img_size": 64}),
+    "convit": ("convit_tiny", {"depth": 2, "img_size": 64}),
+    "relpos": ("vit_relpos_small_patch16_224", {"depth": 1, "img_size": 64}),
+    "sam": ("samvit_base_patch16", {"depth": 1, "img_size": 64, "global_attn_indexes": ()}),
+    "swin": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
+    "patch 8": ("vit_small_patch8_224", {"depth": 1, "img_size": 32}),
+}
+
+
+def images(model, batch=2):
+    """Random images over the model's whole pixel range."""
+    cfg = model.pretrained_cfg
+    low, high = map(torch.tensor, normalised_range(cfg["mean"], cfg["std"], model.in_chans))
+    size = model._traits["img_size"] or cfg["input_size"][1:]
+    box = torch.rand(batch, model.in_chans, *size)
+    return (low[:, None, None] + (high - low)[:, None, None] * box).to(next(model.parameters()).dtype)
+
+
+def small(family="vit", **kwargs):
+    name, args = FAMILIES[family]
+    return randomise(timm.create_model(name, **{**args, **kwargs})).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_keeps_its_function(family):
+    source = small(family)
+    x = images(source)
+    twin = convstem.transplant(source)
+    name = next(n for n, m in twin.named_modules() if type(m).__name__ == "ConvStemEmbed")
+    with torch.no_grad():
+        expected, actual = source(x), twin(x)
+        assert relative_error(twin.get_submodule(name)(x), source.get_submodule(name)(x)) < 2e-6
+        assert relative_error(actual, expected) < 5e-6
+        init_stem(twin.get_submodule(name))  # negative control: another stem, another function
+        assert relative_error(twin(x), expected) > 1e-2
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+def test_torchvisions_own_vits(patch):
+    source = torchvision.models.VisionTransformer(2 * patch, patch, 1, 12, 768, 3072, num_classes=7)
+    randomise(source).eval()
+    low, high = map(torch.tensor, normalised_range((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3))
+    x = low[:, None, None] + (high - low)[:, None, None] * torch.rand(2, 3, 2 * patch, 2 * patch)
+    twin = convstem.transplant(source)
+    assert isinstance(twin.conv_proj, torch.nn.Sequential)
+    with torch.no_grad():
+        assert relative_error(twin(x), source(x)) < (5e-6 if patch == 16 else 1e-4)
+    with pytest.raises(TypeError, match="has a conv stem already"):
+        convstem.transplant(twin)
+
+
+def test_float64_is_exact():
+    source = small(dtype=torch.float64)
+    x = images(source)
+    with torch.no_grad():
+        assert relative_error(convstem.transplant(source)(x), source(x)) < 1e-12
+
+
+def test_the_source_is_not_touched_and_shares_nothing():
+    source = small()
+    before = copy.deepcopy(source.state_dict())
+    cfg, args = dict(source.pretrained_cfg), dict(source._model_args)
+    twin = convstem.transplant(source)
+    with torch.no_grad():
+        for tensor in twin.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(before[k], v) for k, v in source.state_dict().items())
+    assert (source.pretrained_cfg, source._model_args) == (cfg, args)
+
+
+def test_everything_else_is_kept():
+    source = small(dtype=torch.bfloat16, dynamic_img_size=True).train()
+    twin = convstem.transplant(source)
+    assert twin.training
+    assert twin.patch_embed.training
+    assert {t.dtype for t in twin.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
+    assert twin.eval()(torch.zeros(1, 3, 40, 70, dtype=torch.bfloat16)).shape == (1, 1000)
+    assert twin.pretrained_cfg["first_conv"] == twin._traits["first_conv"] == "patch_embed.backbone.0.conv"
+    assert twin.pretrained_cfg["architecture"] == "vit_ti16_convstem"
+    assert twin.transplant_report.exact
+
+
+def test_set_input_size_after_transplant():
+    source = small()
+    twin = convstem.transplant(source)
+    source.set_input_size((96, 64))
+    twin.set_input_size((96, 64))
+    x = images(source)
+    with torch.no_grad():
+        assert relative_error(twin(x), source(x)) < 5e-6
+
+
+def test_a_transplanted_model_is_saved_and_reloaded_as_an_ordinary_checkpoint(tmp_path):
+    twin = convstem.transplant(small(), stem=StemSpec((48, 96, 192, 768)))
+    timm.models.save_for_hf(twin, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.stem_spec.channels == (48, 96, 192, 768)
+    assert largest_difference(twin, again, images(twin)) == 0
+
+
+def test_a_narrow_stem_warns_once_with_the_predicted_error():
+    source = small()
+    with pytest.warns(
+        UserWarning, match=r"too narrow .* predicted relative error .*Exact .*\[24, 48, 192, 768\]"
+    ) as caught:
+        twin = convstem.transplant(source, stem=StemSpec((24, 48, 96, 96)))
+    assert len(caught) == 1
+    assert not twin.transplant_report.exact
+
+
+def test_calibration_from_tensor_loader_and_folder(tmp_path):
+    from PIL import Image
+
+    source = small()
+    x = images(source, batch=4)
+    for index in range(2):
+        Image.effect_noise((80, 80), 60).convert("RGB").save(tmp_path / f"{index}.png")
+    for calibration in (x, [(x, torch.zeros(4))], [x, x], tmp_path, str(tmp_path)):
+        twin = convstem.transplant(source, calibration=calibration)
+        with torch.no_grad():
+            assert relative_error(twin(x), source(x)) < 5e-6
+    with pytest.raises(FileNotFoundError, match="no calibration images"):
+        convstem.transplant(source, calibration=tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "error", "message"),
+    [
+        ("vit_small_patch14_dinov2", {"img_size": 28, "depth": 1}, ValueError, "a power of two .*got 14"),
+        ("resnet18", {}, TypeError, "ResNet has no patch_embed; transplant takes models with one timm PatchEmbed"),
+        ("pvt_v2_b0", {}, TypeError, "PyramidVisionTransformerV2 has a OverlapPatchEmbed"),
+        ("twins_svt_small", {}, TypeError, "transplant takes models with one timm PatchEmbed"),
+        ("vit_tiny_r_s16_p8_224", {}, TypeError, "has a HybridEmbed"),
+        ("vit_nano4_convstem", {}, TypeError, "has a conv stem already"),
+    ],
+)
+def test_what_cannot_be_transplanted_is_refused(name, kwargs, error, message):
+    model = timm.create_model(name, **kwargs)
+    with pytest.raises(error, match=message):
+        convstem.transplant(model)
+
+
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        ("vit_s16_cvst", "norm batchnorm2d, act relu and no bias"),
+        ("vit_b32_convstem", "must equal patch_size 16; .* reduce the image by 32"),
+    ],
+)
+def test_stems_that_cannot_carry_a_patch_embedding(stem, message):
+    with pytest.raises(ValueError, match=message):
+        convstem.transplant(small(), stem=stem)
+
+
+def test_nan_weights_and_an_unknown_pixel_range():
+    source = small()
+    with torch.no_grad():
+        source.patch_embed.proj.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="weight must be finite"):
+        convstem.transplant(source)
+    bare = timm.models.vision_transformer.VisionTransformer(32, 8, embed_dim=24, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match=r"no pretrained_cfg with mean and std.*pass pixel_range=\(low, high\)"):
+        convstem.transplant(bare)
+    twin = convstem.transplant(bare, pixel_range=([-1.0] * 3, [1.0] * 3))
+    assert largest_difference(twin, bare, 2 * torch.rand(1, 3, 32, 32) - 1) < 1e-5
+
+
+def test_patch_14_with_a_stem_of_its_own():
+    source = small("vit", patch_size=14, img_size=56)
+    stem = StemSpec((12, 588), strides=(2, 7), kernel_sizes=(3, 13))
+    twin = convstem.transplant(source, stem=stem)
+    x = images(source)
+    with torch.no_grad():
+        assert relative_error(twin(x), source(x)) < 5e-6
+
+
+@pytest.mark.parametrize(("norm", "bn_only"), [("batchnorm2d", True), ("batchnorm2d", False), ("frozen_bn", True)])
+def test_a_frozen_stem_survives_train(norm, bn_only):
+    source = small()
+    x = images(source, batch=4)
+    model = convstem.transplant(source, stem=StemSpec((24, 48, 192, 768), norm=norm))
+    if norm == "batchnorm2d":
+        convstem.freeze_stem(model, bn_only=bn_only)
+    with torch.no_grad():
+        assert relative_error(model(x), source(x)) < 5e-6
+        expected = model(x)
+    model.train()
+    model(torch.randn_like(x)).sum().backward()
+    assert any(p.requires_grad for p in model.patch_embed.backbone.parameters()) == bn_only
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), expected)
+
+
+def test_batchnorm_drifts_unless_frozen():
+    """The danger in fine-tuning (TRANSPLANT.md, section 4): training-mode forwards alone change the function."""
+    source = small()
+    x = images(source, batch=4)
+    free, frozen = convstem.transplant(source), convstem.freeze_stem(convstem.transplant(source), bn_only=True)
+    with torch.no_grad():
+        for model in (free.train(), frozen.train()):
+            for _ in range(20):
+                model(images(source, batch=4))
+        assert relative_error(free.eval().patch_embed(x), source.patch_embed(x)) > 1e-3
+        assert relative_error(frozen.eval().patch_embed(x), source.patch_embed(x)) < 2e-6
+
+
+def test_freezing_a_plain_model_is_refused():
+    with pytest.raises(TypeError, match="has no conv stem to freeze"):
+        convstem.freeze_stem(small())
+    model = torchvision.models.get_model("vit_nano_4_convstem")
+    convstem.freeze_stem(model)
+    assert not any(p.requires_grad for p in model.conv_proj.parameters())
+
+
+def test_spare_channels_learn():
+    model = convstem.transplant(small(), stem=StemSpec((48, 96, 384, 768)))
+    first = model.patch_embed.backbone[0].conv.weight
+    model.train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for step in range(2):
+        optimiser.zero_grad()
+        model(images(model, batch=2)).square().mean().backward()
+        spare = first.grad[24:].abs().max()
+        assert (spare == 0) if step == 0 else (spare > 0)
+        assert first.grad[:24].abs().max() > 0
+        optimiser.step()
+
+
+def test_the_default_stem_is_the_named_familys():
+    twin = convstem.transplant(small())
+    assert tuple(m.conv.out_channels for m in twin.patch_embed.backbone) == (*default_stem(16, 192).channels, 192)

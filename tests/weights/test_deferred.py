@@ -1,0 +1,137 @@
+"""Deferred initialisation: what is loaded is never initialised, what is not loaded always is."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from convstem.weights.deferred import DeferredInit
+
+
+class Counted(nn.Linear):
+    """Counts what reaches its parameters."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.constant_(self.bias, 3.0)
+
+
+def state(seed=0):
+    torch.manual_seed(seed)
+    return {"weight": torch.randn(4, 8), "bias": torch.randn(4)}
+
+
+@pytest.mark.parametrize("adopt", [True, False])
+def test_loaded_parameters_are_what_was_loaded(adopt):
+    source = state()
+    with DeferredInit(adopt):
+        layer = Counted(8, 4)
+        layer.load_state_dict(source)
+    assert torch.equal(layer.weight, source["weight"])
+    assert torch.equal(layer.bias, source["bias"])
+    assert layer.weight.requires_grad
+    assert layer.weight.is_leaf
+    assert (layer.weight.data_ptr() == source["weight"].data_ptr()) is adopt
+
+
+def test_the_rest_is_initialised_on_leaving_as_usual():
+    with DeferredInit(adopt=True):
+        layer = Counted(8, 4)
+        layer.load_state_dict({"weight": state()["weight"]}, strict=False)
+    assert torch.equal(layer.bias, torch.full((4,), 3.0))
+    with DeferredInit():
+        large = Counted(300, 300)
+    assert float(large.weight.detach().std()) == pytest.approx(0.02, rel=0.05)  # the last initialisation counts
+    assert float(nn.Linear(300, 300).weight.detach().std()) > 0.03  # negative control: torch's own
+
+
+def test_nothing_is_computed_for_what_is_loaded():
+    source, before = state(), torch.get_rng_state()
+    with DeferredInit():
+        Counted(8, 4).load_state_dict(source)
+    assert torch.equal(torch.get_rng_state(), before)  # no random number was drawn
+    Counted(8, 4)
+    assert not torch.equal(torch.get_rng_state(), before)  # negative control
+
+
+def test_reading_a_parameter_initialises_it_first():
+    with DeferredInit():
+        layer = Counted(8, 4)
+        assert float(layer.bias.detach().sum()) == 12
+    with DeferredInit(), torch.no_grad():
+        layer = Counted(8, 4)
+        layer.bias[0] = 5.0  # part of it: changed after the initialisation, not before
+        layer.bias.data.add_(1)
+    assert layer.bias.tolist() == [6, 4, 4, 4]
+
+
+def test_one_tensor_loaded_twice_ties_nothing():
+    shared = torch.randn(4, 8)
+    with DeferredInit(adopt=True):
+        a, b = Counted(8, 4), Counted(8, 4)
+        for layer in (a, b):
+            layer.load_state_dict({"weight": shared, "bias": torch.zeros(4)})
+    with torch.no_grad():
+        a.weight.zero_()
+    assert b.weight.abs().sum() > 0
+
+
+def test_other_types_and_strides_are_copied():
+    source = {"weight": torch.randn(8, 4).T, "bias": torch.randn(4, dtype=torch.float64)}
+    with DeferredInit(adopt=True):
+        layer = Counted(8, 4)
+        layer.load_state_dict(source)
+    assert layer.weight.is_contiguous()
+    assert torch.equal(layer.weight, source["weight"])
+    assert layer.bias.dtype == torch.float32
+
+
+def test_a_part_of_a_larger_tensor_is_copied(tmp_path):
+    large = torch.randn(1000, 8)
+    with DeferredInit(adopt=True):
+        layer = Counted(8, 4)
+        layer.load_state_dict({"weight": large[:4], "bias": torch.zeros(4)})
+    assert torch.equal(layer.weight, large[:4])
+    torch.save(layer.state_dict(), tmp_path / "layer.pth")
+    assert (tmp_path / "layer.pth").stat().st_size < large.nbytes / 4
+
+
+def test_one_parameter_copied_from_another():
+    with DeferredInit():
+        a, b = Counted(8, 4), Counted(8, 4)
+        with torch.no_grad():
+            b.weight.copy_(a.weight)
+    assert torch.equal(a.weight, b.weight)
+
+
+def test_a_replaced_parameter_is_forgotten():
+    with DeferredInit() as mode:
+        layer = Counted(8, 4)
+        layer.weight = nn.Parameter(torch.zeros(4, 8))
+        gc.collect()
+        assert len(mode._pending) == 1  # the bias
+    assert layer.weight.abs().sum() == 0
+
+
+def test_an_error_inside_comes_out_unchanged():
+    with pytest.raises(RuntimeError, match="mine"), DeferredInit():
+        Counted(8, 4)
+        raise RuntimeError("mine")
+
+
+def test_other_threads_are_not_affected():
+    from threading import Thread
+
+    found = []
+    with DeferredInit():
+        thread = Thread(target=lambda: found.append(Counted(8, 4).bias.tolist()))
+        thread.start()
+        thread.join()
+    assert found == [[3.0] * 4]
+
+
+def test_a_default_device_is_kept():
+    with torch.device("meta"), DeferredInit():
+        assert Counted(8, 4).weight.is_meta

@@ -1,0 +1,49 @@
+"""Writes ``hub_cards/``: one model card per row of ``registry/weights.toml``.
+
+python -m tools.cards           # write
+python -m tools.cards --check   # exit status 1 if a card is not what would be written
+"""
+
+import sys
+from pathlib import Path
+
+from convstem.publishing.cards.facts import facts_of_entry
+from convstem.publishing.cards.render import TEMPLATE, render
+from convstem.registry import tables
+from convstem.registry.records import WeightsSpec
+
+FOLDER = Path(__file__).parents[1] / "hub_cards"
+
+
+def cards():
+    """Return file name -> text of every card."""
+    rows = tables.read_rows(tables.data_dir("registry") / "weights.toml", WeightsSpec)
+    return {f"{entry.name}.md": render(facts_of_entry(entry)) for entry in rows.values()}
+
+
+def differing(expected, folder):
+    """Return the cards that are missing, out of date or left over, sorted."""
+    present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md") if path.name != TEMPLATE}
+    return sorted(name for name in expected.keys() | present if expected.get(name) != present.get(name))
+
+
+def main(arguments):
+    """Write the cards, or with ``--check`` compare them."""
+    expected = cards()
+    wrong = differing(expected, FOLDER)
+    if "--check" in arguments:
+        print(
+            f"out of date: {', '.join(wrong)}; run python -m tools.cards"
+            if wrong
+            else f"{len(expected)} cards are up to date"
+        )
+        return 1 if wrong else 0
+    for name in wrong:
+        path = FOLDER / name
+        path.write_text(expected[name], encoding="utf-8") if name in expected else path.unlink()
+    print(f"written: {', '.join(wrong) or 'nothing'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Write registry/timm_trunks.json: the timm architectures whose patch embedding can be transplanted as it is.
+
+    python -m tools.timm_trunks [--check] [--full]
+
+These hold exactly one ``PatchEmbed`` (the class itself, no subclass) whose convolution has kernel = stride = 8, 16 or
+32 in both directions. Each architecture is built on the meta device, so no weights are drawn or loaded. ``--check``
+changes nothing and fails if the file is stale.
+
+Only modules that can reach ``PatchEmbed`` are built: those that import it, or import a layer or model class from a
+timm model file that does (DeiT is made of ``VisionTransformer``). ``--full`` builds every architecture instead, in two
+to three times the time; it shows that the rule leaves nothing out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from torch import nn
+
+from tools.generated import write_or_check
+
+TARGET = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
+
+PATCHES = (8, 16, 32)
+"""Patch sizes of plain ViTs with a stem of stride-2 layers; patch 4 is the start of a hierarchy, 14 no power of two."""
+
+
+def candidates(full: bool) -> list[str]:
+    """Return timm's own architecture names, sorted; deprecated names and those of other packages are left out.
+
+    Args:
+        full: keep modules that cannot reach ``PatchEmbed``.
+    """
+    homes = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    usable = {home for home in set(homes.values()) if home.startswith("timm.models.") and (full or reaches(home))}
+    return sorted(name for name, home in homes.items() if home in usable)
+
+
+def reaches(home: str) -> bool:
+    """Return whether a module imports ``PatchEmbed``, or a class from a timm model file that imports it."""
+    classes = [value for value in vars(import_module(home)).values() if inspect.isclass(value)]
+    files = {value.__module__ for value in classes if value.__module__.startswith("timm.models.")}
+    return any(PatchEmbed in vars(import_module(file)).values() for file in {home, *files})
+
+
+def is_trunk(model: nn.Module) -> bool:
+    """Return whether a model has one ``PatchEmbed``, and a square kernel that equals the stride and is in PATCHES."""
+    embeddings = [module for module in model.modules() if type(module) is PatchEmbed]
+    if len(embeddings) != 1 or not isinstance(embeddings[0].proj, nn.Conv2d):
+        return False
+    projection = embeddings[0].proj
+    squares = [(patch, patch) for patch in PATCHES]
+    return projection.kernel_size == projection.stride and projection.kernel_size in squares
+
+
+def sweep(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Build architectures on the meta device; return the trunks, and the errors of those that cannot be built."""
+    trunks, failures = [], {}
+    progress = sys.stderr.isatty()
+    for index, name in enumerate(names, 1):
+        if progress:
+            print(f"\r{index}/{len(names)} {name:<60}", end="", file=sys.stderr)
+        try:
+            with torch.device("meta"):  # not every entrypoint takes device=
+                model = timm.create_model(name)
+        except Exception as error:  # anything may go wrong in 1300 entrypoints, and one must not hide the others
+            failures[name] = f"{type(error).__name__}: {error}"
+            continue
+        if is_trunk(model):
+            trunks.append(name)
+    if progress:
+        print(file=sys.stderr)
+    return trunks, failures
+
+
+def main() -> int:
+    """Write the file, or compare it; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="fail if the file is stale")
+    parser.add_argument("--full", action="store_true", help="build every timm architecture")
+    args = parser.parse_args()
+    names = candidates(args.full)
+    trunks, failures = sweep(names)
+    for name, error in failures.items():
+        print(f"cannot build {name}: {error}", file=sys.stderr)
+    print(f"{len(trunks)} trunks among {len(names)} architectures; {len(failures)} cannot be built")
+    text = json.dumps(trunks, indent=0) + "\n"
+    return write_or_check(TARGET, text, args.check, "timm_trunks")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
