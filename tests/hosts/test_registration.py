@@ -144,7 +144,7 @@ def test_a_taken_name_is_left_to_its_owner_and_reported():
 def test_registration_is_atomic_and_the_host_survives(host):
     code = f"""
     import sys, warnings, importlib
-    import convstem.registry, convstem.hosts as register
+    from convstem.hosts import registration as register
     host, fail_at = "{host}", 5
     import timm.models._registry as tr, torchvision.models._api as tv
     table = tr._model_entrypoints if host == "timm" else tv.BUILTIN_MODELS

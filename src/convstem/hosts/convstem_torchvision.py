@@ -20,7 +20,7 @@ from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import ModelSpec, WeightsSpec
 
 HOME = "convstem.hosts"
-"""The builders' ``__module__``: ``torchvision.models.list_models(module=convstem)`` compares what is before its last dot."""
+"""The builders' ``__module__``: ``list_models(module=convstem)`` compares what is before its last dot."""
 
 _SPELLING = {"vit": "ViT", "vitc": "ViTC", "convstem": "ConvStem", "nano": "Nano", "ti": "Ti"}
 
