@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import _convstem_autoload
+from convstem.errors import ConvStemError
 from convstem.hosts.registration import register, register_loaded
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ConvStemError",
     "StemSpec",
     "convert",
     "freeze_stem",

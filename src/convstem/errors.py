@@ -1,22 +1,63 @@
-"""Every error of convstem, below one root."""
+"""Every error that convstem raises for a caller to read, below one root.
+
+Each class is also the builtin one that Python code expects in its place, so both ``except ValueError`` and
+``except convstem.ConvStemError`` work. Anything else that comes out of convstem is a bug of ours.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-
-
-class RegistryError(ValueError):
-    """A file of ``registry/`` is wrong; the message names the file and the row."""
+class ConvStemError(Exception):
+    """The root: the message says what was expected, what arrived and what to do."""
 
 
-class CheckpointError(RuntimeError):
+class ArgumentError(ConvStemError, ValueError):
+    """An argument has a value that cannot work, alone or together with the others."""
+
+
+class ArgumentTypeError(ConvStemError, TypeError):
+    """An argument is of a wrong kind, or is one that the function or model does not take."""
+
+
+class UnknownModelError(ConvStemError, KeyError):
+    """There is no model or pretrained tag of this name; the message lists the nearest ones."""
+
+    __str__ = Exception.__str__  # KeyError would quote its message
+
+
+class UnsupportedModelError(ConvStemError, TypeError):
+    """The model is of a kind with which this cannot be done; the message says what it has and what was looked for."""
+
+
+class TransplantError(ConvStemError, ValueError):
+    """The transplanted model would be too inaccurate, or could not be loaded again."""
+
+
+class CheckpointError(ConvStemError, RuntimeError):
     """A checkpoint does not fit the model; the message names the tensors and says which side lacks or exceeds what."""
 
 
-class HubError(OSError):
+class InvalidFileError(ConvStemError, ValueError):
+    """A file is damaged or does not hold what it should; the message names it."""
+
+
+class PathError(ConvStemError, OSError):
+    """A file or folder cannot be read or written; the message says which, and why."""
+
+
+class MissingPathError(PathError, FileNotFoundError):
+    """There is no such file or folder."""
+
+
+class ExistingPathError(PathError, FileExistsError):
+    """The file to be written is there already."""
+
+
+class RegistryError(ConvStemError, ValueError):
+    """A file of ``registry/`` is wrong; the message names the file and the row."""
+
+
+class HubError(ConvStemError, OSError):
     """A Hub repository cannot be read or written; the message says why and what to do."""
 
 
