@@ -38,7 +38,7 @@ FIRST_CLASS = "bench/{}"
 
 MEMORY = """
 import json, sys, torch, timm, torchvision
-import convstem.timm_vit, convstem.models.timm_trunk
+import convstem.models.timm_vit, convstem.models.timm_trunk
 def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 create, forward = json.loads(sys.argv[1])

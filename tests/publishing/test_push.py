@@ -128,7 +128,7 @@ def test_private_and_branches(hub, pusher):
             "m = convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1, num_classes=2, img_size=32))",
             "m",
         ),
-        ("import convstem.hub_pull; m = convstem.pull('vit_nano4_convstem.cifar10', out={out!r})", "m"),
+        ("import convstem; m = convstem.pull('vit_nano4_convstem.cifar10', out={out!r})", "m"),
         ("save(nano, {out!r}); m = {out!r}", "m"),
     ],
     ids=["channels_last", "torchvision", "torchvision-48", "other-stem", "transplanted", "folder", "checkpoint"],

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from convstem.weights.transfer import DeviceCopier, Move, has_streams, transfer
+
 Call: TypeAlias = Callable[[Tensor], Any]
 
 
@@ -32,7 +34,8 @@ class DeferredInit(TorchFunctionMode):
 
     A parameter that a checkpoint fills in the meantime never is, and costs no random numbers and no memory: this is
     what makes loading fast. Every parameter of the finished model holds either what was loaded or what its
-    initialisation gives; buffers are computed as ever. Works for any model code, since it acts on tensors.
+    initialisation gives; buffers are computed as ever. Works for any model code, since it acts on tensors. On an
+    accelerator the values are sent together on leaving (``transfer``).
 
     Args:
         adopt: let parameters share the memory of the tensors loaded into them, instead of copying, where shape, dtype
@@ -45,6 +48,7 @@ class DeferredInit(TorchFunctionMode):
         self._adopt = adopt
         self._pending: MutableMapping[Tensor, list[Call]] = WeakTensorKeyDictionary()  # weak: a replaced head is gone
         self._adopted: set[int] = set()
+        self._moves: list[Move] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,17 +74,23 @@ class DeferredInit(TorchFunctionMode):
         """Leave, and initialise what was not filled."""
         super().__exit__(*error)
         if error[0] is None:
+            self._send()
             for parameter in list(self._pending):
                 self._initialise(parameter)
 
     @torch.no_grad()
     def _initialise(self, parameter: Tensor) -> None:
+        if any(move.target is parameter for move in self._moves):
+            self._send()
         for call in self._pending.pop(parameter, ()):
             call(parameter)
 
     def _fill(self, parameter: nn.Parameter, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if value.shape == parameter.shape:  # otherwise broadcast, which is an initialisation like any other
             self._pending.pop(parameter, None)
+        if _travels(parameter, value):
+            self._moves.append(Move(parameter, value.detach().contiguous()))
+            return parameter
         if not self._adoptable(parameter, value):
             self._initialise(parameter)
             return parameter.copy_(value, *args, **kwargs)
@@ -88,11 +98,22 @@ class DeferredInit(TorchFunctionMode):
         parameter.data = value
         return parameter
 
+    def _send(self) -> None:
+        moves, self._moves = self._moves, []
+        for device in {move.target.device for move in moves}:
+            transfer([move for move in moves if move.target.device == device], DeviceCopier(device))
+
     def _adoptable(self, parameter: nn.Parameter, value: Tensor) -> bool:
         same = all(getattr(value, name) == getattr(parameter, name) for name in ("shape", "dtype", "device"))
         free = value.data_ptr() not in self._adopted  # a tensor loaded twice must not tie two parameters
         whole = value.untyped_storage().nbytes() == value.nbytes  # else torch.save would write what it is a part of
         return self._adopt and same and free and whole and value.is_contiguous() and not value.requires_grad
+
+
+def _travels(parameter: Tensor, value: Tensor) -> bool:
+    """Tell whether a value goes from the host to a device that copies asynchronously."""
+    same = value.shape == parameter.shape and parameter.is_contiguous()
+    return same and value.device.type == "cpu" and has_streams(parameter.device)
 
 
 def _changes_in_place(func: Callable[..., Any]) -> bool:

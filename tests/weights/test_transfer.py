@@ -1,0 +1,160 @@
+"""Weights on their way to an accelerator: every byte arrives once, buffers are reused only when they are free."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from convstem.registry.tables import data_dir
+from convstem.weights import deferred
+from convstem.weights.deferred import DeferredInit
+from convstem.weights.transfer import ALIGNMENT, Move, Piece, batches, has_streams, transfer
+
+
+class FakeCopier:
+    """Stands in for a device: a copy happens only when somebody waits for it, as late as an asynchronous one may."""
+
+    def __init__(self) -> None:
+        self.pending: dict[int, tuple[Sequence[Piece], Tensor]] = {}
+        self.buffers = self.sent = self.bytes = self.most_pending = self.waits = 0
+        self.finished = False
+
+    def buffer(self, size: int) -> Tensor:
+        self.buffers += 1
+        return torch.full((size,), 0xAB, dtype=torch.uint8)
+
+    def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:
+        self.sent += 1
+        self.bytes += sum(piece.of_buffer(buffer).nbytes for piece in pieces)
+        self.pending[self.sent] = (pieces, buffer)
+        self.most_pending = max(self.most_pending, len(self.pending))
+        return self.sent
+
+    def wait(self, ticket: Any) -> None:
+        self.waits += 1
+        pieces, buffer = self.pending.pop(ticket)
+        for piece in pieces:
+            piece.of_target().copy_(piece.of_buffer(buffer))
+
+    def finish(self) -> None:
+        for ticket in list(self.pending):
+            self.wait(ticket)
+        self.finished = True
+
+
+def moves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Move]:
+    generator = torch.Generator().manual_seed(0)
+    sources = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [Move(torch.full_like(source, 7.0), source) for source in sources]
+
+
+SHAPES = ((300, 70), (), (5,), (0, 4), (129, 3, 3), (1,), (1000,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_everything_arrives(dtype: torch.dtype, threads: int) -> None:
+    todo, copier = moves(*SHAPES, dtype=dtype), FakeCopier()
+    assert not any(torch.equal(move.target, move.source) for move in todo if move.source.numel())  # negative control
+    transfer(todo, copier, size=4096, threads=threads)
+    assert all(torch.equal(move.target, move.source) for move in todo)
+    assert copier.finished
+    assert copier.bytes == sum(move.source.nbytes for move in todo)  # nothing is sent twice
+    assert copier.buffers == 3
+    assert copier.most_pending == 3  # copies overlap with filling, and no buffer is filled while it is on its way
+    assert copier.sent > 3
+
+
+def test_a_cast_happens_at_the_target() -> None:
+    source = torch.randn(100)
+    target = torch.zeros(100, dtype=torch.bfloat16)
+    transfer([Move(target, source)], FakeCopier(), size=256)
+    assert torch.equal(target, source.to(torch.bfloat16))
+
+
+def test_pieces_are_aligned_do_not_overlap_and_fit() -> None:
+    size = 1024
+    for pieces in batches(moves(*SHAPES), size, size // 2):
+        ends = [piece.offset + piece.of_source().nbytes for piece in pieces]
+        assert all(piece.offset % ALIGNMENT == 0 for piece in pieces)
+        assert all(end <= piece.offset for end, piece in zip(ends, pieces[1:], strict=False))
+        assert ends[-1] <= size
+        assert all(piece.of_source().nbytes <= size // 2 for piece in pieces)
+
+
+def test_an_interrupted_transfer_raises_and_leaves_no_thread() -> None:
+    import threading
+
+    class Failing(FakeCopier):
+        def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:
+            if self.sent == 2:
+                raise KeyboardInterrupt
+            return super().send(pieces, buffer)
+
+    with pytest.raises(KeyboardInterrupt):
+        transfer(moves(*SHAPES), Failing(), size=4096)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convstem-transfer")]
+
+
+def test_the_cpu_needs_no_pipeline() -> None:
+    assert not has_streams(torch.device("cpu"))
+    assert not has_streams(torch.device("meta"))
+
+
+@pytest.fixture
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> list[FakeCopier]:
+    """Let the CPU pass for an accelerator; returns the copiers that are made."""
+    made: list[FakeCopier] = []
+
+    def make(device: torch.device) -> FakeCopier:
+        made.append(FakeCopier())
+        return made[-1]
+
+    monkeypatch.setattr(deferred, "has_streams", lambda device: device.type == "cpu")
+    monkeypatch.setattr(deferred, "DeviceCopier", make)
+    return made
+
+
+def test_loading_sends_all_parameters_together(fake_device: list[FakeCopier]) -> None:
+    source = nn.Linear(8, 4).state_dict()
+    with DeferredInit(adopt=True):
+        layer = nn.Linear(8, 4)
+        layer.load_state_dict(source)
+        assert not fake_device  # nothing has moved yet
+    assert len(fake_device) == 1
+    assert fake_device[0].finished
+    assert fake_device[0].bytes == sum(tensor.nbytes for tensor in source.values())
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in source.items())
+    assert layer.weight.data_ptr() != source["weight"].data_ptr()
+
+
+def test_what_is_read_or_changed_early_has_arrived(fake_device: list[FakeCopier]) -> None:
+    source = nn.Linear(8, 4).state_dict()
+    with DeferredInit():
+        layer = nn.Linear(8, 4)
+        layer.load_state_dict(source)
+        total = float(layer.weight.detach().sum())
+        nn.init.constant_(layer.bias, 3.0)
+    assert total == pytest.approx(float(source["weight"].sum()))
+    assert torch.equal(layer.bias, torch.full((4,), 3.0))
+
+
+def test_a_failed_load_sends_nothing(fake_device: list[FakeCopier]) -> None:
+    with pytest.raises(KeyboardInterrupt), DeferredInit():
+        nn.Linear(8, 4).load_state_dict(nn.Linear(8, 4).state_dict())
+        raise KeyboardInterrupt
+    assert not fake_device
+
+
+def test_a_pretrained_model_in_half_precision(fake_device: list[FakeCopier]) -> None:
+    model = timm.create_model("vit_nano4_convstem", pretrained=True, dtype=torch.bfloat16)
+    moved = sum(copier.bytes for copier in fake_device)
+    fake_device.clear()
+    file = load_file(data_dir("registry") / "weights" / "vit_nano4_convstem.cifar10.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in file.items())
+    assert moved == 4 * sum(parameter.numel() for parameter in model.parameters())  # float32 travels, the device casts
