@@ -10,6 +10,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from convstem.errors import UnknownModelError, UnsupportedModelError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.registration import ensure_registered
 from convstem.hub.names import CONFIG, WEIGHTS
@@ -58,7 +59,9 @@ def load(
     finally:
         ALLOW_NONFINITE.reset(allowed)
     if not any(isinstance(module, ConvStemEmbed) for module in model.modules()):
-        raise TypeError(f"{source} is a {type(model).__name__} without a conv stem: use convstem.transplant on it")
+        raise UnsupportedModelError(
+            f"{source} is a {type(model).__name__} without a conv stem: use convstem.transplant on it"
+        )
     if layout == "torchvision":
         from convstem.models.twins import torchvision_twin
 
@@ -89,5 +92,5 @@ def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> 
         base = catalog.find(base).name
     tags = timm.list_models(f"{base}.*", pretrained=True)
     if tag and f"{base}.{tag}" not in tags:
-        raise KeyError(f"{base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or 'none'}")
+        raise UnknownModelError(f"{base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or 'none'}")
     return f"{base}.{tag}" if tag else base

@@ -1,6 +1,7 @@
 """The command line: output, exit status, and one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -115,3 +116,48 @@ def test_transplant_wrong_calls(arguments, message, tmp_path, monkeypatch, hub_f
     result = CliRunner().invoke(main, ["transplant", *arguments])
     assert result.exit_code != 0
     assert message in result.output
+
+
+def command(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "convstem", *arguments], capture_output=True, text=True, check=False, **kwargs
+    )
+
+
+def test_debug_shows_the_traceback_of_an_error():
+    for arguments, traceback in ((), False), (("--debug",), True):
+        done = command(*arguments, "show", "nosuchmodel")
+        assert done.returncode == 1
+        assert ("Traceback" in done.stderr) is traceback
+        assert "unknown convstem model 'nosuchmodel'" in done.stderr.splitlines()[-1]
+
+
+def test_a_bug_shows_its_traceback(monkeypatch):
+    def bug(name):
+        raise ValueError("ours")
+
+    monkeypatch.setattr("convstem.cli.models.describe", bug)
+    assert isinstance(CliRunner().invoke(main, ["show", "vit_b16_convstem"]).exception, ValueError)
+
+
+def test_ctrl_c_is_130(monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convstem.cli.models.describe", interrupted)
+    assert run("show", "vit_b16_convstem", status=130) == "\ninterrupted\n"
+
+
+def test_the_exit_statuses_are_in_the_help():
+    assert all(re.search(rf"^ +{status} +\w", run("--help"), re.MULTILINE) for status in (0, 1, 2, 130))
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "convstem", "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert listing.stdout.readline()
+    listing.stdout.close()
+    with listing.stderr:
+        assert listing.stderr.read() == ""
+    assert listing.wait() in (0, 1)

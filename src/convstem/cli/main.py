@@ -8,25 +8,42 @@ import click
 
 import convstem
 from convstem.cli import environment, hub, models, weights
-from convstem.errors import CheckpointError
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 
 
 class Group(click.Group):
-    """A group whose domain errors become one line and exit status 1."""
+    """A group whose domain errors become one line and exit status 1; any other error is a bug and keeps its traceback.
+
+    click itself answers usage errors (exit status 2) and is silent when the reader of a pipe has gone.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (CheckpointError, KeyError, OSError, TypeError, ValueError) as error:
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
-            raise click.ClickException(str(message)) from error
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except convstem.ConvStemError as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 @click.version_option(convstem.__version__, prog_name="convstem")
-def main() -> None:
-    """Conv-stem Vision Transformers for timm and torchvision."""
+def main(debug: bool) -> None:
+    """Conv-stem Vision Transformers for timm and torchvision.
+
+    \b
+    Exit status:
+      0    success
+      1    an error, in one line; a check that failed; a bug, with its traceback
+      2    wrong usage
+      130  interrupted by Ctrl-C
+    """
 
 
 for command in (

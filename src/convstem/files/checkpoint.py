@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
 from convstem.files.safetensors import check_finite
 from convstem.layouts.conversion import convert, detect_layout
 
@@ -31,19 +32,21 @@ def convert_file(source: Path, out: Path, target: str = "timm", use_ema: bool = 
     from timm.models import load_state_dict
 
     if out.exists():
-        raise FileExistsError(f"{out} exists: name another file to write")
+        raise ExistingPathError(f"{out} exists: name another file to write")
     if not source.is_file():
-        raise FileNotFoundError(f"there is no file {source}: give the path of a checkpoint")
+        raise MissingPathError(f"there is no file {source}: give the path of a checkpoint")
     try:
         state = load_state_dict(str(source), use_ema=use_ema, weights_only=True)
     except Exception as error:
-        raise ValueError(
+        raise InvalidFileError(
             f"{source.name} cannot be read as weights ({type(error).__name__}): expected a state dict or a training "
             "checkpoint, as torch.save or safetensors write them; a pickle that would run code is never opened"
         ) from error
     layout = detect_layout(state)
     if layout is None:
-        raise ValueError(f"{source.name} does not hold the weights of a ViT: none of its {len(state)} keys is known")
+        raise InvalidFileError(
+            f"{source.name} does not hold the weights of a ViT: none of its {len(state)} keys is known"
+        )
     state = convert(state, source=layout, target=target)
     check_finite(state, source.name)
     temporary = out.with_name(f".{out.name}.writing")
@@ -73,9 +76,9 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # train.py stores its arguments in one
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
+        raise InvalidFileError(
             f"{path.name} cannot be opened without running code from it, so it was not: {error}"
         ) from error
     if not isinstance(checkpoint, dict) or "arch" not in checkpoint:
-        raise ValueError(f"{path.name} is not a checkpoint of timm's train.py: it does not name its architecture")
+        raise InvalidFileError(f"{path.name} is not a checkpoint of timm's train.py: it does not name its architecture")
     return checkpoint

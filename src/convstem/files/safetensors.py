@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from convstem.errors import InvalidFileError, MissingPathError
 from convstem.files.cache import check_once
 from convstem.layouts.diagnosis import some_of
 
@@ -43,7 +44,7 @@ def check_weights(path: Path) -> None:
         ValueError: not a safetensors file, a damaged one, or weights that are not finite.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}: give the path of a .safetensors file")
+        raise MissingPathError(f"there is no weights file {path}: give the path of a .safetensors file")
     if ALLOW_NONFINITE.get() or os.environ.get("CONVSTEM_ALLOW_NONFINITE") == "1":
         check_header(path)
     else:
@@ -65,7 +66,7 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise ValueError(_damaged_sentence(path, error)) from error
+        raise InvalidFileError(_damaged_sentence(path, error)) from error
 
 
 def _damaged_sentence(path: Path, error: SafetensorError) -> str:
@@ -91,7 +92,7 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
     """
     bad = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
     if bad:
-        raise ValueError(
+        raise InvalidFileError(
             f"{where} holds NaN or Inf in {some_of(bad)}: these weights cannot have been meant. If they were, load "
             "them with convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
         )

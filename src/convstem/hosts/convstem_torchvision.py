@@ -15,6 +15,7 @@ from torchvision.models._utils import handle_legacy_interface
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from convstem.errors import ArgumentError
 from convstem.registry import catalog, tables
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import ModelSpec, WeightsSpec
@@ -124,7 +125,7 @@ def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
         return enum.verify(weights)
     except KeyError:
         choices = ", ".join(sorted(enum.__members__)) or "none yet; pass weights=None for random initialisation"
-        raise ValueError(f"{enum.__name__} has no weights {weights!r}; it has: {choices}") from None
+        raise ArgumentError(f"{enum.__name__} has no weights {weights!r}; it has: {choices}") from None
 
 
 def builders() -> tuple[dict[str, Callable[..., Any]], dict[str, type[ConvStemWeights]]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from convstem.errors import ArgumentError
+
 if TYPE_CHECKING:
     pass
 
@@ -27,6 +29,6 @@ def check_filename(filename: str) -> None:
     path = PurePosixPath(filename)
     plain = filename == str(path) and not path.is_absolute() and ".." not in path.parts and "\\" not in filename
     if not plain or (path.suffix != ".safetensors" and filename not in (CARD, CONFIG)):
-        raise ValueError(
+        raise ArgumentError(
             f"from the Hub only {CARD}, {CONFIG} and *.safetensors are read, by a plain relative path; got {filename!r}"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+from convstem.errors import ArgumentError
 from convstem.layouts.engine import Table
 from convstem.layouts.torchvision import TORCHVISION
 
@@ -34,7 +35,7 @@ def convert(state_dict: Mapping[str, Tensor], *, source: str, target: str) -> di
     """
     for name in (source, target):
         if name not in LAYOUTS:
-            raise ValueError(f"unknown layout {name!r}; the layouts are {', '.join(sorted(LAYOUTS))}")
+            raise ArgumentError(f"unknown layout {name!r}; the layouts are {', '.join(sorted(LAYOUTS))}")
     if source != "timm":
         state_dict = _rename(state_dict, _TABLES[source], source, "other", "timm")
     if target != "timm":
@@ -73,10 +74,10 @@ def _rename(state_dict: Mapping[str, Tensor], table: Table, layout: str, side: s
             continue
         new = match[1].format(**match[0].groupdict(), n=number)
         if new in renamed:
-            raise ValueError(f"two keys of this state dict become {new!r}; the second one is {key!r}")
+            raise ArgumentError(f"two keys of this state dict become {new!r}; the second one is {key!r}")
         renamed[new] = tensor
     if unknown:
-        raise ValueError(_unknown_sentence(unknown, state_dict, layout))
+        raise ArgumentError(_unknown_sentence(unknown, state_dict, layout))
     return renamed
 
 

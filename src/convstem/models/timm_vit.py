@@ -16,6 +16,7 @@ from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from convstem.errors import ArgumentTypeError
 from convstem.layouts.conversion import convert, detect_layout
 from convstem.layouts.diagnosis import check_checkpoint, explain_mismatch
 from convstem.registry import catalog
@@ -52,7 +53,9 @@ class ConvStemVisionTransformer(VisionTransformer):
     ) -> None:
         for name in ("embed_layer", "embed_norm_layer"):
             if kwargs.pop(name, None) is not None:
-                raise TypeError(f"{name} cannot be set: the conv stem is the patch embedding; use the stem_* arguments")
+                raise ArgumentTypeError(
+                    f"{name} cannot be set: the conv stem is the patch embedding; use the stem_* arguments"
+                )
         stem = StemSpec(stem_channels, stem_strides, stem_kernel_sizes, stem_norm, stem_act, stem_bias)
         kwargs.setdefault("patch_size", stem.patch_size)
         check_heads(kwargs.get("embed_dim", 768), kwargs.get("num_heads", 12))

@@ -9,6 +9,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models._utils import _ovewrite_named_param
 from torchvision.models.vision_transformer import VisionTransformer
 
+from convstem.errors import ArgumentError
 from convstem.layouts.diagnosis import explain_mismatch
 from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec, check_heads, check_stem_patch
@@ -75,7 +76,7 @@ def check_sizes(sizes: dict[str, Any]) -> None:
     size, patch = sizes["image_size"], sizes["patch_size"]
     if size < patch or size % patch:
         low, high = max(size // patch, 1) * patch, -(-size // patch) * patch
-        raise ValueError(
+        raise ArgumentError(
             f"image_size must be a multiple of the patch size {patch}; got {size}: use {low} or {high} "
             "(for sizes that vary use the timm model with dynamic_img_size=True)"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torchvision.models.vision_transformer import VisionTransformer
 
+from convstem.errors import ArgumentError
 from convstem.layouts.conversion import convert
 from convstem.models.torchvision_vit import build
 from convstem.registry import catalog
@@ -50,7 +51,7 @@ def as_timm_model(model: Any) -> Any:
     from convstem.stem.vocabulary import from_torchvision
 
     if not hasattr(model.conv_proj, "conv_last"):
-        raise ValueError("this torchvision VisionTransformer has no conv stem; convstem.transplant gives it one")
+        raise ArgumentError("this torchvision VisionTransformer has no conv stem; convstem.transplant gives it one")
     stem = from_torchvision(_stem_configs(model.conv_proj))
     block = model.encoder.layers[0]
     sizes = {
@@ -64,7 +65,7 @@ def as_timm_model(model: Any) -> Any:
         s for s in catalog.models().values() if s.torchvision and all(getattr(s, k) == v for k, v in sizes.items())
     ]
     if not specs:
-        raise ValueError(f"no architecture of ours has the sizes of this torchvision model: {sizes}")
+        raise ArgumentError(f"no architecture of ours has the sizes of this torchvision model: {sizes}")
     spec = next((s for s in specs if s.stem == stem), specs[0])
     kwargs: dict[str, Any] = {} if spec.stem == stem else dict(stem.model_args)
     if model.image_size != spec.img_size:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from convstem.errors import ArgumentError, InvalidFileError, MissingPathError
 from convstem.hosts.registration import ensure_registered
 from convstem.hub.transfer import LARGEST_TEXT
 from convstem.registry import catalog
@@ -40,24 +41,24 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: not a config, another architecture, locations in it, or sizes beyond reason.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing: weights without a config")
+        raise MissingPathError(f"{path.name} is missing: weights without a config")
     if path.stat().st_size > LARGEST_TEXT:
-        raise ValueError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
+        raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
+        raise InvalidFileError(f"{path.name} is not JSON: {error}") from error
     fields = {"architecture": str, "pretrained_cfg": dict}
     wrong = [
         name for name, kind in fields.items() if not isinstance(config, dict) or not isinstance(config.get(name), kind)
     ]
     if wrong:
-        raise ValueError(f"{path.name} is not timm's: {', '.join(wrong)} is missing or of the wrong type")
+        raise InvalidFileError(f"{path.name} is not timm's: {', '.join(wrong)} is missing or of the wrong type")
     check_ours(config["architecture"])
     args = config.get("model_args") or {}
     named = sorted({*FORBIDDEN} & {*config["pretrained_cfg"], *args} & _set_keys(config["pretrained_cfg"], args))
     if named:
-        raise ValueError(f"{path.name} may not say where weights are or how to load them: {', '.join(named)}")
+        raise InvalidFileError(f"{path.name} may not say where weights are or how to load them: {', '.join(named)}")
     _check_sizes({**args, "num_classes": config.get("num_classes")})
     return dict(config)
 
@@ -70,7 +71,7 @@ def check_ours(architecture: str) -> None:
     """Raise ``ValueError`` unless this is a conv-stem architecture of this package."""
     if is_ours(architecture):
         return
-    raise ValueError(
+    raise ArgumentError(
         f"expected a conv-stem architecture of convstem, got {architecture!r}: {catalog.unknown_name(architecture)}. "
         "A patchify ViT becomes one with `convstem transplant`"
     )
@@ -88,7 +89,7 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
         if len(numbers) > LARGEST_SIZE["depth"] or any(
             isinstance(n, (int, float)) and not -limit <= n <= limit for n in numbers
         ):
-            raise ValueError(f"config.json: {name} = {str(value)[:40]} is absurd; at most {limit:,} is accepted")
+            raise InvalidFileError(f"config.json: {name} = {str(value)[:40]} is absurd; at most {limit:,} is accepted")
 
 
 def meta_model(config: Mapping[str, Any]) -> Any:
@@ -104,7 +105,9 @@ def meta_model(config: Mapping[str, Any]) -> Any:
     known = _argument_names(type(timm.create_model(name, device="meta"))) | STEM_ARGUMENTS
     unknown = sorted(set(args) - known)
     if unknown:
-        raise ValueError(f"config.json: unknown model_args {', '.join(unknown)}; {name} has {', '.join(sorted(known))}")
+        raise InvalidFileError(
+            f"config.json: unknown model_args {', '.join(unknown)}; {name} has {', '.join(sorted(known))}"
+        )
     classes = config.get("num_classes", config["pretrained_cfg"].get("num_classes"))
     with suppress(KeyError):
         args.pop("num_classes")

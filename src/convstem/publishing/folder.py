@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convstem.errors import ArgumentError
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.publishing.config import check_ours
 
@@ -30,7 +31,7 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None)
     state = model.state_dict()
     empty = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if empty:
-        raise ValueError(f"the model is on the meta device and has no weights: {', '.join(empty[:3])}, ...")
+        raise ArgumentError(f"the model is on the meta device and has no weights: {', '.join(empty[:3])}, ...")
     labels = cfg.get("label_names")
     root = {"label_names": list(labels)} if labels and len(labels) == model.num_classes else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from convstem.errors import AccessDeniedError, CheckpointError, HubError, RevisionMissingError
+from convstem.errors import AccessDeniedError, ArgumentError, CheckpointError, HubError, RevisionMissingError
 from convstem.hub.listing import list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch
@@ -82,7 +82,7 @@ def plan(namespace: str, only: str = "*", token: str | bool | None = None) -> It
     """Yield what is to be done for every weights entry that matches, without making anything."""
     entries = [entry for entry in catalog.weights().values() if fnmatch.fnmatch(entry.name, only)]
     if not entries:
-        raise ValueError(f"no weights match {only!r}; `convstem list --pretrained` prints all")
+        raise ArgumentError(f"no weights match {only!r}; `convstem list --pretrained` prints all")
     for entry in entries:
         repo_id = f"{namespace}/{entry.name}"
         why_not = refusal(entry.license)

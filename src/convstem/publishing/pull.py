@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from convstem.errors import MissingFileError
+from convstem.errors import ArgumentError, MissingFileError, UnknownModelError
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch, fetch_all
 from convstem.registry import catalog
@@ -57,7 +57,9 @@ def _entry(name: str) -> WeightsSpec:
     entries = catalog.weights()
     found = [entries[name]] if name in entries else catalog.weights_of(name)
     if not found:
-        raise KeyError(f"no weights {name!r}: give org/name, or a name that `convstem list --pretrained` prints")
+        raise UnknownModelError(
+            f"no weights {name!r}: give org/name, or a name that `convstem list --pretrained` prints"
+        )
     return found[0]
 
 
@@ -68,7 +70,9 @@ def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:
     from convstem.publishing.stage import stage_embedded
 
     if out is None:
-        raise ValueError(f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to")
+        raise ArgumentError(
+            f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to"
+        )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stage_embedded(entry, folder)

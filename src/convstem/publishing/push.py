@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from convstem.errors import ArgumentError
 from convstem.hub.names import CARD, CONFIG
 from convstem.publishing.cards.facts import PLACEHOLDER, CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.licenses import check_license, license_of_card
@@ -66,7 +67,7 @@ def push(
     check_license(license)
     validate_repo_id(repo_id)
     if metrics and not (dataset or tag):
-        raise ValueError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
+        raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
     target = Target(repo_id, revision, private, create_pr, token)
     with TemporaryDirectory(prefix="convstem-push-") as temporary:
         folder = Path(temporary)
@@ -97,7 +98,7 @@ def write_card(
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)
     if named != license:
-        raise ValueError(f"the card says license: {named}, and license={license!r} was given; make them agree")
+        raise ArgumentError(f"the card says license: {named}, and license={license!r} was given; make them agree")
     path.write_text(text, encoding="utf-8")
 
 
@@ -106,7 +107,7 @@ def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapp
     known: dict[str, Any] = {}
     if tag is not None:
         if tag not in catalog.weights():
-            raise ValueError(f"tag must be a name that `convstem list --pretrained` prints; got {tag!r}")
+            raise ArgumentError(f"tag must be a name that `convstem list --pretrained` prints; got {tag!r}")
         facts = facts_of_entry(catalog.weights()[tag])
         known = {k: getattr(facts, k) for k in ("dataset", "description", "metrics", "metrics_source", "recipe")}
     return facts_of_config(config, repo_id, license, **{**known, **{k: v for k, v in more.items() if v}})

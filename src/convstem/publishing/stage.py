@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convstem.errors import ArgumentTypeError, InvalidFileError, MissingPathError
 from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
 from convstem.hosts.registration import ensure_registered
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
@@ -37,14 +38,14 @@ def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
     if isinstance(source, nn.Module):
         return save(as_timm_model(source), folder)
     if not isinstance(source, (str, Path)):
-        raise TypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
+        raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
     path = Path(source)
     if path.is_dir():
         return _copy(path, folder)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no folder or checkpoint file {path}")
+        raise MissingPathError(f"there is no folder or checkpoint file {path}")
     if path.suffix not in CHECKPOINTS:
-        raise ValueError(
+        raise InvalidFileError(
             f"{path.name} is not a checkpoint of timm's train.py ({', '.join(CHECKPOINTS)}); give a folder"
         )
     return save_checkpoint(path, folder, use_ema)
@@ -53,7 +54,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
 def _copy(source: Path, folder: Path) -> None:
     missing = [name for name in (CONFIG, WEIGHTS) if not (source / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{source} has no {' and no '.join(missing)}; a pushed folder needs both files")
+        raise MissingPathError(f"{source} has no {' and no '.join(missing)}; a pushed folder needs both files")
     for name in (CONFIG, WEIGHTS, CARD):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -75,7 +76,7 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool) -> None:
     key = "state_dict_ema" if use_ema else "state_dict"
     if key not in checkpoint:
         has = ", ".join(sorted(k for k in checkpoint if k.startswith("state_dict"))) or "none"
-        raise ValueError(f"{path.name} has no {key}; the weights it has: {has}")
+        raise InvalidFileError(f"{path.name} has no {key}; the weights it has: {has}")
     state = timm.models.clean_state_dict(checkpoint[key])
     args = vars(checkpoint["args"]) if "args" in checkpoint else {}
     architecture = str(checkpoint.get("arch")).split(".", 1)[0]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convstem.errors import TransplantError
 from convstem.publishing.cards.facts import PLACEHOLDER, facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.config import is_ours
@@ -67,13 +68,13 @@ def transplant_to_folder(
     twin = transplant(model, stem, calibration, margin).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if not is_ours(cfg["architecture"]):
-        raise ValueError(
+        raise TransplantError(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
             "patch 8, 16 and 32. Nothing was written; use convstem.transplant in Python"
         )
     error = measure_error(model, twin)
     if not error <= tolerance:
-        raise ValueError(
+        raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
             "Use a wider stem, calibration images, or a larger --tolerance"
         )

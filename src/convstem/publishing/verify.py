@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import HubError
+from convstem.errors import HubError, InvalidFileError, MissingPathError
 from convstem.hub.cache import file_digest
 from convstem.hub.listing import check_present, list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
@@ -61,7 +61,7 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
         return verify_folder(Path(source), str(source))
     repo_id, _, at = str(source).removeprefix("hf-hub:").partition("@")
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source!s} is neither a folder nor a repository id of the form org/name")
+        raise MissingPathError(f"{source!s} is neither a folder nor a repository id of the form org/name")
     listing = list_files(repo_id, revision or at or None, token=token)
     names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]
     if WEIGHTS not in names:
@@ -104,7 +104,7 @@ def _header(path: Path, found: dict[str, Any]) -> str:
     from convstem.files.safetensors import check_header  # imports torch
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing: a config without weights")
+        raise MissingPathError(f"{path.name} is missing: a config without weights")
     found["shapes"] = check_header(path)
     return f"{len(found['shapes'])} tensors, {path.stat().st_size:,} bytes"
 
@@ -118,7 +118,7 @@ def _config(path: Path, found: dict[str, Any]) -> str:
 
 def _shapes(found: Mapping[str, Any]) -> str:
     if "model" not in found or "shapes" not in found:
-        raise ValueError("not compared, because the header or the config is wrong")
+        raise InvalidFileError("not compared, because the header or the config is wrong")
     expected = {key: tuple(tensor.shape) for key, tensor in found["model"].state_dict().items()}
     actual: Mapping[str, tuple[int, ...]] = found["shapes"]
     wrong = [f"missing {key}" for key in sorted(set(expected) - set(actual))]
@@ -130,23 +130,23 @@ def _shapes(found: Mapping[str, Any]) -> str:
     ]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"the weights are not those of the config: {'; '.join(wrong[:5])}{more}")
+        raise InvalidFileError(f"the weights are not those of the config: {'; '.join(wrong[:5])}{more}")
     return f"all {len(expected)} tensors have the shapes of the architecture"
 
 
 def _labels(found: Mapping[str, Any]) -> str:
     if "config" not in found:
-        raise ValueError("not compared, because the config is wrong")
+        raise InvalidFileError("not compared, because the config is wrong")
     config = found["config"]
     names = config.get("label_names") or config["pretrained_cfg"].get("label_names") or []
     if names and len(names) != found["model"].num_classes:
-        raise ValueError(f"config.json has {len(names)} label_names for {found['model'].num_classes} classes")
+        raise InvalidFileError(f"config.json has {len(names)} label_names for {found['model'].num_classes} classes")
     return f"{len(names)} names" if names else "none given"
 
 
 def _finite(path: Path, found: Mapping[str, Any]) -> str:
     if "shapes" not in found:
-        raise ValueError("not read, because the header is wrong")
+        raise InvalidFileError("not read, because the header is wrong")
     from safetensors.torch import load_file
 
     from convstem.files.safetensors import check_finite
@@ -157,7 +157,7 @@ def _finite(path: Path, found: Mapping[str, Any]) -> str:
 
 def _license(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing, so there is no licence")
+        raise MissingPathError(f"{path.name} is missing, so there is no licence")
     return license_of_card(path.read_text(encoding="utf-8"), path.name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from convstem.errors import RegistryError
+from convstem.errors import RegistryError, UnknownModelError
 from convstem.registry.records import ModelSpec, WeightsSpec
 from convstem.registry.tables import (
     data_dir,
@@ -82,7 +82,7 @@ def find(name: str) -> ModelSpec:
     base = name.split(".", 1)[0]
     spec = models().get(torchvision_names().get(base.lower(), base))
     if spec is None:
-        raise KeyError(unknown_name(name))
+        raise UnknownModelError(unknown_name(name))
     return spec
 
 

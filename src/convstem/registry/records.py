@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import (
     StemSpec,
     check_heads,
@@ -64,9 +65,9 @@ class ModelSpec:
         check_heads(self.embed_dim, self.num_heads)
         choice("pos_embed", self.pos_embed, POS_EMBEDS)
         if self.img_size % self.patch_size:
-            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+            raise ArgumentError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
         if self.torchvision and (self.stem_norm != "batchnorm2d" or self.trunk_args or self.pos_embed != "learn"):
-            raise ValueError(
+            raise ArgumentError(
                 "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
                 "leave `torchvision` out of this row"
             )
@@ -125,16 +126,16 @@ class WeightsSpec:
     def __post_init__(self) -> None:
         """Validate the row."""
         if self.name.count(".") != 1:
-            raise ValueError(f"a weights entry is named architecture.tag; got {self.name!r}")
+            raise ArgumentError(f"a weights entry is named architecture.tag; got {self.name!r}")
         if not self.license:
-            raise ValueError("license must name a licence (an SPDX identifier in lower case)")
+            raise ArgumentError("license must name a licence (an SPDX identifier in lower case)")
         if (self.file is None) == (self.hf_hub_id is None):
-            raise ValueError("give exactly one of file (embedded) and hf_hub_id (on the Hub)")
+            raise ArgumentError("give exactly one of file (embedded) and hf_hub_id (on the Hub)")
         if self.file and not self.sha256:
-            raise ValueError("an embedded file needs its sha256")
+            raise ArgumentError("an embedded file needs its sha256")
         choice("transform", self.transform, TRANSFORMS)
         if self.label_names and len(self.label_names) != self.num_classes:
-            raise ValueError(f"{len(self.label_names)} label_names for num_classes = {self.num_classes}")
+            raise ArgumentError(f"{len(self.label_names)} label_names for num_classes = {self.num_classes}")
 
     @cached_property
     def architecture(self) -> str:

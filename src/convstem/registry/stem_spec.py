@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convstem.errors import ArgumentError
+
 NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d")
 """Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
 
@@ -18,16 +20,16 @@ ACTS = ("gelu", "relu", "silu")
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ``ValueError`` naming the sorted choices unless ``value`` is one of them."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
     """Return ``values`` (an int or a sequence of ints) as a tuple; raise ``ValueError`` unless all are positive."""
     items = (values,) if isinstance(values, int) else values
     if isinstance(items, str) or not isinstance(items, Sequence) or not items:
-        raise ValueError(f"{name} must be a non-empty list of positive integers; got {values!r}")
+        raise ArgumentError(f"{name} must be a non-empty list of positive integers; got {values!r}")
     if any(not isinstance(item, int) or isinstance(item, bool) or item < 1 for item in items):
-        raise ValueError(f"{name} must be a non-empty list of positive integers; got {list(items)!r}")
+        raise ArgumentError(f"{name} must be a non-empty list of positive integers; got {list(items)!r}")
     return tuple(items)
 
 
@@ -62,13 +64,13 @@ class StemSpec:
         strides = positive_ints("stem_strides", self.strides or (2,) * len(channels))
         kernels = positive_ints("stem_kernel_sizes", self.kernel_sizes or (3,) * len(channels))
         if not len(channels) == len(strides) == len(kernels):
-            raise ValueError(
+            raise ArgumentError(
                 f"a stem needs as many strides and kernel sizes as channels; got {len(channels)} channels "
                 f"{list(channels)}, {len(strides)} strides {list(strides)} and {len(kernels)} kernel sizes"
             )
         for stride, kernel in zip(strides, kernels, strict=True):
             if kernel % 2 == 0 or stride > (kernel + 1) // 2:
-                raise ValueError(
+                raise ArgumentError(
                     f"a stem layer needs an odd kernel size k and a stride of at most (k + 1) / 2, so that no pixel "
                     f"is skipped; got kernel size {kernel} with stride {stride}"
                 )
@@ -112,7 +114,7 @@ def default_stem(patch_size: int, embed_dim: int) -> StemSpec:
     """
     depth = patch_size.bit_length() - 1
     if patch_size < 2 or 2**depth != patch_size:
-        raise ValueError(
+        raise ArgumentError(
             f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
             "pass a stem with other strides and kernel sizes"
         )
@@ -126,7 +128,7 @@ def default_stem(patch_size: int, embed_dim: int) -> StemSpec:
 def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
     """Raise ``ValueError`` unless the product of the stem's strides is the patch size."""
     if stem.patch_size != patch_size:
-        raise ValueError(
+        raise ArgumentError(
             f"the product of stem_strides must equal patch_size; {list(stem.strides)} multiply to "
             f"{stem.patch_size}, patch_size is {patch_size}: change one of them"
         )
@@ -135,4 +137,6 @@ def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
 def check_heads(embed_dim: int, num_heads: int) -> None:
     """Raise ``ValueError`` unless ``embed_dim`` is a multiple of ``num_heads``."""
     if embed_dim % num_heads:
-        raise ValueError(f"embed_dim must be a multiple of num_heads; got embed_dim {embed_dim}, num_heads {num_heads}")
+        raise ArgumentError(
+            f"embed_dim must be a multiple of num_heads; got embed_dim {embed_dim}, num_heads {num_heads}"
+        )

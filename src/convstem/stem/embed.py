@@ -12,6 +12,7 @@ from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
+from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.registry.stem_spec import StemSpec
 
 _NORM_LAYERS = {
@@ -122,7 +123,7 @@ class ConvStemEmbed(HybridEmbed):
         """
         patch = self.patch_size[0]
         if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"the patch size of a conv stem is the product of its strides, {patch}; got patch_size={patch_size}: "
                 "create the model with other stem_strides instead"
             )
@@ -143,7 +144,7 @@ class ConvStemEmbed(HybridEmbed):
                 conversion replaces those by norms alone.
         """
         if any(type(module) is nn.SyncBatchNorm for module in self.backbone.modules()):
-            raise TypeError(
+            raise UnsupportedModelError(
                 "torch's convert_sync_batchnorm has dropped the activations of this stem, which timm keeps inside its "
                 "norms: convert a fresh model with timm.layers.convert_sync_batchnorm instead"
             )
@@ -176,7 +177,7 @@ def check_img_size(img_size: tuple[int, int], patch_size: int) -> None:
     if any(size < 1 or size % patch_size for size in img_size):
         low = tuple(max(size // patch_size, 1) * patch_size for size in img_size)
         high = tuple(math.ceil(max(size, 1) / patch_size) * patch_size for size in img_size)
-        raise ValueError(
+        raise ArgumentError(
             f"img_size must be a multiple of the patch size {patch_size}; got {img_size[0]}x{img_size[1]}: use "
             f"{low[0]}x{low[1]} or {high[0]}x{high[1]}, or pass dynamic_img_size=True to accept any size"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models import VisionTransformer
 
+from convstem.errors import UnsupportedModelError
+
 
 def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
     """Freeze a model's stem in place and return the model.
@@ -36,7 +38,7 @@ def find_stem(model: nn.Module) -> nn.Module:
 
     stems = [module for module in model.modules() if isinstance(module, ConvStemEmbed)]
     if len(stems) != 1:
-        raise TypeError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} has no conv stem to freeze; create one of convstem.list_models() or transplant it"
         )
     return stems[0].backbone

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.vision_transformer import ConvStemConfig
 from torchvision.ops import FrozenBatchNorm2d
 
+from convstem.errors import ArgumentError, ArgumentTypeError
 from convstem.registry import catalog
 from convstem.registry.stem_spec import StemSpec
 
@@ -37,7 +38,7 @@ def as_stem_spec(stem: StemLike) -> StemSpec:
         return catalog.find(stem).stem
     if isinstance(stem, Sequence) and stem and all(isinstance(layer, ConvStemConfig) for layer in stem):
         return from_torchvision(stem)
-    raise TypeError(
+    raise ArgumentTypeError(
         f"a stem is an architecture name, a convstem.StemSpec or a list of torchvision ConvStemConfig; got {stem!r}"
     )
 
@@ -62,7 +63,7 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
 def _name_of(field: str, classes: set[Any], names: dict[str, type[nn.Module]]) -> str:
     matches = [name for name, cls in names.items() if classes == {cls}]
     if not matches:
-        raise ValueError(
+        raise ArgumentError(
             f"{field} must be the same in every ConvStemConfig and one of "
             f"{', '.join(sorted(cls.__name__ for cls in names.values()))}; "
             f"got {', '.join(sorted(getattr(cls, '__name__', repr(cls)) for cls in classes))}"
@@ -77,7 +78,7 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
         ValueError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
     """
     if stem.bias or stem.norm not in _TORCHVISION_NORMS:
-        raise ValueError(
+        raise ArgumentError(
             "torchvision's ConvStemConfig needs stem_norm='batchnorm2d' or 'frozen_bn', and stem_bias=False; "
             f"got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
         )
@@ -104,7 +105,7 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
         given = {"strides": (), "kernel_sizes": (), **given}
     spec = replace(stem, **given)
     if spec.patch_size != patch_size:
-        raise ValueError(
+        raise ArgumentError(
             f"the product of stem_strides must equal patch_size {patch_size}; stem_channels {list(spec.channels)} with "
             f"stem_strides {list(spec.strides)} reduce the image by {spec.patch_size}: pass stem_strides (1 or 2 each)"
         )

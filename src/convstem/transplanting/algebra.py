@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec, check_stem_patch, choice
 from convstem.transplanting.install import Target, install
 from convstem.transplanting.plan import LayerPlan, floored, plan_layers
@@ -96,7 +97,7 @@ def _report_layer(plan: LayerPlan, shift: Tensor) -> LayerReport:
 def _check_stem(stem: StemSpec) -> None:
     """Raise ``ValueError`` unless the stem is ReLU and BatchNorm without biases."""
     if (stem.norm, stem.act, stem.bias) != ("batchnorm2d", "relu", False):
-        raise ValueError(
+        raise ArgumentError(
             "a transplant needs a stem with norm batchnorm2d, act relu and no bias; got "
             f"norm {stem.norm}, act {stem.act}, bias {stem.bias}: choose another stem, or train this one"
         )
@@ -105,16 +106,16 @@ def _check_stem(stem: StemSpec) -> None:
 def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> None:
     """Raise ``ValueError`` unless weight and bias are a finite patch embedding with the stem's patch size."""
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
-        raise ValueError(
+        raise ArgumentError(
             "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
             f"got shape {list(weight.shape)}: resample it to square patches first"
         )
     check_stem_patch(stem, weight.shape[-1])
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias needs shape [{len(weight)}], one value for each filter; got {list(bias.shape)}")
+        raise ArgumentError(f"bias needs shape [{len(weight)}], one value for each filter; got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and not tensor.isfinite().all():
-            raise ValueError(f"{name} must be finite; got NaN or infinity: check the checkpoint it came from")
+            raise ArgumentError(f"{name} must be finite; got NaN or infinity: check the checkpoint it came from")
 
 
 def _pixel_range(
@@ -123,16 +124,18 @@ def _pixel_range(
     """Return the two ends of the pixel range [in_chans], widened by ``margin``, or raise ``ValueError``."""
     bottom, top = (torch.as_tensor(end, dtype=torch.float64).cpu() for end in (low, high))
     if not bottom.shape == top.shape == (in_chans,):
-        raise ValueError(
+        raise ArgumentError(
             f"low and high need one value for each of {in_chans} input channels; got {low!r} and {high!r}: "
             "they are (0 - mean) / std and (1 - mean) / std"
         )
     if not (bottom < top).all() or not torch.cat([bottom, top]).isfinite().all():
-        raise ValueError(
+        raise ArgumentError(
             f"low must be below high in every channel, and both finite; got {low!r} and {high!r}: swap or correct them"
         )
     if not (margin >= 0 and math.isfinite(margin)):
-        raise ValueError(f"margin must be zero or positive, and finite; got {margin!r}: 0.25 covers 8/255 beyond range")
+        raise ArgumentError(
+            f"margin must be zero or positive, and finite; got {margin!r}: 0.25 covers 8/255 beyond range"
+        )
     return bottom - margin, top + margin
 
 
@@ -142,7 +145,7 @@ def _usable(statistics: PatchStatistics | None, weight: Tensor) -> PatchStatisti
     if statistics is None:
         statistics = prior_statistics(patch_size, in_chans)
     if (statistics.in_chans, statistics.patch_size) != (in_chans, patch_size):
-        raise ValueError(
+        raise ArgumentError(
             f"statistics must be of {patch_size} x {patch_size} patches with {in_chans} channels, like the "
             f"weight; got {statistics.patch_size} x {statistics.patch_size} with {statistics.in_chans}: "
             "measure them again with image_statistics"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from convstem.errors import MissingPathError
 from convstem.transplanting.statistics import PatchStatistics, image_statistics
 
 Calibration: TypeAlias = Tensor | str | Path | Iterable[Any]
@@ -45,7 +46,7 @@ def _images(batch: Any) -> Tensor:
 def _folder(folder: Path, model: nn.Module) -> Iterator[Tensor]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise FileNotFoundError(
+        raise MissingPathError(
             f"no calibration images in {folder}; expected files ending in {', '.join(sorted(_SUFFIXES))}"
         )
     transform = _transform(model)

@@ -8,6 +8,7 @@ import torchvision
 from timm.layers import PatchEmbed
 from torch import nn
 
+from convstem.errors import UnsupportedModelError
 from convstem.stem.embed import ConvStemEmbed
 
 
@@ -16,17 +17,17 @@ def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
     if isinstance(model, torchvision.models.VisionTransformer):
         if isinstance(model.conv_proj, nn.Conv2d):
             return "conv_proj", model.conv_proj
-        raise TypeError("this torchvision model has a conv stem already; transplant takes patchify models")
+        raise UnsupportedModelError("this torchvision model has a conv stem already; transplant takes patchify models")
     embeddings = [(name, module) for name, module in model.named_modules() if type(module) is PatchEmbed]
     if len(embeddings) == 1 and isinstance(embeddings[0][1].proj, nn.Conv2d):
         name, embedding = embeddings[0]
         if embedding.proj.kernel_size != embedding.proj.stride:
-            raise TypeError(
+            raise UnsupportedModelError(
                 f"the patch embedding of {type(model).__name__} overlaps: kernel {embedding.proj.kernel_size}, stride "
                 f"{embedding.proj.stride}; transplant needs kernel = stride"
             )
         return name, embedding
-    raise TypeError(_no_patch_embedding(model))
+    raise UnsupportedModelError(_no_patch_embedding(model))
 
 
 def _no_patch_embedding(model: nn.Module) -> str:

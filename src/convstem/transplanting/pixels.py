@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torchvision
 from torch import nn
 
+from convstem.errors import ArgumentError
+
 PixelRange: TypeAlias = tuple[Sequence[float], Sequence[float]]
 
 
@@ -26,7 +28,7 @@ def _pixel_range(model: nn.Module, in_chans: int) -> PixelRange:
         return normalised_range(*_IMAGENET, in_chans)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if "mean" not in cfg or "std" not in cfg:
-        raise ValueError(
+        raise ArgumentError(
             "the model has no pretrained_cfg with mean and std, so the range of its pixels is unknown: pass "
             "pixel_range=(low, high), each with one normalised value per channel"
         )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convstem.errors import ArgumentError
+
 COLOUR_CORRELATION = 0.9
 """Correlation of two colours at the same pixel, in the prior."""
 
@@ -50,13 +52,13 @@ class PatchStatistics:
         size = self.mean.numel()
         square = self.mean.ndim == 3 and self.mean.shape[1] == self.mean.shape[2]
         if not square or self.covariance.shape != (size, size):
-            raise ValueError(
+            raise ArgumentError(
                 "patch statistics need a mean [in_chans, p, p] and a covariance "
                 "[in_chans * p * p, in_chans * p * p]; "
                 f"got shapes {list(self.mean.shape)} and {list(self.covariance.shape)}"
             )
         if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
-            raise ValueError("patch statistics must be finite; got NaN or infinity: check the images measured")
+            raise ArgumentError("patch statistics must be finite; got NaN or infinity: check the images measured")
 
     @property
     def in_chans(self) -> int:
@@ -112,7 +114,7 @@ def image_statistics(batches: Iterable[Tensor], patch_size: int) -> PatchStatist
     for batch in batches:
         if batch.ndim != 4 or (count and batch.shape[1] != in_chans):
             expected = f"[N, {in_chans or 'in_chans'}, H, W]"
-            raise ValueError(f"image statistics need tensors {expected}; got {list(batch.shape)}")
+            raise ArgumentError(f"image statistics need tensors {expected}; got {list(batch.shape)}")
         for patches in _patches(batch, patch_size):
             if not count:
                 in_chans, size = batch.shape[1], patches.shape[1]
@@ -121,7 +123,7 @@ def image_statistics(batches: Iterable[Tensor], patch_size: int) -> PatchStatist
             outer.addmm_(patches.T, patches)
             count += len(patches)
     if not count:
-        raise ValueError(f"no image holds a whole {patch_size} x {patch_size} patch: pass larger images")
+        raise ArgumentError(f"no image holds a whole {patch_size} x {patch_size} patch: pass larger images")
     mean = total / count
     covariance = outer / count - mean[:, None] * mean[None]
     return PatchStatistics(mean.view(in_chans, patch_size, patch_size), covariance)

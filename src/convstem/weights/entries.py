@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from convstem.errors import InvalidFileError, MissingPathError
 from convstem.files.safetensors import read_weights
 from convstem.hub.cache import file_digest
 from convstem.hub.progress import progress_bars
@@ -32,7 +33,7 @@ def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
             return fetch(repository, revision=revision).path
     path = tables.data_dir("registry") / entry.file
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingPathError(
             f"the embedded weights of {entry.name} are missing from the installation ({entry.file}); reinstall convstem"
         )
     return path
@@ -70,4 +71,4 @@ def check_sha256(path: Path, expected: str) -> None:
     """Raise ``ValueError`` unless the file's content has this sha256."""
     actual = file_digest(path)
     if actual != expected:
-        raise ValueError(f"{path.name} is damaged: expected sha256 {expected}, got {actual}; reinstall convstem")
+        raise InvalidFileError(f"{path.name} is damaged: expected sha256 {expected}, got {actual}; reinstall convstem")

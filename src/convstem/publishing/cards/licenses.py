@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from convstem.errors import ArgumentError, InvalidFileError
+
 _FORM = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -43,7 +45,7 @@ def check_license(license: str | None) -> str:
         ValueError: missing, not an identifier, or a word for having none.
     """
     if not license or not _FORM.fullmatch(license) or license in _NOT_A_LICENCE:
-        raise ValueError(
+        raise ArgumentError(
             f"a licence is required, as an SPDX identifier in lower case such as apache-2.0, mit or cc-by-nc-4.0; "
             f"got {license!r}"
         )
@@ -72,10 +74,10 @@ def license_of_card(text: str, where: str = "README.md") -> str:
     try:
         data = ModelCard(text).data
     except Exception as error:  # huggingface_hub and its YAML parser raise several kinds
-        raise ValueError(f"the metadata of {where} is not valid: {error}") from error
+        raise InvalidFileError(f"the metadata of {where} is not valid: {error}") from error
     license = data.get("license")
     if not license:
-        raise ValueError(f"{where} names no licence: its metadata needs a line such as `license: apache-2.0`")
+        raise InvalidFileError(f"{where} names no licence: its metadata needs a line such as `license: apache-2.0`")
     if license == "other" and data.get("license_name"):
         return str(data.get("license_name"))
     return check_license(str(license))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from string import Template
 from typing import Any
 
+from convstem.errors import UnknownModelError
 from convstem.publishing.cards.facts import CardFacts, facts_of_entry, sized_spec
 from convstem.publishing.cards.licenses import license_metadata
 from convstem.registry import catalog, tables
@@ -66,7 +67,7 @@ def card_of(name: str) -> str:
     if entry is None:
         entries = catalog.weights_of(catalog.find(name).name) if "." not in name else []
         if not entries:
-            raise KeyError(f"no weights {name!r}; `convstem list --pretrained` prints all")
+            raise UnknownModelError(f"no weights {name!r}; `convstem list --pretrained` prints all")
         entry = entries[0]
     return render(facts_of_entry(entry))
 

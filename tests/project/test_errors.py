@@ -1,0 +1,39 @@
+"""One root for every error: what convstem raises is ConvStemError, and the builtin class that Python code expects."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+
+import convstem
+from convstem import errors
+
+SOURCE = Path(convstem.__file__).parent
+CLASSES = [value for value in vars(errors).values() if isinstance(value, type)]
+# What is not a user's mistake: a bug of ours, Python's own protocol, transport that is retried; and the CLI's usage.
+CLICK = {"click.BadParameter", "click.ClickException", "click.UsageError"}
+OTHERS = {"AssertionError", "AttributeError", "ConnectionError", *CLICK}
+
+
+@pytest.mark.parametrize("error", CLASSES)
+def test_every_class_is_below_the_root_and_says_its_message_plainly(error):
+    assert issubclass(error, convstem.ConvStemError)
+    raised = error("no 'a' here")
+    assert str(raised) == "no 'a' here"
+    assert type(pickle.loads(pickle.dumps(raised))) is error
+    assert error is convstem.ConvStemError or issubclass(
+        error, (KeyError, OSError, RuntimeError, TypeError, ValueError)
+    )
+
+
+def test_nothing_else_is_raised():
+    """A name that is raised is one of ours; what is computed (`explain(...)`, `error`) is the hub's, or re-raised."""
+    ours, found = {error.__name__ for error in CLASSES}, {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                found.setdefault(ast.unparse(node.exc.func), []).append(f"{path.name}:{node.lineno}")
+    builtins = {name: places for name, places in found.items() if name[0].isupper() or "." in name}
+    assert set(builtins) >= {"ArgumentError", "HubError"}  # negative control: the walk finds some
+    assert {name: places for name, places in builtins.items() if name not in ours | OTHERS} == {}
