@@ -154,10 +154,9 @@ def test_the_exit_statuses_are_in_the_help():
 
 def test_a_reader_that_leaves_early_is_no_error():
     listing = subprocess.Popen(
-        [sys.executable, "-m", "convstem", "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "convstem", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert listing.stdout.readline()
-    listing.stdout.close()
+    listing.stdout.close()  # before Python has started, so that the first line meets a closed pipe
     with listing.stderr:
         assert listing.stderr.read() == ""
-    assert listing.wait() in (0, 1)
+    assert listing.wait() == 1

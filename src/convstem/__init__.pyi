@@ -1,0 +1,16 @@
+"""The public names of convstem, each stated here only: type checkers, editors and ``__init__.py`` read this list."""
+
+from .errors import ConvStemError as ConvStemError
+from .hosts.registration import register as register
+from .layouts.conversion import convert as convert
+from .loading import load as load
+from .publishing.publish import publish as publish
+from .publishing.pull import pull as pull
+from .publishing.push import push as push
+from .publishing.verify import verify as verify
+from .registry.describe import list_models as list_models
+from .registry.stem_spec import StemSpec as StemSpec
+from .stem.freeze import freeze_stem as freeze_stem
+from .transplanting.surgery import transplant as transplant
+
+__version__: str

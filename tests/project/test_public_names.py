@@ -1,0 +1,65 @@
+"""The public names: stated once, typed for callers, and imported only when they are used."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import convstem
+
+ROOT = Path(__file__).parents[2]
+STUB = ROOT / "src" / "convstem" / "__init__.pyi"
+
+CALLER = """
+import convstem
+reveal_type(convstem.load("vit_nano4_convstem", layout="torchvision"))
+reveal_type(convstem.transplant("vit_base_patch16_224", stem=convstem.StemSpec((24, 96, 384, 1536))))
+reveal_type(convstem.list_models("vit_*", pretrained=True))
+convstem.load(1, layuot="x")
+convstem.transplant("vit_base_patch16_224", stm="vit_b16_convstem")
+convstem.StemSpec("vit_b16_convstem")
+convstem.lod("vit_nano4_convstem")
+"""
+
+
+def test_a_type_checker_knows_the_public_names(tmp_path):
+    (tmp_path / "caller.py").write_text(CALLER)
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "caller.py")]  # with the project's settings and cache
+    env = {**os.environ, "MYPYPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    findings = re.findall(r"caller.py:(\d+): (.*)", done.stdout)
+    assert [text for line, text in findings if int(line) <= 5] == [
+        'note: Revealed type is "torch.nn.modules.module.Module"',
+        'note: Revealed type is "torch.nn.modules.module.Module"',
+        'note: Revealed type is "list[str]"',
+    ]
+    errors = [text for _, text in findings if text.startswith("error")]
+    assert [re.search(r"\[([\w-]+)\]$", text)[1] for text in errors] == [
+        "arg-type",
+        "call-arg",
+        "arg-type",
+        "attr-defined",
+    ]
+    assert 'did you mean "stem"?' in errors[1]
+    assert 'maybe "load"?' in errors[3]
+
+
+def test_the_stub_is_the_list():
+    stated = re.findall(r"import \w+ as (\w+)", STUB.read_text(encoding="utf-8"))
+    assert stated
+    assert convstem.__all__ == dir(convstem) == sorted(stated)
+    assert all(getattr(convstem, name).__name__ == name for name in stated)
+
+
+def test_importing_convstem_is_light():
+    code = """
+import sys
+import convstem
+from convstem import ConvStemError, StemSpec, list_models
+heavy = {"timm", "torch", "torchvision"}
+assert not heavy & set(sys.modules)
+convstem.load
+assert heavy <= set(sys.modules)  # negative control
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
