@@ -343,7 +343,7 @@ def test_convert_runs_no_code_and_says_what_it_expected(tmp_path, monkeypatch):
     out = tmp_path / "out.safetensors"
     for source, error, message in (
         ("evil.pth", ValueError, "cannot be read as weights.*never opened"),
-        ("other.pth", ValueError, "does not hold the weights of a ViT"),
+        ("other.pth", ValueError, "no ViT's checkpoint that convstem knows"),
         ("nothing.pth", FileNotFoundError, "there is no file"),
     ):
         with pytest.raises(error, match=message):

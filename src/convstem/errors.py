@@ -37,6 +37,10 @@ class CheckpointError(ConvStemError, RuntimeError):
     """A checkpoint does not fit the model; the message names the tensors and says which side lacks or exceeds what."""
 
 
+class ConversionError(ConvStemError, ValueError):
+    """A state dict cannot be converted: it is not of the layout, not whole, or of a model that the target lacks."""
+
+
 class InvalidFileError(ConvStemError, ValueError):
     """A file is damaged or does not hold what it should; the message names it."""
 

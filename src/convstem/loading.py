@@ -15,7 +15,6 @@ from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.registration import ensure_registered
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.hub.read import fetch_all
-from convstem.layouts.conversion import LAYOUTS
 from convstem.registry import catalog
 from convstem.registry.stem_spec import choice
 from convstem.stem.embed import ConvStemEmbed
@@ -48,7 +47,7 @@ def load(
         TypeError: the source is not a conv-stem model.
         ValueError: unknown layout, damaged weights, or a model that torchvision cannot express.
     """
-    choice("layout", layout, LAYOUTS)
+    choice("layout", layout, ("timm", "torchvision"))
     name = create_model_name(source, kwargs.get("cache_dir"))
     for key, value in (("device", device), ("dtype", dtype)):
         if value is not None:

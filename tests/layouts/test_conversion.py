@@ -7,7 +7,7 @@ import torchvision
 from torchvision.models.vision_transformer import ConvStemConfig
 
 from convstem import convert
-from convstem.layouts.conversion import LAYOUTS, detect_layout
+from convstem.layouts.recognise import recognise
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry import catalog
 from tests.support.assertions import largest_difference, randomise
@@ -70,20 +70,20 @@ def test_every_row_of_the_table_is_used():
         assert any(key.startswith(prefix) for key in keys), row
 
 
-def test_the_layout_is_detected():
+def test_the_layout_is_recognised():
     state = timm.create_model("vit_nano4_convstem").state_dict()
-    assert detect_layout(state) == "timm"
-    assert detect_layout(convert(state, source="timm", target="torchvision")) == "torchvision"
-    assert detect_layout({"layer4.weight": 0}) is None
+    assert recognise(state).layout.name == "timm"
+    assert recognise(convert(state, source="timm", target="torchvision")).layout.name == "torchvision"
+    assert recognise({"layer9.weight": 0}).layout is None
 
 
 @pytest.mark.parametrize(
     ("keys", "source", "message"),
     [
         (["cls_token", "blocks.0.foo"], "timm", "1 of 2 keys are not in the layout 'timm': blocks.0.foo"),
-        (["cls_token", "pos_embed"], "torchvision", "2 of 2 keys .* the keys look like the layout 'timm'"),
+        (["cls_token", "pos_embed"], "torchvision", "2 of 2 keys"),
         (["xcls_token"], "timm", "xcls_token"),
-        (["cls_token"], "keras", "unknown layout 'keras'; the layouts are timm, torchvision"),
+        (["cls_token"], "keras", "unknown layout 'keras'; the layouts are .*timm, torchvision"),
     ],
 )
 def test_keys_that_do_not_belong_are_named(keys, source, message):
@@ -93,7 +93,3 @@ def test_keys_that_do_not_belong_are_named(keys, source, message):
             source=source,
             target="timm" if source != "timm" else "torchvision",
         )
-
-
-def test_layout_names_are_public_vocabulary():
-    assert LAYOUTS == ("timm", "torchvision")

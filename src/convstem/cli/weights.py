@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from convstem.layouts.conversion import LAYOUTS
+from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
 
 

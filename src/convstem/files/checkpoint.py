@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
 from convstem.files.safetensors import check_finite
-from convstem.layouts.conversion import convert, detect_layout
+from convstem.layouts.conversion import convert
 
 
 def convert_file(source: Path, out: Path, target: str = "timm", use_ema: bool = False) -> tuple[str, int]:
@@ -42,12 +42,8 @@ def convert_file(source: Path, out: Path, target: str = "timm", use_ema: bool = 
             f"{source.name} cannot be read as weights ({type(error).__name__}): expected a state dict or a training "
             "checkpoint, as torch.save or safetensors write them; a pickle that would run code is never opened"
         ) from error
-    layout = detect_layout(state)
-    if layout is None:
-        raise InvalidFileError(
-            f"{source.name} does not hold the weights of a ViT: none of its {len(state)} keys is known"
-        )
-    state = convert(state, source=layout, target=target)
+    converted = convert(state, target=target)
+    layout, state = converted.source, converted.state_dict
     check_finite(state, source.name)
     temporary = out.with_name(f".{out.name}.writing")
     try:

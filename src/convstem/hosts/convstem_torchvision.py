@@ -41,7 +41,7 @@ class ConvStemWeights(WeightsEnum):
 
         entry = catalog.weights()[self.meta["convstem"]]
         state = load_weights(entry, check_hash=check_hash, progress=progress)
-        return convert(state, source="timm", target="torchvision")
+        return convert(state, source="timm", target="torchvision").state_dict
 
 
 def enum_name(torchvision_name: str) -> str:

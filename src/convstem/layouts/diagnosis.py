@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from convstem.layouts.conversion import convert, detect_layout
+from convstem.errors import CheckpointError, ConversionError
+from convstem.layouts.conversion import to_timm
+from convstem.layouts.recognise import LAYOUTS, recognise
+from convstem.layouts.unwrap import unwrap
 
 if TYPE_CHECKING:
     from torch import nn
-from convstem.errors import CheckpointError
 
 # What a new classifier may change besides itself: another pooling has its norm elsewhere, or pools by attention.
 _POOLING = ("attn_pool.", "fc_norm.", "norm.")
@@ -35,12 +37,9 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
     own = _tensors(model)
     if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
         return []  # every good load comes here: nothing to look into
-    found = detect_layout(state_dict)
-    if found not in (None, layout):
-        return [
-            f"this checkpoint has the layout {found!r}, the model has {layout!r}: load "
-            f"convstem.convert(state_dict, source={found!r}, target={layout!r}) instead."
-        ]
+    stranger = _stranger(state_dict, layout)
+    if stranger:
+        return [stranger]
     actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
     if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
         return [_patchify_sentence(actual[_PATCHIFY])]
@@ -50,6 +49,23 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
             f"{_channels(expected)}. Create the model with the checkpoint's stem_channels and stem_strides."
         ]
     return []
+
+
+def _stranger(state_dict: Mapping[str, Any], layout: str) -> str:
+    """Return what a checkpoint is that does not have the model's layout, and what to do with it."""
+    try:
+        found = recognise(unwrap(state_dict).state_dict)
+    except ConversionError as error:
+        return f"this checkpoint cannot be loaded: {error}."
+    if found.layout is None:
+        return f"this is {found.foreign}." if found.foreign else ""
+    if found.layout.name == layout:
+        return ""
+    return (
+        f"this is {found.layout.title}, the model has the layout {layout!r}: `convstem convert FILE --out FOLDER` "
+        f"makes a folder of it that loads, "
+        f"convstem.convert(state_dict, source={found.layout.name!r}, target={layout!r}) a state dict."
+    )
 
 
 def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
@@ -102,7 +118,11 @@ def some_of(keys: Collection[str]) -> str:
 def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:
     """Return the tensors of the patch embedding under timm's keys."""
     prefix = {"timm": "patch_embed.", "torchvision": "conv_proj."}[layout]
-    return convert({k: v for k, v in state_dict.items() if k.startswith(prefix)}, source=layout, target="timm")
+    embedding = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    try:
+        return to_timm(embedding, LAYOUTS[layout])[0].state_dict
+    except ConversionError:
+        return {}  # not a patch embedding that we know: torch's own list of keys says more
 
 
 def _patchify_sentence(weight: Any) -> str:

@@ -1,34 +1,53 @@
-"""torchvision's layout as a table."""
+"""torchvision's layout."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from convstem.layouts.engine import Layout, Row
 
-if TYPE_CHECKING:
-    pass
-from convstem.layouts.engine import Row, Table
+_LAYER = "encoder.layers.encoder_layer_{i}."
 
-_STEM_NORM = Row("patch_embed.backbone.{i}.bn.{p}", "conv_proj.conv_bn_relu_{i}.1.{p}")
-
-
-# Source: torchvision/models/vision_transformer.py and timm/models/vision_transformer.py.
-TORCHVISION = Table(
+# Source: torchvision/models/vision_transformer.py.
+TORCHVISION = Layout(
+    name="torchvision",
+    title="a torchvision checkpoint",
     rows=(
         Row("cls_token", "class_token"),
         Row("pos_embed", "encoder.pos_embedding"),
-        Row("patch_embed.proj.{p}", "conv_proj.{p}"),  # patchify ViTs, which transplant reads
-        _STEM_NORM,
-        Row("patch_embed.backbone.{n}.conv.{p}", "conv_proj.conv_last.{p}"),  # before the layers: same shape of key
+        Row("patch_embed.proj.{p}", "conv_proj.{p}"),
+        Row("patch_embed.backbone.{i}.bn.{s}", "conv_proj.conv_bn_relu_{i}.1.{s}"),
+        Row("patch_embed.backbone.{n}.conv.{p}", "conv_proj.conv_last.{p}"),
         Row("patch_embed.backbone.{i}.conv.{p}", "conv_proj.conv_bn_relu_{i}.0.{p}"),
-        Row("blocks.{i}.norm1.{p}", "encoder.layers.encoder_layer_{i}.ln_1.{p}"),
-        Row("blocks.{i}.attn.qkv.weight", "encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight"),
-        Row("blocks.{i}.attn.qkv.bias", "encoder.layers.encoder_layer_{i}.self_attention.in_proj_bias"),
-        Row("blocks.{i}.attn.proj.{p}", "encoder.layers.encoder_layer_{i}.self_attention.out_proj.{p}"),
-        Row("blocks.{i}.norm2.{p}", "encoder.layers.encoder_layer_{i}.ln_2.{p}"),
-        Row("blocks.{i}.mlp.fc1.{p}", "encoder.layers.encoder_layer_{i}.mlp.0.{p}"),
-        Row("blocks.{i}.mlp.fc2.{p}", "encoder.layers.encoder_layer_{i}.mlp.3.{p}"),
+        Row("blocks.{i}.norm1.{p}", f"{_LAYER}ln_1.{{p}}"),
+        Row("blocks.{i}.attn.qkv.weight", f"{_LAYER}self_attention.in_proj_weight"),
+        Row("blocks.{i}.attn.qkv.bias", f"{_LAYER}self_attention.in_proj_bias"),
+        Row("blocks.{i}.attn.proj.{p}", f"{_LAYER}self_attention.out_proj.{{p}}"),
+        Row("blocks.{i}.norm2.{p}", f"{_LAYER}ln_2.{{p}}"),
+        Row("blocks.{i}.mlp.fc1.{p}", f"{_LAYER}mlp.0.{{p}}"),
+        Row("blocks.{i}.mlp.fc2.{p}", f"{_LAYER}mlp.3.{{p}}"),
         Row("norm.{p}", "encoder.ln.{p}"),
         Row("head.{p}", "heads.head.{p}"),
     ),
-    counter=_STEM_NORM,
+    # torchvision renamed its MLP in version 0.12; it still loads these
+    spellings=(
+        (f"{_LAYER}mlp.linear_1.{{p}}", f"{_LAYER}mlp.0.{{p}}"),
+        (f"{_LAYER}mlp.linear_2.{{p}}", f"{_LAYER}mlp.3.{{p}}"),
+    ),
+    markers=("conv_proj.conv_last.weight", "conv_proj.conv_bn_relu_{i}.0.weight", f"{_LAYER}ln_1.weight"),
+    stem=("conv_proj.conv_bn_relu_{i}.0.weight", 1),
+    expresses={
+        "class_token": (True,),
+        "class_position": (True,),
+        "reg_tokens": (0,),
+        "layer_scale": (False,),
+        "qk_norm": (False,),
+        "qkv_bias": (True,),
+        "pre_norm": (False,),
+        "norm": (True,),
+        "fc_norm": (False,),
+        "map_pool": (False,),
+        "gated_mlp": (False,),
+        "stem_norm": ("", "batchnorm2d", "frozen_bn"),
+        "stem_bias": (False,),
+    },
+    names="vit_{size}_patch{patch}_{img}",
 )

@@ -17,8 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentTypeError
-from convstem.layouts.conversion import convert, detect_layout
+from convstem.layouts.conversion import convert
 from convstem.layouts.diagnosis import check_checkpoint, explain_mismatch
+from convstem.layouts.recognise import recognise
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec, check_heads
@@ -122,8 +123,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
     """
     state_dict = state_dict.get("model", state_dict)
     state_dict = state_dict.get("state_dict", state_dict)
-    if detect_layout(state_dict) == "torchvision":
-        state_dict = convert(state_dict, source="torchvision", target="timm")
+    layout = recognise(state_dict).layout
+    if layout is not None and layout.name == "torchvision":
+        state_dict = convert(state_dict, source="torchvision", target="timm").state_dict
     if "patch_embed.proj.weight" in state_dict:
         cfg = model.pretrained_cfg
         state_dict = transplant_state_dict(state_dict, model.stem_spec, cfg["mean"], cfg["std"], model.in_chans)

@@ -20,7 +20,7 @@ def torchvision_twin(model: Any) -> VisionTransformer:
     Raises:
         ValueError: torchvision's class cannot express the model.
     """
-    state_dict = convert(model.state_dict(), source="timm", target="torchvision")
+    state_dict = convert(model.state_dict(), source="timm", target="torchvision").state_dict
     config = {
         "image_size": model.patch_embed.img_size[0],
         "patch_size": model.patch_embed.patch_size[0],
@@ -71,7 +71,7 @@ def as_timm_model(model: Any) -> Any:
     if model.image_size != spec.img_size:
         kwargs["img_size"] = model.image_size
     twin = timm.create_model(spec.name, num_classes=model.heads.head.out_features, **kwargs)
-    twin.load_state_dict(convert(model.state_dict(), source="torchvision", target="timm"))
+    twin.load_state_dict(convert(model.state_dict(), source="torchvision", target="timm").state_dict)
     return twin
 
 

@@ -1,0 +1,77 @@
+"""Tells which layout a state dict has, by keys that only one layout has, and names what is not a plain ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from convstem.errors import ConversionError
+from convstem.layouts.engine import Layout, search
+from convstem.layouts.timm import TIMM
+from convstem.layouts.torchvision import TORCHVISION
+
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (TIMM, TORCHVISION)}
+"""Every layout by name."""
+
+FOREIGN = (
+    ("patch_embed.proj.0.weight", "layers.{i}.blocks.{w}.attn.relative_position_bias_table",
+     "a CTransPath checkpoint: its stem is convolutional, but its trunk is a Swin Transformer, not a ViT"),
+    ("", "layers.{i}.blocks.{w}.attn.relative_position_bias_table", "a Swin Transformer's checkpoint, not a ViT's"),
+    ("", "block1.{i}.attn.{*}", "a PVT's checkpoint, not a ViT's"),
+    ("", "blocks.{i}.mlp_tokens.fc1.weight", "an MLP-Mixer's checkpoint, not a ViT's"),
+    ("", "stages.{i}.{*}", "the checkpoint of a ConvNeXt or another staged network, not a ViT's"),
+    ("", "layer4.{*}", "a ResNet's checkpoint, not a ViT's"),
+    ("", "blocks.{i}.attn.relative_position_bias_table", "a BEiT's checkpoint: its attention has relative positions"),
+    ("", "blocks.{i}.mlp.w1.{*}", "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
+)  # fmt: skip
+"""Keys of a first and of a second kind, and what a state dict is that has both (or only needs the second)."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a state dict is."""
+
+    layout: Layout | None = None
+    why: str = ""
+    """What shows it."""
+    foreign: str = ""
+    """What it is instead of a ViT's state dict, if that can be told."""
+
+
+def recognise(keys: Iterable[str]) -> Recognised:
+    """Return the layout that has one of these keys and no other layout has.
+
+    Raises:
+        ConversionError: keys of two layouts.
+    """
+    text = "\n".join(keys)
+    for first, second, what in FOREIGN:
+        if search(second, text) and (not first or search(first, text)):
+            return Recognised(foreign=what)
+    found = {layout.name: key for layout in LAYOUTS.values() if (key := _marker(layout, text))}
+    if len(found) > 1:
+        both = ", ".join(f"{LAYOUTS[name].title} ({key})" for name, key in sorted(found.items()))
+        raise ConversionError(f"two layouts are mixed in this state dict: {both}")
+    for name, key in found.items():
+        return Recognised(LAYOUTS[name], f"{key} is a key of {LAYOUTS[name].title} alone")
+    return Recognised()
+
+
+def require_layout(keys: Iterable[str]) -> Recognised:
+    """Return what ``recognise`` finds.
+
+    Raises:
+        ConversionError: it is no layout that convstem reads.
+    """
+    keys = list(keys)
+    found = recognise(keys)
+    if found.layout is None:
+        what = found.foreign or "no ViT's checkpoint that convstem knows"
+        raise ConversionError(
+            f"this is {what}. convstem reads {', '.join(sorted(LAYOUTS))}; the first keys are {', '.join(keys[:3])}"
+        )
+    return found
+
+
+def _marker(layout: Layout, text: str) -> str:
+    return next((key for marker in layout.markers if (key := search(marker, text))), "")

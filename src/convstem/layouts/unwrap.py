@@ -1,0 +1,256 @@
+"""Takes the state dict out of what training scripts save around it: containers, and stacks of key prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convstem.errors import ConversionError
+from convstem.layouts.engine import Drop, match
+
+RAW, AVERAGED = "raw", "averaged"
+
+
+@dataclass
+class Unwrapped:
+    """A flat state dict, and what lay around it."""
+
+    state_dict: dict[str, Any]
+    path: list[str] = field(default_factory=list)
+    """Containers and prefixes that were opened, outermost first."""
+    weights: str = RAW
+    """``raw``, or ``averaged`` for the exponential moving average of training."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Key -> why it was left out."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """timm arguments that a container states, such as ``num_heads``."""
+    normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """``mean`` and ``std`` of a normalisation layer around the model."""
+    layout: str | None = None
+    """The layout, where the wrapping alone proves it."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Container:
+    """Names under which a training script keeps the raw and the averaged weights."""
+
+    raw: str
+    averaged: str
+    whose: str
+
+
+CONTAINERS = (
+    Container("model_state", "ema_state", "pycls"),
+    Container("model_state_dict", "state_dict_ema", "revisiting-at"),
+    Container("state_dict", "state_dict_ema", "timm's train.py and others"),
+    Container("model", "model_ema", "torchvision's references and others"),
+)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix of keys, stripped only if every key without it is listed here."""
+
+    text: str
+    outside: tuple[Drop, ...] = ()
+    beside: tuple[str, ...] = ()
+    """Keys without the prefix that belong to the model all the same, such as a classifier."""
+    averaged: bool | None = None
+    """Whether what it holds is averaged; None if the prefix does not tell."""
+    layout: str | None = None
+
+
+_NORMALISATION = tuple(Drop(f"normalize.{name}", "states the preprocessing, which goes into the config") for name in
+                       ("mean", "std"))  # fmt: skip
+_PREDICTOR = Drop("predictor.{*}", "the predictor is only for pre-training")
+_TEXT = (
+    Drop("text_model.{*}", "the text tower is not part of the image model"),
+    Drop("text_projection.weight", "the text tower is not part of the image model"),
+    Drop("logit_scale", "compares images with texts"),
+    Drop("logit_bias", "compares images with texts"),
+)
+
+PREFIXES = (
+    Prefix("module.", (Drop("n_averaged", "counts the averaging steps"),)),
+    Prefix("_orig_mod."),
+    Prefix(
+        "base_encoder.",
+        (Drop("momentum_encoder.{*}", "the averaged twin of the encoder; --use-ema takes it instead"), _PREDICTOR),
+        averaged=False,
+        layout="moco_v3",
+    ),
+    Prefix(
+        "momentum_encoder.",
+        (Drop("base_encoder.{*}", "the raw twin of the averaged encoder"), _PREDICTOR),
+        averaged=True,
+        layout="moco_v3",
+    ),
+    Prefix("base_model.", _NORMALISATION),
+    Prefix("model.", _NORMALISATION),
+    Prefix("vit.", beside=("classifier.{p}",)),
+    Prefix("dinov2.", beside=("classifier.{p}",)),
+    Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
+    Prefix("vision_model.", _TEXT, beside=("classifier.{p}", "visual_projection.weight")),
+    Prefix("opt/target/", (Drop("opt/state/{*}", "state of the optimizer"),)),
+    Prefix("params/img/", (Drop("params/{*}", "the text tower is not part of the image model"),)),
+    Prefix("params/", (Drop("opt/{*}", "state of the optimizer"),)),
+)
+
+
+def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrapped:
+    """Return the state dict inside a checkpoint.
+
+    Args:
+        checkpoint: what ``torch.load`` returned, or a state dict.
+        use_ema: take the averaged weights; None takes the raw ones, or what the checkpoint says is better.
+
+    Raises:
+        ConversionError: there is no state dict in it, more than one that could be meant, or no averaged weights.
+    """
+    opened = Unwrapped(dict(checkpoint))
+    while _nested(opened.state_dict):
+        _open(opened, use_ema)
+    while _strip(opened, use_ema):
+        pass
+    if use_ema and opened.weights != AVERAGED:
+        raise ConversionError("there are no averaged weights in this checkpoint: leave use_ema (--use-ema) out")
+    if not opened.state_dict:
+        raise ConversionError("this state dict is empty")
+    wrong = sorted(key for key, value in opened.state_dict.items() if not hasattr(value, "shape"))
+    if wrong:
+        raise ConversionError(f"a state dict holds tensors; this one has {', '.join(wrong[:5])} besides")
+    return opened
+
+
+def _nested(content: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in content.values())
+
+
+def _open(opened: Unwrapped, use_ema: bool | None) -> None:
+    content = opened.state_dict
+    if "classy_state_dict" in content:
+        return _open_classy(opened)
+    names = next(
+        (found for key in ("raw", "averaged") for c in CONTAINERS if key in (found := _present(content, c))), {}
+    )
+    if not names:
+        raise ConversionError(
+            f"no state dict in this checkpoint: it holds {', '.join(sorted(map(str, content))[:8])}; expected one of "
+            f"{', '.join(sorted({c.raw for c in CONTAINERS}))}"
+        )
+    kind = _choose(opened, names, use_ema)
+    opened.facts |= _facts(content)
+    opened.weights = kind
+    opened.path.append(str(names[kind]))
+    opened.state_dict = dict(content[names[kind]])
+    return None
+
+
+def _present(content: Mapping[str, Any], container: Container) -> dict[str, str]:
+    names = {RAW: container.raw, AVERAGED: container.averaged}
+    return {kind: name for kind, name in names.items() if isinstance(content.get(name), Mapping)}
+
+
+def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None) -> str:
+    """Return which of the weights to take, ``raw`` or ``averaged``."""
+    errors = {kind: opened.state_dict.get(key) for kind, key in ((RAW, "test_err"), (AVERAGED, "ema_err"))}
+    if use_ema is None and len(names) == 2 and None not in errors.values():
+        kind = min(errors, key=lambda kind: float(errors[kind] or 0))
+        opened.notes.append(
+            f"{kind} weights taken: their error is the lower one (raw {errors[RAW]}, averaged {errors[AVERAGED]})"
+        )
+        return kind
+    if use_ema and AVERAGED not in names:
+        raise ConversionError(f"there are no averaged weights beside {names[RAW]!r}: leave use_ema (--use-ema) out")
+    if AVERAGED in names and RAW in names and not use_ema:
+        opened.notes.append(f"averaged weights are there too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
+    return AVERAGED if use_ema or RAW not in names else RAW
+
+
+def _open_classy(opened: Unwrapped) -> None:
+    """ClassyVision keeps the trunk and every head apart; heads are told by where they are attached and their id."""
+    state = opened.state_dict["classy_state_dict"]["base_model"]["model"]
+    heads = [head for block in state.get("heads", {}).values() for head in block.values()]
+    if len(heads) > 1:
+        raise ConversionError(f"this ClassyVision checkpoint has {len(heads)} heads; expected one: remove the others")
+    opened.facts |= _facts(opened.state_dict)
+    opened.path.append("classy_state_dict")
+    opened.state_dict = {**state["trunk"], **{f"head.{k}": v for head in heads for k, v in head.items()}}
+    opened.layout = "classyvision"
+
+
+def _strip(opened: Unwrapped, use_ema: bool | None) -> bool:
+    """Strip one prefix, if one can be; tell whether."""
+    for prefix in PREFIXES:
+        if prefix.averaged is not None and prefix.averaged != bool(use_ema):
+            continue
+        outside = [key for key in opened.state_dict if not key.startswith(prefix.text)]
+        if len(outside) == len(opened.state_dict):
+            continue
+        grounds = {key: next((d.ground for d in prefix.outside if match(d.keys, key) is not None), None)
+                   for key in outside}  # fmt: skip
+        beside = {key for key in outside if any(match(keys, key) is not None for keys in prefix.beside)}
+        if all(ground or key in beside for key, ground in grounds.items()):
+            _take_prefix(opened, prefix, {key: ground for key, ground in grounds.items() if ground})
+            return True
+    return False
+
+
+def _take_prefix(opened: Unwrapped, prefix: Prefix, outside: Mapping[str, str]) -> None:
+    for key, ground in outside.items():
+        opened.dropped["".join(p for p in opened.path if p[-1] in "./") + key] = ground
+        if key.startswith("normalize."):
+            values = tuple(round(float(value), 6) for value in opened.state_dict[key].flatten())
+            opened.normalisation[key.removeprefix("normalize.")] = values
+    if "n_averaged" in outside or prefix.averaged:
+        opened.weights = AVERAGED
+    opened.layout = prefix.layout or opened.layout
+    opened.path.append(prefix.text)
+    rest = {key: value for key, value in opened.state_dict.items() if key not in outside}
+    opened.state_dict = {key.removeprefix(prefix.text): value for key, value in rest.items()}
+
+
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a container says about the model besides its weights."""
+    facts: dict[str, Any] = {}
+    for key, read in _READERS.items():
+        if content.get(key) is not None:
+            facts |= {name: value for name, value in read(content[key]).items() if value is not None}
+    return facts
+
+
+def _pycls_facts(text: Any) -> dict[str, Any]:
+    import yaml
+
+    config = yaml.safe_load(text) if isinstance(text, str) else {}
+    vit = (config or {}).get("VIT", {})
+    return {
+        "num_heads": vit.get("NUM_HEADS"),
+        "stem_strides": tuple(vit.get("C_STEM_STRIDES") or ())[:-1] or None,
+        "norm_eps": (config or {}).get("LN", {}).get("EPS"),
+    }
+
+
+def _classy_facts(arguments: Any) -> dict[str, Any]:
+    model = arguments.get("config", {}).get("model", {}) if isinstance(arguments, Mapping) else {}
+    layers = model.get("conv_stem_layers") or []
+    strides = tuple(layer["stride"] if isinstance(layer, Mapping) else layer[1] for layer in layers)
+    return {"num_heads": model.get("num_heads"), "stem_strides": strides or None}
+
+
+def _script_facts(arguments: Any) -> dict[str, Any]:
+    """timm's train.py keeps the model's arguments in a Namespace; torchvision's keeps only the model's name."""
+    values = arguments if isinstance(arguments, Mapping) else vars(arguments)
+    given = values.get("model_kwargs") or {}
+    names = ("num_heads", "stem_strides", "norm_eps", "img_size")
+    return {**{name: given.get(name) for name in names}, "architecture": values.get("model")}
+
+
+_READERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "cfg": _pycls_facts,
+    "input_args": _classy_facts,
+    "args": _script_facts,
+    "arch": lambda name: {"architecture": name if isinstance(name, str) else None},
+}
