@@ -248,13 +248,11 @@ _INEXPRESSIBLE = {
     "qk_norm": "it normalises queries and keys",
     "qkv_bias": "its qkv projection has no bias",
     "pre_norm": "it has a norm before the blocks",
-    "norm": "it has no norm after the blocks",
     "fc_norm": "it has a norm after pooling",
     "map_pool": "it pools by attention",
     "gated_mlp": "its MLP is gated",
     "stem_norm": "its stem has another norm than BatchNorm, whose keys would be the same",
     "stem_bias": "the convolutions of its stem have biases",
-    "num_classes": "it has no classifier",
 }
 
 

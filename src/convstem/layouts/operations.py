@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from convstem.errors import ConversionError
 from convstem.layouts.engine import Operation
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SEQUENCE_FIRST = Operation(
 
 def _squeeze(tensor: Tensor) -> Tensor:
     if tensor.shape[0] != 1:
-        raise ValueError("the first axis is not 1")
+        raise ConversionError("the first axis is not 1")
     return tensor[0]
 
 
@@ -60,7 +61,7 @@ def _join(tensors: Sequence[Tensor]) -> list[Tensor]:
     import torch
 
     if len({tensor.shape for tensor in tensors}) > 1:
-        raise ValueError("the parts differ in shape")
+        raise ConversionError("the parts differ in shape")
     return [torch.cat(list(tensors))]
 
 

@@ -6,11 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from convstem.errors import ConversionError
+from convstem.layouts.classyvision import CLASSYVISION
 from convstem.layouts.engine import Layout, search
+from convstem.layouts.moco_v3 import MOCO_V3
+from convstem.layouts.pycls import PYCLS
+from convstem.layouts.robustbench import ROBUSTBENCH
 from convstem.layouts.timm import TIMM
 from convstem.layouts.torchvision import TORCHVISION
 
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (TIMM, TORCHVISION)}
+LAYOUTS: Mapping[str, Layout] = {
+    layout.name: layout for layout in (CLASSYVISION, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION)
+}
 """Every layout by name."""
 
 FOREIGN = (
@@ -20,6 +26,9 @@ FOREIGN = (
     ("", "block1.{i}.attn.{*}", "a PVT's checkpoint, not a ViT's"),
     ("", "blocks.{i}.mlp_tokens.fc1.weight", "an MLP-Mixer's checkpoint, not a ViT's"),
     ("", "stages.{i}.{*}", "the checkpoint of a ConvNeXt or another staged network, not a ViT's"),
+    ("", "tokenizer.conv_layers.{i}.{w}.weight",
+     "a Compact Transformer's checkpoint (CCT, CVT or ViT-Lite): its blocks normalise the residual itself, its stem "
+     "pools by maximum, and no model of timm's or of convstem computes that"),
     ("", "layer4.{*}", "a ResNet's checkpoint, not a ViT's"),
     ("", "blocks.{i}.attn.relative_position_bias_table", "a BEiT's checkpoint: its attention has relative positions"),
     ("", "blocks.{i}.mlp.w1.{*}", "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),

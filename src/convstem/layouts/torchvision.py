@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from convstem.layouts.engine import Layout, Row
+
+ENCODER_CAN: Mapping[str, tuple[Any, ...]] = {
+    "class_token": (True,),
+    "class_position": (True,),
+    "reg_tokens": (0,),
+    "layer_scale": (False,),
+    "qk_norm": (False,),
+    "qkv_bias": (True,),
+    "pre_norm": (False,),
+    "fc_norm": (False,),
+    "map_pool": (False,),
+    "gated_mlp": (False,),
+    "stem_norm": ("", "batchnorm2d"),
+    "stem_bias": (False,),
+}
+"""Sizes that torchvision's model class can have; those of pycls and ClassyVision, its forerunners, are alike."""
 
 _LAYER = "encoder.layers.encoder_layer_{i}."
 
@@ -34,20 +53,6 @@ TORCHVISION = Layout(
     ),
     markers=("conv_proj.conv_last.weight", "conv_proj.conv_bn_relu_{i}.0.weight", f"{_LAYER}ln_1.weight"),
     stem=("conv_proj.conv_bn_relu_{i}.0.weight", 1),
-    expresses={
-        "class_token": (True,),
-        "class_position": (True,),
-        "reg_tokens": (0,),
-        "layer_scale": (False,),
-        "qk_norm": (False,),
-        "qkv_bias": (True,),
-        "pre_norm": (False,),
-        "norm": (True,),
-        "fc_norm": (False,),
-        "map_pool": (False,),
-        "gated_mlp": (False,),
-        "stem_norm": ("", "batchnorm2d", "frozen_bn"),
-        "stem_bias": (False,),
-    },
+    expresses=ENCODER_CAN,
     names="vit_{size}_patch{patch}_{img}",
 )
