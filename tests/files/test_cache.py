@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from convstem.cli.main import main
 from convstem.files import cache as local_cache
-from convstem.files.safetensors import read_weights
+from convstem.files import writing
 from convstem.transplanting import kept as transplant_cache
 from convstem.transplanting import surgery as transplant_model
 from tests.support.assertions import randomise
@@ -26,9 +26,8 @@ TIMM_TI16 = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and no memory of an earlier one."""
+    """An empty cache."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(local_cache, "_CHECKED", set())
     return tmp_path / "cache"
 
 
@@ -119,7 +118,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(cache, plain, transplant
         first = load()
     assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size and "stems" in path.parts]
     with monkeypatch.context() as patch:
-        patch.setattr(local_cache.os, "replace", fail)
+        patch.setattr(writing.os, "replace", fail)
         assert same(load(), first)
     assert len(transplants) == 2
     assert not list(cache.rglob(".writing-*"))
@@ -131,26 +130,6 @@ def test_a_file_in_the_place_of_the_cache_folder(cache, plain, transplants):
     cache.write_text("not a folder")
     assert same(load(), load())
     assert len(transplants) == 2
-
-
-def test_a_file_is_looked_through_once_and_again_when_it_changes(cache, tmp_path, monkeypatch):
-    looks = []
-    path = tmp_path / "weights.safetensors"
-    save_file({"a": torch.ones(3)}, path)
-
-    def check():
-        looks.append(1)
-
-    for _ in range(2):
-        local_cache.check_once(path, "finite", check)
-        monkeypatch.setattr(local_cache, "_CHECKED", set())  # as another process would
-    assert len(looks) == 1
-    local_cache.check_once(path, "another question", check)
-    assert len(looks) == 2
-    save_file({"a": torch.tensor([1, float("nan"), 1])}, path)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="NaN or Inf in a"):
-            read_weights(path)
 
 
 def test_the_cache_command_shows_and_clears(cache, plain, transplants):

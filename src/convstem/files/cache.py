@@ -5,22 +5,17 @@ Everything here can be made again, so a cache that cannot be read or written cos
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from convstem.files.writing import write_whole
+
 KINDS = ("checked", "stems")
 """Folders of the cache: notes about files whose content was checked, and transplanted stems."""
-
-
-_CHECKED: set[Path] = set()
-"""Notes that this process has found already, so that it need not look for them again."""
 
 
 @dataclass(frozen=True)
@@ -52,32 +47,25 @@ def clear() -> int:
     for kind in KINDS:
         with suppress(FileNotFoundError):
             shutil.rmtree(root() / kind)
-    _CHECKED.clear()
     return size
 
 
 def store(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that other processes see all of it or nothing; a cache that cannot be written merely forgets.
+    """Write a file of the cache; one that cannot be written is merely forgotten.
 
     Args:
-        path: the file.
-        write: writes the content to the path it is given.
+        path: the file; its folder is made if it is missing.
+        write: see ``write_whole``.
     """
-    # Not tempfile's, which only its owner may read: several users may share a cache.
-    temporary = path.with_name(f".writing-{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
+    with suppress(Exception):  # a full disk reaches us as whatever the writing library makes of it
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except Exception:  # a full disk reaches us as whatever the writing library makes of it
-        with suppress(OSError):
-            os.unlink(temporary)
+        write_whole(path, write)
 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Hold the lock of a cache file, where the cache can be written: the others wait, then find it done."""
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+    from filelock import FileLock
 
     lock = root() / "locks" / f"{path.name}.lock"
     try:
@@ -86,24 +74,5 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     except OSError:
         yield
         return
-    with WeakFileLock(lock):
+    with FileLock(lock):
         yield
-
-
-def check_once(path: Path, question: str, check: Callable[[], object]) -> None:
-    """Run a check of a file's content unless it passed before and the file is still the same.
-
-    Args:
-        path: the file; its size and time of change tell whether it is the same.
-        question: what is checked, so that one file can be asked several.
-        check: raises if the file is bad.
-    """
-    stat = path.stat()
-    about = [str(path.resolve()), question, stat.st_size, stat.st_mtime_ns]
-    note = root() / "checked" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-    if note in _CHECKED or note.exists():
-        _CHECKED.add(note)
-        return
-    check()
-    _CHECKED.add(note)
-    store(note, lambda temporary: temporary.write_text(json.dumps(about), encoding="utf-8"))

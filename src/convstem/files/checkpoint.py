@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
 from convstem.files.safetensors import check_finite
+from convstem.files.writing import write_whole
 from convstem.layouts.conversion import convert
 
 
@@ -45,12 +46,8 @@ def convert_file(source: Path, out: Path, target: str = "timm", use_ema: bool = 
     converted = convert(state, target=target)
     layout, state = converted.source, converted.state_dict
     check_finite(state, source.name)
-    temporary = out.with_name(f".{out.name}.writing")
-    try:
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, temporary, {"format": "pt"})
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {key: tensor.contiguous() for key, tensor in state.items()}
+    write_whole(out, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
     return layout, len(state)
 
 

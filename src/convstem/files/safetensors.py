@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from convstem.errors import InvalidFileError, MissingPathError
-from convstem.files.cache import check_once
+from convstem.files.notes import check_once
 from convstem.layouts.diagnosis import some_of
 
 ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)

@@ -1,17 +1,19 @@
-"""The Hub cache as convstem reads it: files by commit, and a memory of which of them were verified."""
+"""The Hub cache as convstem reads it: files by commit, and which of them were verified."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from convstem.files.cache import store
+from convstem.files.notes import Note
+from convstem.files.writing import write_whole
 
 CHUNK = 1 << 20
 
@@ -72,7 +74,8 @@ class RepoCache:
     def remember_ref(self, revision: str | None, commit: str) -> None:
         """Record the commit of a branch or tag, as the client does, once all its files are there."""
         if not is_commit(revision):
-            _store_text(self.folder / "refs" / (revision or "main"), commit)
+            ref = self.folder / "refs" / (revision or "main")
+            store(ref, lambda temporary: temporary.write_text(commit, encoding="utf-8"))
 
     def verified(self, commit: str, filename: str, expected: str | None = None) -> str | None:
         """Return the digest of a cached file if its content has it; hash the content unless that was done before.
@@ -85,22 +88,18 @@ class RepoCache:
         """
         pointer = self.pointer(commit, filename)
         try:
-            stat = pointer.stat()
+            note = Note(pointer, "digest")
         except OSError:
             return None
-        stamp = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        recorded = _read_json(self._marker(commit, filename))
         blob = _blob_name(pointer)
-        expected = expected or str(recorded.get("digest", "") or blob)
+        expected = expected or note.answer or blob
         if blob and blob != expected:  # stored under another content's name, as the client does after a stale ETag
             return None
-        if recorded == {"digest": expected, **stamp}:
+        if not expected or (note.current and note.answer == expected):
             return expected
-        if not expected:
-            return ""
         if file_digest(pointer, len(expected)) != expected:
             return None
-        self._remember(commit, filename, {"digest": expected, **stamp})
+        note.keep(expected)
         return expected
 
     def discard(self, commit: str, filename: str) -> str | None:
@@ -126,9 +125,8 @@ class RepoCache:
         try:
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
         except OSError:  # a file system without symlinks: huggingface_hub copies too
-            shutil.copyfile(blob, pointer)
-        stat = pointer.stat()
-        self._remember(commit, filename, {"digest": digest, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+            write_whole(pointer, partial(shutil.copyfile, blob))
+        Note(pointer, "digest").keep(digest)
 
     def sweep(self, digest: str) -> None:
         """Remove what killed downloads of this content left behind."""
@@ -139,26 +137,8 @@ class RepoCache:
             except OSError:  # another process was faster, or the cache is not ours to write
                 continue
 
-    def _remember(self, commit: str, filename: str, facts: dict[str, object]) -> None:
-        _store_text(self._marker(commit, filename), json.dumps(facts))
-
-    def _marker(self, commit: str, filename: str) -> Path:
-        return self.folder / ".convstem" / commit / f"{filename}.json"
-
 
 def _blob_name(pointer: Path) -> str:
     """Return the digest in the blob's name; empty where the cache has no symlinks."""
     name = pointer.resolve().name
     return name if _DIGEST.fullmatch(name) else ""
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _store_text(path: Path, text: str) -> None:
-    store(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

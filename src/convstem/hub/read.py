@@ -128,14 +128,14 @@ def _hub_file(cache: RepoCache, commit: str, name: str, digest: str) -> HubFile:
 
 
 def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFile:
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+    from filelock import FileLock
 
     digest = listing.digest(name)
     if not cache.verified(listing.commit, name, digest):
         lock = cache.cache_dir / ".locks" / cache.folder.name / f"{digest}.convstem.lock"
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with WeakFileLock(lock):
+            with FileLock(lock):
                 if not cache.verified(listing.commit, name, digest):  # another process may have been faster
                     download(cache, listing, name, token)
         except HubError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from convstem.errors import ArgumentError, MissingFileError, UnknownModelError
+from convstem.files.writing import write_whole
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch, fetch_all
 from convstem.registry import catalog
@@ -87,7 +88,5 @@ def _deliver(files: dict[str, Path], out: str | Path | None) -> Path:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in sorted(files.items()):
-        temporary = folder / f".{name}.incomplete"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, folder / name)
+        write_whole(folder / name, partial(shutil.copyfile, path))
     return folder
