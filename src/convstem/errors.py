@@ -57,6 +57,10 @@ class ExistingPathError(PathError, FileExistsError):
     """The file to be written is there already."""
 
 
+class MissingPackageError(ConvStemError, ModuleNotFoundError):
+    """An optional package is not installed; the message says which, and the command that installs it."""
+
+
 class RegistryError(ConvStemError, ValueError):
     """A file of ``registry/`` is wrong; the message names the file and the row."""
 

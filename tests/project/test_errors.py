@@ -23,7 +23,7 @@ def test_every_class_is_below_the_root_and_says_its_message_plainly(error):
     assert str(raised) == "no 'a' here"
     assert type(pickle.loads(pickle.dumps(raised))) is error
     assert error is convstem.ConvStemError or issubclass(
-        error, (KeyError, OSError, RuntimeError, TypeError, ValueError)
+        error, (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import environment, hub, models, weights
+from convstem.cli import environment, hub, inference, models, weights
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 
@@ -49,6 +49,7 @@ def main(debug: bool) -> None:
 for command in (
     *(environment.demo, environment.doctor, environment.run),
     *(hub.card, hub.publish, hub.pull, hub.push, hub.verify),
+    inference.export,
     *(models.list_command, models.show),
     *(weights.cache, weights.convert, weights.transplant),
 ):

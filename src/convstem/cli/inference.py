@@ -1,0 +1,41 @@
+"""The commands that prepare a model for inference: export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+import convstem
+
+
+@click.command()
+@click.argument("source")
+@click.option("--to", required=True, metavar="FORMAT", help="onnx, openvino or torch-export.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .onnx, .xml or .pt2.")
+@click.option("--opset", type=int, help="ONNX operator set.")
+@click.option("--dynamic-size", is_flag=True, help="Accept images of any size in whole patches.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: bool, as_json: bool) -> None:
+    """Write the model SOURCE (a name, ORG/NAME or a folder) for another runtime, and compare the two.
+
+    The batch size is dynamic.
+    """
+    from convstem.inference.export import check_target, export
+
+    check_target(to, out, opset)  # before anything is loaded
+    options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}
+    model = convstem.load(source, **options)
+    result = export(model, to, out, opset)
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "path": str(result.path)}, indent=2))
+        return
+    shape = " x ".join(map(str, result.inputs))
+    click.echo(f"{result.path}: {result.format}, {result.bytes / 1e6:.1f} MB, images {shape}")
+    if result.difference is None:
+        click.echo("not compared with the model: no runtime for this format is installed")
+    else:
+        click.echo(f"largest difference to the model: {result.difference:.1e} of the largest output")

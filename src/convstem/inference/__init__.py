@@ -1,0 +1,1 @@
+"""Inference: folding, exporting. Not public but for ``convstem.fold``."""

@@ -1,0 +1,204 @@
+"""Writes a model in the formats of other runtimes; a thin edge over torch's and OpenVINO's own exporters.
+
+Every format starts from one ``torch.export`` program with a dynamic batch, and what was written is run again and
+compared with the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError
+from convstem.registry.stem_spec import choice
+
+LARGEST_BATCH = 1 << 16
+"""Upper end of the dynamic batch: exporters want one."""
+
+LARGEST_GRID = 256
+"""The same for the rows and columns of patches of a model that takes any image size."""
+
+
+OPSETS = range(18, 24)
+"""Operator sets that torch's dynamo exporter writes; lower ones need a conversion that loses precision."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` wrote."""
+
+    path: Path
+    format: str
+    bytes: int
+    """Size of all that was written."""
+    inputs: tuple[str | int, ...]
+    """Shape of the images: batch, channels, height, width; names where any size goes."""
+    difference: float | None
+    """Largest difference to the model's outputs, relative to their largest value; None if no runtime is installed."""
+
+
+def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Exported:
+    """Write a model for another runtime, and compare what was written with it.
+
+    The batch is dynamic, and so is the image size (in whole patches) of a model made with ``dynamic_img_size=True``.
+
+    Args:
+        model: a model of timm or torchvision in eval mode, on the CPU.
+        to: ``onnx``, ``openvino`` or ``torch-export``.
+        out: the file to write: ``.onnx``, ``.xml`` or ``.pt2``.
+        opset: ONNX operator set; default: the exporter's own.
+
+    Raises:
+        ArgumentError: an unknown format, the wrong suffix, a model in training mode, or an operator set that the
+            exporter does not have.
+        ExistingPathError: ``out`` exists.
+        MissingPackageError: the packages of the format are not installed; the message names them.
+    """
+    check_target(to, out, opset)
+    target = FORMATS[to]
+    if model.training:
+        raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
+    images = example(model)
+    with quiet():
+        program = trace(model, images)
+        target.write(program, out, opset)
+        difference = compare(model, target.run, out, images) if installed(target.runtime) else None
+    size = sum(path.stat().st_size for path in (out, *companions(out)))
+    return Exported(out, to, size, input_shape(program), difference)
+
+
+def companions(out: Path) -> list[Path]:
+    """Return the files beside ``out`` that belong to it: OpenVINO's values, and those of an ONNX graph over 2 GB."""
+    return [path for path in (out.with_suffix(".bin"), Path(f"{out}.data")) if path.exists()]
+
+
+def check_target(to: str, out: Path, opset: int | None = None) -> None:
+    """Refuse what cannot be written before anything takes time; arguments and errors are those of ``export``."""
+    choice("to", to, tuple(FORMATS))
+    if out.suffix != FORMATS[to].suffix:
+        raise ArgumentError(f"a file of the format {to} ends in {FORMATS[to].suffix}; got {out.name}")
+    if out.exists():
+        raise ExistingPathError(f"{out} exists: name another file to write")
+    if opset is not None and to != "onnx":
+        raise ArgumentError(f"opset is a matter of onnx alone; got opset={opset} for {to}")
+    if opset is not None and opset not in OPSETS:
+        raise ArgumentError(
+            f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, which torch's exporter writes; got {opset}"
+        )
+    for package in FORMATS[to].packages:
+        require(package, to)
+
+
+def require(package: str, to: str) -> None:
+    """Raise ``MissingPackageError`` naming what to install for a format."""
+    if not installed(package):
+        needed = " ".join(FORMATS[to].packages)
+        raise MissingPackageError(f"the format {to} needs {package}, which is not installed: pip install {needed}")
+
+
+def installed(package: str) -> bool:
+    """Tell whether a package can be imported."""
+    try:
+        import_module(package)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def example(model: Any) -> Tensor:
+    """Return images [2, channels, height, width] of the size that a model of either host was made for."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    size = (model.image_size,) * 2 if hasattr(model, "image_size") else model.patch_embed.img_size
+    return torch.randn(2, first.in_channels, *size)
+
+
+def trace(model: Any, images: Tensor) -> torch.export.ExportedProgram:
+    """Return the model as a program whose batch, and image size where the model allows it, is dynamic."""
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
+    if getattr(model, "dynamic_img_size", False):
+        patch = model.patch_embed.patch_size
+        grid = [torch.export.Dim(name, min=2, max=LARGEST_GRID) for name in ("rows", "columns")]
+        sizes |= {2 + axis: patch[axis] * grid[axis] for axis in range(2)}
+    return torch.export.export(model, (images,), dynamic_shapes=(sizes,))
+
+
+def input_shape(program: torch.export.ExportedProgram) -> tuple[str | int, ...]:
+    """Return the shape of a program's images, with names for what is dynamic."""
+    node = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
+    names = ("batch", "channels", "height", "width")
+    shape = node.meta["val"].shape
+    return tuple(size if isinstance(size, int) else name for size, name in zip(shape, names, strict=True))
+
+
+@torch.no_grad()
+def compare(model: nn.Module, run: Callable[[Path, Tensor], Tensor], out: Path, images: Tensor) -> float:
+    """Return the largest difference between the written file's outputs and the model's, at another batch size."""
+    images = torch.cat([images, images.flip(0)])[:3]
+    expected = model(images)
+    return float((run(out, images) - expected).abs().max() / expected.abs().max())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' own warnings, about their own internals, from our users."""
+    with warnings.catch_warnings():
+        for module in ("onnxscript", "onnx", "openvino", "torch"):
+            warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+        yield
+
+
+def _write_program(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    torch.export.save(program, out)
+
+
+def _run_program(out: Path, images: Tensor) -> Tensor:
+    return torch.export.load(out).module()(images)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+    converted.save(out)  # type: ignore[union-attr]
+
+
+def _run_onnx(out: Path, images: Tensor) -> Tensor:
+    runtime: Any = import_module("onnxruntime")
+    session = runtime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def _write_openvino(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    openvino: Any = import_module("openvino")
+    openvino.save_model(openvino.convert_model(program), out, compress_to_fp16=False)
+
+
+def _run_openvino(out: Path, images: Tensor) -> Tensor:
+    openvino: Any = import_module("openvino")
+    compiled = openvino.Core().compile_model(out, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(compiled(images.numpy())[0])
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: what it needs, and how it is written and run."""
+
+    suffix: str
+    write: Callable[[torch.export.ExportedProgram, Path, int | None], None]
+    run: Callable[[Path, Tensor], Tensor]
+    runtime: str
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _run_onnx, "onnxruntime", ("onnx", "onnxscript")),
+    "openvino": Format(".xml", _write_openvino, _run_openvino, "openvino", ("openvino",)),
+    "torch-export": Format(".pt2", _write_program, _run_program, "torch"),
+}
+"""Every format by the name that ``export`` takes."""

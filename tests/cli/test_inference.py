@@ -1,0 +1,34 @@
+"""``convstem export``."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from convstem.cli.main import main
+
+
+def test_export_writes_and_compares(tmp_path: Path) -> None:
+    out = tmp_path / "nano.pt2"
+    done = CliRunner().invoke(
+        main, ["export", "vit_nano4_convstem", "--to", "torch-export", "--out", str(out), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.output)
+    assert result["bytes"] == out.stat().st_size
+    assert result["inputs"] == ["batch", 3, 32, 32]
+    assert result["difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--to", "tflite", "--out", "x.tflite"], "to must be one of onnx, openvino, torch-export; got 'tflite'"),
+        (["--to", "onnx", "--out", "x.pt2"], "a file of the format onnx ends in .onnx; got x.pt2"),
+    ],
+)
+def test_a_wrong_target_is_one_line(arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(main, ["export", "vit_nano4_convstem", *arguments])
+    assert done.exit_code == 1
+    assert done.output == f"Error: {sentence}\n"

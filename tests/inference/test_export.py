@@ -1,0 +1,116 @@
+"""Exports, each run by its own runtime against the model, on the plain ViT and on ours alike."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from convstem.errors import ArgumentError, ExistingPathError
+from convstem.inference.export import FORMATS, export
+from tests.support.assertions import randomise
+
+SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
+
+
+def ours() -> nn.Module:
+    return timm.create_model("vit_nano4_convstem", pretrained=True).eval()
+
+
+def plain() -> nn.Module:
+    return randomise(timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, **SMALL)).eval()
+
+
+def twin() -> nn.Module:
+    return torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT").eval()
+
+
+MODELS = {"plain": plain, "timm": ours, "torchvision": twin}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_computes_the_same(name: str, to: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    result = export(model, to, tmp_path / f"model{FORMATS[to].suffix}")
+    assert result.inputs[0] == "batch"
+    assert result.inputs[2:] == (32, 32)
+    assert result.difference is not None, f"{FORMATS[to].runtime} is part of the test extra"
+    assert result.difference < 1e-4
+    assert result.bytes > 4 * 0.9 * sum(p.numel() for p in model.parameters())  # float32, all of it
+
+
+@pytest.mark.parametrize("name", ["plain", "timm"])
+def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None:
+    """The negative control of the comparison that ``export`` makes."""
+    model = MODELS[name]()
+    out = tmp_path / "model.pt2"
+    assert export(model, "torch-export", out).difference == 0
+    from convstem.inference.export import compare, example
+
+    with torch.no_grad():
+        model.head.bias += 1  # type: ignore[union-attr, operator]
+    assert compare(model, FORMATS["torch-export"].run, out, example(model)) > 1e-2
+
+
+@pytest.mark.full
+def test_any_image_size_where_the_model_has_it(tmp_path: Path) -> None:
+    model = timm.create_model("vit_nano4_convstem", pretrained=True, dynamic_img_size=True).eval()
+    out = tmp_path / "model.onnx"
+    assert export(model, "onnx", out).inputs == ("batch", 3, "height", "width")
+    images = torch.randn(3, 3, 40, 24)
+    with torch.no_grad():
+        expected = model(images)
+    assert (FORMATS["onnx"].run(out, images) - expected).abs().max() < 1e-4
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ours()
+    with pytest.raises(ValueError, match=r"to must be one of onnx, openvino, torch-export; got 'tflite'"):
+        export(model, "tflite", tmp_path / "m.tflite")
+    with pytest.raises(ArgumentError, match=r"ends in \.onnx; got m\.pt2"):
+        export(model, "onnx", tmp_path / "m.pt2")
+    with pytest.raises(ArgumentError, match=r"opset must be from 18 to 23, which torch's exporter writes; got 7"):
+        export(model, "onnx", tmp_path / "m.onnx", opset=7)
+    with pytest.raises(ArgumentError, match=r"opset is a matter of onnx alone"):
+        export(model, "torch-export", tmp_path / "m.pt2", opset=18)
+    with pytest.raises(ArgumentError, match=r"training mode .* call model.eval\(\) first"):
+        export(ours().train(), "onnx", tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(ExistingPathError, match=r"m\.onnx exists: name another file"):
+        export(model, "onnx", tmp_path / "m.onnx")
+    monkeypatch.setattr("convstem.inference.export.installed", lambda package: package != "onnxscript")
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs onnxscript, which is not installed: pip install onnx onnxscript"
+    ):
+        export(model, "onnx", tmp_path / "n.onnx")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODELS)
+def test_one_graph_for_every_batch_without_breaks(name: str) -> None:
+    model = MODELS[name]()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for batch in (2, 5):
+        images = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            assert (compiled(images) - model(images)).abs().max() < 1e-4
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODELS)
+def test_ahead_of_time_inductor(name: str, tmp_path: Path) -> None:
+    """The compiled package runs without the model's Python code."""
+    from torch import _inductor as inductor
+
+    from convstem.inference.export import example, trace
+
+    model = MODELS[name]()
+    package = inductor.aoti_compile_and_package(trace(model, example(model)), package_path=str(tmp_path / "model.pt2"))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images)
+        assert (inductor.aoti_load_package(package)(images) - expected).abs().max() < 1e-4
