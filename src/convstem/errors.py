@@ -1,10 +1,13 @@
-"""Every error that convstem raises for a caller to read, below one root.
+"""Every error that convstem raises for a caller to read, below one root; and warnings that blame the caller's line.
 
 Each class is also the builtin one that Python code expects in its place, so both ``except ValueError`` and
 ``except convstem.ConvStemError`` work. Anything else that comes out of convstem is a bug of ours.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class ConvStemError(Exception):
@@ -83,3 +86,17 @@ class RevisionMissingError(HubError):
 
 class UnreachableError(HubError):
     """The Hub does not answer, or only with errors that should pass."""
+
+
+# Whose frames are not the caller's: ours, the hosts that call us, and the machinery in between.
+_BETWEEN = {"_convstem_autoload", "click", "contextlib", "convstem", "functools", "importlib"}
+_BETWEEN |= {"timm", "torch", "torchvision"}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside of convstem and its hosts from which the call came."""
+    frame = sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame = frame.f_back
+    module, seen = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, seen)

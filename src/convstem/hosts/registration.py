@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from convstem.errors import warn
 
 HOST_MODULES = {"timm": "timm.models", "torchvision": "torchvision.models"}
 """Host -> the module that must be imported before names can be registered."""
@@ -90,11 +91,10 @@ def register_host(host: str, path: str, all_trunks: bool = False) -> Record:
         raise
     if record.refused:
         owners = "; ".join(f"{name} ({reason})" for name, reason in sorted(record.refused.items()))
-        warnings.warn(
+        warn(
             f"convstem left {len(record.refused)} {host} model name(s) to their owners: {owners}. "
             "`convstem doctor` shows what was registered.",
             RuntimeWarning,
-            stacklevel=2,
         )
     return record
 

@@ -5,13 +5,12 @@ All requests are huggingface_hub's own, so its login, proxies, HF_ENDPOINT, HF_H
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import AccessDeniedError, HubError, MissingFileError, UnreachableError
+from convstem.errors import AccessDeniedError, HubError, MissingFileError, UnreachableError, warn
 from convstem.hub.cache import RepoCache, is_commit
 from convstem.hub.errors import explain
 from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
@@ -105,7 +104,7 @@ def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, toke
         if not warm:
             raise
         commit = next(iter(warm.values())).commit
-        warnings.warn(f"{error}. Using the copy in the cache, commit {commit[:12]}", stacklevel=4)
+        warn(f"{error}. Using the copy in the cache, commit {commit[:12]}")
         return warm
     for name in names:
         check_present(cache.repo_id, listing, name)

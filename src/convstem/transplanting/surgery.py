@@ -6,7 +6,6 @@ The algebra is in ``transplant_core``; this file finds the patch embedding of a 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from timm.layers import PatchEmbed, resample_patch_embed
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
+from convstem.errors import warn
 from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.registry.trunks import transplanted_name
 from convstem.stem.embed import ConvStemEmbed
@@ -158,12 +158,10 @@ def _transplant_tensors(
     )  # fmt: skip
     state, report = cached_transplant(weight, bias, trainable, low, high, margin, compute) if cached else compute()
     if not report.exact:
-        warnings.warn(
+        warn(
             f"the stem {list(spec.channels)} is too narrow to carry the whole patch embedding: predicted relative "
             f"error {report.predicted_relative_error:.1e}. Exact for this patch size: "
-            f"{list(default_stem(spec.patch_size, len(weight)).channels)}",
-            UserWarning,
-            stacklevel=5,
+            f"{list(default_stem(spec.patch_size, len(weight)).channels)}"
         )
     return state, report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from convstem.errors import warn
 from convstem.weights.transfer import DeviceCopier, Move, has_streams, transfer
 
 Call: TypeAlias = Callable[[Tensor], Any]
@@ -143,10 +143,9 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
     if torch.device(kwargs.get("device") or torch.get_default_device()).type != "meta":
         yield
         return
-    warnings.warn(
+    warn(
         "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
-        "a model without values do not ask for weights",
-        stacklevel=7,  # the caller of timm.create_model
+        "a model without values do not ask for weights"
     )
     kwargs.pop("device", None)
     with torch.device("cpu"):
