@@ -38,3 +38,23 @@ def test_links_lead_somewhere(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_left_to_fill_in(name):
     assert not re.findall(r"@[A-Z]+@", PAGES[name])
+
+
+def unused_words(page):
+    """Return the words of a glossary that neither the package nor the registry uses."""
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "registry").glob("*.toml")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    cells = re.findall(r"^\| ([^|]+) \| ", page, re.M)
+    words = [word for cell in cells if cell != "word" for word in cell.split(", ")]
+    return [word for word in words if not re.search(rf"\b{word}", code, re.I)]
+
+
+def test_an_unused_word_is_found():
+    assert unused_words("| word | meaning |\n|---|---|\n| stem, phlogiston | a |\n| aether | b |\n") == [
+        "phlogiston",
+        "aether",
+    ]
+
+
+def test_the_glossary_has_the_codes_words():
+    assert unused_words(PAGES["glossary.md"]) == []

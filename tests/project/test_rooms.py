@@ -1,0 +1,105 @@
+"""The rooms hold: no import circle, dependencies point one way, the top stays small, CONTRIBUTING and tests/ agree."""
+
+import re
+from pathlib import Path
+
+from tools import rooms
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "convstem"
+
+LEVELS = (
+    ("errors",),
+    ("registry",),
+    ("layouts",),
+    ("files", "stem"),
+    ("hub", "inference", "features", "transplanting"),
+    ("weights",),
+    ("models",),
+    ("hosts",),
+    ("loading", "publishing"),
+    ("convstem",),  # the public names
+    ("cli",),
+    ("__main__",),
+)
+"""A room imports only from levels above its own line; rooms on one line do not know each other."""
+
+LEVEL = {room: level for level, names in enumerate(LEVELS) for room in names}
+FILES_AT_THE_TOP = 6
+TEST_FOLDERS = {"project", "support", "training"}
+"""Folders of tests/ that are about no room: the repository itself, helpers, and whole training runs."""
+
+
+def violations(package):
+    """Return what is wrong with a package's imports, one sentence each."""
+    graph = rooms.import_graph(package)
+    found = [f"{' <-> '.join(sorted(circle))}: an import circle" for circle in rooms.circles(graph)]
+    for name in sorted(graph):
+        for target in sorted(graph[name]):
+            here, there = rooms.room(name), rooms.room(target)
+            if unknown := {here, there} - set(LEVEL):
+                found.append(f"{', '.join(sorted(unknown))}: a room without a place in LEVELS and CONTRIBUTING.md")
+            elif here != there and LEVEL[there] >= LEVEL[here]:
+                found.append(f"{name} imports {target}: {here} must not depend on {there}")
+    top = sorted(path.name for path in package.iterdir() if path.is_file())
+    if len(top) > FILES_AT_THE_TOP:
+        found.append(f"{len(top)} files at the top, {FILES_AT_THE_TOP} at most: {', '.join(top)}")
+    return found
+
+
+def write_package(folder, **files):
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        (path.parent / "__init__.py").touch()
+    (folder / "__init__.py").touch()
+    return folder
+
+
+def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path):
+    package = write_package(
+        tmp_path / "convstem",
+        registry__tables="def rows():\n    from convstem.stem import embed\n",  # up, inside a function
+        stem__embed="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..files import cache\n",  # sideways
+        files__cache="import convstem.files.notes\n",
+        files__notes="def late():\n    from . import cache\n",  # a circle, one way inside a function
+        attic__old="from convstem.registry import tables\n",
+        **dict.fromkeys("abcdef", ""),
+    )
+    assert violations(package) == [
+        "convstem.files.cache <-> convstem.files.notes: an import circle",
+        "attic: a room without a place in LEVELS and CONTRIBUTING.md",
+        "convstem.registry.tables imports convstem.stem.embed: registry must not depend on stem",
+        "convstem.stem.embed imports convstem.files.cache: stem must not depend on files",
+        "7 files at the top, 6 at most: __init__.py, a.py, b.py, c.py, d.py, e.py, f.py",
+    ]
+
+
+def test_a_stub_counts_as_its_module(tmp_path):
+    package = write_package(tmp_path / "convstem", cli__main="import convstem\n", loading="")
+    (package / "__init__.pyi").write_text("from .cli.main import main as main\n")
+    assert violations(package)[0] == "convstem <-> convstem.cli.main: an import circle"
+
+
+def test_the_figures_of_a_small_graph():
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": {"d"}, "d": {"c"}}
+    assert (rooms.levels(graph), rooms.arrows(graph), rooms.circles(graph)) == (3, 5, [{"c", "d"}])
+
+
+def test_no_circle_one_direction_and_a_small_top():
+    assert violations(PACKAGE) == []
+
+
+def test_contributing_lists_the_rooms_in_the_order_of_their_dependencies():
+    (rows,) = re.findall(r"^\| room \|.*\n((?:\|.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    table = re.findall(r"^\| `(\w+)/?` \|", rows, re.M)
+    exist = set(rooms.rooms(rooms.import_graph(PACKAGE)))
+    assert sorted(exist - set(table)) == []  # rooms without a row
+    assert table == [room for room in LEVEL if room in exist]
+
+
+def test_the_tests_mirror_the_rooms():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    in_folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders - TEST_FOLDERS == in_folders
