@@ -16,24 +16,36 @@ IDENTITY = [
     pytest.param(40, 3, StemSpec((12, 48)), id="patch4-shift"),
     pytest.param(40, 3, StemSpec((24, 96)), id="patch4-split"),
     pytest.param(40, 3, StemSpec((13, 50)), id="patch4-one-spare"),
-    pytest.param(40, 1, StemSpec((8, 16, 64)), id="patch8-grey"),
-    pytest.param(96, 3, StemSpec((24, 96, 192)), id="patch8"),
-    pytest.param(40, 2, StemSpec((8, 12, 40, 50, 128), (2, 1, 2, 1, 2)), id="patch8-stride-1"),
+    pytest.param(60, 1, StemSpec((8, 16, 64)), id="patch8-grey"),
+    pytest.param(100, 3, StemSpec((24, 96, 192)), id="patch8"),
+    pytest.param(70, 2, StemSpec((8, 12, 40, 50, 128), (2, 1, 2, 1, 2)), id="patch8-stride-1"),
     pytest.param(300, 4, StemSpec((16, 64, 256), (2, 2, 2)), id="patch8-four-channels"),
-    pytest.param(64, 1, StemSpec((4, 16, 64, 256)), id="patch16-grey"),
-    pytest.param(48, 3, StemSpec((24, 48, 192, 768)), id="patch16"),
-    pytest.param(48, 1, StemSpec((4, 200), (2, 7), (3, 13)), id="patch14-stride-7"),
-    pytest.param(48, 1, StemSpec((4, 20, 150), (2, 2, 3), (3, 5, 5)), id="patch12-stride-3"),
+    pytest.param(130, 1, StemSpec((4, 16, 64, 256)), id="patch16-grey"),
+    pytest.param(400, 3, StemSpec((24, 48, 192, 768)), id="patch16"),
+    pytest.param(48, 3, StemSpec((24, 96, 384, 1536)), id="patch16-split"),
+    pytest.param(101, 1, StemSpec((4, 200), (2, 7), (3, 13)), id="patch14-stride-7"),
+    pytest.param(76, 1, StemSpec((4, 20, 150), (2, 2, 3), (3, 5, 5)), id="patch12-stride-3"),
 ]
 
 LOSSLESS = [
     # reduced to embed_dim or more channels: as exact, at the cost of a larger shift
     pytest.param(20, 3, StemSpec((12, 20)), id="patch4-embed-dim"),
     pytest.param(20, 3, StemSpec((12, 24)), id="patch4-some-spare"),
-    pytest.param(20, 3, StemSpec((12, 40)), id="patch4-split"),
-    pytest.param(10, 3, StemSpec((12, 40, 30), (2, 2, 1)), id="patch4-early-reduction"),
+    pytest.param(21, 3, StemSpec((12, 40, 30), (2, 2, 1)), id="patch4-early-reduction"),
     pytest.param(48, 1, StemSpec((8, 16, 64, 48)), id="patch16-grey"),
     pytest.param(5, 3, StemSpec((5,), (4,), (7,)), id="one-layer"),
+]
+
+
+EMBEDDING = [
+    # the embedding itself with both signs, where that fits and two copies of every pixel do not
+    pytest.param(20, 3, StemSpec((24, 40)), id="patch4"),
+    pytest.param(20, 3, StemSpec((24, 60)), id="patch4-spare"),
+    pytest.param(20, 3, StemSpec((24, 40, 40), (2, 2, 1)), id="patch4-then-stride-1"),
+    pytest.param(10, 3, StemSpec((24, 80, 20)), id="patch8-early"),
+    pytest.param(30, 5, StemSpec((40, 160, 60)), id="patch8-five-channels"),
+    pytest.param(48, 3, StemSpec((24, 96, 384, 96)), id="patch16"),
+    pytest.param(24, 1, StemSpec((8, 48), (2, 7), (3, 13)), id="patch14-stride-7"),
 ]
 
 
@@ -54,6 +66,7 @@ def test_identity_is_exact(embed_dim: int, in_chans: int, spec: StemSpec) -> Non
     assert relative_error(stem, weight, bias, images) < 1e-12
     assert report.exact
     assert {layer.kind for layer in report.layers} == {"identity"}
+    assert (report.scope == "every input") == all(layer.split for layer in report.layers)
     assert report.predicted_relative_error == 0
     stem, _ = transplant(spec, weight, bias)
     assert relative_error(stem, weight, bias, images) < 2e-6
@@ -72,8 +85,48 @@ def test_lossless_reduction_is_exact(embed_dim: int, in_chans: int, spec: StemSp
     assert relative_error(stem, weight, bias, images) < 2e-5
 
 
+@pytest.mark.parametrize(("embed_dim", "in_chans", "spec"), EMBEDDING)
+def test_embedding_with_both_signs_is_exact_for_every_input(embed_dim: int, in_chans: int, spec: StemSpec) -> None:
+    weight, bias = filters(embed_dim, in_chans, spec.patch_size)
+    shape = 2, in_chans, 2 * spec.patch_size, 3 * spec.patch_size
+    noise = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    stem, report = transplant(spec, weight, bias, dtype=torch.float64)
+    assert relative_error(stem, weight, bias, noise) < 1e-12
+    assert (report.exact, report.scope) == (True, "every input")
+    assert "embedding" in {layer.kind for layer in report.layers}
+    stem, _ = transplant(spec, weight, bias)
+    assert relative_error(stem, weight, bias, noise) < 2e-6
+    nn.init.normal_(stem[-2].conv.weight)  # negative control
+    assert relative_error(stem, weight, bias, noise) > 0.1
+
+
+def test_the_last_convolution_is_plus_and_minus_identity() -> None:
+    weight, bias = filters(48, 3, 16)
+    stem, _ = transplant(StemSpec((24, 96, 384, 96)), weight, bias)
+    identity = torch.eye(48)
+    torch.testing.assert_close(stem[4].conv.weight[:, :, 0, 0], torch.cat([identity, -identity], 1))
+    torch.testing.assert_close(stem[4].conv.bias, bias.float())
+
+
+@pytest.mark.parametrize(
+    ("widths", "factor"), [((24, 96, 384, 1536), 1.01), ((24, 96, 384, 384), 1.5), ((24, 48, 192, 768), 5)]
+)
+def test_bfloat16_costs_what_it_costs_the_patch_embedding(widths: tuple[int, ...], factor: float) -> None:
+    """Pixels with both signs cost nothing, the embedding one more rounding of the output, shifts several bits."""
+    weight, bias = filters(192, 3, 16)
+    images = smooth_images(3, 64)
+    plain = nn.Sequential(nn.Sequential())
+    plain[0].add_module("conv", nn.Conv2d(3, 192, 16, 16))
+    plain[0].conv.load_state_dict({"weight": weight, "bias": bias})
+    stem, _ = transplant(StemSpec(widths), weight, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        source = relative_error(plain, weight, bias, images)
+        assert 1e-3 < source < relative_error(stem, weight, bias, images) * 1.01
+        assert relative_error(stem, weight, bias, images) < factor * source
+
+
 def test_split_stem_holds_beyond_the_pixel_range() -> None:
-    weight, bias = filters(8, 3, 4)
+    weight, bias = filters(30, 3, 4)
     far = 100 * white_images(3, 16)
     split, report = transplant(StemSpec((24, 96)), weight, bias, dtype=torch.float64)
     assert all(layer.split for layer in report.layers)
@@ -154,7 +207,7 @@ def test_data_shift_trades_exactness_for_bfloat16() -> None:
 
 def test_data_shift_is_not_called_exact_where_contents_may_be_cut_off() -> None:
     weight, bias = filters(20, 3, 8)
-    reports = [transplant(StemSpec((12, 48, width)), weight, bias, shift="data")[1] for width in (39, 40, 192)]
+    reports = [transplant(StemSpec((12, 48, width)), weight, bias, shift="data")[1] for width in (39, 40, 384)]
     assert [report.layers[-1].lossless for report in reports] == [True, True, True]
     assert [report.exact for report in reports] == [False, True, True]  # shifted, split, identity
 

@@ -14,7 +14,7 @@ from tests.support.stem_transplants import HIGH, LOW, filters, relative_error, s
 
 def test_batch_norm_is_calibrated() -> None:
     images = smooth_images(3, 128, count=8).float()
-    weight, bias = filters(8, 3, 4)
+    weight, bias = filters(30, 3, 4)
     stem, _ = transplant(StemSpec((12, 48)), weight, bias, statistics=image_statistics([images], 4))
     images = torch.cat([images, images.flip(-1)])
     stored = {name: value.clone() for name, value in stem.named_buffers() if "running" in name}
@@ -131,7 +131,7 @@ def test_report_of_an_exact_split_stem() -> None:
     weight, bias = filters(10, 3, 4)
     text = transplant(StemSpec((24, 20)), weight, bias)[1].summary()
     assert text.startswith("The transplant is exact for every input: ")
-    assert "layer 1 is reduced, lossless, 10 of 48 contents in 20 channels, split by sign" in text
+    assert "layer 1 is embedding, lossless, 10 of 48 contents in 20 channels, split by sign" in text
 
 
 ERRORS = [

@@ -19,7 +19,7 @@ from convstem.transplanting.plan import LayerPlan, floored, plan_layers
 from convstem.transplanting.report import LayerReport, TransplantReport
 from convstem.transplanting.statistics import PatchStatistics, prior_statistics
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Raise it whenever ``transplant_stem`` gives another result: kept stems and published weights are made again."""
 
 
@@ -89,9 +89,8 @@ def _is_exact(plan: LayerPlan, route: str) -> bool:
 
 def _report_layer(plan: LayerPlan, shift: Tensor) -> LayerReport:
     """Summarise a plan and its shifts [rank]."""
-    kind = "reduced" if plan.reduced else "identity"
     ends = float(shift.min()), float(shift.max())
-    return LayerReport(plan.needed, plan.rank, plan.width, kind, plan.lossless, plan.split, *ends)
+    return LayerReport(plan.needed, plan.rank, plan.width, plan.kind, plan.lossless, plan.split, *ends)
 
 
 def _check_stem(stem: StemSpec) -> None:

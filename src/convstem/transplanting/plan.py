@@ -1,8 +1,10 @@
 """Which linear map of the patch each layer of a conv stem carries, so that the last one yields the embedding.
 
-A layer's *content* is a linear function of the pixels under it. Where a layer is wide enough it copies every
-pixel ("identity"); where it is not it keeps the directions that matter most to the embedding ("reduced"),
-which loses nothing when the layer has as many channels as there are independent filters. All is float64.
+A layer's *content* is a linear function of the pixels under it. ReLU passes only what is positive, so a content
+costs one channel in range (shifted) or two for every input (with both signs). A layer with room for two copies every
+pixel ("identity"), or computes what the embedding takes from its pixels ("embedding"), whichever fits; one without
+copies what it can, or keeps the directions that matter most to the embedding ("reduced"), which loses nothing when it
+has as many channels as there are independent filters. All is float64.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class LayerPlan:
     """How many contents, from the first on, are carried with both signs."""
     lossless: bool
     """Whether nothing the embedding needs is lost here."""
+    kind: str
+    """``identity``, ``embedding`` or ``reduced``."""
 
     @property
     def rank(self) -> int:
@@ -60,8 +64,8 @@ class LayerPlan:
 
     @property
     def reduced(self) -> bool:
-        """Whether the layer carries less than everything."""
-        return self.rank < self.needed
+        """Whether the layer carries mixtures of contents, less than everything."""
+        return self.kind != "identity"
 
     @property
     def split(self) -> bool:
@@ -98,15 +102,19 @@ def _plan_layer(
 ) -> LayerPlan:
     """Plan one layer on top of the previous layer's ``content`` [previous rank, in_chans, q, q]."""
     window = tile(content, stride)
-    needed = len(window)
-    if needed <= width:
+    needed, places = len(window), (weight.shape[-1] // window.shape[-1]) ** 2
+    both_signs = 2 * len(weight) * places <= width  # of the embedding's share in each place
+    if 2 * needed <= width or (needed <= width and not both_signs):
         taps = _as_taps(torch.eye(needed, dtype=weight.dtype), stride)
-        return LayerPlan(taps, window, needed, width, _paired(needed, width), True)
-    block = sub_covariance(statistics, window.shape[-1])
+        return LayerPlan(taps, window, needed, width, _paired(needed, width), True, "identity")
     demand = _demand(weight, window, statistics)
+    if both_signs:
+        taps = _as_taps(demand, stride)
+        return LayerPlan(taps, apply_rows(demand, window), needed, width, len(demand), True, "embedding")
+    block = sub_covariance(statistics, window.shape[-1])
     rows, paired, lost = reduce_rank(demand, congruence(window, block), width, coarse)
     taps = _as_taps(rows, stride)
-    return LayerPlan(taps, apply_rows(rows, window), needed, width, paired, lost <= LOSSLESS)
+    return LayerPlan(taps, apply_rows(rows, window), needed, width, paired, lost <= LOSSLESS, "reduced")
 
 
 def _paired(rank: int, width: int) -> int:
@@ -157,6 +165,8 @@ def regress(weight: Tensor, content: Tensor, statistics: PatchStatistics) -> Ten
     pixels = copied_pixels(content)
     if pixels is not None:  # every pixel is there: an exact rearrangement, no solve
         return weight.flatten(1)[:, pixels]
+    if torch.equal(content, weight):  # the embedding is there: the 1x1 is plus and minus identity
+        return torch.eye(len(weight), dtype=weight.dtype)
     factor = torch.linalg.cholesky(statistics.covariance)
     sources, targets = content.flatten(1) @ factor, weight.flatten(1) @ factor
     coefficients: Tensor = torch.linalg.lstsq(sources.T, targets.T).solution

@@ -16,7 +16,7 @@ class LayerReport:
     width: int
     """Channels the stem has."""
     kind: str
-    """``identity`` (everything is carried) or ``reduced``."""
+    """``identity`` (everything is carried), ``embedding`` (what the embedding takes from it is) or ``reduced``."""
     lossless: bool
     """Whether nothing the embedding needs is lost here."""
     split: bool
@@ -45,12 +45,16 @@ class TransplantReport:
     predicted_relative_error: float
     """Root-mean-square error over root-mean-square of the embedding, for the statistics, before rounding."""
 
+    @property
+    def scope(self) -> str:
+        """For which inputs: ``every input`` where all layers carry both signs, else ``pixels in range``."""
+        return "every input" if all(layer.split for layer in self.layers) else "pixels in range"
+
     def summary(self) -> str:
         """Return the report as one paragraph."""
         kind = "exact" if self.exact else "approximate"
-        reach = "every input" if all(layer.split for layer in self.layers) else "pixels in range"
         layers = "; ".join(f"layer {index} is {layer}" for index, layer in enumerate(self.layers))
         return (
-            f"The transplant is {kind} for {reach}: the predicted relative error of the patch embedding is "
+            f"The transplant is {kind} for {self.scope}: the predicted relative error of the patch embedding is "
             f"{self.predicted_relative_error:.1e} before rounding. In detail, {layers}."
         )
