@@ -1,0 +1,118 @@
+"""Who is compared in benchmarks/inference.py: models of one size, and the ways to run them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+Build: TypeAlias = Callable[..., nn.Module]
+Run: TypeAlias = Callable[[Tensor], Any]
+
+SIZES = {  # our name, timm's patchify peer, torchvision's builder
+    "Ti": ("vit_ti16_convstem", "vit_tiny_patch16_224", None),
+    "S": ("vit_s16_convstem", "vit_small_patch16_224", None),
+    "B": ("vit_b16_convstem", "vit_base_patch16_224", "vit_b_16"),
+    "L": ("vit_l16_convstem", "vit_large_patch16_224", "vit_l_16"),
+}
+
+LEAN = {"stem_channels": (24, 48, 192, 768)}
+"""The narrowest stem that is exact for pixels in range."""
+
+
+def patchify(size: str, **kwargs: Any) -> nn.Module:
+    """Return timm's patchify ViT: what everything is divided by."""
+    return timm.create_model(SIZES[size][1], **kwargs)
+
+
+def ours(size: str, **kwargs: Any) -> nn.Module:
+    """Return our model with its default stem."""
+    return timm.create_model(SIZES[size][0], **kwargs)
+
+
+def torchvision_stem(size: str, img_size: int = 224) -> nn.Module:
+    """Return torchvision's ViT of this size with a conv stem as its documentation builds one: BatchNorm, not folded."""
+    from torchvision.models.vision_transformer import ConvStemConfig
+
+    name = SIZES[size][2]
+    if name is None:
+        raise LookupError(f"torchvision has no ViT of the size {size}")
+    width = {"B": 96, "L": 128}[size]
+    configs = [ConvStemConfig(width * 2**layer, 3, 2) for layer in range(4)]
+    return torchvision.models.get_model(name, conv_stem_configs=configs, image_size=img_size)
+
+
+PEERS: dict[str, Build] = {
+    "patchify": patchify,
+    "ours": ours,
+    "ours, BatchNorm": partial(ours, stem_norm="batchnorm2d"),
+    "ours, lean": partial(ours, **LEAN),
+    "ours, 11 blocks": partial(ours, depth=11),
+    "torchvision's conv stem": torchvision_stem,
+}
+"""Label -> how to build the model; the paper takes one block away for the cost of the stem."""
+
+
+def eager(model: nn.Module, images: Tensor) -> Run:
+    """Run the model as it is."""
+    return model
+
+
+def compiled(model: nn.Module, images: Tensor) -> Run:
+    """Run the model through torch.compile."""
+    torch.compiler.reset()
+    return torch.compile(model)
+
+
+def frozen(model: nn.Module, images: Tensor) -> Run:
+    """Run it through torch.compile with the weights as constants."""
+    torch.compiler.reset()
+    return torch.compile(model, options={"freezing": True})
+
+
+def exported(to: str, load: Callable[[Path], Run], model: nn.Module, images: Tensor) -> Run:
+    """Run it in another runtime, from the file that ``convstem export`` writes."""
+    from convstem.inference.export import FORMATS, export
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / f"model{FORMATS[to].suffix}"
+        export(model, to, out)
+        return load(out)
+
+
+def onnxruntime(out: Path) -> Run:
+    """Return a session's run method."""
+    runtime = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images.numpy()})
+
+
+def openvino(out: Path) -> Run:
+    """Return a compiled model."""
+    core = import_module("openvino").Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = core.compile_model(core.read_model(out), "CPU", options)
+    return lambda images: model(images.numpy())
+
+
+ENGINES: dict[str, Callable[[nn.Module, Tensor], Run]] = {
+    "eager": eager,
+    "compile": compiled,
+    "compile, frozen": frozen,
+    "onnxruntime": partial(exported, "onnx", onnxruntime),
+    "openvino": partial(exported, "openvino", openvino),
+}
+"""Label -> how a model is run; the last two have float32 here."""
+
+TORCH_ENGINES = ("eager", "compile", "compile, frozen")
