@@ -49,11 +49,25 @@ def cache(clear_it: bool, as_json: bool) -> None:
         click.echo(f"removed: {freed / 1e6:.1f} MB")
 
 
+def parse_channels(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:
+    """Return the stem of ``24,96,384,1536``."""
+    try:
+        return StemSpec(tuple(int(channels) for channels in text.split(","))) if text else None
+    except ValueError as error:
+        raise click.BadParameter(f"expected channels such as 24,96,384,1536; got {text!r}") from error
+
+
 @click.command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option("--to", "name", help="Take the stem of this architecture.")
-@click.option("--stem-channels", help="Channels of the stem's layers, comma-separated; strides are 2.")
+@click.option(
+    "--stem-channels",
+    "stem",
+    callback=parse_channels,
+    metavar="C1,C2,...",
+    help="Channels of the stem's layers, comma-separated; strides are 2.",
+)
 @click.option("--calibration", type=click.Path(exists=True, file_okay=False), help="Folder of typical images.")
 @click.option("--margin", default=0.25, show_default=True, help="Reach beyond the pixel range, normalised units.")
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
@@ -62,7 +76,7 @@ def transplant(
     source: str,
     out: Path,
     name: str | None,
-    stem_channels: str | None,
+    stem: StemSpec | None,
     calibration: str | None,
     margin: float,
     tolerance: float,
@@ -74,10 +88,9 @@ def transplant(
     """
     from convstem.publishing.transplant_folder import transplant_to_folder
 
-    if name and stem_channels:
+    if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
-    stem = StemSpec(tuple(int(c) for c in stem_channels.split(","))) if stem_channels else name
-    result = transplant_to_folder(source, out, stem, calibration, margin, tolerance)
+    result = transplant_to_folder(source, out, stem or name, calibration, margin, tolerance)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))
         return

@@ -42,7 +42,7 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
         return [stranger]
     actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
     if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
-        return [_patchify_sentence(actual[_PATCHIFY])]
+        return [patchify_sentence(actual[_PATCHIFY])]
     if actual and _channels(actual) != _channels(expected):
         return [
             f"this checkpoint has another stem: its conv channels are {_channels(actual)}, the model's are "
@@ -125,7 +125,8 @@ def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, An
         return {}  # not a patch embedding that we know: torch's own list of keys says more
 
 
-def _patchify_sentence(weight: Any) -> str:
+def patchify_sentence(weight: Any) -> str:
+    """Return the sentence for a patch embedding's weight [embed_dim, channels, patch, patch] where a stem should be."""
     size = f"{weight.shape[-2]}x{weight.shape[-1]} patches" if weight.ndim == 4 else "patches"
     return (
         f"this is the checkpoint of a plain (patchify) ViT: it embeds {size} directly, but this model has a conv stem. "

@@ -13,7 +13,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from convstem.files.safetensors import check_header
-from convstem.registry.stem_spec import StemSpec
+from convstem.registry.stem_spec import StemSpec, check_arguments
 from convstem.transplanting.surgery import swap_stem
 from convstem.weights.pretrained import build_pretrained
 
@@ -37,6 +37,8 @@ def create_on_trunk(
         kwargs: the trunk's own arguments, and ``stem_channels`` etc. (see ``StemSpec``).
     """
     changes = {field.name: kwargs.pop(f"stem_{field.name}", None) for field in fields(StemSpec)}
+    stem_arguments = [f"stem_{field}" for field in changes]
+    check_arguments(name, (key for key in kwargs if key.startswith("stem_")), stem_arguments)
     build = partial(_build, name, trunk, changes)
     if pretrained:
         return build_pretrained(build, name, pretrained_cfg, pretrained_cfg_overlay, **kwargs)

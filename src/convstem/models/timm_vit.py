@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from convstem.layouts.diagnosis import check_checkpoint, explain_mismatch
 from convstem.layouts.recognise import recognise
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
-from convstem.registry.stem_spec import StemSpec, check_heads
+from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads
 from convstem.stem.embed import ConvStemEmbed, feature_size
 from convstem.stem.init import init_stem
 from convstem.stem.vocabulary import override_stem
@@ -57,6 +58,7 @@ class ConvStemVisionTransformer(VisionTransformer):
                 raise ArgumentTypeError(
                     f"{name} cannot be set: the conv stem is the patch embedding; use the stem_* arguments"
                 )
+        check_arguments(type(self).__name__, kwargs, _ARGUMENTS)
         stem = StemSpec(stem_channels, stem_strides, stem_kernel_sizes, stem_norm, stem_act, stem_bias)
         kwargs.setdefault("patch_size", stem.patch_size)
         check_heads(kwargs.get("embed_dim", 768), kwargs.get("num_heads", 12))
@@ -73,6 +75,11 @@ class ConvStemVisionTransformer(VisionTransformer):
         error_msgs: list[str] = args[-1]
         error_msgs += explain_mismatch(own, self, "timm")
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+_ARGUMENTS = {
+    name for cls in (VisionTransformer, ConvStemVisionTransformer) for name in inspect.signature(cls).parameters
+} - {"kwargs"}
 
 
 class SinCosConvStemVisionTransformer(ConvStemVisionTransformer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from convstem.errors import ArgumentError
 from convstem.layouts.diagnosis import explain_mismatch
 from convstem.registry.records import ModelSpec
-from convstem.registry.stem_spec import StemSpec, check_heads, check_stem_patch
+from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_stem_patch
 from convstem.stem.init import init_stem
 from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
 from convstem.weights.deferred import DeferredInit, off_meta
@@ -37,6 +38,7 @@ def create_torchvision_model(
     Raises:
         ValueError: sizes that do not fit together, or arguments that contradict the weights.
     """
+    check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
     if weights is not None:
         _ovewrite_named_param(kwargs, "num_classes", len(weights.meta["categories"]))
         _ovewrite_named_param(kwargs, "image_size", weights.meta["min_size"][0])

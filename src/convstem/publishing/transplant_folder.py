@@ -19,6 +19,7 @@ from convstem.stem.vocabulary import StemLike
 from convstem.transplanting.calibration import Calibration
 from convstem.transplanting.pixels import normalised_range
 from convstem.transplanting.report import TransplantReport
+from convstem.transplanting.source import create_source
 from convstem.transplanting.surgery import transplant
 
 PROBE_IMAGES = 8
@@ -64,7 +65,7 @@ def transplant_to_folder(
     """
     import timm
 
-    model = timm.create_model(source, pretrained=pretrained).eval()
+    model = create_source(source, pretrained)
     twin = transplant(model, stem, calibration, margin).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if not is_ours(cfg["architecture"]):

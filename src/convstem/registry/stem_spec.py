@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convstem.errors import ArgumentError
+from convstem.errors import ArgumentError, ArgumentTypeError
 
 NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d")
 """Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
@@ -21,6 +21,18 @@ def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ``ValueError`` naming the sorted choices unless ``value`` is one of them."""
     if value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
+
+
+def check_arguments(owner: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise ``ArgumentTypeError`` with the nearest known one unless ``owner`` takes arguments of all these names."""
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is None:
+        return
+    import difflib  # only when a name is wrong
+
+    near = difflib.get_close_matches(unknown, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
+    raise ArgumentTypeError(f"{owner} takes no argument {unknown!r}; {hint}")
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, UnsupportedModelError
+from convstem.layouts.diagnosis import patchify_sentence
 from convstem.registry.stem_spec import StemSpec
 
 _NORM_LAYERS = {
@@ -99,6 +100,7 @@ class ConvStemEmbed(HybridEmbed):
         )
         self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
         self.norm = nn.Identity()
+        self.register_load_state_dict_pre_hook(explain_patchify)
         if img_size is None:
             self.img_size: Any = None
             self.grid_size: Any = None
@@ -165,6 +167,15 @@ class ConvStemEmbed(HybridEmbed):
         elif self.output_fmt != Format.NCHW:
             x = nchw_to(x, self.output_fmt)
         return self.norm(x)
+
+
+def explain_patchify(
+    stem: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+) -> None:
+    """Say so if a state dict has a patch embedding (timm's or torchvision's) in the place of a stem; a hook."""
+    weight = state_dict.get(f"{prefix}proj.weight", state_dict.get(f"{prefix}weight"))
+    if weight is not None and patchify_sentence(weight) not in lists[-1]:  # the last list is error_msgs
+        lists[-1].append(patchify_sentence(weight))
 
 
 def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

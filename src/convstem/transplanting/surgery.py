@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from convstem.errors import warn
 from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.registry.trunks import transplanted_name
-from convstem.stem.embed import ConvStemEmbed
+from convstem.stem.embed import ConvStemEmbed, explain_patchify
 from convstem.stem.init import init_stem
 from convstem.stem.keys import FIRST_CONV
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
@@ -30,6 +30,7 @@ from convstem.transplanting.kept import cached_transplant
 from convstem.transplanting.patch_embedding import find_patch_embedding
 from convstem.transplanting.pixels import PixelRange, _pixel_range, normalised_range
 from convstem.transplanting.report import TransplantReport
+from convstem.transplanting.source import create_source
 from convstem.transplanting.statistics import PatchStatistics
 
 
@@ -64,7 +65,7 @@ def transplant(
     Warns:
         UserWarning: the stem is too narrow to be exact; the message has the predicted relative error.
     """
-    source = _create(model, pretrained) if isinstance(model, str) else model
+    source = create_source(model, pretrained) if isinstance(model, str) else model
     find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
     swap_stem(twin, stem, calibration, margin, pixel_range)
@@ -166,12 +167,6 @@ def _transplant_tensors(
     return state, report
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
-    import timm
-
-    return timm.create_model(name, pretrained=pretrained).eval()
-
-
 def _timm_stem(old: PatchEmbed, spec: StemSpec) -> ConvStemEmbed:
     """Return a stem with a ``PatchEmbed``'s interface: sizes, output format, strictness and norm."""
     new = ConvStemEmbed(
@@ -195,6 +190,7 @@ def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
     host = torchvision.models.VisionTransformer(
         spec.patch_size, spec.patch_size, 0, 1, old.out_channels, 1, conv_stem_configs=to_torchvision(spec)
     )
+    host.conv_proj.register_load_state_dict_pre_hook(explain_patchify)
     return host.conv_proj.to(device=old.weight.device, dtype=old.weight.dtype)
 
 
