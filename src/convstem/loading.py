@@ -41,11 +41,13 @@ def load(
         kwargs: further arguments of ``timm.create_model``, such as ``num_classes`` or ``cache_dir``.
 
     Raises:
-        HubError: the weights cannot be had from the Hub.
+        ArgumentError: unknown layout, or a model that torchvision cannot express.
+        ArgumentTypeError: an argument that the model does not take; the message has the nearest one.
         CheckpointError: the weights do not fit the architecture.
-        KeyError: unknown name; the message lists the nearest ones.
-        TypeError: the source is not a conv-stem model.
-        ValueError: unknown layout, damaged weights, or a model that torchvision cannot express.
+        HubError: the weights cannot be had from the Hub.
+        InvalidFileError: damaged weights.
+        UnknownModelError: unknown name; the message lists the nearest ones.
+        UnsupportedModelError: the source is not a conv-stem model.
     """
     choice("layout", layout, ("timm", "torchvision"))
     name = create_model_name(source, kwargs.get("cache_dir"))

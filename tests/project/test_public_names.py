@@ -1,12 +1,16 @@
 """The public names: stated once, typed for callers, and imported only when they are used."""
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import convstem
+from convstem import errors
 
 ROOT = Path(__file__).parents[2]
 STUB = ROOT / "src" / "convstem" / "__init__.pyi"
@@ -50,6 +54,35 @@ def test_the_stub_is_the_list():
     assert stated
     assert convstem.__all__ == dir(convstem) == sorted(stated)
     assert all(getattr(convstem, name).__name__ == name for name in stated)
+
+
+def documented(name, section):
+    """Return the names that a section of a public name's docstring explains."""
+    text = re.search(
+        rf"^ *{section}:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(getattr(convstem, name)), re.MULTILINE | re.DOTALL
+    )
+    heads = re.findall(r"^    (\w[\w, ]*):", text[1], re.MULTILINE) if text else []
+    return {word for head in heads for word in head.split(", ")}
+
+
+FUNCTIONS = sorted(set(convstem.__all__) - {"ConvStemError"})
+CANNOT_FAIL = {"list_models"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_function_documents_its_arguments_and_errors(name):
+    parameters = set(inspect.signature(getattr(convstem, name)).parameters)
+    if len(parameters) >= 3:
+        assert documented(name, "Args") == parameters
+    raised = documented(name, "Raises")
+    assert bool(raised) is (name not in CANNOT_FAIL)
+    assert {error for error in raised if not hasattr(errors, error)} == set()
+
+
+def test_every_room_says_that_it_is_not_public():
+    rooms = sorted(path for path in STUB.parent.rglob("__init__.py") if path.parent != STUB.parent)
+    assert len(rooms) > 10
+    assert [str(path) for path in rooms if "Not public: " not in path.read_text(encoding="utf-8")] == []
 
 
 def test_importing_convstem_is_light():

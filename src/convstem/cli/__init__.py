@@ -1,1 +1,4 @@
-"""The command line."""
+"""The command line.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

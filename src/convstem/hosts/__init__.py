@@ -1,1 +1,4 @@
-"""How names reach timm and torchvision. What is imported with a host is light."""
+"""How names reach timm and torchvision. What is imported with a host is light.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

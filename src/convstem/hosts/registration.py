@@ -42,7 +42,7 @@ def register(all: bool = False) -> dict[str, Record]:
         The record of each host, by host.
 
     Raises:
-        Exception: whatever stopped a registration; the host is left as it was.
+        RegistryError: our own data is damaged; as after any other error, the host is left as it was.
     """
     import importlib
 

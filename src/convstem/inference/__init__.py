@@ -1,1 +1,4 @@
-"""Inference: folding, exporting. Not public but for ``convstem.fold``."""
+"""Inference: folding, exporting.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

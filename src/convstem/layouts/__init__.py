@@ -1,1 +1,4 @@
-"""State dicts: whose keys they have, and how one layout becomes another."""
+"""State dicts: whose keys they have, and how one layout becomes another.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

@@ -1,1 +1,4 @@
-"""The model classes of both hosts; imported when a model is built."""
+"""The model classes of both hosts; imported when a model is built.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

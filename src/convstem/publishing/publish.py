@@ -68,7 +68,7 @@ def publish(
 
     Raises:
         HubError: the Hub cannot be reached to make the plan.
-        ValueError: no weights match ``only``.
+        ArgumentError: no weights match ``only``.
     """
     rows = list(plan(namespace, only, token))
     for row in rows:

@@ -33,9 +33,9 @@ def pull(
         cache_dir, token: see ``convstem.hub.fetch``.
 
     Raises:
-        HubError: see ``convstem.hub.fetch``.
-        KeyError: unknown name.
-        ValueError: an invalid repository id.
+        ArgumentError: an invalid repository id, or embedded weights without ``out``.
+        HubError: the files cannot be had from the Hub.
+        UnknownModelError: unknown name.
     """
     source = source.removeprefix("hf-hub:")
     entry = None if "/" in source else _entry(source)

@@ -59,8 +59,9 @@ def push(
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
+        ArgumentError: no licence, an invalid ``repo_id``, or a model of another kind.
         HubError: the Hub refuses, somebody else pushed meanwhile, or the weights are not those of the config.
-        ValueError: no licence, an invalid ``repo_id``, or a model of another kind.
+        InvalidFileError, MissingPathError: the folder or checkpoint is not what it should be.
     """
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

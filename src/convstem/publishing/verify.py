@@ -55,7 +55,7 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
 
     Raises:
         HubError: the repository cannot be read.
-        FileNotFoundError: no such folder.
+        MissingPathError: no such folder.
     """
     if Path(source).is_dir():
         return verify_folder(Path(source), str(source))

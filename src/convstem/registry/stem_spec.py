@@ -58,7 +58,7 @@ class StemSpec:
         bias: whether the layers before the norm have a bias (the last 1x1 always has one).
 
     Raises:
-        ValueError: a value is out of range or the three lists differ in length.
+        ArgumentError: a value is out of range or the three lists differ in length.
 
     Source: Xiao et al., arXiv 2106.14881, section 3.1; torchvision ``ConvStemConfig``.
     """

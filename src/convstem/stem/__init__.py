@@ -1,1 +1,4 @@
-"""The convolutional stem: its vocabulary, its layer in timm, initialisation, freezing."""
+"""The convolutional stem: its vocabulary, its layer in timm, initialisation, freezing.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

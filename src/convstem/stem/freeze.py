@@ -19,7 +19,7 @@ def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
         bn_only: freeze only the norms; the stem's convolutions go on training.
 
     Raises:
-        TypeError: the model has no conv stem.
+        UnsupportedModelError: the model has no conv stem.
     """
     from timm.layers import freeze_batch_norm_2d
 

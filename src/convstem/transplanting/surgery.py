@@ -59,8 +59,9 @@ def transplant(
         The new model, on the same device, in the same dtype and mode; ``transplant_report`` says what is preserved.
 
     Raises:
-        TypeError: the model has no patch embedding that can be transplanted; the message says what it has.
-        ValueError: the stem does not fit, the weights are not finite, or the pixel range is unknown.
+        ArgumentError: the stem does not fit, the weights are not finite, or the pixel range is unknown.
+        CheckpointError, HubError, MissingPathError, UnknownModelError: the model that was named cannot be had.
+        UnsupportedModelError: it has no patch embedding that can be transplanted; the message says what it has.
 
     Warns:
         UserWarning: the stem is too narrow to be exact; the message has the predicted relative error.

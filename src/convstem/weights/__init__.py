@@ -1,1 +1,4 @@
-"""From a weights file to a model's parameters, fast and checked."""
+"""From a weights file to a model's parameters, fast and checked.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""

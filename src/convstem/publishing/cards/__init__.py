@@ -1,1 +1,4 @@
-"""Model cards and licences."""
+"""Model cards and licences.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""
