@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from convstem.files.paths import path_errors
 from convstem.registry import tables
 
 
@@ -71,6 +72,8 @@ def run(script: str, args: Sequence[str]) -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("demo_output"), show_default=True)
 def demo(out: Path) -> None:
     """Classify the CIFAR-10 test images shipped with the package, in timm and in torchvision."""
+    with path_errors("write", out):
+        out.mkdir(parents=True, exist_ok=True)
     samples = tables.data_dir("registry") / "cifar10_samples"
     script = Path(__file__).with_name("demo_script.py")  # run as a script: it shows that no import is needed
     sys.exit(subprocess.run([sys.executable, str(script), str(samples), str(out)], check=False).returncode)

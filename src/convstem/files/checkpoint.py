@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
+from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite
 from convstem.files.writing import write_whole
 from convstem.layouts.conversion import convert
@@ -47,7 +48,8 @@ def convert_file(source: Path, out: Path, target: str = "timm", use_ema: bool = 
     layout, state = converted.source, converted.state_dict
     check_finite(state, source.name)
     tensors = {key: tensor.contiguous() for key, tensor in state.items()}
-    write_whole(out, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    with path_errors("write", out):
+        write_whole(out, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
     return layout, len(state)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError
+from convstem.files.paths import path_errors
 from convstem.registry.stem_spec import choice
 
 LARGEST_BATCH = 1 << 16
@@ -69,7 +70,8 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
     images = example(model)
     with quiet():
         program = trace(model, images)
-        target.write(program, out, opset)
+        with path_errors("write", out):
+            target.write(program, out, opset)
         difference = compare(model, target.run, out, images) if installed(target.runtime) else None
     size = sum(path.stat().st_size for path in (out, *companions(out)))
     return Exported(out, to, size, input_shape(program), difference)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from convstem.errors import ArgumentError, MissingFileError, UnknownModelError
+from convstem.files.paths import path_errors
 from convstem.files.writing import write_whole
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch, fetch_all
@@ -35,6 +36,7 @@ def pull(
     Raises:
         ArgumentError: an invalid repository id, or embedded weights without ``out``.
         HubError: the files cannot be had from the Hub.
+        PathError: ``out`` cannot be written.
         UnknownModelError: unknown name.
     """
     source = source.removeprefix("hf-hub:")
@@ -75,10 +77,11 @@ def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:
             f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to"
         )
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    stage_embedded(entry, folder)
-    finish_config(folder, entry.license)
-    (folder / CARD).write_text(render(facts_of_entry(entry)), encoding="utf-8")
+    with path_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stage_embedded(entry, folder)
+        finish_config(folder, entry.license)
+        (folder / CARD).write_text(render(facts_of_entry(entry)), encoding="utf-8")
     return folder
 
 
@@ -86,7 +89,8 @@ def _deliver(files: dict[str, Path], out: str | Path | None) -> Path:
     if out is None:
         return files[WEIGHTS].parent
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, path in sorted(files.items()):
-        write_whole(folder / name, partial(shutil.copyfile, path))
+    with path_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in sorted(files.items()):
+            write_whole(folder / name, partial(shutil.copyfile, path))
     return folder

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from convstem.errors import ArgumentError
+from convstem.files.paths import path_errors
 from convstem.hub.names import CARD, CONFIG
 from convstem.publishing.cards.facts import PLACEHOLDER, CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.licenses import check_license, license_of_card
@@ -92,7 +93,7 @@ def write_card(
     """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``."""
     path = folder / CARD
     if card is not None:
-        text = Path(card).read_text(encoding="utf-8") if str(card).endswith(".md") else str(card)
+        text = _text(card)
     elif path.is_file():
         text = path.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
     else:
@@ -101,6 +102,13 @@ def write_card(
     if named != license:
         raise ArgumentError(f"the card says license: {named}, and license={license!r} was given; make them agree")
     path.write_text(text, encoding="utf-8")
+
+
+def _text(card: str | Path) -> str:
+    if not str(card).endswith(".md"):
+        return str(card)
+    with path_errors("read", card):
+        return Path(card).read_text(encoding="utf-8")
 
 
 def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapping[str, Any]) -> CardFacts:

@@ -10,6 +10,7 @@ from typing import Any
 
 from convstem.errors import ArgumentTypeError, InvalidFileError, MissingPathError
 from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
+from convstem.files.paths import path_errors
 from convstem.hosts.registration import ensure_registered
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.models.twins import as_timm_model
@@ -41,7 +42,8 @@ def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
         raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
     path = Path(source)
     if path.is_dir():
-        return _copy(path, folder)
+        with path_errors("read", path):
+            return _copy(path, folder)
     if not path.is_file():
         raise MissingPathError(f"there is no folder or checkpoint file {path}")
     if path.suffix not in CHECKPOINTS:

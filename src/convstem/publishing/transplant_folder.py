@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import TransplantError
+from convstem.files.paths import path_errors
 from convstem.publishing.cards.facts import PLACEHOLDER, facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.config import is_ours
@@ -61,7 +62,8 @@ def transplant_to_folder(
         pretrained: False transplants random weights, to try things out.
 
     Raises:
-        ValueError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing is written.
+        PathError: the folder cannot be written.
+        TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
     """
     import timm
 
@@ -81,10 +83,11 @@ def transplant_to_folder(
         )
     report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
     result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    timm.models.save_for_hf(twin, str(folder), safe_serialization=True)
-    finish_config(folder, result.license)
-    (folder / "README.md").write_text(card(result), encoding="utf-8")
+    with path_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        timm.models.save_for_hf(twin, str(folder), safe_serialization=True)
+        finish_config(folder, result.license)
+        (folder / "README.md").write_text(card(result), encoding="utf-8")
     return result
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convstem.errors import MissingPathError
+from convstem.files.paths import path_errors
 from convstem.transplanting.statistics import PatchStatistics, image_statistics
 
 Calibration: TypeAlias = Tensor | str | Path | Iterable[Any]
@@ -51,7 +52,7 @@ def _folder(folder: Path, model: nn.Module) -> Iterator[Tensor]:
         )
     transform = _transform(model)
     for path in paths:
-        with Image.open(path) as image:
+        with path_errors("read", path), Image.open(path) as image:
             yield torch.unsqueeze(transform(image.convert("RGB")), 0)
 
 
