@@ -1,9 +1,14 @@
-# Two commands on a fresh machine: `make demo && make test`. Everything lives in .venv.
+# `make help` lists the targets. Two commands on a fresh machine: `make demo && make test`. Everything lives in .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /make \1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
+		printf '%-14s %s\n' "$$name" "$$what"; done
 
 # Rebuilt when the dependencies change.
 $(VENV)/.installed: pyproject.toml src/_convstem_autoload.py
@@ -12,16 +17,19 @@ $(VENV)/.installed: pyproject.toml src/_convstem_autoload.py
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
+install: $(VENV)/.installed  ## this checkout and the tools for tests, editable, in .venv; the targets below do it themselves
+
 demo: $(VENV)/.installed  ## first run: real images through the embedded weights, in both factories
 	$(BIN)/convstem demo
 
-test: $(VENV)/.installed  ## the everyday tests, quick and offline; everything: make test TESTS=--full
-	$(BIN)/python -m pytest $(TESTS)
+test: export OMP_NUM_THREADS ?= 1  # one thread for each test process
+test: $(VENV)/.installed  ## the everyday tests, quick and offline, on all cores; everything: make test TESTS=--full
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## ruff and mypy, as in CI and in the pre-commit hook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:
+clean:  ## remove .venv and what was built or printed into this folder
 	rm -rf $(VENV) dist build demo_output

@@ -1,0 +1,28 @@
+"""`make help` tells what there is, and a commit passes what CI lints."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("arguments", [["help"], []])
+def test_make_help_explains_every_target(arguments):
+    printed = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (phony,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.M)
+    assert re.findall(r"^make (\w+) +\S", printed, re.M) == phony.split()
+
+
+def test_a_commit_runs_what_ci_lints():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (local,) = config["repos"]
+    (hook,) = local["hooks"]
+    assert (local["repo"], hook["language"]) == ("local", "system")  # nothing comes from the network
+    assert f"\n{hook['entry']}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
