@@ -61,7 +61,7 @@ def test_every_family_keeps_its_function(family):
         assert relative_error(twin(x), expected) > 1e-2
 
 
-@pytest.mark.parametrize("patch", [16, 32])
+@pytest.mark.parametrize("patch", [16, pytest.param(32, marks=pytest.mark.full)])  # 32: ten seconds of algebra
 def test_torchvisions_own_vits(patch):
     source = torchvision.models.VisionTransformer(2 * patch, patch, 1, 12, 768, 3072, num_classes=7)
     randomise(source).eval()
