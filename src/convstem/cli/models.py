@@ -66,7 +66,7 @@ def show(name: str, as_json: bool) -> None:
 def stem_rows(info: dict[str, Any]) -> list[list[str]]:
     """Return the stem as table rows, layer by layer, with the feature map's size in pixels."""
     rows = [["stem layer", "kernel", "stride", "channels", "feature map"]]
-    size, names = info["img_size"], f"conv + {info['stem_norm']} + {info['stem_act']}"
+    size, names = info["img_size"], info["stem_layer"]
     layers = zip(info["stem_channels"], info["stem_kernel_sizes"], info["stem_strides"], strict=True)
     for channels, kernel, stride in layers:
         size = -(-size // stride)

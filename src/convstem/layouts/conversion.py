@@ -251,8 +251,9 @@ _INEXPRESSIBLE = {
     "fc_norm": "it has a norm after pooling",
     "map_pool": "it pools by attention",
     "gated_mlp": "its MLP is gated",
-    "stem_norm": "its stem has another norm than BatchNorm, whose keys would be the same",
-    "stem_bias": "the convolutions of its stem have biases",
+    "stem_norm": "its stem has another norm",
+    "stem_bias": "the convolutions of its stem have no biases",
+    "biased_norm": "the convolutions of its stem have biases before their norms",
 }
 
 

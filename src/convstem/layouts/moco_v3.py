@@ -31,7 +31,7 @@ MOCO_V3 = Layout(
         "fc_norm": (False,),
         "map_pool": (False,),
         "stem_norm": ("", "batchnorm2d"),
-        "stem_bias": (False,),
+        "biased_norm": (False,),
     },
     # 12 heads at every width, the small one too, and positions that are computed, not learned
     facts={"num_heads": 12, "pos_embed": "sincos2d", "stem_stride": 2},

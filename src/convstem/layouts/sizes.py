@@ -65,6 +65,11 @@ class Sizes:
         return bool(self.stem and self.stem.bias)
 
     @property
+    def biased_norm(self) -> bool:
+        """Whether the stem's convolutions have biases although a norm follows them."""
+        return self.stem_bias and self.stem_norm != "none"
+
+    @property
     def gated_mlp(self) -> bool:
         """Whether the MLP multiplies its two halves (SwiGLU)."""
         return self.mlp == 2 * self.mlp_out

@@ -19,7 +19,7 @@ ENCODER_CAN: Mapping[str, tuple[Any, ...]] = {
     "map_pool": (False,),
     "gated_mlp": (False,),
     "stem_norm": ("", "batchnorm2d"),
-    "stem_bias": (False,),
+    "biased_norm": (False,),
 }
 """Sizes that torchvision's model class can have; those of pycls and ClassyVision, its forerunners, are alike."""
 
@@ -53,6 +53,6 @@ TORCHVISION = Layout(
     ),
     markers=("conv_proj.conv_last.weight", "conv_proj.conv_bn_relu_{i}.0.weight", f"{_LAYER}ln_1.weight"),
     stem=("conv_proj.conv_bn_relu_{i}.0.weight", 1),
-    expresses=ENCODER_CAN,
+    expresses={**ENCODER_CAN, "stem_norm": (*ENCODER_CAN["stem_norm"], "none")},
     names="vit_{size}_patch{patch}_{img}",
 )

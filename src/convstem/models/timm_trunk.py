@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from timm.layers import LayerNorm
 from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from convstem.files.safetensors import check_header
 from convstem.registry.stem_spec import StemSpec, check_arguments
+from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
 from convstem.weights.pretrained import build_pretrained
 
@@ -24,6 +26,7 @@ def create_on_trunk(
     pretrained: bool = False,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
+    norm_eps: float | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a timm architecture on a conv stem, as timm's own entrypoint would.
@@ -34,8 +37,11 @@ def create_on_trunk(
     Args:
         name: our name.
         trunk: timm name of the patchify architecture.
+        norm_eps: epsilon of the trunk's LayerNorms; default: the trunk's own.
         kwargs: the trunk's own arguments, and ``stem_channels`` etc. (see ``StemSpec``).
     """
+    if norm_eps is not None:
+        kwargs["norm_layer"] = layer_norm(LayerNorm, norm_eps, kwargs.get("norm_layer"))
     changes = {field.name: kwargs.pop(f"stem_{field.name}", None) for field in fields(StemSpec)}
     stem_arguments = [f"stem_{field}" for field in changes]
     check_arguments(name, (key for key in kwargs if key.startswith("stem_")), stem_arguments)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import (
+    LayerNorm,
     build_sincos2d_pos_embed,
     resample_abs_pos_embed,
     to_2tuple,
@@ -26,6 +27,7 @@ from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads
 from convstem.stem.embed import ConvStemEmbed, feature_size
 from convstem.stem.init import init_stem
+from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import override_stem
 from convstem.transplanting.surgery import transplant_state_dict
 from convstem.weights.pretrained import build_pretrained
@@ -36,6 +38,7 @@ class ConvStemVisionTransformer(VisionTransformer):
 
     Args:
         stem_channels, stem_strides, stem_kernel_sizes, stem_norm, stem_act, stem_bias: see ``StemSpec``.
+        norm_eps: epsilon of the trunk's LayerNorms; default: timm's, 1e-6.
         kwargs: arguments of timm's ``VisionTransformer``.
 
     Raises:
@@ -51,6 +54,7 @@ class ConvStemVisionTransformer(VisionTransformer):
         stem_norm: str = "batchnorm2d",
         stem_act: str = "relu",
         stem_bias: bool = False,
+        norm_eps: float | None = None,
         **kwargs: Any,
     ) -> None:
         for name in ("embed_layer", "embed_norm_layer"):
@@ -62,13 +66,15 @@ class ConvStemVisionTransformer(VisionTransformer):
         stem = StemSpec(stem_channels, stem_strides, stem_kernel_sizes, stem_norm, stem_act, stem_bias)
         kwargs.setdefault("patch_size", stem.patch_size)
         check_heads(kwargs.get("embed_dim", 768), kwargs.get("num_heads", 12))
+        if norm_eps is not None:
+            kwargs["norm_layer"] = layer_norm(LayerNorm, norm_eps, kwargs.get("norm_layer"))
         self.stem_spec = stem
         super().__init__(embed_layer=partial(ConvStemEmbed, stem), **kwargs)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initialise all weights in place: timm's scheme for the trunk, the paper's for the stem."""
         super().init_weights(mode, needs_reset)
-        init_stem(self.patch_embed)
+        init_stem(self.patch_embed, self.stem_spec.norm)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -138,6 +144,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
         state_dict = transplant_state_dict(state_dict, model.stem_spec, cfg["mean"], cfg["std"], model.in_chans)
     if "pos_embed" in state_dict and model.pos_embed is not None:
         state_dict = {**state_dict, "pos_embed": _fit_pos_embed(state_dict["pos_embed"], model)}
+    state_dict = dict(state_dict)
+    fit_norm(model.patch_embed.backbone, state_dict, "patch_embed.backbone.")
     check_checkpoint(state_dict, model)
     return state_dict
 

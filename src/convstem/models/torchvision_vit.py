@@ -15,6 +15,7 @@ from convstem.layouts.diagnosis import explain_mismatch
 from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_stem_patch
 from convstem.stem.init import init_stem
+from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
 from convstem.weights.deferred import DeferredInit, off_meta
 
@@ -24,6 +25,7 @@ def create_torchvision_model(
     weights: WeightsEnum | None,
     progress: bool = True,
     conv_stem_configs: StemLike | None = None,
+    norm_eps: float | None = None,
     **kwargs: Any,
 ) -> VisionTransformer:
     """Build one of our architectures as torchvision's ``VisionTransformer``.
@@ -33,6 +35,7 @@ def create_torchvision_model(
         weights: a member of its weights enum, or None for random initialisation.
         progress: show a progress bar while downloading.
         conv_stem_configs: another stem (list of ``ConvStemConfig``, ``StemSpec`` or architecture name).
+        norm_eps: epsilon of the trunk's LayerNorms; default: torchvision's, 1e-6.
         kwargs: arguments of torchvision's ``VisionTransformer``.
 
     Raises:
@@ -53,6 +56,8 @@ def create_torchvision_model(
         "num_classes": spec.num_classes,
         **kwargs,
     }
+    if norm_eps is not None:
+        sizes["norm_layer"] = layer_norm(nn.LayerNorm, norm_eps, kwargs.get("norm_layer"))
     check_sizes(sizes)
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
@@ -68,7 +73,8 @@ def create_torchvision_model(
 def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
     """Return torchvision's ``VisionTransformer`` on a freshly initialised stem that explains wrong checkpoints."""
     model = VisionTransformer(conv_stem_configs=to_torchvision(stem), **sizes)
-    init_stem(model.conv_proj)
+    init_stem(model.conv_proj, stem.norm)
+    model.conv_proj.register_load_state_dict_pre_hook(fit_norm)
     model.register_load_state_dict_pre_hook(_explain_wrong_checkpoint)
     return model
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from convstem.errors import ArgumentError
@@ -29,6 +31,7 @@ def torchvision_twin(model: Any) -> VisionTransformer:
         "hidden_dim": model.embed_dim,
         "mlp_dim": model.blocks[0].mlp.fc1.out_features,
         "num_classes": model.num_classes,
+        "norm_layer": partial(nn.LayerNorm, eps=model.blocks[0].norm1.eps),
     }
     with DeferredInit(), torch.device("meta"):
         twin = build(model.stem_spec, config)
@@ -70,6 +73,8 @@ def as_timm_model(model: Any) -> Any:
     kwargs: dict[str, Any] = {} if spec.stem == stem else dict(stem.model_args)
     if model.image_size != spec.img_size:
         kwargs["img_size"] = model.image_size
+    if block.ln_1.eps != 1e-6:
+        kwargs["norm_eps"] = block.ln_1.eps
     twin = timm.create_model(spec.name, num_classes=model.heads.head.out_features, **kwargs)
     twin.load_state_dict(convert(model.state_dict(), source="torchvision", target="timm").state_dict)
     return twin
@@ -78,7 +83,5 @@ def as_timm_model(model: Any) -> Any:
 def _stem_configs(stem: Any) -> list[Any]:
     from torchvision.models.vision_transformer import ConvStemConfig
 
-    return [
-        ConvStemConfig(conv.out_channels, conv.kernel_size[0], conv.stride[0], type(norm), type(act))
-        for conv, norm, act in (layer for name, layer in stem.named_children() if name != "conv_last")
-    ]
+    layers = [(conv, type(norm[0]) if norm else None, type(act)) for conv, *norm, act in list(stem)[:-1]]
+    return [ConvStemConfig(c.out_channels, c.kernel_size[0], c.stride[0], norm, act) for c, norm, act in layers]

@@ -25,7 +25,7 @@ LARGEST_NUMBER = 1 << 20
 """The same for every other number of a config."""
 
 
-STEM_ARGUMENTS = {f"stem_{field.name}" for field in fields(StemSpec)}
+OUR_ARGUMENTS = {f"stem_{field.name}" for field in fields(StemSpec)} | {"norm_eps"}
 """What every name of ours takes; on other timm trunks it is not in the model class."""
 
 
@@ -102,7 +102,7 @@ def meta_model(config: Mapping[str, Any]) -> Any:
 
     name, args = config["architecture"], dict(config.get("model_args") or {})
     ensure_registered(name)
-    known = _argument_names(type(timm.create_model(name, device="meta"))) | STEM_ARGUMENTS
+    known = _argument_names(type(timm.create_model(name, device="meta"))) | OUR_ARGUMENTS
     unknown = sorted(set(args) - known)
     if unknown:
         raise InvalidFileError(

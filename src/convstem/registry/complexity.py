@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from convstem.registry.records import ModelSpec
 
+_NORM_PARAMS = {"batchnorm2d": 2, "frozen_bn": 0, "layernorm2d": 2, "none": 0}
+"""Trainable parameters of a stem's norm, per channel."""
+
 
 def num_params(spec: ModelSpec, num_classes: int | None = None, img_size: int | None = None) -> int:
     """Return the number of trainable parameters.
@@ -44,7 +47,7 @@ def _tokens(spec: ModelSpec, img_size: int | None) -> int:
 def _stem_params(spec: ModelSpec) -> int:
     stem, inputs, total = spec.stem, 3, 0
     for channels, kernel in zip(stem.channels, stem.kernel_sizes, strict=True):
-        total += kernel * kernel * inputs * channels + channels * (3 if stem.bias else 2)
+        total += kernel * kernel * inputs * channels + channels * (stem.bias + _NORM_PARAMS[stem.norm])
         inputs = channels
     return total + inputs * spec.embed_dim + spec.embed_dim
 

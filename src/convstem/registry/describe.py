@@ -47,6 +47,7 @@ def describe(name: str) -> dict[str, Any]:
         "img_size": spec.img_size,
         "num_classes": spec.num_classes,
         **spec.stem.model_args,
+        "stem_layer": spec.stem.layer_title,
         "pos_embed": spec.pos_embed,
         "num_params": num_params(spec),
         "macs": macs(spec),

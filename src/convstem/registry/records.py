@@ -66,7 +66,8 @@ class ModelSpec:
         choice("pos_embed", self.pos_embed, POS_EMBEDS)
         if self.img_size % self.patch_size:
             raise ArgumentError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
-        if self.torchvision and (self.stem_norm != "batchnorm2d" or self.trunk_args or self.pos_embed != "learn"):
+        norms = ("batchnorm2d", "none")
+        if self.torchvision and (self.stem_norm not in norms or self.trunk_args or self.pos_embed != "learn"):
             raise ArgumentError(
                 "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
                 "leave `torchvision` out of this row"

@@ -9,7 +9,7 @@ from typing import Any
 
 from convstem.errors import ArgumentError, ArgumentTypeError
 
-NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d")
+NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d", "none")
 """Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
 
 
@@ -53,9 +53,9 @@ class StemSpec:
         channels: output channels of each layer but the last 1x1.
         strides: stride of each layer, 1 or 2 for 3x3 kernels; default: 2 for every layer.
         kernel_sizes: odd kernel size of each layer; default: 3 for every layer. Padding is ``(kernel - 1) // 2``.
-        norm: ``batchnorm2d``, ``frozen_bn`` or ``layernorm2d``.
+        norm: ``batchnorm2d``, ``frozen_bn``, ``layernorm2d`` or ``none``.
         act: ``relu``, ``gelu`` or ``silu``.
-        bias: whether the layers before the norm have a bias (the last 1x1 always has one).
+        bias: whether the convolutions before a norm have a bias; without a norm they always do, as does the last 1x1.
 
     Raises:
         ArgumentError: a value is out of range or the three lists differ in length.
@@ -91,11 +91,17 @@ class StemSpec:
         object.__setattr__(self, "channels", channels)
         object.__setattr__(self, "strides", strides)
         object.__setattr__(self, "kernel_sizes", kernels)
+        object.__setattr__(self, "bias", self.bias or self.norm == "none")
 
     @property
     def patch_size(self) -> int:
         """Pixels per token along each axis: the product of the strides."""
         return math.prod(self.strides)
+
+    @property
+    def layer_title(self) -> str:
+        """What a layer consists of, for tables."""
+        return " + ".join(["conv", *(name for name in (self.norm, self.act) if name != "none")])
 
     @property
     def model_args(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Format, HybridEmbed, freeze_batch_norm_2d, nchw_to, to_2tuple
+from timm.layers import Format, HybridEmbed, create_act_layer, freeze_batch_norm_2d, nchw_to, to_2tuple
 from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.layouts.diagnosis import patchify_sentence
 from convstem.registry.stem_spec import StemSpec
+from convstem.stem.norms import fit_norm
 
 _NORM_LAYERS = {
     "batchnorm2d": nn.BatchNorm2d,
     "frozen_bn": nn.BatchNorm2d,  # frozen below
     "layernorm2d": partial(LayerNorm2d, eps=1e-6),
 }
+
+
+def _activation(channels: int, act: str, **norm_arguments: Any) -> nn.Module:
+    """Return an activation where timm's ConvNormAct expects norm and activation in one."""
+    return create_act_layer(act, inplace=True)
 
 
 def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None) -> ConvStem:
@@ -35,7 +41,7 @@ def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any =
         kernel_size=(*stem.kernel_sizes, 1),
         stride=(*stem.strides, 1),
         padding=(*((kernel - 1) // 2 for kernel in stem.kernel_sizes), 0),
-        norm_layer=_NORM_LAYERS[stem.norm],
+        norm_layer=_NORM_LAYERS.get(stem.norm, partial(_activation, act=stem.act)),
         act_layer=stem.act,
         device=device,
         dtype=dtype,
@@ -46,6 +52,7 @@ def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any =
             layer.conv.bias = nn.Parameter(zeros)
     if stem.norm == "frozen_bn":
         freeze_batch_norm_2d(backbone)
+    backbone.register_load_state_dict_pre_hook(fit_norm)
     backbone.num_features = embed_dim  # HybridEmbed asks for it instead of running the stem
     return backbone
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -18,10 +18,14 @@ StemLike: TypeAlias = str | StemSpec | Sequence[ConvStemConfig]
 
 
 # One row per name both hosts know. A torchvision stem has no bias before a norm and cannot express LayerNorm2d.
-_TORCHVISION_NORMS: dict[str, type[nn.Module]] = {"batchnorm2d": nn.BatchNorm2d, "frozen_bn": FrozenBatchNorm2d}
+_TORCHVISION_NORMS: dict[str, type[nn.Module] | None] = {
+    "batchnorm2d": nn.BatchNorm2d,
+    "frozen_bn": FrozenBatchNorm2d,
+    "none": None,
+}
 
 
-_TORCHVISION_ACTS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+_TORCHVISION_ACTS: dict[str, type[nn.Module] | None] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
 def as_stem_spec(stem: StemLike) -> StemSpec:
@@ -60,15 +64,18 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
     )
 
 
-def _name_of(field: str, classes: set[Any], names: dict[str, type[nn.Module]]) -> str:
+def _name_of(field: str, classes: set[Any], names: Mapping[str, type[nn.Module] | None]) -> str:
     matches = [name for name, cls in names.items() if classes == {cls}]
     if not matches:
         raise ArgumentError(
             f"{field} must be the same in every ConvStemConfig and one of "
-            f"{', '.join(sorted(cls.__name__ for cls in names.values()))}; "
-            f"got {', '.join(sorted(getattr(cls, '__name__', repr(cls)) for cls in classes))}"
+            f"{_class_names(names.values())}; got {_class_names(classes)}"
         )
     return matches[0]
+
+
+def _class_names(classes: Iterable[Any]) -> str:
+    return ", ".join(sorted(getattr(cls, "__name__", repr(cls)) for cls in classes))
 
 
 def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
@@ -77,10 +84,10 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     Raises:
         ValueError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
     """
-    if stem.bias or stem.norm not in _TORCHVISION_NORMS:
+    if stem.norm not in _TORCHVISION_NORMS or stem.bias != (stem.norm == "none"):
         raise ArgumentError(
-            "torchvision's ConvStemConfig needs stem_norm='batchnorm2d' or 'frozen_bn', and stem_bias=False; "
-            f"got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
+            f"torchvision's ConvStemConfig has stem_norm {', '.join(sorted(_TORCHVISION_NORMS))}, and stem_bias=False "
+            f"before a norm; got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
         )
     norm, act = _TORCHVISION_NORMS[stem.norm], _TORCHVISION_ACTS[stem.act]
     layers = zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True)
@@ -90,7 +97,8 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
 def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
     """Return ``stem`` with some fields replaced.
 
-    New channels of another length bring default strides (2) and kernel sizes (3) with them.
+    New channels of another length bring default strides (2) and kernel sizes (3) with them, and another norm than
+    ``none`` in its place leaves the convolutions their biases only on request.
 
     Args:
         stem: the architecture's own stem.
@@ -103,6 +111,8 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
     given = {name: value for name, value in changes.items() if value is not None}
     if "channels" in given and len(given["channels"]) != len(stem.channels):
         given = {"strides": (), "kernel_sizes": (), **given}
+    if stem.norm == "none":
+        given = {"bias": False, **given}
     spec = replace(stem, **given)
     if spec.patch_size != patch_size:
         raise ArgumentError(

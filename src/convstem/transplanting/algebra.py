@@ -47,7 +47,7 @@ def transplant_stem(
     Args:
         weight: patch embedding [embed_dim, in_chans, p, p], applied with stride p.
         bias: [embed_dim], or None for zero.
-        stem: a ReLU and BatchNorm stem without conv biases, whose strides multiply to p.
+        stem: a ReLU stem without norm, or with BatchNorm and no conv biases, whose strides multiply to p.
         low: lowest pixel of each channel after normalisation, [in_chans].
         high: highest pixel of each channel after normalisation, [in_chans].
         statistics: of the p x p patches the model will see; default: ``prior_statistics``.
@@ -61,8 +61,8 @@ def transplant_stem(
         bn_eps: the stem's BatchNorm epsilon.
 
     Returns:
-        a CPU state dict: ``{i}.conv.weight`` and ``{i}.bn.*`` for each layer i of n, ``{n}.conv.weight``
-        [embed_dim, channels, 1, 1] and ``{n}.conv.bias`` [embed_dim]; and a report.
+        a CPU state dict: ``{i}.conv.weight`` and ``{i}.bn.*`` (without norm ``{i}.conv.bias``) for each layer i of n,
+        ``{n}.conv.weight`` [embed_dim, channels, 1, 1] and ``{n}.conv.bias`` [embed_dim]; and a report.
 
     Raises:
         ValueError: the stem, tensors, pixel range or statistics do not fit; the message says which.
@@ -94,10 +94,10 @@ def _report_layer(plan: LayerPlan, shift: Tensor) -> LayerReport:
 
 
 def _check_stem(stem: StemSpec) -> None:
-    """Raise ``ValueError`` unless the stem is ReLU and BatchNorm without biases."""
-    if (stem.norm, stem.act, stem.bias) != ("batchnorm2d", "relu", False):
+    """Raise ``ValueError`` unless the stem is ReLU after BatchNorm without biases, or after no norm."""
+    if (stem.norm, stem.act, stem.bias) not in (("batchnorm2d", "relu", False), ("none", "relu", True)):
         raise ArgumentError(
-            "a transplant needs a stem with norm batchnorm2d, act relu and no bias; got "
+            "a transplant needs a stem with norm batchnorm2d and no bias, or norm none, and act relu; got "
             f"norm {stem.norm}, act {stem.act}, bias {stem.bias}: choose another stem, or train this one"
         )
 

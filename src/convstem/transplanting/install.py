@@ -58,9 +58,10 @@ class Carrier:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """BatchNorm parameters in the target type, and what they compute in float64."""
+    """What follows a convolution's weights, in the target type, and what that computes in float64."""
 
     state: dict[str, Tensor]
+    """BatchNorm's tensors, or without a norm the convolution's bias."""
     scale: Tensor
     """[channels]."""
     start: Tensor
@@ -92,10 +93,11 @@ def install(
         conv, norm, carrier = _install_layer(plan, carrier, shifts[-1], target, kernel)
         _fill_spare(conv[used_channels(plan) :], generator)
         state[f"{index}.conv.weight"] = conv.to(target.dtype)
-        state |= {f"{index}.bn.{name}": value for name, value in norm.state.items()}
+        state |= {f"{index}.{name}": value for name, value in norm.state.items()}
     readout, predicted = _install_readout(weight, bias, plans[-1].content, carrier, target)
     state |= {f"{len(plans)}.conv.{name}": value for name, value in readout.items()}
-    _calibrate_spare(state, plans, target, generator)
+    if target.stem.norm != "none":
+        _calibrate_spare(state, plans, target, generator)
     return state, shifts, predicted
 
 
@@ -164,6 +166,9 @@ def _conv_weight(taps: Tensor, width: int, kernel: int) -> Tensor:
 def _norm(mean: Tensor, variance: Tensor, added: Tensor, width: int, target: Target) -> Norm:
     """Return a norm with these running statistics [used] that in eval mode only adds ``added`` [used]."""
     spare = (0, width - len(mean))
+    if target.stem.norm == "none":
+        bias = F.pad(added, spare).to(target.dtype)
+        return Norm({"conv.bias": bias}, torch.ones_like(bias, dtype=torch.float64), bias.double())
     stored_mean = F.pad(mean, spare).to(target.dtype)
     stored_variance = F.pad(variance.clamp_min(VARIANCE_FLOOR), spare, value=1.0).to(target.dtype)
     deviation = (stored_variance.double() + target.bn_eps).sqrt()
@@ -172,11 +177,11 @@ def _norm(mean: Tensor, variance: Tensor, added: Tensor, width: int, target: Tar
     stored_weight = weight.to(target.dtype)
     stored_bias = (F.pad(added, spare) + stored_mean.double()).to(target.dtype)
     state = {
-        "weight": stored_weight,
-        "bias": stored_bias,
-        "running_mean": stored_mean,
-        "running_var": stored_variance,
-        "num_batches_tracked": torch.tensor(0),
+        "bn.weight": stored_weight,
+        "bn.bias": stored_bias,
+        "bn.running_mean": stored_mean,
+        "bn.running_var": stored_variance,
+        "bn.num_batches_tracked": torch.tensor(0),
     }
     scale = stored_weight.double() / deviation
     return Norm(state, scale, stored_bias.double() - stored_mean.double() * scale)

@@ -23,6 +23,7 @@ from convstem.registry.trunks import transplanted_name
 from convstem.stem.embed import ConvStemEmbed, explain_patchify
 from convstem.stem.init import init_stem
 from convstem.stem.keys import FIRST_CONV
+from convstem.stem.norms import fit_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
 from convstem.transplanting.algebra import transplant_stem
 from convstem.transplanting.calibration import Calibration, calibration_statistics
@@ -105,7 +106,7 @@ def swap_stem(
         _load(new, state)
         model.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
     else:
-        init_stem(new)
+        init_stem(new, spec.norm)
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, new.train(old.training))
     if isinstance(old, PatchEmbed):
@@ -192,6 +193,7 @@ def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
         spec.patch_size, spec.patch_size, 0, 1, old.out_channels, 1, conv_stem_configs=to_torchvision(spec)
     )
     host.conv_proj.register_load_state_dict_pre_hook(explain_patchify)
+    host.conv_proj.register_load_state_dict_pre_hook(fit_norm)
     return host.conv_proj.to(device=old.weight.device, dtype=old.weight.dtype)
 
 

@@ -155,8 +155,7 @@ def _stem_table(spec: ModelSpec) -> str:
     stem = spec.stem
     for channels, kernel, stride in zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True):
         size = -(-size // stride)
-        layer = f"conv + {stem.norm} + {stem.act}"
-        rows.append(f"| {layer} | {kernel} x {kernel} | {stride} | {channels} | {size} x {size} |")
+        rows.append(f"| {stem.layer_title} | {kernel} x {kernel} | {stride} | {channels} | {size} x {size} |")
     rows.append(f"| conv | 1 x 1 | 1 | {spec.embed_dim} | {size} x {size} |")
     return "\n".join(rows)
 

@@ -1,0 +1,127 @@
+"""One checkpoint, stems with and without BatchNorm: what a stem's norms compute, as convolutions, and the way back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convstem.errors import ArgumentError, CheckpointError
+
+BN_EPS = 1e-5
+"""BatchNorm's epsilon in both hosts; state dicts do not hold it."""
+
+
+def layer_norm(norm: type[nn.Module], eps: float, given: object) -> Callable[..., nn.Module]:
+    """Return a trunk's LayerNorm class with this epsilon.
+
+    Raises:
+        ArgumentError: an epsilon that is not positive, or another norm layer is ``given`` as well.
+    """
+    if given is not None or not eps > 0:
+        what = f"norm_layer={given!r} as well: give one of them" if given is not None else f"norm_eps={eps!r}"
+        raise ArgumentError(f"norm_eps must be a positive number, of the trunk's own LayerNorm; got {what}")
+    return partial(norm, eps=eps)
+
+
+def fold_batchnorm(
+    weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], eps: float = BN_EPS
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution that computes a convolution and its BatchNorm in eval mode.
+
+    Args:
+        weight: of the convolution, [out_channels, in_channels, kernel, kernel].
+        bias: [out_channels], or None for zero.
+        norm: ``weight``, ``bias``, ``running_mean`` and ``running_var`` of the BatchNorm, [out_channels] each.
+        eps: of the BatchNorm.
+    """
+    gain, shift, mean, variance = (norm[name].double() for name in ("weight", "bias", "running_mean", "running_var"))
+    scale = gain / (variance + eps).sqrt()
+    start = -mean if bias is None else bias.double() - mean
+    folded = weight.double() * scale[:, None, None, None]
+    return folded.to(weight.dtype), (shift + start * scale).to(weight.dtype)
+
+
+@torch.no_grad()
+def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str = "", *_: Any) -> None:
+    """Give a stem's checkpoint the norm of a stem, in place, where eval-mode outputs stay the same.
+
+    BatchNorm is folded into convolutions for a stem without norm, and such a stem's biases become a BatchNorm with
+    mean 0 and variance 1. It is a load hook of every stem (``register_load_state_dict_pre_hook``), in both hosts.
+
+    Args:
+        stem: timm's ``ConvStem``, or torchvision's ``conv_proj``.
+        state_dict: the checkpoint.
+        prefix: of the stem's keys in it.
+
+    Raises:
+        CheckpointError: LayerNorm where the stem has another norm, or the other way round.
+
+    Warns:
+        UserWarning: the norm was changed.
+    """
+    changes = {}
+    for conv_key, conv, norm_key, norm in _layers(stem, prefix):
+        change = _norm_of(state_dict, norm_key), _kind(norm)
+        if f"{conv_key}.weight" not in state_dict or change[0] == change[1]:
+            continue
+        if "layernorm2d" in change:
+            raise CheckpointError(
+                f"the stem of this checkpoint has stem_norm {change[0]}, the model's has {change[1]}, and neither can "
+                f"become the other: create the model with stem_norm={change[0]!r}"
+            )
+        _CHANGES[change](state_dict, conv_key, norm_key, conv.bias is not None)
+        changes[change] = _SENTENCES[change]
+    for sentence in changes.values():
+        warnings.warn(f"{sentence}; eval-mode outputs stay the same", stacklevel=2)
+
+
+def _layers(stem: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Return key and module of the convolution, and of what follows it, of each layer before the last 1x1."""
+    for name, layer in list(stem.named_children())[:-1]:
+        (conv_name, conv), (norm_name, norm), *_ = layer.named_children()
+        yield f"{prefix}{name}.{conv_name}", conv, f"{prefix}{name}.{norm_name}", norm
+
+
+def _kind(norm: nn.Module) -> str:
+    """Return the ``stem_norm`` of the module after a convolution; a frozen BatchNorm is a BatchNorm to a checkpoint."""
+    return "batchnorm2d" if hasattr(norm, "running_mean") else "layernorm2d" if hasattr(norm, "weight") else "none"
+
+
+def _norm_of(state_dict: Mapping[str, Tensor], key: str) -> str:
+    if f"{key}.running_mean" in state_dict:
+        return "batchnorm2d"
+    return "layernorm2d" if f"{key}.weight" in state_dict else "none"
+
+
+def _remove_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str, conv_bias: bool) -> None:
+    prefix = f"{norm}."
+    tensors = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    folded = fold_batchnorm(state_dict[f"{conv}.weight"], state_dict.get(f"{conv}.bias"), tensors)
+    state_dict[f"{conv}.weight"], state_dict[f"{conv}.bias"] = folded
+
+
+def _add_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str, conv_bias: bool) -> None:
+    bias = state_dict[f"{conv}.bias"]
+    zeros, ones = torch.zeros_like(bias), torch.ones_like(bias)
+    if not conv_bias:
+        del state_dict[f"{conv}.bias"]
+    state_dict[f"{norm}.weight"] = (ones.double() + BN_EPS).sqrt().to(bias.dtype)
+    state_dict[f"{norm}.bias"] = zeros if conv_bias else bias
+    state_dict[f"{norm}.running_mean"] = zeros.clone()
+    state_dict[f"{norm}.running_var"] = ones
+
+
+_CHANGES = {("batchnorm2d", "none"): _remove_batchnorm, ("none", "batchnorm2d"): _add_batchnorm}
+
+
+_SENTENCES = {
+    ("batchnorm2d", "none"): "the BatchNorm of this checkpoint's stem was folded into the convolutions, for the model "
+    "has stem_norm='none'",
+    ("none", "batchnorm2d"): "this checkpoint's stem has no norm, the model's has BatchNorm: it was given mean 0 and "
+    "variance 1, which training will move",
+}
