@@ -31,7 +31,7 @@ def test_norm_and_activation_classes_convert():
     [
         (
             [ConvStemConfig(8, 3, 2, nn.InstanceNorm2d)],
-            "norm_layer must be .* BatchNorm2d, FrozenBatchNorm2d; got InstanceNorm2d",
+            "norm_layer must be .* BatchNorm2d, FrozenBatchNorm2d, None; got InstanceNorm2d",
         ),
         ([ConvStemConfig(8, 3, 2, activation_layer=nn.Tanh)], "one of GELU, ReLU, SiLU; got Tanh"),
         (
