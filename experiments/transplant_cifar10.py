@@ -34,11 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transplant_cifar10_report as report
 from torch import multiprocessing, nn
 from tqdm import tqdm
 
 from convstem import transplant
+from experiments import transplant_cifar10_report as report
 from experiments.transplant_cifar10_data import BATCH, Split, batches, load_split
 from experiments.transplant_cifar10_experiments import (
     CALIBRATION_BATCHES,

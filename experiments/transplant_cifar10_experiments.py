@@ -87,7 +87,13 @@ def reinitialised(source: nn.Module, seed: int) -> nn.Module:
 
 
 def train(
-    model: nn.Module, data: Split, seed: int, steps: int, optimiser: tuple[str, float, float], show: bool = False
+    model: nn.Module,
+    data: Split,
+    seed: int,
+    steps: int,
+    optimiser: tuple[str, float, float],
+    show: bool = False,
+    batch: int = BATCH,
 ) -> list[float]:
     """Train a model in place, with warm-up over a twentieth of the steps and a cosine to zero; return its losses.
 
@@ -95,6 +101,7 @@ def train(
         seed: of the order of the images and their augmentation.
         optimiser: timm name, peak rate and weight decay.
         show: a progress bar.
+        batch: images of a step.
     """
     name, rate, decay = optimiser
     update = create_optimizer_v2(model, name, lr=rate, weight_decay=decay)
@@ -104,7 +111,7 @@ def train(
     losses = []
     progress = tqdm(total=steps, desc="source model", mininterval=5, disable=not show)
     model.train()
-    for images, labels in islice(batches(data, seed), steps):
+    for images, labels in islice(batches(data, seed, batch), steps):
         loss = functional.cross_entropy(model(images), labels)
         update.zero_grad()
         loss.backward()
