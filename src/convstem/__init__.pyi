@@ -2,6 +2,7 @@
 
 from .errors import ConvStemError as ConvStemError
 from .hosts.registration import register as register
+from .inference.fold import fold as fold
 from .layouts.conversion import convert as convert
 from .loading import load as load
 from .publishing.publish import publish as publish

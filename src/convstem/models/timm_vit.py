@@ -68,8 +68,12 @@ class ConvStemVisionTransformer(VisionTransformer):
         check_heads(kwargs.get("embed_dim", 768), kwargs.get("num_heads", 12))
         if norm_eps is not None:
             kwargs["norm_layer"] = layer_norm(LayerNorm, norm_eps, kwargs.get("norm_layer"))
-        self.stem_spec = stem
         super().__init__(embed_layer=partial(ConvStemEmbed, stem), **kwargs)
+
+    @property
+    def stem_spec(self) -> StemSpec:
+        """The stem."""
+        return self.patch_embed.stem_spec
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initialise all weights in place: timm's scheme for the trunk, the paper's for the stem."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.layouts.diagnosis import patchify_sentence
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.norms import fit_norm
+from convstem.stem.norms import fit_norm, fold_stem, stem_norm
 
 _NORM_LAYERS = {
     "batchnorm2d": nn.BatchNorm2d,
@@ -105,6 +106,7 @@ class ConvStemEmbed(HybridEmbed):
             device=device,
             dtype=dtype,
         )
+        self.stem_spec = stem
         self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
         self.norm = nn.Identity()
         self.register_load_state_dict_pre_hook(explain_patchify)
@@ -144,6 +146,16 @@ class ConvStemEmbed(HybridEmbed):
         self.img_size = size
         self.feature_size = self.grid_size = feature_size(size, patch)
         self.num_patches = math.prod(self.grid_size)
+
+    def fuse(self) -> ConvStemEmbed:
+        """Fold BatchNorm into the convolutions, in place, and return the module; see ``convstem.fold``.
+
+        timm's ``reparameterize_model`` calls it, and so do the ``--reparam`` switches of timm's scripts.
+        """
+        if stem_norm(self.backbone) == "batchnorm2d":
+            fold_stem(self.backbone)
+            self.stem_spec = replace(self.stem_spec, norm="none")
+        return self
 
     def train(self, mode: bool = True) -> ConvStemEmbed:
         """Set train or eval mode.

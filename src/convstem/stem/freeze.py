@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import VisionTransformer
 
-from convstem.errors import UnsupportedModelError
+from convstem.stem.find import find_stem
 
 
 def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
@@ -28,17 +27,3 @@ def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
     if not bn_only:
         stem.requires_grad_(False)
     return model
-
-
-def find_stem(model: nn.Module) -> nn.Module:
-    """Return the conv stem of a timm or torchvision model, or raise ``TypeError``."""
-    if isinstance(model, VisionTransformer) and isinstance(model.conv_proj, nn.Sequential):
-        return model.conv_proj
-    from convstem.stem.embed import ConvStemEmbed
-
-    stems = [module for module in model.modules() if isinstance(module, ConvStemEmbed)]
-    if len(stems) != 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no conv stem to freeze; create one of convstem.list_models() or transplant it"
-        )
-    return stems[0].backbone

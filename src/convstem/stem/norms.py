@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from convstem.errors import ArgumentError, CheckpointError
+from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError, warn
 
 BN_EPS = 1e-5
 """BatchNorm's epsilon in both hosts; state dicts do not hold it."""
@@ -39,11 +39,58 @@ def fold_batchnorm(
         norm: ``weight``, ``bias``, ``running_mean`` and ``running_var`` of the BatchNorm, [out_channels] each.
         eps: of the BatchNorm.
     """
-    gain, shift, mean, variance = (norm[name].double() for name in ("weight", "bias", "running_mean", "running_var"))
+    gain, shift, mean, variance = (_wide(norm[name]) for name in ("weight", "bias", "running_mean", "running_var"))
     scale = gain / (variance + eps).sqrt()
-    start = -mean if bias is None else bias.double() - mean
-    folded = weight.double() * scale[:, None, None, None]
-    return folded.to(weight.dtype), (shift + start * scale).to(weight.dtype)
+    start = -mean if bias is None else _wide(bias) - mean
+    folded = _wide(weight) * scale[:, None, None, None]
+    return folded.to(weight), (shift + start * scale).to(weight)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, which Apple's devices do not have."""
+    return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)
+
+
+def stem_norm(stem: nn.Module) -> str:
+    """Return the ``stem_norm`` of a stem of either host; a frozen BatchNorm is ``batchnorm2d``."""
+    return _kind(next(_layers(stem, ""))[-1])
+
+
+@torch.no_grad()
+def fold_stem(stem: nn.Module) -> None:
+    """Fold the BatchNorm of a stem of either host into its convolutions, in place.
+
+    Raises:
+        UnsupportedModelError: SyncBatchNorm, hooks or parametrizations.
+    """
+    _check_foldable(stem)
+    for _, conv, path, norm in _layers(stem, ""):
+        tensors = {name: getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        weight, bias = fold_batchnorm(conv.weight, conv.bias, tensors, norm.eps)
+        trainable = conv.weight.requires_grad
+        conv.weight, conv.bias = nn.Parameter(weight, trainable), nn.Parameter(bias, trainable)
+        parent, _, name = path.rpartition(".")
+        layer = stem.get_submodule(parent)
+        if isinstance(layer, nn.Sequential):
+            del layer[int(name)]  # torchvision's activation is a layer of its own, and moves up
+        else:
+            setattr(layer, name, norm.act)
+
+
+def _check_foldable(stem: nn.Module) -> None:
+    for name, module in stem.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        found = [
+            ("SyncBatchNorm, whose statistics several processes share", isinstance(module, nn.SyncBatchNorm)),
+            ("hooks, which would see other values", any(hooks)),
+            ("parametrizations, which a folded weight cannot keep", is_parametrized(module)),
+        ]
+        what = next((text for text, present in found if present), None)
+        if what:
+            raise UnsupportedModelError(
+                f"the stem of this model has {what} (at {name or 'its root'}): load its weights into a fresh model "
+                "and fold that, or remove them first"
+            )
 
 
 @torch.no_grad()
@@ -77,11 +124,11 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
         _CHANGES[change](state_dict, conv_key, norm_key, conv.bias is not None)
         changes[change] = _SENTENCES[change]
     for sentence in changes.values():
-        warnings.warn(f"{sentence}; eval-mode outputs stay the same", stacklevel=2)
+        warn(f"{sentence}; eval-mode outputs stay the same")
 
 
-def _layers(stem: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """Return key and module of the convolution, and of what follows it, of each layer before the last 1x1."""
+def _layers(stem: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
+    """Yield key and module of the convolution, and of what follows it, of each layer before the last 1x1."""
     for name, layer in list(stem.named_children())[:-1]:
         (conv_name, conv), (norm_name, norm), *_ = layer.named_children()
         yield f"{prefix}{name}.{conv_name}", conv, f"{prefix}{name}.{norm_name}", norm

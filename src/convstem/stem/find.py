@@ -1,0 +1,29 @@
+"""Finds the stem of a model of either host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from convstem.errors import UnsupportedModelError
+
+
+def find_stem(model: nn.Module) -> nn.Module:
+    """Return the layers of a timm or torchvision model's conv stem, or raise ``UnsupportedModelError``."""
+    if isinstance(model, VisionTransformer) and isinstance(model.conv_proj, nn.Sequential):
+        return model.conv_proj
+    embed = find_embed(model)
+    if embed is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no conv stem; create one of convstem.list_models() or transplant it"
+        )
+    return embed.backbone
+
+
+def find_embed(model: nn.Module) -> Any:
+    """Return the ``ConvStemEmbed`` of a timm model, or None."""
+    from convstem.stem.embed import ConvStemEmbed  # imports timm, which torchvision's models do not need
+
+    return next((module for module in model.modules() if isinstance(module, ConvStemEmbed)), None)
