@@ -46,7 +46,7 @@ class ConvStemVisionTransformer(VisionTransformer):
         TypeError: an argument that a conv stem replaces (``embed_layer``, ``embed_norm_layer``), or an unknown one.
     """
 
-    __jit_unused_properties__ = ["stem_spec"]  # TorchScript would compile it
+    __jit_unused_properties__ = ("stem_spec",)  # TorchScript would compile it
 
     def __init__(
         self,
