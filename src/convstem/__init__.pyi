@@ -1,6 +1,7 @@
 """The public names of convstem, each stated here only: type checkers, editors and ``__init__.py`` read this list."""
 
 from .errors import ConvStemError as ConvStemError
+from .features.pyramid import feature_pyramid as feature_pyramid
 from .hosts.registration import register as register
 from .inference.fold import fold as fold
 from .layouts.conversion import convert as convert

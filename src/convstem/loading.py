@@ -18,6 +18,7 @@ from convstem.hub.read import fetch_all
 from convstem.registry import catalog
 from convstem.registry.stem_spec import choice
 from convstem.stem.embed import ConvStemEmbed
+from convstem.stem.maps import StemMaps
 
 
 def load(
@@ -59,7 +60,7 @@ def load(
         model = timm.create_model(name, pretrained=True, **kwargs)
     finally:
         ALLOW_NONFINITE.reset(allowed)
-    if not any(isinstance(module, ConvStemEmbed) for module in model.modules()):
+    if not any(isinstance(module, (ConvStemEmbed, StemMaps)) for module in model.modules()):
         raise UnsupportedModelError(
             f"{source} is a {type(model).__name__} without a conv stem: use convstem.transplant on it"
         )

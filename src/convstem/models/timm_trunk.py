@@ -13,6 +13,7 @@ from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolv
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
+from convstem.features.on_request import pyramid_on_request
 from convstem.files.safetensors import check_header
 from convstem.registry.stem_spec import StemSpec, check_arguments
 from convstem.stem.norms import layer_norm
@@ -20,6 +21,7 @@ from convstem.transplanting.surgery import swap_stem
 from convstem.weights.pretrained import build_pretrained
 
 
+@pyramid_on_request
 def create_on_trunk(
     name: str,
     trunk: str,

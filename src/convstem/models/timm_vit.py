@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentTypeError
+from convstem.features.on_request import pyramid_on_request
 from convstem.layouts.conversion import convert
 from convstem.layouts.diagnosis import check_checkpoint, explain_mismatch
 from convstem.layouts.recognise import recognise
@@ -171,6 +172,7 @@ def _fit_pos_embed(pos_embed: Tensor, model: VisionTransformer) -> Tensor:
     )
 
 
+@pyramid_on_request
 def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build one of our architectures through timm's builder.
 

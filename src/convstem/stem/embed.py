@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Format, HybridEmbed, create_act_layer, freeze_batch_norm_2d, nchw_to, to_2tuple
+from timm.layers import ConvNormAct, Format, HybridEmbed, create_act_layer, freeze_batch_norm_2d, nchw_to, to_2tuple
 from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
@@ -164,11 +164,7 @@ class ConvStemEmbed(HybridEmbed):
             TypeError: the activations are gone; timm keeps them inside its norms, and torch's own SyncBatchNorm
                 conversion replaces those by norms alone.
         """
-        if any(type(module) is nn.SyncBatchNorm for module in self.backbone.modules()):
-            raise UnsupportedModelError(
-                "torch's convert_sync_batchnorm has dropped the activations of this stem, which timm keeps inside its "
-                "norms: convert a fresh model with timm.layers.convert_sync_batchnorm instead"
-            )
+        refuse_lost_activations(self.backbone)
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,4 +206,14 @@ def check_img_size(img_size: tuple[int, int], patch_size: int) -> None:
         raise ArgumentError(
             f"img_size must be a multiple of the patch size {patch_size}; got {img_size[0]}x{img_size[1]}: use "
             f"{low[0]}x{low[1]} or {high[0]}x{high[1]}, or pass dynamic_img_size=True to accept any size"
+        )
+
+
+def refuse_lost_activations(stem: nn.Module) -> None:
+    """Raise ``TypeError`` if a stem of timm's has lost its activations to torch's own SyncBatchNorm conversion."""
+    layers = [layer for layer in stem.modules() if isinstance(layer, ConvNormAct)]
+    if any(type(module) is nn.SyncBatchNorm for layer in layers for module in layer.modules()):
+        raise UnsupportedModelError(
+            "torch's convert_sync_batchnorm has dropped the activations of this stem, which timm keeps inside its "
+            "norms: convert a fresh model with timm.layers.convert_sync_batchnorm instead"
         )

@@ -8,18 +8,26 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from convstem.errors import UnsupportedModelError
+from convstem.stem.maps import StemMaps
 
 
-def find_stem(model: nn.Module) -> nn.Module:
-    """Return the layers of a timm or torchvision model's conv stem, or raise ``UnsupportedModelError``."""
+def find_stem(model: nn.Module) -> nn.Sequential:
+    """Return the layers of the conv stem in a model of timm or torchvision, or in a feature pyramid of one.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
     if isinstance(model, VisionTransformer) and isinstance(model.conv_proj, nn.Sequential):
         return model.conv_proj
     embed = find_embed(model)
-    if embed is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no conv stem; create one of convstem.list_models() or transplant it"
-        )
-    return embed.backbone
+    if embed is not None:
+        return embed.backbone
+    for module in model.modules():
+        if isinstance(module, StemMaps):
+            return module
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no conv stem; create one of convstem.list_models() or transplant it"
+    )
 
 
 def find_embed(model: nn.Module) -> Any:

@@ -1,0 +1,1 @@
+"""The conv-stem ViT as a backbone: feature maps of every stride, for segmentation and detection."""

@@ -1,0 +1,170 @@
+"""The feature pyramid: a conv-stem ViT as a backbone with maps at strides 2, 4, 8, 16 and 32."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import Format, nchw_to
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from convstem.errors import ArgumentError
+from convstem.features.trunks import take_apart
+from convstem.stem.maps import StemLevel, StemMaps, stem_levels
+
+COARSEST = 32
+"""Stride of the last level; those between the patch's and this one are pooled."""
+
+
+class FeaturePyramid(nn.Module):
+    """A backbone that maps images [batch, in_chans, height, width] to a list of feature maps.
+
+    The levels finer than the patch come from inside the stem, those at the patch's stride from blocks of the trunk
+    (normed, without prefix tokens), and the coarser ones from max-pooling. At stride s an image of height x width
+    pixels has a map of ceil(height / s) x ceil(width / s). What no returned level needs is dropped.
+
+    Args:
+        model: a conv-stem ViT of timm or torchvision; it stays whole, and shares its parameters with the pyramid.
+        out_indices: which levels to return, negative from the coarsest; a number means the last ones; default: all.
+        output_fmt: ``NCHW``, ``NHWC``, ``NCL`` or ``NLC``.
+        pyramid_blocks: the blocks of the trunk whose outputs are levels, negative from the last; a number means the
+            last ones.
+        output_stride: the coarsest stride; the levels beyond repeat the one of this stride.
+
+    Raises:
+        ArgumentError: a level or block that does not exist, or an output stride finer than the patch.
+        UnsupportedModelError: the model has no conv stem, or a trunk that does not give its blocks' outputs.
+
+    Source: Li et al., arXiv 2203.16527 (ViTDet), for the last block and the pooling.
+    """
+
+    output_fmt: Format  # for TorchScript, which takes it for a string otherwise
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out_indices: int | Sequence[int] | None = None,
+        output_fmt: str = "NCHW",
+        pyramid_blocks: int | Sequence[int] = 1,
+        output_stride: int = COARSEST,
+    ) -> None:
+        super().__init__()
+        stem, trunk = take_apart(model)
+        inside = stem_levels(stem)
+        blocks = sorted(
+            _resolve("pyramid_blocks", pyramid_blocks, [f"block {i}" for i in range(len(trunk.feature_info))])
+        )
+        pools = _pools(trunk.feature_info[-1]["reduction"], output_stride)
+        info = _level_info(inside, [trunk.feature_info[block] for block in blocks], pools)
+        strides = [f"{index} (stride {level['reduction']})" for index, level in enumerate(info)]
+        out = _resolve("out_indices", len(info) if out_indices is None else out_indices, strides)
+
+        wanted = [index for index in range(len(inside)) if index in out]
+        behind = max(max(out) + 1 - len(inside), 0)  # levels that need the trunk
+        self.stem = StemMaps(stem, [inside[index] for index in wanted], whole=behind > 0)
+        self.trunk = trunk if behind else None
+        self.blocks = trunk.prune_intermediate_layers(blocks[:behind]) if behind else []
+        self.pools = nn.ModuleList(pool for pool, _ in pools[: max(behind - len(blocks), 0)])
+        made = [*wanted, *range(len(inside), len(inside) + behind)]
+        self.take = [made.index(index) for index in out]
+        self.feature_info = FeatureInfo(info, tuple(out))
+        self.out_channels: list[int] = self.feature_info.channels()
+        self.output_fmt = Format(output_fmt)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations of the trunk's blocks in the backward pass, as timm's models do."""
+        if self.trunk is not None:
+            self.trunk.set_grad_checkpointing(enable)
+
+    def collect(self, x: Tensor) -> list[Tensor]:
+        """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
+        maps, x = self.stem(x)
+        if self.trunk is not None:
+            maps += self.trunk.forward_intermediates(
+                x, indices=self.blocks, norm=True, output_fmt="NCHW", intermediates_only=True
+            )
+            x = maps[-1]
+        for pool in self.pools:
+            x = pool(x)
+            maps.append(x)
+        return [nchw_to(maps[index], self.output_fmt) for index in self.take]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
+        return self.collect(x)
+
+
+class FeaturePyramidDict(FeaturePyramid):
+    """A ``FeaturePyramid`` with torchvision's interface: an ``OrderedDict`` of maps, named "0", "1" and so on."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]  # as timm's do
+        """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
+        maps = OrderedDict[str, Tensor]()
+        for index, level in enumerate(self.collect(x)):
+            maps[str(index)] = level
+        return maps
+
+
+def feature_pyramid(
+    model: nn.Module, out_indices: int | Sequence[int] | None = None, pyramid_blocks: int | Sequence[int] = 1
+) -> FeaturePyramidDict:
+    """Return a model's feature pyramid as a backbone for torchvision's detectors.
+
+    Args:
+        model: a conv-stem ViT of timm or torchvision; see ``FeaturePyramid``. timm's takes images of any size if it
+            was created with ``dynamic_img_size=True``, torchvision's always.
+        out_indices, pyramid_blocks: see ``FeaturePyramid``.
+
+    Returns:
+        A module that maps images [batch, in_chans, height, width] to an ``OrderedDict`` of maps [batch, channels, rows,
+        columns] named "0", "1" and so on; ``out_channels`` lists their channels.
+
+    Raises:
+        ArgumentError: a level or block that does not exist.
+        UnsupportedModelError: the model has no conv stem, or a trunk that does not give its blocks' outputs.
+    """
+    return FeaturePyramidDict(model, out_indices, pyramid_blocks=pyramid_blocks)
+
+
+def _level_info(
+    inside: Sequence[StemLevel], blocks: Sequence[dict[str, Any]], pools: Sequence[tuple[nn.Module, int]]
+) -> list[dict[str, Any]]:
+    """Return timm's ``feature_info`` of all levels; module names are those in the pyramid."""
+    info = [{"num_chs": level.channels, "reduction": level.stride, "module": f"stem.{level.name}"} for level in inside]
+    for block in blocks:  # their outputs are normed, which includes a neck in SAM's trunk
+        channels = block.get("num_chs_norm", block["num_chs"])
+        info.append({**block, "num_chs": channels, "module": f"trunk.{block['module']}"})
+    for index, (_, stride) in enumerate(pools):
+        info.append({"num_chs": info[-1]["num_chs"], "reduction": stride, "module": f"pools.{index}"})
+    return info
+
+
+def _pools(patch: int, output_stride: int) -> list[tuple[nn.Module, int]]:
+    """Return the poolings from the patch's stride to the coarsest, with the stride behind each."""
+    if output_stride < patch:
+        raise ArgumentError(
+            f"output_stride must be at least {patch}, where this trunk's blocks work; got {output_stride}: a ViT "
+            "cannot dilate, use a smaller patch or take the finer maps of the stem"
+        )
+    pools: list[tuple[nn.Module, int]] = []
+    stride = patch
+    while stride * 2 <= COARSEST:
+        stride *= 2
+        fits = stride <= output_stride
+        pool = nn.MaxPool2d(2, ceil_mode=True) if fits else nn.Identity()
+        pools.append((pool, min(stride, output_stride)))
+    return pools
+
+
+def _resolve(argument: str, indices: int | Sequence[int], choices: Sequence[str]) -> list[int]:
+    """Return indices counted from the start; a number means the last ones."""
+    count = len(choices)
+    wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    if not wanted or not all(-count <= index < count for index in wanted):
+        raise ArgumentError(
+            f"{argument} must be indices from {-count} to {count - 1}, or how many of the last ones; got {indices!r}: "
+            f"there are {', '.join(choices)}"
+        )
+    return [index % count for index in wanted]
