@@ -37,7 +37,7 @@ def test_show(name):
     spec = catalog.models()[name]
     info = json.loads(run("show", name, "--json"))
     assert f"params: {info['num_params']:,}" in text
-    assert info["stem_channels"] == list(spec.stem_channels)
+    assert info["stem_channels"] == list(spec.stem.channels)
     assert spec.source in text
 
 

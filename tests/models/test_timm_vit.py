@@ -129,7 +129,7 @@ def test_drop_path_and_grad_checkpointing_train():
 @pytest.mark.parametrize("name", [NANO, "vit_s16_cvst", "vit_conv_small"])
 def test_compile_export_fx_and_script(name):
     spec = catalog.models()[name]
-    small = dict(depth=1, embed_dim=96, num_heads=3, stem_channels=spec.stem_channels, img_size=2 * spec.patch_size)
+    small = dict(depth=1, embed_dim=96, num_heads=3, stem_channels=spec.stem.channels, img_size=2 * spec.patch_size)
     model = randomise(timm.create_model(name, **small)).eval()
     x = torch.randn(2, 3, 2 * spec.patch_size, 2 * spec.patch_size)
     with torch.no_grad():

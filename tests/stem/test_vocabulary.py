@@ -67,10 +67,31 @@ def test_override_keeps_or_resets_strides():
         override_stem(stem, 16)
 
 
+@pytest.mark.parametrize(
+    ("patch", "embed_dim", "in_chans", "channels"),
+    [
+        (16, 192, 3, (24, 96, 384, 384)),  # the last layer: the embedding, where that is less than the pixels
+        (16, 768, 3, (24, 96, 384, 1536)),
+        (16, 1024, 3, (24, 96, 384, 1536)),
+        (16, 768, 1, (24, 96, 384, 1536)),  # as for RGB, so that RGB weights load
+        (16, 768, 13, (104, 416, 1664, 1536)),
+        (8, 384, 3, (24, 96, 384)),
+        (32, 384, 3, (24, 48, 192, 768, 768)),
+        (32, 384, 4, (32, 128, 512, 2048, 768)),
+        (4, 96, 3, (24, 96)),
+    ],
+)
+def test_default_stem(patch: int, embed_dim: int, in_chans: int, channels: tuple[int, ...]) -> None:
+    assert default_stem(patch, embed_dim, in_chans) == StemSpec(channels)
+
+
 @pytest.mark.parametrize("name", [n for n, spec in catalog.models().items() if spec.trunk])
-def test_the_transplant_family_follows_its_rule(name):
+def test_the_transplant_family_follows_its_rule(name: str) -> None:
     spec = catalog.models()[name]
-    assert spec.stem == default_stem(spec.patch_size, spec.embed_dim)
+    for in_chans in (3, 5):
+        assert spec.stem_for(in_chans) == default_stem(spec.patch_size, spec.embed_dim, in_chans)
+    paper = catalog.models()["vitc_4gf"]
+    assert paper.stem_for(5) == paper.stem
 
 
 def test_no_default_stem_for_patch_14():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convstem.registry.stem_spec import StemSpec
+from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.transplanting.plan import balance, pivots
 from convstem.transplanting.statistics import image_statistics
 from tests.support.stem_transplants import HIGH, LOW, filters, relative_error, smooth_images, transplant, white_images
@@ -123,6 +123,30 @@ def test_bfloat16_costs_what_it_costs_the_patch_embedding(widths: tuple[int, ...
         source = relative_error(plain, weight, bias, images)
         assert 1e-3 < source < relative_error(stem, weight, bias, images) * 1.01
         assert relative_error(stem, weight, bias, images) < factor * source
+
+
+@pytest.mark.parametrize(
+    ("patch", "embed_dim", "in_chans"),
+    [(16, 192, 3), (16, 768, 3), (16, 1024, 3), (8, 384, 3), (8, 768, 3), (16, 192, 1), (16, 192, 4), (8, 384, 13)],
+)
+def test_default_stems_are_exact_for_every_input(patch: int, embed_dim: int, in_chans: int) -> None:
+    weight, bias = filters(embed_dim, in_chans, patch)
+    shape = 2, in_chans, 2 * patch, 2 * patch
+    noise = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    spec = default_stem(patch, embed_dim, in_chans)
+    stem, report = transplant(spec, weight, bias)
+    assert (report.exact, report.scope) == (True, "every input")
+    assert relative_error(stem, weight, bias, noise) < 2e-6
+    once = StemSpec(tuple(in_chans * 4 ** (k + 1) for k in range(len(spec.channels))))  # negative control: shifted
+    assert relative_error(transplant(once, weight, bias)[0], weight, bias, noise) > 1e-2
+
+
+def test_the_default_stem_at_patch_32_is_exact_for_pixels_in_range() -> None:
+    weight, bias = filters(384, 3, 32)
+    stem, report = transplant(default_stem(32, 384), weight, bias)
+    assert (report.exact, report.scope) == (True, "pixels in range")
+    assert relative_error(stem, weight, bias, white_images(3, 64, beyond=0.25)) < 5e-6
+    assert relative_error(stem, weight, bias, 3 * white_images(3, 64)) > 1e-2
 
 
 def test_split_stem_holds_beyond_the_pixel_range() -> None:

@@ -24,7 +24,7 @@ def make_entrypoint(spec: ModelSpec) -> Callable[..., Any]:
 
         return create_timm_model(spec.name, pretrained, **kwargs)
 
-    doc = f"{spec.name}: conv-stem ViT, stem {list(spec.stem_channels)}. {spec.source}"
+    doc = f"{spec.name}: conv-stem ViT, stem {list(spec.stem.channels)}. {spec.source}"
     return _at_home(entrypoint, spec.name, doc)
 
 

@@ -108,7 +108,7 @@ def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., 
 
     builder.__name__ = builder.__qualname__ = str(spec.torchvision)
     builder.__module__ = HOME
-    builder.__doc__ = f"{spec.torchvision}: conv-stem ViT, stem {list(spec.stem_channels)}. {spec.source}"
+    builder.__doc__ = f"{spec.torchvision}: conv-stem ViT, stem {list(spec.stem.channels)}. {spec.source}"
     builder.__annotations__["weights"] = enum | None
     legacy = handle_legacy_interface(weights=("pretrained", getattr(enum, "DEFAULT", None)))
     return legacy(builder)

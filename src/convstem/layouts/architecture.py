@@ -13,6 +13,7 @@ from convstem.layouts.sizes import Sizes, StemSizes
 from convstem.layouts.unwrap import Unwrapped
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
+from convstem.registry.stem_spec import StemSpec
 
 FACTS = ("img_size", "norm_eps", "num_heads", "stem_strides")
 """What shapes do not tell, by timm's argument."""
@@ -83,7 +84,7 @@ def _spec(sizes: Sizes, stem: StemSizes, layout: Layout, given: Given, facts: Ma
     if given.hint and (named := catalog.models().get(given.hint.split(".", 1)[0])) in rows:
         assert named is not None
         return named
-    alike = [spec for spec in rows if _same_stem(stem, spec)]
+    alike = [spec for spec in rows if _same_stem(stem, spec.stem_for(sizes.in_chans))]
     if alike:
         return alike[0]
     heads = {spec.num_heads for spec in rows}
@@ -104,8 +105,7 @@ def _same_heads(spec: ModelSpec, facts: Mapping[str, Any]) -> bool:
     return facts.get("num_heads", spec.num_heads) == spec.num_heads
 
 
-def _same_stem(stem: StemSizes, spec: ModelSpec) -> bool:
-    own = spec.stem
+def _same_stem(stem: StemSizes, own: StemSpec) -> bool:
     norm = {"frozen_bn": "batchnorm2d"}.get(own.norm, own.norm)
     return (own.channels, own.kernel_sizes, norm) == (stem.channels, stem.kernel_sizes, stem.norm)
 
@@ -127,7 +127,7 @@ def _arguments(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[st
         **{name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")},
         **_TRUNK_DEFAULTS,
         **spec.trunk_args,
-        **spec.stem.model_args,
+        **spec.stem_for(sizes.in_chans).model_args,
     }
     wanted = {
         **_trunk_arguments(sizes, facts.get("num_heads", spec.num_heads), facts),
@@ -148,8 +148,9 @@ def _arguments(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[st
 def _strides(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[str, Any]) -> tuple[int, ...]:
     if "stem_strides" in facts:
         return tuple(facts["stem_strides"])
-    if spec.stem.channels == stem.channels:
-        return spec.stem.strides
+    own = spec.stem_for(sizes.in_chans)
+    if own.channels == stem.channels:
+        return own.strides
     if facts.get("stem_stride"):
         return (facts["stem_stride"],) * len(stem.channels)
     raise ArgumentError(_ask(sizes, "stem_strides", f"the strides of the {len(stem.channels)} stem layers"))

@@ -14,7 +14,7 @@ from timm.layers import (
     resample_abs_pos_embed,
     to_2tuple,
 )
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -189,8 +189,16 @@ def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
     )
+    kwargs.setdefault("in_chans", _input_channels(name, **kwargs))
     arguments = model_args(spec, kwargs)
     return build_pretrained(build, name, **arguments) if pretrained else build(pretrained=False, **arguments)
+
+
+def _input_channels(
+    name: str, pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any
+) -> int:
+    """Return the channels of the images a pretrained cfg describes, which timm's builder would use."""
+    return int(resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).input_size[0])
 
 
 def model_args(spec: ModelSpec, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -198,6 +206,6 @@ def model_args(spec: ModelSpec, kwargs: dict[str, Any]) -> dict[str, Any]:
     kwargs = dict(kwargs)
     changes = {name.removeprefix("stem_"): kwargs.pop(name, None) for name in spec.stem.model_args}
     patch_size = kwargs.pop("patch_size", spec.patch_size)
-    stem = override_stem(spec.stem, patch_size, **changes)
+    stem = override_stem(spec.stem_for(kwargs.get("in_chans", 3)), patch_size, **changes)
     row = {name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")}
     return {**row, **spec.trunk_args, **stem.model_args, "patch_size": patch_size, **kwargs}

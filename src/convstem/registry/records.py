@@ -13,6 +13,7 @@ from convstem.registry.stem_spec import (
     check_heads,
     check_stem_patch,
     choice,
+    default_stem,
     positive_ints,
 )
 
@@ -35,10 +36,11 @@ class ModelSpec:
     embed_dim: int
     depth: int
     num_heads: int
-    stem_channels: tuple[int, ...]
     source: str
     """Where the numbers come from (paper and table, or upstream file)."""
     mlp_ratio: float = 4.0
+    stem_channels: tuple[int, ...] = ()
+    """Those before the 1x1; none: ``default_stem``'s, which follow the number of input channels."""
     stem_strides: tuple[int, ...] = ()
     stem_kernel_sizes: tuple[int, ...] = ()
     stem_norm: str = "batchnorm2d"
@@ -75,11 +77,15 @@ class ModelSpec:
 
     @cached_property
     def stem(self) -> StemSpec:
-        """The architecture's stem."""
+        """The architecture's stem for RGB images."""
+        return self.stem_for(3)
+
+    def stem_for(self, in_chans: int) -> StemSpec:
+        """Return the architecture's stem for images of ``in_chans`` channels."""
+        channels = self.stem_channels or default_stem(self.patch_size, self.embed_dim, in_chans).channels
         return StemSpec(
-            self.stem_channels, self.stem_strides, self.stem_kernel_sizes,
-            self.stem_norm, self.stem_act, self.stem_bias,
-        )  # fmt: skip
+            channels, self.stem_strides, self.stem_kernel_sizes, self.stem_norm, self.stem_act, self.stem_bias
+        )
 
 
 @dataclass(frozen=True)

@@ -116,16 +116,18 @@ class StemSpec:
         }
 
 
-def default_stem(patch_size: int, embed_dim: int) -> StemSpec:
-    """Return the stem that carries every pixel of a patch to the 1x1, so that a patch embedding transplants exactly.
+def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec:
+    """Return the narrowest stem of stride-2 layers that keeps a patch embedding's function for every input.
 
-    Stride-2 layers that double up to ``embed_dim``, but are never narrower than the ``3 * 4 ** k`` contents of layer
-    k. Only a patch of 32 would need a last layer of 3072 channels; there ``embed_dim`` is as exact, since it is the
-    rank of the embedding.
+    Layer k has ``in_chans * 4 ** k`` pixels under it, which take two channels each: one for either sign. The last
+    layer needs no more than the embedding itself with both signs. One, two and three input channels share a stem, so
+    that weights of RGB models load for fewer channels too. At patch 32 that would cost a small trunk more than it
+    costs itself: there an RGB stem carries the pixels once after its first layer, shifted, for pixels in range.
 
     Args:
         patch_size: a power of two, in pixels.
         embed_dim: width of the trunk.
+        in_chans: input channels.
 
     Raises:
         ValueError: ``patch_size`` is not a power of two.
@@ -136,10 +138,10 @@ def default_stem(patch_size: int, embed_dim: int) -> StemSpec:
             f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
             "pass a stem with other strides and kernel sizes"
         )
-    channels = []
-    for layer in range(1, depth + 1):
-        doubling, contents = math.ceil(embed_dim / 2 ** (depth - layer)), 3 * 4**layer
-        channels.append(max(doubling, contents) if contents <= 3 * 16**2 else embed_dim)
+    lean = patch_size > 16 and in_chans <= 3
+    pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth + 1)]
+    channels = [count if lean and layer else 2 * count for layer, count in enumerate(pixels)]
+    channels[-1] = 2 * min(pixels[-1], embed_dim)
     return StemSpec(tuple(channels))
 
 

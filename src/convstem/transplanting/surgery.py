@@ -94,7 +94,7 @@ def swap_stem(
     path, old = find_patch_embedding(model)
     projection = old.proj if isinstance(old, PatchEmbed) else old
     patch = projection.weight.shape[-1]
-    spec = as_stem_spec(stem) if stem is not None else default_stem(patch, projection.weight.shape[0])
+    spec = as_stem_spec(stem) if stem is not None else default_stem(patch, *projection.weight.shape[:2])
     spec = override_stem(spec, patch, **(changes or {}))
     new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
     if transplanted:
@@ -164,7 +164,7 @@ def _transplant_tensors(
         warn(
             f"the stem {list(spec.channels)} is too narrow to carry the whole patch embedding: predicted relative "
             f"error {report.predicted_relative_error:.1e}. Exact for this patch size: "
-            f"{list(default_stem(spec.patch_size, len(weight)).channels)}"
+            f"{list(default_stem(spec.patch_size, *weight.shape[:2]).channels)}"
         )
     return state, report
 
