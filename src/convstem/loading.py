@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from convstem.errors import UnknownModelError, UnsupportedModelError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.registration import ensure_registered
+from convstem.hub.config import read_config
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.hub.read import fetch_all
 from convstem.registry import catalog
@@ -80,13 +80,13 @@ def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> 
     """
     name = os.fspath(source).removeprefix("local-dir:")
     if Path(name).is_dir():
-        ensure_registered(json.loads((Path(name) / CONFIG).read_text(encoding="utf-8")).get("architecture"))
+        ensure_registered(read_config(Path(name) / CONFIG)["architecture"])
         return f"local-dir:{name}"
     repository = name.removeprefix("hf-hub:")
     if "/" in repository:
         repository, _, revision = repository.partition("@")
         files = fetch_all(repository, [CONFIG, WEIGHTS], revision or None, cache_dir=cache_dir)
-        ensure_registered(json.loads(files[CONFIG].path.read_text(encoding="utf-8")).get("architecture"))
+        ensure_registered(read_config(files[CONFIG].path)["architecture"])
         return f"hf-hub:{repository}@{files[CONFIG].commit}"
     base, _, tag = name.partition(".")
     ensure_registered(base)

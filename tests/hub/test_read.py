@@ -76,7 +76,7 @@ def test_weights_come_from_the_commit_of_the_config_that_timm_read(hub, client, 
     client(f"from huggingface_hub import hf_hub_download\nhf_hub_download('org/m', 'config.json', cache_dir={cache!r})")
     repo({"model.safetensors": TWO, "config.json": b"2"})
     seen = client(
-        f"from convstem.hub.read import cached_commit\nresult = cached_commit('org/m', None, {cache!r})"
+        f"from convstem.hub.read import cached_config\nresult = cached_config('org/m', None, {cache!r}).parent.name"
     ).value
     assert seen == old
     assert Path(fetch(client, cache, f"revision={seen!r}").value["path"]).read_bytes() == ONE

@@ -11,11 +11,10 @@ from contextlib import nullcontext
 
 import pytest
 from huggingface_hub import ModelCard
-from huggingface_hub.hf_api import RepoSibling
 from safetensors.torch import load
 
 from convstem.errors import HubError
-from convstem.hub.listing import Listing
+from convstem.hub.listing import Listed, Listing
 from convstem.publishing import commit as hub_commit
 from convstem.publishing.commit import Target
 from tests.support.hub_server import Fault, run_python
@@ -228,8 +227,8 @@ def test_somebody_else_was_faster(hub, pusher):
 def test_a_commit_that_holds_something_else_is_reported(tmp_path, monkeypatch):
     for name in FILES:
         (tmp_path / name).write_bytes(name.encode())
-    right = {name: RepoSibling(name, 1, git_hash(name.encode())) for name in FILES}
-    wrong = {**right, "config.json": RepoSibling("config.json", 1, "0" * 40)}
+    right = {name: Listed(1, git_hash(name.encode())) for name in FILES}
+    wrong = {**right, "config.json": Listed(1, "0" * 40)}
     before = Listing("1" * 40, {})
     for files, message in ((right, None), (wrong, "does not hold what was sent: config.json differ")):
         monkeypatch.setattr(Target, "listing", lambda self, revision=None, files=files: Listing("2" * 40, files))

@@ -101,10 +101,15 @@ CASES = {
         "missing norm.bias",
     ),
     "surplus tensor": (weights(lambda s: s.update(x=torch.ones(1))), "shapes", "surplus x"),
-    "misshapen": (config(num_classes=11), "shapes", r"head.bias is \[10\], the config makes it \[11\]"),
+    "misshapen": (
+        config(model_args={"mlp_ratio": 1.0}),
+        "shapes",
+        r"mlp.fc1.bias is \[\d+\], the config makes it \[\d+\]",
+    ),
+    "two heads": (config(num_classes=11), "config", "contradicts itself about num_classes: 10 in .*, 11 in the root"),
     "labels": (config(label_names=["a"]), "labels", "1 label_names for 10 classes"),
     "not JSON": (write("config.json", b"{"), "config", "config.json is not JSON"),
-    "a list": (write("config.json", b"[]"), "config", "architecture, pretrained_cfg is missing or of the wrong type"),
+    "a list": (write("config.json", b"[]"), "config", "expected a JSON object, got a list"),
     "another architecture": (
         config(architecture="resnet50"),
         "config",

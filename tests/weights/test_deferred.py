@@ -135,3 +135,22 @@ def test_other_threads_are_not_affected():
 def test_a_default_device_is_kept():
     with torch.device("meta"), DeferredInit():
         assert Counted(8, 4).weight.is_meta
+
+
+def test_parameters_inside_containers_are_seen() -> None:
+    with DeferredInit():
+        parameter = nn.Parameter(torch.empty(3))
+        nn.init.ones_(parameter)
+        joined = torch.cat([parameter, parameter])
+        stacked = torch.stack(tensors=(parameter, parameter))
+    assert joined.tolist() == [1.0] * 6
+    assert stacked.tolist() == [[1.0] * 3] * 2
+
+
+def test_a_call_with_another_tensor_does_not_wait_for_it_to_change() -> None:
+    with DeferredInit(), torch.no_grad():
+        parameter, other = nn.Parameter(torch.empty(3)), torch.ones(3)
+        nn.init.ones_(parameter)
+        parameter.add_(other)
+        other.fill_(100)
+    assert parameter.tolist() == [2.0] * 3

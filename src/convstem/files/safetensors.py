@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -25,6 +26,14 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How files start that ``torch.save`` and ``pickle`` write."""
 
 
+class Stored(NamedTuple):
+    """What a safetensors header says about one tensor."""
+
+    shape: tuple[int, ...]
+    floating: bool
+    """Whether it holds floating-point numbers."""
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, mapped: read from the disk when they are first used.
 
@@ -36,8 +45,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def check_weights(path: Path) -> None:
-    """Check a safetensors file, its header and that its values are finite; what passed once is remembered.
+def check_weights(path: Path) -> dict[str, Stored]:
+    """Check that a safetensors file's values are finite, which is remembered, and return its header.
 
     Raises:
         FileNotFoundError: no such file.
@@ -45,26 +54,32 @@ def check_weights(path: Path) -> None:
     """
     if not path.is_file():
         raise MissingPathError(f"there is no weights file {path}: give the path of a .safetensors file")
-    if ALLOW_NONFINITE.get() or os.environ.get("CONVSTEM_ALLOW_NONFINITE") == "1":
-        check_header(path)
-    else:
-        check_once(path, "sound", partial(_check_content, path))
+    header = check_header(path)
+    if not nonfinite_allowed():
+        check_once(path, "finite", partial(check_finite_file, path))
+    return header
 
 
-def _check_content(path: Path) -> None:
-    check_header(path)
+def nonfinite_allowed() -> bool:
+    """Tell whether NaN and Inf are accepted in weights."""
+    return ALLOW_NONFINITE.get() or os.environ.get("CONVSTEM_ALLOW_NONFINITE") == "1"
+
+
+def check_finite_file(path: Path) -> None:
+    """Raise ``ValueError`` naming the tensors of a safetensors file that hold NaN or Inf."""
     check_finite(load_file(path), path.name)
 
 
-def check_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a safetensors file's tensors, from its header alone.
+def check_header(path: Path) -> dict[str, Stored]:
+    """Return what a safetensors file holds, from its header alone.
 
     Raises:
         ValueError: not a safetensors file, or one that is truncated or otherwise damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {key: Stored(tuple(s.get_shape()), "F" in s.get_dtype()) for key, s in slices.items()}
     except SafetensorError as error:
         raise InvalidFileError(_damaged_sentence(path, error)) from error
 

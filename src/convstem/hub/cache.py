@@ -25,7 +25,8 @@ ORPHAN_SECONDS = 3600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-_DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+"""How a content's hash is written: sha256, or git's sha1."""
 
 
 def is_commit(revision: str | None) -> bool:
@@ -141,4 +142,4 @@ class RepoCache:
 def _blob_name(pointer: Path) -> str:
     """Return the digest in the blob's name; empty where the cache has no symlinks."""
     name = pointer.resolve().name
-    return name if _DIGEST.fullmatch(name) else ""
+    return name if DIGEST.fullmatch(name) else ""

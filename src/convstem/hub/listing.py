@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convstem.errors import HubError, MissingFileError
+from convstem.hub.cache import DIGEST
 from convstem.hub.errors import explain, is_transient, retry_after, root_cause
 
 if TYPE_CHECKING:
@@ -25,20 +26,38 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Listed:
+    """What is known about a file before it is fetched."""
+
+    size: int | None = None
+    """Bytes."""
+    digest: str = ""
+    """The content's hash: sha256 of a large file, git's of a small one; empty where nobody tells it."""
+
+
+@dataclass(frozen=True)
 class Listing:
     """What a repository holds at one commit."""
 
     commit: str
-    files: Mapping[str, RepoSibling]
+    files: Mapping[str, Listed]
 
     def digest(self, filename: str) -> str:
-        """Return the content's hash on the Hub: sha256 of a large file, git's of a small one."""
-        entry = self.files[filename]
-        return str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        """Return the content's hash; empty where nobody tells it."""
+        return self.files[filename].digest
 
 
-def list_files(repo_id: str, revision: str | None = None, *, token: Any = None, attempts: int = ATTEMPTS) -> Listing:
+def list_files(
+    repo_id: str,
+    revision: str | None = None,
+    wanted: Iterable[str] = (),
+    *,
+    token: Any = None,
+    attempts: int = ATTEMPTS,
+) -> Listing:
     """Return the commit of a revision and what it holds, with hashes, in one request.
+
+    A mirror's listing may lack hashes: those of the files in ``wanted`` are then taken from the files' own headers.
 
     Raises:
         HubError: the repository cannot be read.
@@ -52,9 +71,25 @@ def list_files(repo_id: str, revision: str | None = None, *, token: Any = None, 
         info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=timeout)
         if info.gated:  # its listing is public, its files are not
             api.auth_check(repo_id)
-        return Listing(str(info.sha), {entry.rfilename: entry for entry in info.siblings or ()})
+        return Listing(str(info.sha), {entry.rfilename: _listed(entry) for entry in info.siblings or ()})
 
-    return retried(ask, repo_id, revision, token, attempts)
+    listing = retried(ask, repo_id, revision, token, attempts)
+    lacking = [name for name in wanted if name in listing.files and not listing.digest(name)]
+    told = {name: _from_headers(repo_id, listing.commit, name, token, attempts) for name in lacking}
+    return replace(listing, files={**listing.files, **told})
+
+
+def _listed(entry: RepoSibling) -> Listed:
+    return Listed(entry.size, str(entry.lfs.sha256 if entry.lfs else entry.blob_id or ""))
+
+
+def _from_headers(repo_id: str, commit: str, name: str, token: Any, attempts: int) -> Listed:
+    """Return what the file's own headers tell: the ETag is the hash, where it looks like one."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(repo_id, name, revision=commit)
+    found = retried(lambda: get_hf_file_metadata(url, token=token), repo_id, commit, token, attempts)
+    return Listed(found.size, found.etag if found.etag and DIGEST.fullmatch(found.etag) else "")
 
 
 def retried(

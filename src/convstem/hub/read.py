@@ -17,7 +17,7 @@ from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS, check_filename
 from convstem.hub.transfer import download
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "HubFile", "cached_commit", "fetch", "fetch_all"]
+__all__ = ["CARD", "CONFIG", "WEIGHTS", "HubFile", "cached_config", "fetch", "fetch_all"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class HubFile:
     sha256: str | None
     """Hash of the content, verified; None for small files that the Hub keeps in git (git's hash verifies them), and
     offline for files that another client stored without their hash."""
+    compared: bool = True
+    """Whether the content was compared with a hash; some mirrors tell none."""
 
 
 def fetch(
@@ -85,21 +87,21 @@ def fetch_all(
     return _fetch_online(cache, names, revision, token)
 
 
-def cached_commit(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str | None:
-    """Return the commit from which the cache has ``config.json`` at this revision, or None.
+def cached_config(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
+    """Return the ``config.json`` that the cache has for this revision, in the folder of its commit, or None.
 
     timm downloads the config before it calls an entrypoint: the weights have to come from the same commit.
     """
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repo_id, CONFIG, cache_dir=cache_dir, revision=revision)
-    return Path(path).parent.name if isinstance(path, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, token: Any) -> dict[str, HubFile]:
     warm = _cached(cache, revision, names, unknown=True)
     try:
-        listing = list_files(cache.repo_id, revision, token=token, attempts=2 if warm else ATTEMPTS)
+        listing = list_files(cache.repo_id, revision, names, token=token, attempts=2 if warm else ATTEMPTS)
     except (AccessDeniedError, UnreachableError) as error:
         if not warm:
             raise
@@ -109,6 +111,9 @@ def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, toke
     for name in names:
         check_present(cache.repo_id, listing, name)
     files = {name: _ensure(cache, listing, name, token) for name in names}
+    unknown = [name for name, file in files.items() if not file.compared]
+    if unknown:
+        warn(_unknown_sentence(cache.repo_id, unknown))
     cache.remember_ref(revision, listing.commit)  # last: offline, a ref must lead to complete files
     return files
 
@@ -123,25 +128,36 @@ def _cached(cache: RepoCache, revision: str | None, names: list[str], unknown: b
 
 
 def _hub_file(cache: RepoCache, commit: str, name: str, digest: str) -> HubFile:
-    return HubFile(cache.pointer(commit, name), cache.repo_id, commit, digest if len(digest) == 64 else None)
+    return HubFile(
+        cache.pointer(commit, name), cache.repo_id, commit, digest if len(digest) == 64 else None, bool(digest)
+    )
 
 
 def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFile:
     from filelock import FileLock
 
     digest = listing.digest(name)
-    if not cache.verified(listing.commit, name, digest):
+    if cache.verified(listing.commit, name, digest) is None:
         lock = cache.cache_dir / ".locks" / cache.folder.name / f"{digest}.convstem.lock"
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
-                if not cache.verified(listing.commit, name, digest):  # another process may have been faster
+                if cache.verified(listing.commit, name, digest) is None:  # another process may have been faster
                     download(cache, listing, name, token)
         except HubError:
             raise
         except OSError as error:
             raise explain(error, cache.repo_id, listing.commit, token) from error
-    return _hub_file(cache, listing.commit, name, digest)
+    return _hub_file(cache, listing.commit, name, digest or cache.verified(listing.commit, name) or "")
+
+
+def _unknown_sentence(repo_id: str, names: list[str]) -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"{', '.join(names)} of {repo_id} could not be compared with the Hub: {constants.ENDPOINT} tells no hash, "
+        "neither in its listing nor in the files' headers; only the file's format and values are checked"
+    )
 
 
 def _offline_sentence(cache: RepoCache, revision: str | None, names: list[str]) -> str:

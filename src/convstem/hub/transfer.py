@@ -26,6 +26,9 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
     digest, size = listing.digest(name), listing.files[name].size or 0
     _check_size(cache, name, size)
     cache.discard(listing.commit, name)
+    if not digest:  # nothing to compare with: what the client itself accepts
+        retried(lambda: _ask_client(cache, listing, name, token), cache.repo_id, listing.commit, token)
+        return
     first = [] if cache.partial(digest).exists() else [_by_client]
     ways = itertools.chain(first, itertools.repeat(_by_pieces))
     actual: str | None = None
@@ -39,6 +42,12 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
 
 def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str | None:
     """Download with huggingface_hub's own function and return the content's hash; wrong content is removed."""
+    _ask_client(cache, listing, name, token)
+    right = cache.verified(listing.commit, name, listing.digest(name))
+    return right or cache.discard(listing.commit, name)
+
+
+def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
     from huggingface_hub import hf_hub_download
 
     hf_hub_download(
@@ -49,8 +58,6 @@ def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str
         token=token,
         library_name="convstem",
     )
-    right = cache.verified(listing.commit, name, listing.digest(name))
-    return right or cache.discard(listing.commit, name)
 
 
 def _by_pieces(cache: RepoCache, listing: Listing, name: str, token: Any) -> str | None:

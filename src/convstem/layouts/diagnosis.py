@@ -35,6 +35,9 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
         layout: the model's layout, ``timm`` or ``torchvision``.
     """
     own = _tensors(model)
+    integers = _integers(state_dict, own)
+    if integers:
+        return [_integers_sentence(integers)]
     if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
         return []  # every good load comes here: nothing to look into
     stranger = _stranger(state_dict, layout)
@@ -97,7 +100,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
         "the file has what the model has no place for": surplus,
         "shapes differ": misshapen,
     }
-    if any(findings.values()):
+    if any(findings.values()) or _integers(state_dict, own):
         lists = [f"{text}: {some_of(keys)}" for text, keys in findings.items() if keys]
         raise CheckpointError(
             f"these weights do not fit {cfg.get('architecture', 'the model')}. "
@@ -108,6 +111,22 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
 def _tensors(model: nn.Module) -> dict[str, Any]:
     # Not state_dict(): it detaches every parameter, which would initialise what is about to be loaded.
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _integers(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose numbers torch would convert to floating point without a word."""
+    return [
+        key
+        for key, tensor in state_dict.items()
+        if key in own and own[key].is_floating_point() and hasattr(tensor, "dtype") and not tensor.is_floating_point()
+    ]
+
+
+def _integers_sentence(keys: Collection[str]) -> str:
+    return (
+        f"this checkpoint holds integers where the model has floating-point numbers: {some_of(keys)}. A quantised "
+        "checkpoint has to be converted back first."
+    )
 
 
 def some_of(keys: Collection[str]) -> str:
@@ -135,4 +154,4 @@ def patchify_sentence(weight: Any) -> str:
 
 
 def _channels(embedding: Mapping[str, Any]) -> list[int]:
-    return [tensor.shape[0] for key, tensor in embedding.items() if key.endswith("conv.weight")]
+    return [len(tensor) for key, tensor in embedding.items() if key.endswith("conv.weight") and tensor.ndim]

@@ -64,7 +64,7 @@ class Target:
 
     def listing(self, revision: str | None = None) -> Listing:
         """Return what the branch holds, or another revision."""
-        return list_files(self.repo_id, revision or self.revision, token=self.token)
+        return list_files(self.repo_id, revision or self.revision, FILES, token=self.token)
 
     def url(self, commit: str) -> str:
         """Return the web page of a commit."""
@@ -95,7 +95,7 @@ def _action(folder: Path, name: str, remote: Listing | None) -> str:
     if remote is None or name not in remote.files:
         return "add"
     digest = remote.digest(name)
-    return "same" if file_digest(folder / name, len(digest)) == digest else "update"
+    return "same" if digest and file_digest(folder / name, len(digest)) == digest else "update"
 
 
 def _is_done(folder: Path, remote: Listing) -> bool:
@@ -198,7 +198,9 @@ def _open_pull_request(folder: Path, target: Target, changed: bool = False) -> P
 def _verified(folder: Path, target: Target, commit: str, before: Listing, pr_url: str | None) -> PushResult:
     """Compare the hashes that the Hub lists for the new commit with the files."""
     listing = target.listing(commit)
-    wrong = [name for name, action in plan(folder, listing).items() if action != "same"]
+    held = listing.files
+    actions = plan(folder, listing).items()
+    wrong = [name for name, action in actions if action != "same" and (name not in held or held[name].digest)]
     if wrong:
         raise HubError(
             f"commit {commit} of {target.repo_id} does not hold what was sent: {', '.join(wrong)} differ. Report it to "

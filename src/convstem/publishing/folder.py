@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import ArgumentError
+from convstem.hub.config import check_ours
 from convstem.hub.names import CONFIG, WEIGHTS
-from convstem.publishing.config import check_ours
 
 
 def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None) -> None:

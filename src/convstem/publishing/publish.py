@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from convstem.errors import AccessDeniedError, ArgumentError, CheckpointError, HubError, RevisionMissingError
+from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, RevisionMissingError
+from convstem.files.staging import scratch_folder
 from convstem.hub.listing import list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch
@@ -123,14 +124,15 @@ def _carry_out(row: Publication, private: bool, token: Any, report: Callable[[Pu
     done = row
     if row.action == "publish":
         try:
-            with TemporaryDirectory(prefix="convstem-publish-") as temporary:
-                _stage(catalog.weights()[row.name], row.repo_id, Path(temporary), token)
-                require(verify_folder(Path(temporary), row.name))
-                result = push_folder(Path(temporary), Target(row.repo_id, private=private, token=token))
+            with scratch_folder(Path(tempfile.gettempdir()), "convstem-publish-") as folder:
+                _stage(catalog.weights()[row.name], row.repo_id, folder, token)
+                require(verify_folder(folder, row.name))
+                result = push_folder(folder, Target(row.repo_id, private=private, token=token))
             action = "published" if result.changed else "same"
             done = Publication(row.name, row.repo_id, action, str(result.commit))
-        except (CheckpointError, HubError, ValueError) as error:  # one repository's trouble; the others go on
-            done = Publication(row.name, row.repo_id, "failed", str(error))
+        except Exception as error:  # one repository's trouble, a full disk's SafetensorError included; the others go on
+            words = str(error) if isinstance(error, ConvStemError) else f"{type(error).__name__}: {error}"
+            done = Publication(row.name, row.repo_id, "failed", words)
         report(done)
     return done
 

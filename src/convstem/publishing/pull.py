@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from convstem.errors import ArgumentError, MissingFileError, UnknownModelError
 from convstem.files.paths import path_errors
-from convstem.files.writing import write_whole
+from convstem.files.staging import replacing
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch, fetch_all
 from convstem.registry import catalog
@@ -76,21 +75,17 @@ def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:
         raise ArgumentError(
             f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to"
         )
-    folder = Path(out)
-    with path_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with path_errors("write", Path(out)), replacing(Path(out), last=CONFIG) as folder:
         stage_embedded(entry, folder)
         finish_config(folder, entry.license)
         (folder / CARD).write_text(render(facts_of_entry(entry)), encoding="utf-8")
-    return folder
+    return Path(out)
 
 
 def _deliver(files: dict[str, Path], out: str | Path | None) -> Path:
     if out is None:
         return files[WEIGHTS].parent
-    folder = Path(out)
-    with path_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, path in sorted(files.items()):
-            write_whole(folder / name, partial(shutil.copyfile, path))
-    return folder
+    with path_errors("write", Path(out)), replacing(Path(out), last=CONFIG) as folder:
+        for name, path in files.items():
+            shutil.copyfile(path, folder / name)
+    return Path(out)

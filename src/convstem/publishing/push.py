@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from convstem.errors import ArgumentError
 from convstem.files.paths import path_errors
+from convstem.files.staging import scratch_folder
 from convstem.hub.names import CARD, CONFIG
 from convstem.publishing.cards.facts import PLACEHOLDER, CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.licenses import check_license, license_of_card
@@ -71,8 +72,7 @@ def push(
     if metrics and not (dataset or tag):
         raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
     target = Target(repo_id, revision, private, create_pr, token)
-    with TemporaryDirectory(prefix="convstem-push-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema)
         require(verify_folder(folder, "what is to be pushed"), skip=("license",))
         finish_config(folder, license)

@@ -12,9 +12,9 @@ from convstem.errors import ArgumentTypeError, InvalidFileError, MissingPathErro
 from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
 from convstem.files.paths import path_errors
 from convstem.hosts.registration import ensure_registered
+from convstem.hub.config import check_ours
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.models.twins import as_timm_model
-from convstem.publishing.config import check_ours
 from convstem.publishing.folder import save
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from convstem.errors import TransplantError
 from convstem.files.paths import path_errors
+from convstem.files.staging import replacing
+from convstem.hub.config import is_ours
+from convstem.hub.names import CARD, CONFIG
 from convstem.publishing.cards.facts import PLACEHOLDER, facts_of_config
 from convstem.publishing.cards.render import render
-from convstem.publishing.config import is_ours
-from convstem.publishing.folder import finish_config
+from convstem.publishing.folder import finish_config, save
 from convstem.stem.vocabulary import StemLike
 from convstem.transplanting.calibration import Calibration
 from convstem.transplanting.pixels import normalised_range
@@ -65,8 +67,6 @@ def transplant_to_folder(
         PathError: the folder cannot be written.
         TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
     """
-    import timm
-
     model = create_source(source, pretrained)
     twin = transplant(model, stem, calibration, margin).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
@@ -83,11 +83,10 @@ def transplant_to_folder(
         )
     report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
     result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
-    with path_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        timm.models.save_for_hf(twin, str(folder), safe_serialization=True)
-        finish_config(folder, result.license)
-        (folder / "README.md").write_text(card(result), encoding="utf-8")
+    with path_errors("write", folder), replacing(Path(folder), last=CONFIG) as staged:
+        save(twin, staged)
+        finish_config(staged, result.license)
+        (staged / CARD).write_text(card(result, staged), encoding="utf-8")
     return result
 
 
@@ -112,9 +111,9 @@ def probe_batch(model: Any) -> Tensor:
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
 
 
-def card(result: TransplantResult) -> str:
-    """Return the model card of a transplanted model that lies in its folder."""
-    config = json.loads((result.folder / "config.json").read_text(encoding="utf-8"))
+def card(result: TransplantResult, folder: Path) -> str:
+    """Return the model card of a transplanted model that lies in a folder."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     base = None if result.source.startswith("local-dir:") else result.source.removeprefix("hf-hub:")
     facts = facts_of_config(
         config,

@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import HubError, InvalidFileError, MissingPathError
+from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
+from convstem.files.safetensors import Stored, check_finite_file, check_header
 from convstem.hub.cache import file_digest
+from convstem.hub.config import check_fits_header, read_config
 from convstem.hub.listing import check_present, list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch_all
 from convstem.publishing.cards.licenses import license_of_card
-from convstem.publishing.config import meta_model, read_config
+from convstem.publishing.config import meta_model
+
+_KINDS = {True: "floating-point numbers", False: "integers"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Report:
 
 
 def verify(source: str | Path, revision: str | None = None, *, token: str | bool | None = None) -> Report:
-    """Examine a Hub repository or a local folder, without building the model or running anything from it.
+    """Examine a Hub repository or a local folder; the model is built without memory, and nothing in it can run.
 
     Args:
         source: ``org/name``, ``org/name@revision`` or a folder.
@@ -69,7 +73,14 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
     files = fetch_all(repo_id, names, listing.commit, token=token)
     folder = files[WEIGHTS].path.parent
     weights = files[WEIGHTS].sha256
-    hashes = Check("hashes", True, f"{len(files)} files have the hashes that the Hub lists")
+    unknown = [name for name, file in files.items() if not file.compared]
+    hashes = Check(
+        "hashes",
+        not unknown,
+        f"{', '.join(unknown)} could not be compared: nobody tells a hash"
+        if unknown
+        else f"{len(files)} files have the hashes that the Hub lists",
+    )
     return verify_folder(folder, f"{repo_id}@{listing.commit}", listing.commit, weights, (hashes,))
 
 
@@ -96,37 +107,45 @@ def verify_folder(
 def _answer(name: str, question: Callable[[], str]) -> Check:
     try:
         return Check(name, True, question())
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        return Check(name, False, str(error.args[0] if isinstance(error, KeyError) else error))
+    except ConvStemError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # whatever timm and torch make of a hostile config
+        return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _header(path: Path, found: dict[str, Any]) -> str:
-    from convstem.files.safetensors import check_header  # imports torch
-
     if not path.is_file():
         raise MissingPathError(f"{path.name} is missing: a config without weights")
-    found["shapes"] = check_header(path)
-    return f"{len(found['shapes'])} tensors, {path.stat().st_size:,} bytes"
+    found["header"] = check_header(path)
+    return f"{len(found['header'])} tensors, {path.stat().st_size:,} bytes"
 
 
 def _config(path: Path, found: dict[str, Any]) -> str:
     config = read_config(path)
-    found["model"] = meta_model(config)
+    if "header" in found:
+        check_fits_header(config.get("model_args") or {}, config.get("num_classes"), found["header"])
+    found["model"] = meta_model(path.parent)
     found["config"] = config
     return f"{config['architecture']}, {config['pretrained_cfg'].get('num_classes', config.get('num_classes'))} classes"
 
 
 def _shapes(found: Mapping[str, Any]) -> str:
-    if "model" not in found or "shapes" not in found:
+    if "model" not in found or "header" not in found:
         raise InvalidFileError("not compared, because the header or the config is wrong")
-    expected = {key: tuple(tensor.shape) for key, tensor in found["model"].state_dict().items()}
-    actual: Mapping[str, tuple[int, ...]] = found["shapes"]
+    expected = {k: Stored(tuple(t.shape), t.is_floating_point()) for k, t in found["model"].state_dict().items()}
+    actual: Mapping[str, Stored] = found["header"]
+    both = sorted(set(actual) & set(expected))
     wrong = [f"missing {key}" for key in sorted(set(expected) - set(actual))]
     wrong += [f"surplus {key}" for key in sorted(set(actual) - set(expected))]
     wrong += [
-        f"{key} is {list(actual[key])}, the config makes it {list(expected[key])}"
-        for key in sorted(set(actual) & set(expected))
-        if actual[key] != expected[key]
+        f"{key} is {list(actual[key].shape)}, the config makes it {list(expected[key].shape)}"
+        for key in both
+        if actual[key].shape != expected[key].shape
+    ]
+    wrong += [
+        f"{key} holds {_KINDS[actual[key].floating]}, the model {_KINDS[expected[key].floating]}"
+        for key in both
+        if actual[key].floating != expected[key].floating
     ]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -145,13 +164,9 @@ def _labels(found: Mapping[str, Any]) -> str:
 
 
 def _finite(path: Path, found: Mapping[str, Any]) -> str:
-    if "shapes" not in found:
+    if "header" not in found:
         raise InvalidFileError("not read, because the header is wrong")
-    from safetensors.torch import load_file
-
-    from convstem.files.safetensors import check_finite
-
-    check_finite(load_file(path), path.name)
+    check_finite_file(path)
     return "no NaN, no Inf"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,10 @@ from convstem.files import cache
 from convstem.registry.stem_spec import StemSpec
 from convstem.transplanting.algebra import ALGORITHM
 from convstem.transplanting.report import LayerReport, TransplantReport
+
+_PAGE = 4096
+"""Bytes of a page, the unit in which memory and disks go wrong."""
+
 
 Transplanted: TypeAlias = tuple[dict[str, Tensor], TransplantReport]
 
@@ -78,12 +83,16 @@ def _read(path: Path) -> Transplanted | None:
 
 
 def _checksum(state: dict[str, Tensor]) -> int:
-    """Return a number that any flipped bit changes: a millisecond, where a hash would take much of the load."""
+    """Return a number that changes with any flipped bit and with the order of tensors and of their pages.
+
+    Sums of pages, and a checksum over the sums: milliseconds, where a hash would take much of the load.
+    """
     total = 0
     for tensor in state.values():
         content = _bytes(tensor)
-        words = len(content) // 8 * 8
-        total = 31 * total + int(content[:words].view(numpy.int64).sum()) + int(content[words:].sum())
+        whole = len(content) // _PAGE * _PAGE
+        sums = content[:whole].view(numpy.int64).reshape(-1, _PAGE // 8).sum(1)
+        total = zlib.crc32(content[whole:], zlib.crc32(sums, total))
     return total
 
 

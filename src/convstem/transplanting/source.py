@@ -1,30 +1,35 @@
-"""The timm model that a user names; what timm or the Hub says against it becomes one of our errors."""
+"""The timm model that a user names, its weights verified; what timm or the Hub says against it is one of our errors."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import timm
-from timm.models import parse_model_name, resolve_pretrained_cfg, split_model_name_tag
+from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 from torch import nn
 
-from convstem.errors import ArgumentError, CheckpointError, ConvStemError, MissingPathError, UnknownModelError
-from convstem.hub.errors import explain, root_cause
-from convstem.hub.names import CONFIG
+from convstem.errors import ArgumentError, CheckpointError, ConvStemError, HubError, MissingPathError, UnknownModelError
+from convstem.files.safetensors import check_finite, check_weights, nonfinite_allowed
+from convstem.hub.config import check_fits_header, read_json
+from convstem.hub.locate import LOCATION, locate
+from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.read import fetch_all
 
 
 def create_source(name: str, pretrained: bool = True) -> nn.Module:
-    """Return a timm model in eval mode.
+    """Return a timm model in eval mode, its weights fetched from the Hub, verified and checked before it is built.
 
     Args:
-        name: timm name with or without tag, ``hf-hub:org/name`` or ``local-dir:folder``.
+        name: timm name (with tag), ``hf-hub:org/name`` (with ``@revision`` if need be) or ``local-dir:folder``.
         pretrained: load its weights.
 
     Raises:
         ArgumentError: no such kind of name, or a model without pretrained weights.
         CheckpointError: the repository or folder does not hold a model that timm can load.
-        HubError: the weights cannot be had from the Hub.
+        HubError: the weights cannot be had from the Hub, or are only to be had without a hash.
+        InvalidFileError: they are damaged or not finite.
         MissingPathError: no such folder, or one without a config.
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
     """
@@ -33,25 +38,61 @@ def create_source(name: str, pretrained: bool = True) -> nn.Module:
     except ValueError as error:
         raise ArgumentError(str(error)) from error
     if kind is None:
-        where = _check_name(place, pretrained)
-    elif kind == "local-dir" and not (Path(place) / CONFIG).is_file():
-        raise MissingPathError(f"{place} is not the folder of a timm model: it has no {CONFIG}")
-    else:
-        where = place
+        _check_name(place, pretrained)
+        return _from_tag(place) if pretrained else timm.create_model(place).eval()
     try:
-        return timm.create_model(name, pretrained=pretrained).eval()
+        return _from_hub(place, pretrained) if kind == "hf-hub" else _from_folder(Path(place), pretrained)
     except ConvStemError:
         raise
-    except OSError as error:
-        raise explain(root_cause(error), where, None) from error
     except RuntimeError as error:
-        if kind is None:
-            raise
         raise CheckpointError(f"timm cannot load {name}: {error}") from error
 
 
-def _check_name(name: str, pretrained: bool) -> str:
-    """Return where the weights of a name in timm's registry are; raise unless there are such a name and weights."""
+def _from_hub(place: str, pretrained: bool) -> nn.Module:
+    repository, _, revision = place.partition("@")
+    names = [CONFIG, WEIGHTS] if pretrained else [CONFIG]
+    files = fetch_all(repository, names, revision or None)
+    model = _from_folder(files[CONFIG].path.parent, pretrained)
+    _say_location(model, {"source": "hf-hub", "hf_hub_id": f"{repository}@{files[CONFIG].commit}"})
+    return model
+
+
+def _from_folder(folder: Path, pretrained: bool) -> nn.Module:
+    if not (folder / CONFIG).is_file():
+        raise MissingPathError(f"{folder} is not the folder of a timm model: it has no {CONFIG}")
+    config = read_json(folder / CONFIG)
+    if pretrained and (folder / WEIGHTS).is_file():
+        header = check_weights(folder / WEIGHTS)
+        check_fits_header(config.get("model_args") or {}, config.get("num_classes"), header)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained).eval()
+    if pretrained and not nonfinite_allowed():
+        check_finite(model.state_dict(), folder.name)
+    return model
+
+
+def _from_tag(name: str) -> nn.Module:
+    cfg = get_pretrained_cfg(name)
+    located = locate(cfg)
+    if located is None:
+        raise HubError(
+            f"the weights of {name} are not on the Hub but only at {cfg.url}, without a hash to compare them with: "
+            f"download them yourself and transplant timm.create_model({name.partition('.')[0]!r}, checkpoint_path=FILE)"
+        )
+    check_weights(located.path)
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=located.overlay).eval()
+    where = {field: getattr(cfg, field) for field in LOCATION if getattr(cfg, field) is not None}
+    _say_location(model, where | ({"hf_hub_id": located.hub_id} if located.hub_id else {}))
+    return model
+
+
+def _say_location(model: Any, where: dict[str, Any]) -> None:
+    """Make a model's pretrained cfg say where its weights are for everyone, commit included."""
+    kept = {key: value for key, value in model.pretrained_cfg.items() if key not in LOCATION}
+    model.pretrained_cfg = model.default_cfg = {**kept, **where}
+
+
+def _check_name(name: str, pretrained: bool) -> None:
+    """Raise unless timm's registry has the name and, if they are asked for, weights of it."""
     base, tag = split_model_name_tag(name)
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=5)
@@ -60,10 +101,8 @@ def _check_name(name: str, pretrained: bool) -> str:
     tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", pretrained=True)]
     if tag and tag not in tags:
         raise UnknownModelError(f"timm's {base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or '-'}")
-    cfg = resolve_pretrained_cfg(base, tag)
-    if pretrained and not cfg.has_weights:
+    if pretrained and not getattr(get_pretrained_cfg(name), "has_weights", False):
         raise ArgumentError(
             f"timm has no pretrained weights of {base}: choose a name of timm.list_models(pretrained=True), or pass "
             "pretrained=False for random ones"
         )
-    return str(cfg.hf_hub_id or cfg.url or base)

@@ -47,7 +47,7 @@ def transplant(
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model.
+            name of a timm model, ``hf-hub:org/name`` or ``local-dir:FOLDER``, whose weights are verified.
         stem: architecture name, ``StemSpec`` or list of ``ConvStemConfig``; default: ``default_stem``, which is exact.
         calibration: normalised images the model will see, for stems too narrow to be exact and for the BatchNorm
             statistics: a tensor [batch, in_chans, height, width], a folder of images, or an iterable of batches such

@@ -60,13 +60,18 @@ class DeferredInit(TorchFunctionMode):
         target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by keyword
         if not (isinstance(target, nn.Parameter) and _changes_in_place(func)):
             target = None
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, nn.Parameter) and value is not target:
+        # A call that takes other tensors as well cannot wait: they may change meanwhile.
+        others = list(_tensors_in([value for value in (*args, *kwargs.values()) if value is not target]))
+        for value in others:
+            if isinstance(value, nn.Parameter):
                 self._initialise(value)
         if target is None:
             return func(*args, **kwargs)
         if func is Tensor.copy_:
             return self._fill(target, *args[1:], **kwargs)
+        if others:
+            self._initialise(target)
+            return func(*args, **kwargs)
         self._pending.setdefault(target, []).append(_without_target(func, args, kwargs))
         return target
 
@@ -114,6 +119,15 @@ def _travels(parameter: Tensor, value: Tensor) -> bool:
     """Tell whether a value goes from the host to a device that copies asynchronously."""
     same = value.shape == parameter.shape and parameter.is_contiguous()
     return same and value.device.type == "cpu" and has_streams(parameter.device)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an argument, however deep in lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
 
 
 def _changes_in_place(func: Callable[..., Any]) -> bool:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from convstem.errors import InvalidFileError, MissingPathError
+from convstem.errors import MissingPathError
 from convstem.files.safetensors import read_weights
-from convstem.hub.cache import file_digest
+from convstem.hub.locate import check_sha256
 from convstem.hub.progress import progress_bars
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
@@ -65,10 +65,3 @@ def load_weights(entry: WeightsSpec, *, check_hash: bool = True, progress: bool 
         spec = catalog.models()[entry.architecture]
         return transplant_state_dict(state, spec.stem, entry.mean, entry.std)
     return state
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise ``ValueError`` unless the file's content has this sha256."""
-    actual = file_digest(path)
-    if actual != expected:
-        raise InvalidFileError(f"{path.name} is damaged: expected sha256 {expected}, got {actual}; reinstall convstem")

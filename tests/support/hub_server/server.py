@@ -31,6 +31,7 @@ class HubServer:
     def __init__(self):
         self.store, self.faults, self.log = Store(), Faults(), []
         self.writers = {"writer"}
+        self.silent = False  # whether listings come without hashes and sizes, as some mirrors' do
         self.signed, self.lock = {}, threading.Lock()
         self.progress, self.released = threading.Event(), threading.Event()
         self.cdn, self.api = Server(CdnHandler, self), Server(ApiHandler, self)
@@ -111,8 +112,8 @@ class ApiHandler(Handler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create_repo"),
-        ("GET", rf"/api/models/{ID}", "model_info"),
-        ("GET", rf"/api/models/{ID}/revision/{REV}", "model_info"),
+        ("GET HEAD", rf"/api/models/{ID}", "model_info"),
+        ("GET HEAD", rf"/api/models/{ID}/revision/{REV}", "model_info"),
         ("GET", rf"/api/models/{ID}/auth-check", "auth_check"),
         ("GET", rf"/api/models/{ID}/discussions", "discussions"),
         ("GET", rf"/api/models/{ID}/tree/{REV}(?:/.*)?", "tree"),
@@ -165,9 +166,8 @@ class ApiHandler(Handler):
 
     def model_info(self, repo_id, revision="main"):
         repo, sha, files = self.tree_of(repo_id, revision)
-        siblings = [
-            {"rfilename": path, **(details(entry) if "blobs" in self.query else {})} for path, entry in files.items()
-        ]
+        told = "blobs" in self.query and not self.server.hub.silent
+        siblings = [{"rfilename": path, **(details(entry) if told else {})} for path, entry in files.items()]
         gated = "manual" if repo.gated else False
         self.reply_json({"id": repo_id, "sha": sha, "private": repo.readers is not None, "gated": gated, "tags": [],
                          "downloads": 0, "likes": 0, "siblings": siblings})  # fmt: skip
