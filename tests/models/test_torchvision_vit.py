@@ -110,7 +110,7 @@ def test_the_legacy_interface_still_works():
             NANO,
             {"weights": "DEFAULT", "num_classes": 5},
             ValueError,
-            "'num_classes' expected value 10 but got 5",
+            "num_classes is 10 in the weights CIFAR10; got 5: leave it out",
         ),
         (NANO, {"image_size": 30}, ValueError, "multiple of the patch size 4; got 30: use 28 or 32"),
         (NANO, {"hidden_dim": 100}, ValueError, "hidden_dim 100|embed_dim 100, num_heads 3"),

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "convstem"
 
 LEVELS = (
-    ("errors",),
+    ("errors", "upstream"),
     ("registry",),
     ("layouts",),
     ("files", "stem"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from timm.layers import LayerNorm
 from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolve_pretrained_cfg
-from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from convstem.features.on_request import pyramid_on_request
@@ -18,6 +17,7 @@ from convstem.files.safetensors import check_header
 from convstem.registry.stem_spec import StemSpec, check_arguments
 from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
+from convstem.upstream.private import timm_feature_getter
 from convstem.weights.pretrained import build_pretrained
 
 
@@ -64,7 +64,7 @@ def _build(
     swap_stem(model, transplanted=pretrained and not ours, changes=changes, cached=True)
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name}
     if ours:
-        features = isinstance(model, FeatureGetterNet)
+        features = isinstance(model, timm_feature_getter())
         inner = model.model if features else model
         load_pretrained(
             inner,

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 from torchvision.models import WeightsEnum
-from torchvision.models._utils import _ovewrite_named_param
 from torchvision.models.vision_transformer import VisionTransformer
 
 from convstem.errors import ArgumentError
@@ -43,8 +42,7 @@ def create_torchvision_model(
     """
     check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
     if weights is not None:
-        _ovewrite_named_param(kwargs, "num_classes", len(weights.meta["categories"]))
-        _ovewrite_named_param(kwargs, "image_size", weights.meta["min_size"][0])
+        _fit_to_weights(kwargs, weights)
     stem = spec.stem if conv_stem_configs is None else as_stem_spec(conv_stem_configs)
     sizes = {
         "image_size": spec.img_size,
@@ -68,6 +66,17 @@ def create_torchvision_model(
             model = build(stem, sizes)
             model.load_state_dict(state_dict)
     return model
+
+
+def _fit_to_weights(kwargs: dict[str, Any], weights: WeightsEnum) -> None:
+    """Set the head and the image size to those of the weights; raise ``ArgumentError`` where others are asked for."""
+    fixed = {"num_classes": len(weights.meta["categories"]), "image_size": weights.meta["min_size"][0]}
+    for name, value in fixed.items():
+        if kwargs.setdefault(name, value) != value:
+            raise ArgumentError(
+                f"{name} is {value} in the weights {weights.name}; got {kwargs[name]}: leave it out, or pass "
+                "weights=None for random initialisation"
+            )
 
 
 def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:

@@ -10,6 +10,9 @@ from typing import Any
 from convstem.errors import ArgumentError
 from convstem.hub.config import check_ours
 from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.config import check_ours
+from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.upstream.private import timm_save_config
 
 
 def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None) -> None:
@@ -24,7 +27,6 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None)
         ValueError: another architecture, or a model without storage.
     """
     from safetensors.torch import save_file
-    from timm.models._hub import save_config_for_hf
 
     cfg = getattr(model, "pretrained_cfg", None) or {}
     check_ours(str(cfg.get("architecture")))
@@ -36,7 +38,7 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None)
     root = {"label_names": list(labels)} if labels and len(labels) == model.num_classes else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    save_config_for_hf(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
+    timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
 
 
 def finish_config(folder: Path, license: str, **extra: Any) -> None:

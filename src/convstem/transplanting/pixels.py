@@ -23,7 +23,12 @@ def normalised_range(mean: Sequence[float], std: Sequence[float], in_chans: int)
     return [(0 - mean[c]) / std[c] for c in channels], [(1 - mean[c]) / std[c] for c in channels]
 
 
-def _pixel_range(model: nn.Module, in_chans: int) -> PixelRange:
+def range_of(model: nn.Module, in_chans: int) -> PixelRange:
+    """Return black and white as a model sees them, by its own normalisation.
+
+    Raises:
+        ArgumentError: the model does not state its mean and std.
+    """
     if isinstance(model, torchvision.models.VisionTransformer):
         return normalised_range(*_IMAGENET, in_chans)
     cfg = getattr(model, "pretrained_cfg", None) or {}

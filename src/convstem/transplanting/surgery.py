@@ -11,13 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 import torchvision
 from timm.layers import PatchEmbed, resample_patch_embed
-from timm.models._manipulate import adapt_input_conv
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from convstem.errors import warn
+from convstem.layouts.engine import translate
+from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.registry.trunks import transplanted_name
 from convstem.stem.embed import ConvStemEmbed, explain_patchify
@@ -29,10 +30,11 @@ from convstem.transplanting.algebra import transplant_stem
 from convstem.transplanting.calibration import Calibration, calibration_statistics
 from convstem.transplanting.kept import cached_transplant
 from convstem.transplanting.patch_embedding import find_patch_embedding
-from convstem.transplanting.pixels import PixelRange, _pixel_range, normalised_range
+from convstem.transplanting.pixels import PixelRange, normalised_range, range_of
 from convstem.transplanting.report import TransplantReport
 from convstem.transplanting.source import create_source
 from convstem.transplanting.statistics import PatchStatistics
+from convstem.upstream.private import timm_set_metadata
 
 
 def transplant(
@@ -98,7 +100,7 @@ def swap_stem(
     spec = override_stem(spec, patch, **(changes or {}))
     new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
     if transplanted:
-        low, high = pixel_range or _pixel_range(model, projection.in_channels)
+        low, high = pixel_range or range_of(model, projection.in_channels)
         statistics = None if calibration is None else calibration_statistics(calibration, model, patch)
         state, report = _transplant_tensors(
             projection.weight, projection.bias, spec, low, high, statistics, margin, cached and calibration is None
@@ -198,13 +200,14 @@ def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
 
 
 def _load(stem: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy transplanted tensors into a stem; both hosts keep them in the same order."""
-    own = stem.backbone if isinstance(stem, ConvStemEmbed) else stem
-    values = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
-    targets = [tensor for key, tensor in own.state_dict().items() if not key.endswith("num_batches_tracked")]
-    with torch.no_grad():
-        for target, value in zip(targets, values, strict=True):
-            target.copy_(value)
+    """Load transplanted tensors, which have the keys of a timm stem, into a stem of either host."""
+    if isinstance(stem, ConvStemEmbed):
+        stem.backbone.load_state_dict(state)
+        return
+    named = {f"patch_embed.backbone.{key}": tensor for key, tensor in state.items()}
+    layers = len({key.partition(".")[0] for key in state}) - 1
+    translated = translate(named, TORCHVISION.rows, "other", layers).state_dict
+    stem.load_state_dict({key.removeprefix("conv_proj."): tensor for key, tensor in translated.items()})
 
 
 def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
@@ -216,5 +219,4 @@ def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
         if architecture:
             cfg["architecture"] = transplanted_name(architecture)
         model.pretrained_cfg = model.default_cfg = cfg
-    model._traits = {**getattr(model, "_traits", {}), "first_conv": first_conv}
-    model._model_args = {**getattr(model, "_model_args", {}), **spec.model_args}
+    timm_set_metadata(model, spec.model_args, first_conv=first_conv)
