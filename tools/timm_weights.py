@@ -28,12 +28,10 @@ def rows() -> dict[str, dict]:
     for spec in catalog.models().values():
         for size in ("224", "384") if spec.trunk else ():
             source = f"{spec.trunk.rpartition('_')[0]}_{size}"
-            for name in timm.list_models(f"{source}.*", include_tags=True) if timm.is_model(source) else ():
-                found[name] = (spec.name, size)
-    ordered = sorted(found, key=list(timm.models._registry._model_pretrained_cfgs).index)
+            for name, cfg in timm.models.get_arch_pretrained_cfgs(source).items():
+                found[name] = (spec.name, size, cfg)
     named = {}
-    for name in ordered:
-        (architecture, size), cfg = found[name], timm.get_pretrained_cfg(name)
+    for name, (architecture, size, cfg) in found.items():
         suffix = "" if size == "224" else f"_{size}"
         named[f"{architecture}.{cfg.tag}{suffix}"] = row(name, cfg)
     architectures = list(catalog.models())

@@ -8,6 +8,7 @@ from timm.models import get_model_traits
 from torch import nn
 
 from convstem.features.pyramid import FeaturePyramid
+from convstem.upstream.private import timm_set_metadata
 
 _Create = TypeVar("_Create", bound=Callable[..., nn.Module])
 
@@ -58,4 +59,4 @@ def _describe(pyramid: Any, model: Any) -> None:
     traits = get_model_traits(model)
     pyramid.in_chans = traits.pop("in_chans")
     traits.pop("num_classes", None)
-    pyramid._traits = traits  # timm has a getter only
+    timm_set_metadata(pyramid, {}, **traits)

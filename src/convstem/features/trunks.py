@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from timm.layers import Format, nchw_to, resample_abs_pos_embed
 from timm.models import checkpoint
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from convstem.errors import UnsupportedModelError
 from convstem.stem.embed import ConvStemEmbed
+from convstem.upstream.private import timm_feature_indices
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # TorchScript cannot read this comment in a method
 
@@ -81,7 +81,7 @@ class TorchvisionTrunk(nn.Module):
     @torch.jit.ignore
     def prune_intermediate_layers(self, indices: int | list[int], prune_norm: bool = False) -> list[int]:
         """Drop the blocks behind the last index; return the indices, counted from the start."""
-        take, last = feature_take_indices(len(self.encoder.layers), indices)
+        take, last = timm_feature_indices(len(self.encoder.layers), indices)
         self.encoder.layers = self.encoder.layers[: last + 1]
         if prune_norm:
             self.encoder.ln = nn.Identity()

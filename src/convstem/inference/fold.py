@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 
-from timm.models._input import update_model_args
 from torch import nn
 
 from convstem.errors import ArgumentError, warn
 from convstem.stem.find import find_embed, find_stem
 from convstem.stem.norms import fold_stem, stem_norm
+from convstem.upstream.private import timm_set_metadata
 
 
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -46,5 +46,5 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
         fold_stem(find_stem(folded))
         return folded
     embed.fuse()
-    update_model_args(folded, stem_norm="none", stem_bias=True)
+    timm_set_metadata(folded, {"stem_norm": "none", "stem_bias": True})
     return folded

@@ -10,8 +10,6 @@ from typing import Any
 from convstem.errors import ArgumentError
 from convstem.hub.config import check_ours
 from convstem.hub.names import CONFIG, WEIGHTS
-from convstem.hub.config import check_ours
-from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.upstream.private import timm_save_config
 
 

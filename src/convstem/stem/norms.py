@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError, warn
+from convstem.upstream.private import torch_has_hooks
 
 BN_EPS = 1e-5
 """BatchNorm's epsilon in both hosts; state dicts do not hold it."""
@@ -79,10 +80,9 @@ def fold_stem(stem: nn.Module) -> None:
 
 def _check_foldable(stem: nn.Module) -> None:
     for name, module in stem.named_modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         found = [
             ("SyncBatchNorm, whose statistics several processes share", isinstance(module, nn.SyncBatchNorm)),
-            ("hooks, which would see other values", any(hooks)),
+            ("hooks, which would see other values", torch_has_hooks(module)),
             ("parametrizations, which a folded weight cannot keep", is_parametrized(module)),
         ]
         what = next((text for text, present in found if present), None)

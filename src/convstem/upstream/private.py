@@ -1,13 +1,13 @@
-"""Every private name of timm and torchvision that we use: why, and what would replace it. huggingface_hub: none.
+"""Every private name of timm, torchvision and torch that we use: why, and what would replace it.
 
-One function or property each, which imports its library when it is called: most callers run at the end of the import
+huggingface_hub: none. One function each, which imports its library when it is called: most callers run at the end of the import
 of one host, and must not import the other. The room is below all others because models, transplants and publishing
 need it as well as the hosts; a test looks for private names anywhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -76,6 +76,17 @@ def timm_feature_getter() -> type[Any]:
     return FeatureGetterNet
 
 
+def timm_feature_indices(blocks: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Return the blocks, counted from the start, that timm takes features of, and the last of them.
+
+    Why: ``forward_intermediates`` of a torchvision ViT reads ``indices`` as timm's models do, negative ones included.
+    Replacement: the function in ``timm.models``.
+    """
+    from timm.models._features import feature_take_indices
+
+    return feature_take_indices(blocks, indices)
+
+
 def timm_save_config(model: Any, path: str, **fields: Any) -> None:
     """Write a timm model's ``config.json``; arguments as timm's ``save_config_for_hf``.
 
@@ -85,6 +96,15 @@ def timm_save_config(model: Any, path: str, **fields: Any) -> None:
     from timm.models._hub import save_config_for_hf
 
     save_config_for_hf(model, path, **fields)
+
+
+def torch_has_hooks(module: Any) -> bool:
+    """Tell whether a module runs hooks forwards or backwards.
+
+    Why: what a hook sees would change silently in ``convstem.fold``. torch can add and remove hooks, not list them.
+    Replacement: a public way to list them.
+    """
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def torchvision_register(name: str, builder: Callable[..., Any]) -> None:
