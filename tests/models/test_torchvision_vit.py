@@ -112,7 +112,12 @@ def test_the_legacy_interface_still_works():
             ValueError,
             "num_classes is 10 in the weights CIFAR10; got 5: leave it out",
         ),
-        (NANO, {"image_size": 30}, ValueError, "multiple of the patch size 4; got 30: use 28 or 32"),
+        (
+            NANO,
+            {"image_size": 30},
+            ValueError,
+            "multiple of the patch size 4; got 30x30: use 28x28 or 32x32",
+        ),
         (NANO, {"hidden_dim": 100}, ValueError, "hidden_dim 100|embed_dim 100, num_heads 3"),
         (NANO, {"conv_stem_configs": [ConvStemConfig(8, 3, 2)]}, ValueError, "patch_size; .2. multiply to 2"),
         (

@@ -83,10 +83,10 @@ def test_a_good_row(tmp_path):
             ("= 192", "= 100"),
             r"\[a\]: embed_dim must be a multiple of num_heads; got embed_dim 100, num_heads 3",
         ),
-        (("source", "img_size = 230\nsource"), r"\[a\]: img_size 230 is not a multiple of patch_size 16"),
+        (("source", "img_size = 230\nsource"), r"\[a\]: img_size must be a multiple of the patch size 16; got 230x230"),
         (
             ("source", 'stem_norm = "bn"\nsource'),
-            r"stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d; got 'bn'",
+            r"stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d, none; got 'bn'",
         ),
         (("[a]", '[b]\ntorchvision = "x"\n[a]\n[a]'), r"rows.toml: Cannot declare \('a',\) twice"),
         (("depth = 1", "depth = one"), r"rows.toml: Invalid value"),

@@ -41,16 +41,15 @@ def smooth_images(in_chans: int, size: int, count: int = 2) -> Tensor:
 def build_stem(state: dict[str, Tensor], spec: StemSpec, bn_eps: float = BN_EPS) -> nn.Sequential:
     """Build the stem of plain torch modules with these parameters, in eval mode and in their type."""
     layers: dict[str, nn.Module] = {}
-    channels = state["0.conv.weight"].shape[1]
-    for width, stride, kernel in zip(spec.channels, spec.strides, spec.kernel_sizes, strict=True):
-        conv = nn.Conv2d(channels, width, kernel, stride, (kernel - 1) // 2, bias=False)
-        parts = {"conv": conv, "bn": nn.BatchNorm2d(width, bn_eps), "act": nn.ReLU()}
+    for layer in spec.layers(in_chans=state["0.conv.weight"].shape[1]):
+        padding = (layer.kernel_size - 1) // 2
+        conv = nn.Conv2d(layer.in_chans, layer.channels, layer.kernel_size, layer.stride, padding, bias=False)
+        parts = {"conv": conv, "bn": nn.BatchNorm2d(layer.channels, bn_eps), "act": nn.ReLU()}
         layers[str(len(layers))] = nn.Sequential()
         for name, part in parts.items():
             layers[str(len(layers) - 1)].add_module(name, part)
-        channels = width
     last = nn.Sequential()
-    last.add_module("conv", nn.Conv2d(channels, len(state[f"{len(layers)}.conv.bias"]), 1))
+    last.add_module("conv", nn.Conv2d(spec.channels[-1], len(state[f"{len(layers)}.conv.bias"]), 1))
     layers[str(len(layers))] = last
     stem = nn.Sequential()
     for name, layer in layers.items():

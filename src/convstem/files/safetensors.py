@@ -19,7 +19,8 @@ from convstem.layouts.diagnosis import some_of
 
 ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
 """Whether NaN and Inf are accepted; ``convstem.load(allow_nonfinite=True)`` sets it, ``CONVSTEM_ALLOW_NONFINITE=1``
-does the same for every load of a process."""
+does the same for every load of a process. Not an argument: between ``load`` and the file is ``timm.create_model``,
+which records every argument that it passes on as part of the model, and so in every config that is saved."""
 
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -12,7 +12,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from convstem.errors import ArgumentError
 from convstem.layouts.diagnosis import explain_mismatch
 from convstem.registry.records import ModelSpec
-from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_stem_patch
+from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_img_size, check_stem_patch
 from convstem.stem.init import init_stem
 from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
@@ -91,12 +91,7 @@ def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
 def check_sizes(sizes: dict[str, Any]) -> None:
     """Raise ``ValueError`` where torchvision would fail with a bare assertion."""
     size, patch = sizes["image_size"], sizes["patch_size"]
-    if size < patch or size % patch:
-        low, high = max(size // patch, 1) * patch, -(-size // patch) * patch
-        raise ArgumentError(
-            f"image_size must be a multiple of the patch size {patch}; got {size}: use {low} or {high} "
-            "(for sizes that vary use the timm model with dynamic_img_size=True)"
-        )
+    check_img_size((size, size), patch, "image_size", "dynamic_img_size=True to the timm model")
     check_heads(sizes["hidden_dim"], sizes["num_heads"])
 
 

@@ -11,6 +11,7 @@ from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import (
     StemSpec,
     check_heads,
+    check_img_size,
     check_stem_patch,
     choice,
     default_stem,
@@ -66,8 +67,7 @@ class ModelSpec:
         check_stem_patch(self.stem, self.patch_size)
         check_heads(self.embed_dim, self.num_heads)
         choice("pos_embed", self.pos_embed, POS_EMBEDS)
-        if self.img_size % self.patch_size:
-            raise ArgumentError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        check_img_size((self.img_size, self.img_size), self.patch_size)
         norms = ("batchnorm2d", "none")
         if self.torchvision and (self.stem_norm not in norms or self.trunk_args or self.pos_embed != "learn"):
             raise ArgumentError(

@@ -46,6 +46,19 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class StemLayer:
+    """One convolution of a stem with its norm and activation, in front of the last 1x1."""
+
+    in_chans: int
+    channels: int
+    kernel_size: int
+    stride: int
+    height: int
+    """Of the feature map it makes, in pixels."""
+    width: int
+
+
+@dataclass(frozen=True)
 class StemSpec:
     """A convolutional stem: n conv + norm + activation layers, then a 1x1 convolution to ``embed_dim``.
 
@@ -97,6 +110,22 @@ class StemSpec:
     def patch_size(self) -> int:
         """Pixels per token along each axis: the product of the strides."""
         return math.prod(self.strides)
+
+    def layers(self, img_size: int | tuple[int, int] | None = None, in_chans: int = 3) -> tuple[StemLayer, ...]:
+        """Return the layers before the last 1x1, in order.
+
+        Args:
+            img_size: height and width in pixels, or one number; default: one patch. Each layer rounds up.
+            in_chans: input channels of the first layer.
+        """
+        size = img_size or self.patch_size
+        height, width = (size, size) if isinstance(size, int) else size
+        layers: list[StemLayer] = []
+        for channels, kernel, stride in zip(self.channels, self.kernel_sizes, self.strides, strict=True):
+            height, width = -(-height // stride), -(-width // stride)
+            layers.append(StemLayer(in_chans, channels, kernel, stride, height, width))
+            in_chans = channels
+        return tuple(layers)
 
     @property
     def layer_title(self) -> str:
@@ -151,6 +180,26 @@ def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
         raise ArgumentError(
             f"the product of stem_strides must equal patch_size; {list(stem.strides)} multiply to "
             f"{stem.patch_size}, patch_size is {patch_size}: change one of them"
+        )
+
+
+def check_img_size(
+    img_size: tuple[int, int], patch_size: int, name: str = "img_size", remedy: str = "dynamic_img_size=True"
+) -> None:
+    """Raise ``ArgumentError`` unless height and width in pixels are positive multiples of the patch size.
+
+    Args:
+        img_size: height and width.
+        patch_size: of the stem.
+        name: what the argument is called.
+        remedy: what to pass for images of any size.
+    """
+    if any(size < 1 or size % patch_size for size in img_size):
+        low = tuple(max(size // patch_size, 1) * patch_size for size in img_size)
+        high = tuple(-(-max(size, 1) // patch_size) * patch_size for size in img_size)
+        raise ArgumentError(
+            f"{name} must be a multiple of the patch size {patch_size}; got {img_size[0]}x{img_size[1]}: use "
+            f"{low[0]}x{low[1]} or {high[0]}x{high[1]}, or pass {remedy} to accept any size"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.layouts.diagnosis import patchify_sentence
-from convstem.registry.stem_spec import StemSpec
+from convstem.registry.stem_spec import StemSpec, check_img_size
 from convstem.stem.norms import fit_norm, fold_stem, stem_norm
 
 _NORM_LAYERS = {
@@ -196,17 +196,6 @@ def explain_patchify(
 def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Return the grid [rows, columns] of an image size in pixels."""
     return math.ceil(img_size[0] / patch_size), math.ceil(img_size[1] / patch_size)
-
-
-def check_img_size(img_size: tuple[int, int], patch_size: int) -> None:
-    """Raise ``ValueError`` unless height and width in pixels are positive multiples of the patch size."""
-    if any(size < 1 or size % patch_size for size in img_size):
-        low = tuple(max(size // patch_size, 1) * patch_size for size in img_size)
-        high = tuple(math.ceil(max(size, 1) / patch_size) * patch_size for size in img_size)
-        raise ArgumentError(
-            f"img_size must be a multiple of the patch size {patch_size}; got {img_size[0]}x{img_size[1]}: use "
-            f"{low[0]}x{low[1]} or {high[0]}x{high[1]}, or pass dynamic_img_size=True to accept any size"
-        )
 
 
 def refuse_lost_activations(stem: nn.Module) -> None:

@@ -90,8 +90,7 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
             f"before a norm; got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
         )
     norm, act = _TORCHVISION_NORMS[stem.norm], _TORCHVISION_ACTS[stem.act]
-    layers = zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True)
-    return [ConvStemConfig(channels, kernel, stride, norm, act) for channels, kernel, stride in layers]
+    return [ConvStemConfig(layer.channels, layer.kernel_size, layer.stride, norm, act) for layer in stem.layers()]
 
 
 def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:

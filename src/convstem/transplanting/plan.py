@@ -91,8 +91,8 @@ def plan_layers(weight: Tensor, stem: StemSpec, statistics: PatchStatistics, coa
     """
     plans: list[LayerPlan] = []
     content = torch.eye(weight.shape[1], dtype=weight.dtype)[:, :, None, None]
-    for width, stride in zip(stem.channels, stem.strides, strict=True):
-        plans.append(_plan_layer(weight, content, width, stride, statistics, coarse))
+    for layer in stem.layers():
+        plans.append(_plan_layer(weight, content, layer.channels, layer.stride, statistics, coarse))
         content = plans[-1].content
     return plans
 

@@ -1,8 +1,8 @@
 """Every private name of timm, torchvision and torch that we use: why, and what would replace it.
 
-huggingface_hub: none. One function each, which imports its library when it is called: most callers run at the end of the import
-of one host, and must not import the other. The room is below all others because models, transplants and publishing
-need it as well as the hosts; a test looks for private names anywhere else.
+huggingface_hub: none. One function each, which imports its library when it is called: most callers run at the end of
+the import of one host, and must not import the other. The room is below all others because models, transplants and
+publishing need it as well as the hosts; a test looks for private names anywhere else.
 """
 
 from __future__ import annotations
