@@ -15,7 +15,7 @@ from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec
 
-FACTS = ("img_size", "norm_eps", "num_heads", "stem_strides")
+FACTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_strides")
 """What shapes do not tell, by timm's argument."""
 
 TRUNKS: Mapping[tuple[int, int, int], str] = {
@@ -26,7 +26,6 @@ TRUNKS: Mapping[tuple[int, int, int], str] = {
     (1152, 27, 16): "so400m",
     (1280, 32, 16): "huge",
     (1408, 40, 16): "giant",
-    (1536, 40, 24): "giant",
     (1536, 40, 16): "giantopt",
     (1664, 48, 16): "gigantic",
 }
@@ -67,6 +66,8 @@ def resolve(sizes: Sizes, layout: Layout, given: Given) -> tuple[str, dict[str, 
         ConversionError: the architecture asked for has other sizes.
     """
     facts = {**layout.facts, **given.facts}
+    if sizes.gated_mlp and "gated_base" not in facts and given.architecture is None:
+        raise ArgumentError(_ask(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
     if sizes.stem is None:
         return _plain(sizes, layout, given.architecture, facts)
     spec = _spec(sizes, sizes.stem, layout, given, facts)
@@ -157,6 +158,7 @@ def _strides(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[str,
 
 
 _TRUNK_DEFAULTS: Mapping[str, Any] = {
+    "act_layer": None,
     "class_token": True,
     "fc_norm": None,
     "global_pool": "token",
@@ -173,6 +175,7 @@ _TRUNK_DEFAULTS: Mapping[str, Any] = {
 def _trunk_arguments(sizes: Sizes, heads: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     pool = "map" if sizes.map_pool else "avg" if sizes.fc_norm or not sizes.class_token else "token"
     return {
+        "act_layer": None if facts.get("act_layer", "gelu") == "gelu" else facts["act_layer"],
         "embed_dim": sizes.embed_dim,
         "depth": sizes.depth,
         "num_heads": heads,
@@ -205,25 +208,43 @@ def _plain(sizes: Sizes, layout: Layout, asked: str | None, facts: Mapping[str, 
     """Return timm's name and arguments of a plain ViT."""
     from timm.models import is_model
 
-    heads = _plain_heads(sizes, facts)
     size = _image_size(sizes, sizes.patch_size, facts)
     if asked is not None:
         if not is_model(asked):
             raise ArgumentError(f"timm has no architecture {asked!r}; `timm.list_models('vit_*')` lists its ViTs")
         return asked, {"img_size": size}
-    word = TRUNKS.get((sizes.embed_dim, sizes.depth, heads), "")
-    for image in (size, 224, 256):
-        name = layout.names.format(size=word, patch=sizes.patch_size, img=image, reg=sizes.reg_tokens)
-        if word and is_model(name) and _usual(sizes, layout):
-            return name, {**layout.facts.get("arguments", {}), **({} if image == size and "{img}" in layout.names
-                                                                  else {"img_size": size})}  # fmt: skip
-    return "vit_base_patch16_224", _plain_arguments(sizes, heads, size, facts)
+    act = facts.get("act_layer", "gelu")
+    words = {"patch": sizes.patch_size, "act": "_quickgelu" if act == "quick_gelu" else ""}
+    trunks = {**TRUNKS, **facts.get("trunks", {})}
+    names = {
+        name: (heads, image)
+        for (width, depth, heads), word in trunks.items()
+        for image in (size, 224, 256)
+        if (width, depth) == (sizes.embed_dim, sizes.depth)
+        and is_model(name := layout.names.format(size=word, img=image, **words))
+    }
+    known = {heads for heads, _ in names.values()}
+    known = known or {heads for width, depth, heads in trunks if (width, depth) == (sizes.embed_dim, sizes.depth)}
+    heads = _plain_heads(sizes, facts, known)
+    named = sorted(names, key=lambda name: (names[name][0] != heads, names[name][1] != size))
+    if named and _usual(sizes, layout):
+        usual, image = names[named[0]]
+        args = {"num_heads": heads} if heads != usual else {}
+        args |= {} if "{img}" in layout.names and image == size else {"img_size": size}
+        return named[0], {**args, **_act(act, layout)}
+    base = facts.get("gated_base" if sizes.gated_mlp else "base", "vit_base_patch16_224").format(**words)
+    return base, {**_plain_arguments(sizes, heads, size, facts), **_act(act, layout)}
 
 
-def _plain_heads(sizes: Sizes, facts: Mapping[str, Any]) -> int:
+def _act(act: str, layout: Layout) -> dict[str, str]:
+    """Return the argument for the activation, where the name does not have it."""
+    named = act == "quick_gelu" if "{act}" in layout.names else False
+    return {} if act == "gelu" or named else {"act_layer": act}
+
+
+def _plain_heads(sizes: Sizes, facts: Mapping[str, Any], known: set[int]) -> int:
     if sizes.head_dim:
         return sizes.embed_dim // sizes.head_dim
-    known = {heads for width, depth, heads in TRUNKS if (width, depth) == (sizes.embed_dim, sizes.depth)}
     if "num_heads" in facts:
         return int(facts["num_heads"])
     if len(known) != 1:
@@ -234,20 +255,22 @@ def _plain_heads(sizes: Sizes, facts: Mapping[str, Any]) -> int:
 def _usual(sizes: Sizes, layout: Layout) -> bool:
     """Tell whether the model has the tokens, norms and pooling that its name stands for."""
     usual = {"class_token": True, "class_position": True, "reg_tokens": 0, "qk_norm": False, "qkv_bias": True,
-             "layer_scale": False, "pre_norm": False, "fc_norm": False, "map_pool": False, "gated_mlp": False,
+             "layer_scale": False, "pre_norm": False, "fc_norm": False, "map_pool": False,
+             "gated_mlp": (sizes.embed_dim, sizes.depth) in {key[:2] for key in layout.facts.get("trunks", {})},
              **layout.facts.get("usual", {})}  # fmt: skip
     return all(getattr(sizes, name) == value for name, value in usual.items())
 
 
 def _plain_arguments(sizes: Sizes, heads: int, size: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     args = _trunk_arguments(sizes, heads, facts)
-    del args["norm_eps"]  # timm's own ViT takes a norm class instead, which no config can hold
+    del args["norm_eps"], args["act_layer"]  # a norm class no config can hold; the activation has its own rule
     changed = {name: value for name, value in args.items() if _TRUNK_DEFAULTS.get(name, object()) != value}
-    return {**changed, "patch_size": sizes.patch_size, "img_size": size, **facts.get("arguments", {})}
+    return {**changed, "patch_size": sizes.patch_size, "img_size": size}
 
 
 def _ask(sizes: Sizes, name: str, what: str) -> str:
+    names = sorted({name, "architecture"}, reverse=True)
     return (
         f"{what} cannot be told from this checkpoint ({sizes.depth} blocks of width {sizes.embed_dim}): pass "
-        f"{name}= or architecture= (--{name.replace('_', '-')}, --architecture)"
+        f"{' or '.join(f'{n}=' for n in names)} ({', '.join('--' + n.replace('_', '-') for n in names)})"
     )

@@ -30,12 +30,12 @@ CLASSYVISION = Layout(
         Row("norm.{p}", "encoder.ln.{p}"),
         Row("head.{p}", "head.layers.head.{p}"),
     ),
-    spellings=(("_heads.{w}.layers.head.{p}", "head.layers.head.{p}"),),
+    spellings=(("_heads.{*}.layers.head.{p}", "head.layers.head.{p}"),),
     markers=("conv_proj.conv_{i}.weight", f"{_LAYER}ln_1.weight"),
     stem=("conv_proj.conv_{i}.weight", 0),
     refusals=(
         Refusal("head.layers.pre_logits.{p}", "its head has a hidden layer (pre_logits, then tanh), which timm's ViT "
-                "does not have: without it the logits would be others"),
+                "has not; without it the logits would be others"),
     ),
     expresses={**ENCODER_CAN, "class_token": (True, False)},
     names="vit_{size}_patch{patch}_{img}",

@@ -66,6 +66,11 @@ class Converted(Mapping[str, "Tensor"]):
         return {"architecture": self.architecture, "num_classes": self.sizes.num_classes, **self._given.normalisation}
 
     @property
+    def norm_eps(self) -> float:
+        """Epsilon of the trunk's LayerNorms."""
+        return float({**LAYOUTS[self.source].facts, **self._given.facts}.get("norm_eps", 1e-6))
+
+    @property
     def patchify(self) -> bool:
         """Whether the model is a plain ViT, without a conv stem."""
         return self.sizes.stem is None
@@ -104,7 +109,7 @@ def convert(
         raise ArgumentError(f"the layout {target!r} can be read, not written; the targets are {targets}")
     opened = unwrap(state_dict, use_ema)
     layout, why = _layout(opened, source)
-    given = Given.of(architecture, facts, opened)
+    given = Given.of(architecture, {**_heads(opened.state_dict, layout), **facts}, opened)
     inward, dropped = to_timm(opened.state_dict, layout)
     sizes = _check(inward, layout, given)
     outward = _outward(inward, sizes, LAYOUTS[target])
@@ -115,12 +120,20 @@ def convert(
         weights=opened.weights,
         mapped={new: tuple(o for key in old for o in inward.sources[key]) for new, old in outward.sources.items()},
         dropped={**opened.dropped, **dropped},
-        notes=(*opened.notes, *_dtype_notes(outward.state_dict)),
+        notes=(*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict)),
     )
     converted = Converted(outward.state_dict, layout.name, target, report, sizes, given)
     if source is None:
         _ = converted.architecture  # asked to find out: say now what is missing
     return converted
+
+
+def _heads(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
+    """Return the number of heads, where a shape has it."""
+    key, axis = layout.heads
+    found = [tensor.shape[axis] for k, tensor in state_dict.items()
+             if key and match(key, _own_spelling(k, layout)) is not None and tensor.ndim > axis]  # fmt: skip
+    return {"num_heads": found[0]} if found else {}
 
 
 def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:
@@ -237,7 +250,16 @@ def _outward(inward: Translation, sizes: Sizes, target: Layout) -> Translation:
     if translation.unknown:
         some = ", ".join(sorted(translation.unknown)[:5])
         raise ConversionError(f"{target.name} cannot express this model: it has no place for {some}")
-    return translation
+    return _rooted(translation, target) if sizes.num_classes else translation
+
+
+def _rooted(translation: Translation, target: Layout) -> Translation:
+    prefix, classifier = target.root
+    new = {key: key if match(classifier, key) is not None else prefix + key for key in translation.state_dict}
+    return Translation(
+        {new[key]: tensor for key, tensor in translation.state_dict.items()},
+        {new[key]: sources for key, sources in translation.sources.items()},
+    )
 
 
 _INEXPRESSIBLE = {
@@ -255,6 +277,14 @@ _INEXPRESSIBLE = {
     "stem_bias": "the convolutions of its stem have no biases",
     "biased_norm": "the convolutions of its stem have biases before their norms",
 }
+
+
+def _epsilon_notes(sizes: Sizes, layout: Layout, given: Given) -> list[str]:
+    epsilon = {**layout.facts, **given.facts}.get("norm_eps", 1e-6)
+    if epsilon == 1e-6:
+        return []
+    how = "" if sizes.stem else "; timm's own ViT takes it as norm_layer=partial(torch.nn.LayerNorm, eps=...)"
+    return [f"its LayerNorms have the epsilon {epsilon:g}, not 1e-06{how}"]
 
 
 def _dtype_notes(state_dict: Mapping[str, Tensor]) -> list[str]:

@@ -22,6 +22,8 @@ _WORDS = {
     "*": ".+",
 }
 
+_GROUPS = {"*": "rest"}
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -42,7 +44,8 @@ class Row:
     """A rename or an operation between timm's keys and another layout's.
 
     A key template has holes: ``{i}`` is an index and ``{3i+1}`` one computed from it, ``{n}`` is the number of stem
-    layers before the last, ``{p}`` a parameter, ``{s}`` a parameter or statistic of a norm, ``{w}`` one part of a key.
+    layers before the last, ``{p}`` a parameter, ``{s}`` a parameter or statistic of a norm, ``{w}`` one part of a
+    key, ``{*}`` all that follows.
     """
 
     timm: str | tuple[str, ...]
@@ -85,6 +88,12 @@ class Layout:
     """Keys that only this layout has."""
     stem: tuple[str, int] = ("", 0)
     """A key of every stem layer, and what its largest index lacks to be the number of layers before the last."""
+    unless: str = ""
+    """A key that shows a layout which has the same markers and more."""
+    root: tuple[str, str] = ("", "")
+    """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
+    heads: tuple[str, int] = ("", 0)
+    """A key whose shape has the number of heads, and the axis."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Other names of keys, as files or older releases have them, and the names in ``rows``."""
     drops: tuple[Drop, ...] = ()
@@ -223,7 +232,7 @@ def fill(template: str, values: Mapping[str, Any], n: int = 0) -> str:
     def hole(found: re.Match[str]) -> str:
         factor, letter, offset, word = found.groups()
         if word:
-            return str(values[word])
+            return str(values[_GROUPS.get(word, word)])
         return str(int(factor or 1) * (n if letter == "n" else values["i"]) + int(offset or 0))
 
     return _HOLE.sub(hole, template)
@@ -249,7 +258,7 @@ def _compile(template: str, n: int) -> tuple[re.Pattern[str], int, int]:
         end = hole.end()
         times, letter, plus, word = hole.groups()
         if word:
-            parts.append(f"(?P<{word}>{_WORDS[word]})" if word != "*" else _WORDS["*"])
+            parts.append(f"(?P<{_GROUPS.get(word, word)}>{_WORDS[word]})")
         elif letter == "i":
             factor, offset = int(times or 1), int(plus or 0)
             parts.append(r"(?P<i>0|[1-9]\d*)")

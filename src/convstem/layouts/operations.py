@@ -73,21 +73,34 @@ JOIN_TWO = Operation("join two", _join, "split into two", lambda tensors: tensor
 """Two [width, ...] <-> one [2 * width, ...]."""
 
 
-def heads_kernel_to_linear(kernel: Tensor) -> Tensor:
-    """Return JAX's kernel [in, heads, head width] as a linear weight [heads * head width, in]."""
+def _linear_of_heads(kernel: Tensor) -> Tensor:
     width, heads, head_width = kernel.shape
     return kernel.reshape(width, heads * head_width).permute(1, 0)
 
 
-JOIN_HEADS = Operation("join q, k, v of separate heads", lambda t: _join([heads_kernel_to_linear(k) for k in t]))
-"""Three [in, heads, head width] -> one [3 * heads * head width, in]; the number of heads is gone."""
+HEADS_TO_LINEAR = Operation("flatten heads into a linear weight", _each(_linear_of_heads))
+"""JAX's kernel [in, heads, head width] -> [heads * head width, in]; the number of heads is gone."""
 
 
-JOIN_HEAD_BIASES = Operation("join biases of separate heads", lambda t: _join([bias.reshape(-1) for bias in t]))
-"""Three [heads, head width] -> one [3 * heads * head width]."""
+JOIN_HEADS = Operation("join kernels of separate heads", lambda t: _join([_linear_of_heads(k) for k in t]))
+"""Two or three [in, heads, head width] -> one [2 or 3 * heads * head width, in]."""
 
 
-FLATTEN_HEADS = Operation("flatten heads", _each(lambda kernel: kernel.reshape(-1, kernel.shape[-1]).permute(1, 0)))
+JOIN_HEAD_BIASES = Operation("join biases of separate heads", lambda t: _join([_flat_bias(bias) for bias in t]))
+"""One to three [heads, head width] -> one [heads * head width] or its multiple."""
+
+
+def _flat_bias(bias: Tensor) -> Tensor:
+    heads, head_width = bias.shape
+    return bias.reshape(heads * head_width)
+
+
+def _linear_from_heads(kernel: Tensor) -> Tensor:
+    heads, head_width, width = kernel.shape
+    return kernel.reshape(heads * head_width, width).permute(1, 0)
+
+
+FLATTEN_HEADS = Operation("flatten heads", _each(_linear_from_heads))
 """An output kernel [heads, head width, out] -> [out, heads * head width]."""
 
 
@@ -98,3 +111,34 @@ def _absorb(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 ABSORB_POSITION = Operation("add the class token's position to the token", _absorb)
 """Class token [1, 1, width] and positions [1, 1 + tokens, width] -> both without the class token's position."""
+
+
+def _with_zero_bias(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensors[0], tensors[0].new_zeros(len(tensors[0]))]
+
+
+def _without_zero_bias(tensors: Sequence[Tensor]) -> list[Tensor]:
+    if tensors[1].any():
+        raise ConversionError("the bias is not zero, and the other layout has none")
+    return [tensors[0]]
+
+
+ADD_ZERO_BIAS = Operation("add a zero bias", _with_zero_bias, "drop a zero bias", _without_zero_bias)
+"""A weight [out, in] <-> the weight and a bias [out]."""
+
+
+def _split_q_kv(tensors: Sequence[Tensor]) -> list[Tensor]:
+    third, rest = divmod(len(tensors[0]), 3)
+    if rest:
+        raise ConversionError("the first axis is not a multiple of three")
+    return [tensors[0][:third], tensors[0][third:]]
+
+
+def _join_q_kv(tensors: Sequence[Tensor]) -> list[Tensor]:
+    import torch
+
+    return [torch.cat(list(tensors))]
+
+
+SPLIT_Q_KV = Operation("split into q and kv", _split_q_kv, "join q and kv", _join_q_kv)
+"""One [3 * width, ...] <-> [width, ...] and [2 * width, ...]."""

@@ -13,9 +13,10 @@ from convstem.layouts.pycls import PYCLS
 from convstem.layouts.robustbench import ROBUSTBENCH
 from convstem.layouts.timm import TIMM
 from convstem.layouts.torchvision import TORCHVISION
+from convstem.layouts.transformers import TRANSFORMERS
 
 LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (CLASSYVISION, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION)
+    layout.name: layout for layout in (CLASSYVISION, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)
 }
 """Every layout by name."""
 
@@ -83,4 +84,6 @@ def require_layout(keys: Iterable[str]) -> Recognised:
 
 
 def _marker(layout: Layout, text: str) -> str:
+    if layout.unless and search(layout.unless, text):
+        return ""
     return next((key for marker in layout.markers if (key := search(marker, text))), "")

@@ -114,6 +114,7 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         _open(opened, use_ema)
     while _strip(opened, use_ema):
         pass
+    _unstack(opened)
     if use_ema and opened.weights != AVERAGED:
         raise ConversionError("there are no averaged weights in this checkpoint: leave use_ema (--use-ema) out")
     if not opened.state_dict:
@@ -210,6 +211,23 @@ def _take_prefix(opened: Unwrapped, prefix: Prefix, outside: Mapping[str, str]) 
     opened.path.append(prefix.text)
     rest = {key: value for key, value in opened.state_dict.items() if key not in outside}
     opened.state_dict = {key.removeprefix(prefix.text): value for key, value in rest.items()}
+
+
+_STACKED = "/encoderblock/"
+
+
+def _unstack(opened: Unwrapped) -> None:
+    """Take blocks apart that big_vision scanned over: their tensors have the blocks as first axis."""
+    if not any(_STACKED in key for key in opened.state_dict):
+        return
+    flat: dict[str, Any] = {}
+    for key, value in opened.state_dict.items():
+        if _STACKED in key:
+            flat |= {key.replace(_STACKED, f"/encoderblock_{i}/"): part for i, part in enumerate(value)}
+        else:
+            flat[key] = value
+    opened.state_dict = flat
+    opened.path.append("blocks stacked by scan")
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,232 @@
+"""The layouts of transformers: ViT, DINOv2 without and with registers, and the image towers of CLIP and SigLIP.
+
+Rows have the keys that models of version 5 hold in memory; ``spellings`` are those of files and of version 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from convstem.layouts.engine import Drop, Layout, Refusal, Row
+from convstem.layouts.operations import (
+    ABSORB_POSITION,
+    ADD_AXIS,
+    ADD_TWO_AXES,
+    ADD_ZERO_BIAS,
+    JOIN_QKV,
+    JOIN_TWO,
+    SPLIT_Q_KV,
+)
+
+_MASK = Drop("embeddings.mask_token", "only masked-image training uses the mask token")
+_POOLER = Drop("pooler.dense.{p}", "the pooler is a layer of pre-training; the class token after the last norm is kept")
+_IDS = Drop("embeddings.position_ids", "counts the positions")
+
+
+def _qkv(attention: str) -> Row:
+    return Row("blocks.{i}.attn.qkv.{p}", tuple(f"{attention}.{part}_proj.{{p}}" for part in "qkv"), JOIN_QKV)
+
+
+_EMBEDDINGS = (
+    Row("cls_token", "embeddings.cls_token"),
+    Row("pos_embed", "embeddings.position_embeddings"),
+    Row("patch_embed.proj.{p}", "embeddings.patch_embeddings.projection.{p}"),
+)
+
+# Source: transformers/models/vit/modeling_vit.py, transformers/conversion_mapping.py (version 5).
+VIT = Layout(
+    name="transformers_vit",
+    title="a ViT checkpoint of transformers",
+    rows=(
+        *_EMBEDDINGS,
+        Row("blocks.{i}.norm1.{p}", "layers.{i}.layernorm_before.{p}"),
+        _qkv("layers.{i}.attention"),
+        Row("blocks.{i}.attn.proj.{p}", "layers.{i}.attention.o_proj.{p}"),
+        Row("blocks.{i}.norm2.{p}", "layers.{i}.layernorm_after.{p}"),
+        Row("blocks.{i}.mlp.fc1.{p}", "layers.{i}.mlp.fc1.{p}"),
+        Row("blocks.{i}.mlp.fc2.{p}", "layers.{i}.mlp.fc2.{p}"),
+        Row("norm.{p}", "layernorm.{p}"),
+        Row("head.{p}", "classifier.{p}"),
+    ),
+    spellings=(
+        ("encoder.layer.{i}.layernorm_{w}.{p}", "layers.{i}.layernorm_{w}.{p}"),
+        ("encoder.layer.{i}.attention.attention.query.{p}", "layers.{i}.attention.q_proj.{p}"),
+        ("encoder.layer.{i}.attention.attention.key.{p}", "layers.{i}.attention.k_proj.{p}"),
+        ("encoder.layer.{i}.attention.attention.value.{p}", "layers.{i}.attention.v_proj.{p}"),
+        ("encoder.layer.{i}.attention.output.dense.{p}", "layers.{i}.attention.o_proj.{p}"),
+        ("encoder.layer.{i}.intermediate.dense.{p}", "layers.{i}.mlp.fc1.{p}"),
+        ("encoder.layer.{i}.output.dense.{p}", "layers.{i}.mlp.fc2.{p}"),
+    ),
+    root=("vit.", "classifier.{p}"),
+    markers=("layers.{i}.layernorm_before.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
+    drops=(_MASK, _POOLER),
+    expresses={
+        "class_token": (True,),
+        "class_position": (True,),
+        "reg_tokens": (0,),
+        "layer_scale": (False,),
+        "qk_norm": (False,),
+        "pre_norm": (False,),
+        "fc_norm": (False,),
+        "map_pool": (False,),
+        "gated_mlp": (False,),
+        "stem_norm": ("",),
+    },
+    facts={"norm_eps": 1e-12},
+    names="vit_{size}_patch{patch}_{img}",
+)
+
+_DINOV2_ROWS = (
+    Row("patch_embed.proj.{p}", "embeddings.patch_embeddings.projection.{p}"),
+    Row("blocks.{i}.norm1.{p}", "encoder.layer.{i}.norm1.{p}"),
+    _qkv("encoder.layer.{i}.attention"),
+    Row("blocks.{i}.attn.proj.{p}", "encoder.layer.{i}.attention.o_proj.{p}"),
+    Row("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
+    Row("blocks.{i}.norm2.{p}", "encoder.layer.{i}.norm2.{p}"),
+    Row("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.fc1.{p}"),
+    Row("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.fc2.{p}"),
+    Row(
+        "blocks.{i}.mlp.fc1.{p}", ("encoder.layer.{i}.mlp.gate_proj.{p}", "encoder.layer.{i}.mlp.up_proj.{p}"), JOIN_TWO
+    ),
+    Row("blocks.{i}.mlp.fc1.{p}", "encoder.layer.{i}.mlp.weights_in.{p}"),
+    Row("blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.mlp.down_proj.{p}"),
+    Row("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+    Row("norm.{p}", "layernorm.{p}"),
+)
+_DINOV2_SPELLINGS = (
+    *((f"encoder.layer.{{i}}.attention.attention.{name}.{{p}}", f"encoder.layer.{{i}}.attention.{name[0]}_proj.{{p}}")
+      for name in ("query", "key", "value")),
+    ("encoder.layer.{i}.attention.output.dense.{p}", "encoder.layer.{i}.attention.o_proj.{p}"),
+    ("encoder.layer.{i}.mlp.weights_out.{p}", "encoder.layer.{i}.mlp.down_proj.{p}"),
+)  # fmt: skip
+_DINOV2_REFUSALS = (
+    Refusal("classifier.{p}", "its classifier reads the class token and the mean of the patches side by side, which "
+            "timm's ViT does not: remove the classifier's keys to convert the rest"),
+)  # fmt: skip
+_DINOV2_IS = {"layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,), "fc_norm": (False,),
+              "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
+              "num_classes": (0,)}  # fmt: skip
+
+# The giant's MLP is gated, which timm's name has and no argument of a config could ask for.
+_GIANT = {"gated_base": "vit_giant_patch14_dinov2", "trunks": {(1536, 40, 24): "giant"}}
+
+# Source: transformers/models/dinov2/modeling_dinov2.py.
+DINOV2 = Layout(
+    name="transformers_dinov2",
+    title="a DINOv2 checkpoint of transformers",
+    rows=(*_EMBEDDINGS[:2], *_DINOV2_ROWS),
+    spellings=_DINOV2_SPELLINGS,
+    markers=("encoder.layer.{i}.layer_scale1.lambda1",),
+    unless="embeddings.register_tokens",
+    drops=(_MASK,),
+    refusals=_DINOV2_REFUSALS,
+    expresses={**_DINOV2_IS, "class_position": (True,), "reg_tokens": (0,)},
+    facts={"usual": {"layer_scale": True}, "base": "vit_base_patch14_dinov2", **_GIANT},
+    names="vit_{size}_patch{patch}_dinov2",
+)
+
+# Source: transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py. The class token has a position
+# there; in timm, where registers come between it and the patches, it does not.
+DINOV2_REGISTERS = Layout(
+    name="transformers_dinov2_registers",
+    title="a checkpoint of DINOv2 with registers of transformers",
+    rows=(
+        Row("reg_token", "embeddings.register_tokens"),
+        Row(("cls_token", "pos_embed"), ("embeddings.cls_token", "embeddings.position_embeddings"), ABSORB_POSITION),
+        *_DINOV2_ROWS,
+    ),
+    spellings=_DINOV2_SPELLINGS,
+    markers=("embeddings.register_tokens",),
+    drops=(_MASK,),
+    refusals=_DINOV2_REFUSALS,
+    facts={
+        "usual": {"layer_scale": True, "reg_tokens": 4, "class_position": False},
+        "base": "vit_base_patch14_reg4_dinov2",
+        **_GIANT,
+    },
+    names="vit_{size}_patch{patch}_reg4_dinov2",
+)
+
+_TOWER = (
+    Row("pos_embed", "embeddings.position_embedding.weight", ADD_AXIS),
+    Row("patch_embed.proj.{p}", "embeddings.patch_embedding.{p}"),
+    Row("blocks.{i}.norm1.{p}", "encoder.layers.{i}.layer_norm1.{p}"),
+    _qkv("encoder.layers.{i}.self_attn"),
+    Row("blocks.{i}.attn.proj.{p}", "encoder.layers.{i}.self_attn.out_proj.{p}"),
+    Row("blocks.{i}.norm2.{p}", "encoder.layers.{i}.layer_norm2.{p}"),
+    Row("blocks.{i}.mlp.fc1.{p}", "encoder.layers.{i}.mlp.fc1.{p}"),
+    Row("blocks.{i}.mlp.fc2.{p}", "encoder.layers.{i}.mlp.fc2.{p}"),
+    Row("norm.{p}", "post_layernorm.{p}"),
+)
+_TOWER_IS = {"reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,), "fc_norm": (False,),
+             "gated_mlp": (False,), "stem_norm": ("",), "class_position": (True,)}  # fmt: skip
+_MEAN_CLASSIFIER = (
+    Refusal("classifier.{p}", "its classifier reads the mean of the patches, which this model's pooling does not give: "
+            "remove the classifier's keys to convert the rest"),
+)  # fmt: skip
+
+# Source: transformers/models/clip/modeling_clip.py.
+CLIP = Layout(
+    name="transformers_clip",
+    title="a CLIP image tower's checkpoint of transformers",
+    rows=(
+        Row("cls_token", "embeddings.class_embedding", ADD_TWO_AXES),
+        *_TOWER,
+        Row("norm_pre.{p}", "pre_layrnorm.{p}"),
+        Row(("head.weight", "head.bias"), "visual_projection.weight", ADD_ZERO_BIAS),
+    ),
+    root=("vision_model.", "visual_projection.weight"),
+    markers=("pre_layrnorm.{p}",),
+    drops=(_IDS,),
+    refusals=_MEAN_CLASSIFIER,
+    expresses={**_TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
+    facts={
+        "norm_eps": 1e-5,
+        "act_layer": "quick_gelu",
+        "usual": {"pre_norm": True},
+        "base": "vit_base_patch16_clip{act}_224",
+    },
+    names="vit_{size}_patch{patch}_clip{act}_{img}",
+)
+
+# Source: transformers/models/siglip/modeling_siglip.py.
+SIGLIP = Layout(
+    name="transformers_siglip",
+    title="a SigLIP image tower's checkpoint of transformers",
+    rows=(
+        *_TOWER,
+        Row("attn_pool.latent", "head.probe"),
+        Row(("attn_pool.q.weight", "attn_pool.kv.weight"), "head.attention.in_proj_weight", SPLIT_Q_KV),
+        Row(("attn_pool.q.bias", "attn_pool.kv.bias"), "head.attention.in_proj_bias", SPLIT_Q_KV),
+        Row("attn_pool.proj.{p}", "head.attention.out_proj.{p}"),
+        Row("attn_pool.norm.{p}", "head.layernorm.{p}"),
+        Row("attn_pool.mlp.fc1.{p}", "head.mlp.fc1.{p}"),
+        Row("attn_pool.mlp.fc2.{p}", "head.mlp.fc2.{p}"),
+    ),
+    markers=("embeddings.patch_embedding.bias", "head.probe"),
+    drops=(_IDS,),
+    refusals=_MEAN_CLASSIFIER,
+    expresses={**_TOWER_IS, "class_token": (False,), "pre_norm": (False,), "map_pool": (True,), "num_classes": (0,)},
+    facts={
+        "act_layer": "gelu_tanh",
+        "usual": {"class_token": False, "map_pool": True},
+        "base": "vit_base_patch16_siglip_224",
+    },
+    names="vit_{size}_patch{patch}_siglip_{img}",
+)
+
+TRANSFORMERS = (CLIP, DINOV2, DINOV2_REGISTERS, SIGLIP, VIT)
+
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+
+
+def facts_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a ``config.json`` of transformers says that shapes do not, by timm's argument."""
+    own = {**config, **config.get("vision_config", {})}
+    facts = {
+        "num_heads": own.get("num_attention_heads"),
+        "norm_eps": own.get("layer_norm_eps"),
+        "act_layer": _ACTIVATIONS.get(own.get("hidden_act", "")),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
