@@ -11,11 +11,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import convstem
-from convstem.cli.main import main
 from convstem.errors import CheckpointError, HubError
 from convstem.weights import pretrained as timm_loading
 from tests.support.assertions import largest_difference, randomise, relative_error
@@ -314,44 +312,6 @@ def test_not_finite_weights_only_when_asked(tmp_path, monkeypatch):
         convstem.load(tmp_path)
     monkeypatch.setenv("CONVSTEM_ALLOW_NONFINITE", "1")
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).blocks[2].norm1.bias.isnan().any()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".bin"])
-def test_convert_writes_what_a_training_checkpoint_holds(tmp_path, suffix):
-    state = good_state()
-    checkpoint = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
-    torch.save(checkpoint, tmp_path / f"last{suffix}")
-    result = CliRunner().invoke(main, ["convert", str(tmp_path / f"last{suffix}")])
-    assert result.exit_code == 0, result.output
-    assert f"{len(state)} tensors, from the layout timm to timm" in result.output
-    written = load_file(tmp_path / "last.safetensors")
-    assert written.keys() == state.keys()
-    assert all(torch.equal(written[key], state[key]) for key in state)
-
-
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch evil-was-run",)
-
-
-def test_convert_runs_no_code_and_says_what_it_expected(tmp_path, monkeypatch):
-    from convstem.files.checkpoint import convert_file
-
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {"x": Evil()}}, tmp_path / "evil.pth")
-    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
-    out = tmp_path / "out.safetensors"
-    for source, error, message in (
-        ("evil.pth", ValueError, "cannot be read as weights.*never opened"),
-        ("other.pth", ValueError, "no ViT's checkpoint that convstem knows"),
-        ("nothing.pth", FileNotFoundError, "there is no file"),
-    ):
-        with pytest.raises(error, match=message):
-            convert_file(tmp_path / source, out)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pth", "other.pth"]
-    out.touch()
-    with pytest.raises(FileExistsError, match="name another file"):
-        convert_file(tmp_path / "other.pth", out)
 
 
 # One of every kind of timm model that can be transplanted: own classes, buffers that are not in the file, rope,

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from convstem.cli.tables import table
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
 
 
+def _integers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(number) for number in value.split(",")) if value else None
+    except ValueError:
+        raise click.BadParameter(f"expected integers separated by commas, got {value!r}") from None
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", required=False, type=click.Path(path_type=Path))
-@click.option("--to", "target", type=click.Choice(sorted(LAYOUTS)), default="timm", show_default=True, help="Layout.")
-@click.option("--use-ema", is_flag=True, help="Of a training checkpoint, take the averaged weights.")
-def convert(source: Path, out: Path | None, target: str, use_ema: bool) -> None:
-    """Write the checkpoint SOURCE (.pth, .pth.tar, .bin, .safetensors) as safetensors.
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@click.option("--from", "layout", type=click.Choice(sorted(LAYOUTS)), help="Layout of SOURCE; default: found out.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(sorted(k for k, v in LAYOUTS.items() if v.invertible)),
+    default="timm",
+    show_default=True,
+    help="Layout to write.",
+)
+@click.option("--use-ema", is_flag=True, default=None, help="Take the averaged weights of a training checkpoint.")
+@click.option("--architecture", help="timm name of the model, where the checkpoint does not tell it.")
+@click.option("--num-heads", type=int, help="Attention heads, where the checkpoint does not tell them.")
+@click.option("--stem-strides", callback=_integers, help="Strides of the stem's layers, comma-separated, likewise.")
+@click.option("--img-size", callback=_integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
+@click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
+@click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
+@click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def convert(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Turn the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub understand.
 
-    OUT is by default SOURCE with the suffix .safetensors. No code in a pickle is run.
+    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz) or a folder of transformers. Layout and
+    architecture are found out, every key is accounted for, and no code in a pickle is run.
     """
-    from convstem.files.checkpoint import convert_file
+    from convstem.publishing.convert_folder import convert_to_folder
 
-    out = out or source.with_name(source.name.removesuffix(".tar")).with_suffix(".safetensors")
-    layout, count = convert_file(source, out, target, use_ema)
-    click.echo(f"{out}: {count} tensors, from the layout {layout} to {target}")
+    result = convert_to_folder(source, out, **options)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+        return
+    click.echo(table(result.rows()))
 
 
 @click.command()

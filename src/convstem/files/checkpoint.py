@@ -1,79 +1,101 @@
-"""Reads checkpoints of training scripts, and converts them into safetensors."""
+"""Reads checkpoints of any kind, so that nothing in them can run."""
 
 from __future__ import annotations
 
 import argparse
+import pickle
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
+from convstem.errors import InvalidFileError, MissingPathError
 from convstem.files.paths import path_errors
-from convstem.files.safetensors import check_finite
-from convstem.files.writing import write_whole
-from convstem.layouts.conversion import convert
-
-
-def convert_file(source: Path, out: Path, target: str = "timm", use_ema: bool = False) -> tuple[str, int]:
-    """Write a checkpoint as safetensors in a layout, and return the layout it had and its number of tensors.
-
-    Pickles (``.pth``, ``.pth.tar``, ``.bin``, ``.pt``) are read with ``weights_only=True``, which runs no code; the
-    weights are taken out of training checkpoints, and the prefixes of DDP and ``torch.compile`` removed.
-
-    Args:
-        source: the checkpoint.
-        out: the safetensors file to write.
-        target: layout of the result.
-        use_ema: take the averaged weights of a training checkpoint, if it has them.
-
-    Raises:
-        FileExistsError: ``out`` exists.
-        ValueError: the checkpoint is not one of a ViT, or holds NaN or Inf; nothing is written.
-    """
-    from timm.models import load_state_dict
-
-    if out.exists():
-        raise ExistingPathError(f"{out} exists: name another file to write")
-    if not source.is_file():
-        raise MissingPathError(f"there is no file {source}: give the path of a checkpoint")
-    try:
-        state = load_state_dict(str(source), use_ema=use_ema, weights_only=True)
-    except Exception as error:
-        raise InvalidFileError(
-            f"{source.name} cannot be read as weights ({type(error).__name__}): expected a state dict or a training "
-            "checkpoint, as torch.save or safetensors write them; a pickle that would run code is never opened"
-        ) from error
-    converted = convert(state, target=target)
-    layout, state = converted.source, converted.state_dict
-    check_finite(state, source.name)
-    tensors = {key: tensor.contiguous() for key, tensor in state.items()}
-    with path_errors("write", out):
-        write_whole(out, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
-    return layout, len(state)
-
+from convstem.files.safetensors import read_weights
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
 """Suffixes of files that timm's train.py writes."""
 
 
-def open_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a training checkpoint, opened so that nothing in it can run.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint: a state dict, or what a training script saved around one.
+
+    Args:
+        path: a file as safetensors, torch.save or JAX (.npz) write them.
 
     Raises:
-        ValueError: it holds more than tensors and plain values, or is no checkpoint.
+        MissingPathError: no such file.
+        InvalidFileError: truncated, damaged, of another format, or a pickle that holds more than tensors and plain
+            values, which is not opened.
     """
-    import pickle
+    if not path.is_file():
+        raise MissingPathError(f"there is no file {path}: give the path of a checkpoint")
+    with path_errors("read", path):
+        if path.suffix == ".safetensors":
+            return dict(read_weights(path))
+        content = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
+    if not isinstance(content, dict):
+        raise InvalidFileError(
+            f"{path.name} holds a {type(content).__name__}, not a dictionary: expected a state dict or a training "
+            "checkpoint"
+        )
+    return content
 
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint of timm's train.py.
+
+    Raises:
+        InvalidFileError: it is none, or cannot be opened.
+    """
+    checkpoint = read_checkpoint(path)
+    if "arch" not in checkpoint:
+        raise InvalidFileError(f"{path.name} is not a checkpoint of timm's train.py: it does not name its architecture")
+    return checkpoint
+
+
+def _read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # train.py stores its arguments in one
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments in one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, AttributeError, EOFError, RuntimeError, ValueError) as error:
+        names = _code_in(path)
+        if names:
+            raise InvalidFileError(
+                f"{path.name} cannot be opened without running code from it, so it was not; it asks for {names}. "
+                "Save the state dict alone, where you trust it"
+            ) from error
         raise InvalidFileError(
-            f"{path.name} cannot be opened without running code from it, so it was not: {error}"
+            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: "
+            f"{str(error).splitlines()[0]}"
         ) from error
-    if not isinstance(checkpoint, dict) or "arch" not in checkpoint:
-        raise InvalidFileError(f"{path.name} is not a checkpoint of timm's train.py: it does not name its architecture")
-    return checkpoint
+
+
+def _code_in(path: Path) -> str:
+    """Return the names of what a pickle would run, or an empty string if none can be told."""
+    import torch
+
+    try:
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))))
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
+        return ""
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    import zipfile
+
+    import numpy
+
+    try:
+        with numpy.load(path, allow_pickle=False) as arrays:
+            return {name: _tensor(arrays[name]) for name in arrays.files}
+    except (EOFError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise InvalidFileError(f"{path.name} is truncated, damaged or no .npz of plain arrays: {error}") from error
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # numpy has no bfloat16: big_vision's arrive as bytes
+        return torch.from_numpy(array.view("uint16").copy()).view(torch.bfloat16)
+    return torch.from_numpy(array)

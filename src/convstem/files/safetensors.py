@@ -91,7 +91,7 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
     if start.startswith(_PICKLES):
         return (
             f"{path.name} is a pickle under a safetensors name: opening it could run any code, so it was not opened. "
-            f"If you trust it, run `convstem convert {path.name}`"
+            f"If you trust it, run `convstem convert` on it under its own suffix, such as .pth"
         )
     return (
         f"{path.name} is not a valid safetensors file ({error}; {path.stat().st_size:,} bytes): it is truncated, "

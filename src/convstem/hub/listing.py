@@ -121,7 +121,8 @@ def check_present(repo_id: str, listing: Listing, filename: str) -> None:
     if filename.endswith(".safetensors") and pickles:
         raise MissingFileError(
             f"{repo_id} has no {filename}, only pickled weights ({', '.join(pickles)}), which can run any code when "
-            f"opened. If you trust them, download {pickles[0]} yourself and run `convstem convert {pickles[0]}`"
+            f"opened. If you trust them, download {pickles[0]} yourself and run `convstem convert "
+            f"{pickles[0]} --out FOLDER`"
         )
     raise MissingFileError(
         f"{repo_id} has no {filename} at commit {listing.commit[:12]}; it has {', '.join(sorted(listing.files)) or '-'}"

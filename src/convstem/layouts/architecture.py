@@ -18,6 +18,8 @@ from convstem.registry.stem_spec import StemSpec
 FACTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_strides")
 """What shapes do not tell, by timm's argument."""
 
+PREPROCESSING = ("mean", "std")
+
 TRUNKS: Mapping[tuple[int, int, int], str] = {
     (192, 12, 3): "tiny",
     (384, 12, 6): "small",
@@ -41,7 +43,8 @@ class Given:
     """From the user, else from the file, by timm's argument."""
     hint: str | None = None
     """The architecture's name in the file, which may be another project's."""
-    normalisation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """By field of timm's pretrained cfg."""
 
     @classmethod
     def of(cls, architecture: str | None, facts: Mapping[str, Any], opened: Unwrapped) -> Given:
@@ -50,22 +53,32 @@ class Given:
         Raises:
             ArgumentError: facts that nobody asks for.
         """
-        unknown = sorted(set(facts) - set(FACTS))
+        unknown = sorted(set(facts) - {*FACTS, *PREPROCESSING})
         if unknown:
-            raise ArgumentError(f"convert takes {', '.join(FACTS)} besides; got {', '.join(unknown)}")
+            raise ArgumentError(
+                f"convert takes {', '.join(sorted((*FACTS, *PREPROCESSING)))} besides; got {', '.join(unknown)}"
+            )
         known = {**opened.facts, **{key: value for key, value in facts.items() if value is not None}}
         hint = known.pop("architecture", None)
-        return cls(architecture, known, hint, opened.normalisation)
+        preprocessing = {**opened.preprocessing, **{key: known.pop(key) for key in PREPROCESSING if key in known}}
+        return cls(architecture, known, hint, preprocessing)
 
 
-def resolve(sizes: Sizes, layout: Layout, given: Given) -> tuple[str, dict[str, Any]]:
+def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -> tuple[str, dict[str, Any]]:
     """Return timm's name of an architecture and the arguments it takes to build a model of these sizes.
+
+    Args:
+        sizes: what the shapes say.
+        layout: where the checkpoint comes from.
+        given: what the user and the file say.
+        fixed_positions: the position embedding is MoCo v3's, whose models have 12 heads at every width.
 
     Raises:
         ArgumentError: the number of heads or the strides of the stem cannot be told.
         ConversionError: the architecture asked for has other sizes.
     """
-    facts = {**layout.facts, **given.facts}
+    moco = {"num_heads": 12} if fixed_positions else {}
+    facts = {**moco, **layout.facts, **given.facts, "pos_embed": "sincos2d" if fixed_positions else "learn"}
     if sizes.gated_mlp and "gated_base" not in facts and given.architecture is None:
         raise ArgumentError(_ask(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
     if sizes.stem is None:
@@ -81,9 +94,9 @@ def _spec(sizes: Sizes, stem: StemSizes, layout: Layout, given: Given, facts: Ma
         _check_asked(sizes, stem, spec)
         return spec
     rows = [spec for spec in catalog.models().values() if _same_trunk(sizes, spec) and _same_heads(spec, facts)]
-    rows = [spec for spec in rows if spec.pos_embed == facts.get("pos_embed", "learn")] or rows
-    if given.hint and (named := catalog.models().get(given.hint.split(".", 1)[0])) in rows:
-        assert named is not None
+    rows = [spec for spec in rows if spec.pos_embed == facts["pos_embed"]]
+    named = catalog.models().get(str(given.hint).split(".", 1)[0])
+    if named is not None and named.embed_dim == sizes.embed_dim and _same_heads(named, facts):
         return named
     alike = [spec for spec in rows if _same_stem(stem, spec.stem_for(sizes.in_chans))]
     if alike:
@@ -94,7 +107,7 @@ def _spec(sizes: Sizes, stem: StemSizes, layout: Layout, given: Given, facts: Ma
     if "num_heads" not in facts:
         raise ArgumentError(_ask(sizes, "num_heads", "the number of attention heads"))
     kind = {"layernorm2d": "vit_s16_cvst"}.get(stem.norm, "vit_b16_convstem")
-    return catalog.models()["vit_conv_small" if facts.get("pos_embed") == "sincos2d" else kind]
+    return catalog.models()["vit_conv_small" if facts["pos_embed"] == "sincos2d" else kind]
 
 
 def _same_trunk(sizes: Sizes, spec: ModelSpec) -> bool:
@@ -150,8 +163,12 @@ def _strides(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[str,
     if "stem_strides" in facts:
         return tuple(facts["stem_strides"])
     own = spec.stem_for(sizes.in_chans)
-    if own.channels == stem.channels:
+    if _same_stem(stem, own):
         return own.strides
+    stems = [row.stem_for(sizes.in_chans) for row in catalog.models().values()]
+    known = {other.strides for other in stems if _same_stem(stem, other)}
+    if len(known) == 1:
+        return known.pop()
     if facts.get("stem_stride"):
         return (facts["stem_stride"],) * len(stem.channels)
     raise ArgumentError(_ask(sizes, "stem_strides", f"the strides of the {len(stem.channels)} stem layers"))

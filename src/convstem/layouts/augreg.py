@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import Layout, Refusal, Row
+from convstem.layouts.engine import HALF, Layout, Refusal, Row
 from convstem.layouts.operations import (
     FLATTEN_HEADS,
     HEADS_TO_LINEAR,
@@ -74,5 +74,6 @@ AUGREG = Layout(
                 "without it the logits would be others"),
     ),
     heads=(f"{_ATTENTION}query/kernel", 1),
+    preprocessing=HALF,
     names="vit_{size}_patch{patch}_{img}",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import Layout, Refusal, Row
+from convstem.layouts.engine import IMAGENET, Layout, Refusal, Row
 from convstem.layouts.operations import SEQUENCE_FIRST
 from convstem.layouts.torchvision import ENCODER_CAN
 
@@ -38,5 +38,6 @@ CLASSYVISION = Layout(
                 "has not; without it the logits would be others"),
     ),
     expresses={**ENCODER_CAN, "class_token": (True, False)},
+    preprocessing=IMAGENET,
     names="vit_{size}_patch{patch}_{img}",
 )  # fmt: skip

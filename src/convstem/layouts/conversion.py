@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.architecture import Given, resolve
 from convstem.layouts.engine import Layout, Translation, counterpart, fill, match, stem_layers, translate
-from convstem.layouts.recognise import LAYOUTS, require_layout
+from convstem.layouts.positions import is_moco_sincos
+from convstem.layouts.recognise import LAYOUTS, recognise, require_layout
 from convstem.layouts.report import ConversionReport
 from convstem.layouts.sizes import Sizes, measure, mismatches
 from convstem.layouts.unwrap import Unwrapped, unwrap
@@ -29,6 +30,8 @@ class Converted(Mapping[str, "Tensor"]):
     report: ConversionReport
     sizes: Sizes = field(repr=False)
     _given: Given = field(repr=False)
+    _positions: Tensor = field(repr=False)
+    """timm's position embedding."""
 
     def __getitem__(self, key: str) -> Tensor:
         """Return one tensor."""
@@ -43,8 +46,12 @@ class Converted(Mapping[str, "Tensor"]):
         return len(self.state_dict)
 
     @cached_property
+    def _fixed_positions(self) -> bool:
+        return self.sizes.class_token and is_moco_sincos(self._positions)
+
+    @cached_property
     def _model(self) -> tuple[str, dict[str, Any]]:
-        return resolve(self.sizes, LAYOUTS[self.source], self._given)
+        return resolve(self.sizes, LAYOUTS[self.source], self._given, self._fixed_positions)
 
     @property
     def architecture(self) -> str:
@@ -63,7 +70,12 @@ class Converted(Mapping[str, "Tensor"]):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """What the checkpoint says about classes and preprocessing, by fields of timm's pretrained cfg."""
-        return {"architecture": self.architecture, "num_classes": self.sizes.num_classes, **self._given.normalisation}
+        return {
+            "architecture": self.architecture,
+            "num_classes": self.sizes.num_classes,
+            **LAYOUTS[self.source].preprocessing,
+            **self._given.preprocessing,
+        }
 
     @property
     def norm_eps(self) -> float:
@@ -122,7 +134,7 @@ def convert(
         dropped={**opened.dropped, **dropped},
         notes=(*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict)),
     )
-    converted = Converted(outward.state_dict, layout.name, target, report, sizes, given)
+    converted = Converted(outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict["pos_embed"])
     if source is None:
         _ = converted.architecture  # asked to find out: say now what is missing
     return converted
@@ -192,7 +204,6 @@ def _own_spelling(key: str, layout: Layout) -> str:
 
 
 def _unknown_sentence(unknown: list[str], state_dict: Mapping[str, Any], layout: Layout) -> str:
-    from convstem.layouts.recognise import recognise
 
     some = ", ".join(sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
     found = recognise(state_dict)

@@ -59,6 +59,13 @@ class Row:
         return {side: (keys,) if isinstance(keys, str) else keys for side, keys in pairs}
 
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""The usual normalisation, by field of timm's pretrained cfg."""
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+"""The normalisation to [-1, 1]."""
+
+
 @dataclass(frozen=True)
 class Drop:
     """Keys that are left out, with the ground."""
@@ -102,6 +109,8 @@ class Layout:
     """Sizes that the layout's model class can have, by field of ``Sizes``; fields not named here are free."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """timm arguments that hold for every model of the layout, and that shapes do not tell."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """What the layout's models are usually fed, by field of timm's pretrained cfg; a checkpoint may say otherwise."""
     names: str = ""
     """timm's names of the layout's plain ViTs, with ``{size}``, ``{patch}`` and ``{img}``."""
 

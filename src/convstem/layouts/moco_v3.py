@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import Drop, Layout, Row
+from convstem.layouts.engine import IMAGENET, Drop, Layout, Row
 from convstem.layouts.timm import PATCHIFY, TRUNK_ROWS
 
 _STEM = "patch_embed.proj."
@@ -33,7 +33,7 @@ MOCO_V3 = Layout(
         "stem_norm": ("", "batchnorm2d"),
         "biased_norm": (False,),
     },
-    # 12 heads at every width, the small one too, and positions that are computed, not learned
-    facts={"num_heads": 12, "pos_embed": "sincos2d", "stem_stride": 2},
+    facts={"num_heads": 12, "stem_stride": 2},  # 12 heads at every width, the small one too
+    preprocessing=IMAGENET,
     names="vit_{size}_patch{patch}_{img}",
 )

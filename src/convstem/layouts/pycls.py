@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import Layout, Row
+from convstem.layouts.engine import IMAGENET, Layout, Row
 from convstem.layouts.operations import SEQUENCE_FIRST
 from convstem.layouts.torchvision import ENCODER_CAN
 
@@ -34,5 +34,6 @@ PYCLS = Layout(
     # a pooled model has no class token, and averages what the last norm gives
     expresses={**ENCODER_CAN, "class_token": (True, False)},
     facts={"norm_eps": 1e-5},
+    preprocessing=IMAGENET,
     names="vit_{size}_patch{patch}_{img}",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import Layout, Row
+from convstem.layouts.engine import IMAGENET, Layout, Row
 from convstem.layouts.timm import TRUNK_ROWS
 
 _STEM = "patch_embed.proj.stem."
@@ -22,4 +22,5 @@ ROBUSTBENCH = Layout(
     stem=(f"{_STEM}{{3i}}.weight", 0),
     expresses={"stem_norm": ("layernorm2d",), "stem_bias": (True,)},
     facts={"stem_stride": 2},
+    preprocessing={**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"},
 )

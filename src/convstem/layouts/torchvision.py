@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convstem.layouts.engine import Layout, Row
+from convstem.layouts.engine import IMAGENET, Layout, Row
 
 ENCODER_CAN: Mapping[str, tuple[Any, ...]] = {
     "class_token": (True,),
@@ -54,5 +54,6 @@ TORCHVISION = Layout(
     markers=("conv_proj.conv_last.weight", "conv_proj.conv_bn_relu_{i}.0.weight", f"{_LAYER}ln_1.weight"),
     stem=("conv_proj.conv_bn_relu_{i}.0.weight", 1),
     expresses={**ENCODER_CAN, "stem_norm": (*ENCODER_CAN["stem_norm"], "none")},
+    preprocessing=IMAGENET,
     names="vit_{size}_patch{patch}_{img}",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convstem.layouts.engine import Drop, Layout, Refusal, Row
+from convstem.layouts.engine import HALF, IMAGENET, Drop, Layout, Refusal, Row
 from convstem.layouts.operations import (
     ABSORB_POSITION,
     ADD_AXIS,
@@ -74,6 +74,7 @@ VIT = Layout(
         "stem_norm": ("",),
     },
     facts={"norm_eps": 1e-12},
+    preprocessing=HALF,
     names="vit_{size}_patch{patch}_{img}",
 )
 
@@ -123,6 +124,7 @@ DINOV2 = Layout(
     refusals=_DINOV2_REFUSALS,
     expresses={**_DINOV2_IS, "class_position": (True,), "reg_tokens": (0,)},
     facts={"usual": {"layer_scale": True}, "base": "vit_base_patch14_dinov2", **_GIANT},
+    preprocessing=IMAGENET,
     names="vit_{size}_patch{patch}_dinov2",
 )
 
@@ -145,6 +147,7 @@ DINOV2_REGISTERS = Layout(
         "base": "vit_base_patch14_reg4_dinov2",
         **_GIANT,
     },
+    preprocessing=IMAGENET,
     names="vit_{size}_patch{patch}_reg4_dinov2",
 )
 
@@ -187,6 +190,7 @@ CLIP = Layout(
         "usual": {"pre_norm": True},
         "base": "vit_base_patch16_clip{act}_224",
     },
+    preprocessing={"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
     names="vit_{size}_patch{patch}_clip{act}_{img}",
 )
 
@@ -213,6 +217,7 @@ SIGLIP = Layout(
         "usual": {"class_token": False, "map_pool": True},
         "base": "vit_base_patch16_siglip_224",
     },
+    preprocessing=HALF,
     names="vit_{size}_patch{patch}_siglip_{img}",
 )
 

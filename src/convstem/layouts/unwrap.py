@@ -25,8 +25,8 @@ class Unwrapped:
     """Key -> why it was left out."""
     facts: dict[str, Any] = field(default_factory=dict)
     """timm arguments that a container states, such as ``num_heads``."""
-    normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """``mean`` and ``std`` of a normalisation layer around the model."""
+    preprocessing: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """``mean`` and ``std`` of a normalisation layer around the model, or of the script's arguments."""
     layout: str | None = None
     """The layout, where the wrapping alone proves it."""
     notes: list[str] = field(default_factory=list)
@@ -116,7 +116,8 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         pass
     _unstack(opened)
     if use_ema and opened.weights != AVERAGED:
-        raise ConversionError("there are no averaged weights in this checkpoint: leave use_ema (--use-ema) out")
+        inside = f" inside {' '.join(opened.path)}" if opened.path else ""
+        raise ConversionError(f"there are no averaged weights{inside}: leave use_ema (--use-ema) out")
     if not opened.state_dict:
         raise ConversionError("this state dict is empty")
     wrong = sorted(key for key, value in opened.state_dict.items() if not hasattr(value, "shape"))
@@ -143,6 +144,7 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
         )
     kind = _choose(opened, names, use_ema)
     opened.facts |= _facts(content)
+    opened.preprocessing |= {name: opened.facts.pop(name) for name in ("mean", "std") if name in opened.facts}
     opened.weights = kind
     opened.path.append(str(names[kind]))
     opened.state_dict = dict(content[names[kind]])
@@ -163,11 +165,9 @@ def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None) -
             f"{kind} weights taken: their error is the lower one (raw {errors[RAW]}, averaged {errors[AVERAGED]})"
         )
         return kind
-    if use_ema and AVERAGED not in names:
-        raise ConversionError(f"there are no averaged weights beside {names[RAW]!r}: leave use_ema (--use-ema) out")
     if AVERAGED in names and RAW in names and not use_ema:
         opened.notes.append(f"averaged weights are there too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
-    return AVERAGED if use_ema or RAW not in names else RAW
+    return AVERAGED if AVERAGED in names and (use_ema or RAW not in names) else RAW
 
 
 def _open_classy(opened: Unwrapped) -> None:
@@ -204,7 +204,7 @@ def _take_prefix(opened: Unwrapped, prefix: Prefix, outside: Mapping[str, str]) 
         opened.dropped["".join(p for p in opened.path if p[-1] in "./") + key] = ground
         if key.startswith("normalize."):
             values = tuple(round(float(value), 6) for value in opened.state_dict[key].flatten())
-            opened.normalisation[key.removeprefix("normalize.")] = values
+            opened.preprocessing[key.removeprefix("normalize.")] = values
     if "n_averaged" in outside or prefix.averaged:
         opened.weights = AVERAGED
     opened.layout = prefix.layout or opened.layout
@@ -263,7 +263,8 @@ def _script_facts(arguments: Any) -> dict[str, Any]:
     values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     given = values.get("model_kwargs") or {}
     names = ("num_heads", "stem_strides", "norm_eps", "img_size")
-    return {**{name: given.get(name) for name in names}, "architecture": values.get("model")}
+    preprocessing = {name: tuple(values[name]) for name in ("mean", "std") if values.get(name)}
+    return {**{name: given.get(name) for name in names}, **preprocessing, "architecture": values.get("model")}
 
 
 _READERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {

@@ -13,13 +13,14 @@ from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.upstream.private import timm_save_config
 
 
-def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None) -> None:
+def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None, ours: bool = True) -> None:
     """Write a timm model's weights and config.
 
     Args:
         model: the model, in any memory format.
         folder: where to write.
         data_config: preprocessing that differs from the model's own.
+        ours: insist on an architecture of ours.
 
     Raises:
         ValueError: another architecture, or a model without storage.
@@ -27,7 +28,8 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None)
     from safetensors.torch import save_file
 
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    check_ours(str(cfg.get("architecture")))
+    if ours:
+        check_ours(str(cfg.get("architecture")))
     state = model.state_dict()
     empty = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if empty:

@@ -68,6 +68,20 @@ def transplant_to_folder(
         TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
     """
     model = create_source(source, pretrained)
+    return write_transplant(model, source, folder, stem, calibration, margin, tolerance)
+
+
+def write_transplant(
+    model: nn.Module,
+    source: str,
+    folder: Path,
+    stem: StemLike | None = None,
+    calibration: Calibration | None = None,
+    margin: float = 0.25,
+    tolerance: float = 1e-4,
+    license: str | None = None,
+) -> TransplantResult:
+    """Do the same for a model that is built already; ``source`` is what the card calls it."""
     twin = transplant(model, stem, calibration, margin).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if not is_ours(cfg["architecture"]):
@@ -82,7 +96,8 @@ def transplant_to_folder(
             "Use a wider stem, calibration images, or a larger --tolerance"
         )
     report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
-    result = TransplantResult(source, cfg["architecture"], cfg.get("license") or "unknown", error, report, Path(folder))
+    license = license or cfg.get("license") or "unknown"
+    result = TransplantResult(source, cfg["architecture"], license, error, report, Path(folder))
     with path_errors("write", folder), replacing(Path(folder), last=CONFIG) as staged:
         save(twin, staged)
         finish_config(staged, result.license)

@@ -1,0 +1,246 @@
+"""Turns a checkpoint of any layout into a folder that timm, transformers and the Hub understand."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convstem.errors import CheckpointError, ExistingPathError, MissingPathError
+from convstem.files.checkpoint import read_checkpoint
+from convstem.files.paths import path_errors
+from convstem.files.safetensors import check_finite
+from convstem.hosts.registration import ensure_registered
+from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.layouts.conversion import Converted, convert
+from convstem.layouts.diagnosis import some_of
+from convstem.layouts.recognise import LAYOUTS
+from convstem.layouts.report import ConversionReport
+from convstem.layouts.transformers import facts_of_config
+from convstem.publishing.cards.facts import PLACEHOLDER
+from convstem.publishing.cards.facts import facts_of_config as card_facts
+from convstem.publishing.cards.render import render
+from convstem.publishing.folder import finish_config, save
+from convstem.publishing.references import compare
+from convstem.publishing.transplant_folder import TransplantResult, write_transplant
+
+_NAMES = (WEIGHTS, "pytorch_model.bin")
+"""What the weights are called in a folder of transformers or timm, the safe one first."""
+
+_ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
+           "paper_name", "source", "tag", "url")  # fmt: skip
+"""Fields of a pretrained cfg that belong to the registry's weights of the architecture, not to these."""
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """What ``convert_to_folder`` did."""
+
+    source: str
+    folder: Path
+    target: str
+    architecture: str
+    model_args: Mapping[str, Any]
+    patchify: bool
+    """Whether the result is a plain ViT of timm's, without a conv stem."""
+    report: ConversionReport
+    transplant: TransplantResult | None = None
+    check: str = ""
+    """How the logits compare with the reference, or why they were not compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result JSON-plain."""
+        names = ("source", "target", "architecture", "patchify", "check")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "folder": str(self.folder),
+            "model_args": dict(self.model_args),
+            "report": self.report.to_json(),
+            "transplant": self.transplant and self.transplant.to_json(),
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what was done as labels and texts."""
+        report = self.report
+        grounds = Counter(report.dropped.values())
+        args = ", ".join(f"{name}={value}" for name, value in self.model_args.items())
+        plain = "a plain (patchify) ViT of timm's; --transplant gives it a conv stem"
+        rows = [
+            (self.source, str(self.folder)),
+            ("layout", f"{report.layout}: {report.why}"),
+            ("inside", " ".join(report.path)),
+            ("weights", report.weights),
+            ("architecture", f"{self.architecture}({args})"),
+            ("", plain if self.patchify else ""),
+            ("keys", f"{sum(map(len, report.mapped.values()))} became {len(report.mapped)}"),
+            *(("left out", f"{count}: {ground}") for ground, count in sorted(grounds.items())),
+            *(("note", note) for note in report.notes),
+            ("transplant", self._transplanted()),
+            ("check", self.check),
+            ("written", ", ".join(sorted(path.name for path in self.folder.iterdir()))),
+        ]
+        return [row for row in rows if row[1]]
+
+    def _transplanted(self) -> str:
+        done = self.transplant
+        return f"{done.report.summary()}; measured relative error {done.measured_error:.1e}" if done else ""
+
+
+def convert_to_folder(
+    source: Path,
+    folder: Path,
+    *,
+    layout: str | None = None,
+    target: str = "timm",
+    use_ema: bool | None = None,
+    architecture: str | None = None,
+    transplanted: bool = False,
+    check: bool = False,
+    license: str = "other",
+    **facts: Any,
+) -> ConversionResult:
+    """Convert a checkpoint and write ``config.json``, ``model.safetensors`` and ``README.md``.
+
+    Nothing is written before every key and shape has been compared with the architecture.
+
+    Args:
+        source: a checkpoint, or a folder of transformers with one.
+        folder: where to write; created if needed.
+        layout, use_ema, architecture, facts: ``source`` and the rest of ``convstem.convert``.
+        target: layout to write; for another than ``timm`` only ``model.safetensors`` is written.
+        transplanted: give a plain (patchify) ViT a conv stem with the same function.
+        check: compare outputs with the library that the checkpoint comes from, where it is installed.
+        license: licence of the weights, for the card and the config.
+
+    Raises:
+        ExistingPathError: there is a model in ``folder`` already.
+        ConversionError, CheckpointError: the checkpoint is not whole, or not of the architecture.
+        TransplantError: the transplant would be too inaccurate, or has no name of ours.
+    """
+    taken = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if taken:
+        raise ExistingPathError(f"{folder} has a {' and a '.join(taken)} already: name another folder")
+    path = _weights_in(source)
+    content, beside = read_checkpoint(path), _beside(path)
+    known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
+    converted = convert(content, layout, architecture=architecture, use_ema=use_ema, **known)
+    check_finite(converted, path.name)
+    model = build(converted)
+    compared = compare(content, path, converted, model, use_ema) if check else ""
+    result = partial(ConversionResult, path.name, folder, target, report=converted.report, check=compared)
+    if transplanted and converted.patchify and target == "timm":
+        written = write_transplant(model, f"local-dir:{path.name}", folder, license=license)
+        return result(written.architecture, _model_args(folder), False, transplant=written)
+    with path_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if target == "timm":
+            _write_timm(model, converted, folder, path.name, license)
+        else:
+            _write_layout(converted, target, folder)
+    return result(converted.architecture, converted.model_args, converted.patchify)
+
+
+def _write_timm(model: Any, converted: Converted, folder: Path, name: str, license: str) -> None:
+    save(model, folder, ours=not converted.patchify)
+    finish_config(folder, license)
+    (folder / CARD).write_text(_card(folder, name, converted, license), encoding="utf-8")
+
+
+def _model_args(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_args") or {})
+
+
+def build(converted: Converted) -> Any:
+    """Return the timm model of a converted checkpoint, with its weights.
+
+    Raises:
+        CheckpointError: a key or shape is not the architecture's.
+    """
+    import timm
+
+    name = converted.architecture
+    ensure_registered(name)
+    model = timm.create_model(
+        name,
+        device="meta",
+        num_classes=converted.sizes.num_classes,
+        in_chans=converted.sizes.in_chans,
+        pretrained_cfg=_cfg(converted),
+        **converted.model_args,
+    )
+    _require_fit(converted, model)
+    model.load_state_dict(converted.state_dict, assign=True)
+    if converted.patchify:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = converted.norm_eps
+    return model.eval()
+
+
+def _cfg(converted: Converted) -> dict[str, Any]:
+    """Return a pretrained cfg: the architecture's own, without the origin of the registry's weights."""
+    from timm.models import resolve_pretrained_cfg
+
+    own = resolve_pretrained_cfg(converted.architecture).to_dict()
+    return {**{key: value for key, value in own.items() if key not in _ORIGIN}, **converted.pretrained_cfg}
+
+
+def _require_fit(converted: Converted, model: nn.Module) -> None:
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    actual = {key: tuple(tensor.shape) for key, tensor in converted.items()}
+    findings = {
+        "missing": expected.keys() - actual.keys(),
+        "surplus": actual.keys() - expected.keys(),
+        "of another shape": {key for key in expected.keys() & actual.keys() if expected[key] != actual[key]},
+    }
+    wrong = [f"{what}: {some_of(keys)}" for what, keys in findings.items() if keys]
+    if wrong:
+        raise CheckpointError(f"this checkpoint is not a {converted.architecture}; {'; '.join(wrong)}")
+
+
+def _weights_in(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    found = [source / name for name in _NAMES if (source / name).is_file()]
+    if not found:
+        raise MissingPathError(f"{source} has no {' and no '.join(_NAMES)}: give the path of a checkpoint")
+    return found[0]
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """Return what the files of transformers beside the weights say that shapes do not."""
+    facts: dict[str, Any] = {}
+    config, preprocessing = path.with_name(CONFIG), path.with_name("preprocessor_config.json")
+    if config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        facts |= facts_of_config(content) if "model_type" in content else {}
+    if preprocessing.is_file():
+        content = json.loads(preprocessing.read_text(encoding="utf-8"))
+        facts |= {key: tuple(content[f"image_{key}"]) for key in ("mean", "std") if content.get(f"image_{key}")}
+    return facts
+
+
+def _write_layout(converted: Converted, target: str, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    outward = convert(converted.state_dict, "timm", target)
+    tensors = {key: tensor.contiguous() for key, tensor in outward.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _card(folder: Path, name: str, converted: Converted, license: str) -> str:
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
+    if not converted.patchify:
+        return render(card_facts(config, PLACEHOLDER, license, name=converted.architecture, description=origin))
+    notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
+    return (
+        f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "
+        f"(patchify) ViT of timm's; `convstem transplant local-dir:FOLDER --out OUT` gives it a conv stem.{notes}\n"
+    )

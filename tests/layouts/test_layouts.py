@@ -1,0 +1,113 @@
+"""Every layout, as its users hold it: recognised, converted, and computing the same; and back, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from convstem import convert
+from convstem.layouts.conversion import Converted
+from convstem.layouts.recognise import LAYOUTS
+from convstem.layouts.unwrap import unwrap
+from tests.support.assertions import randomise, relative_error
+from tests.support.layout_cases import CASES, TRANSFORMERS, Case, file_keys
+
+
+def build(converted: Converted) -> nn.Module:
+    """The timm model that the conversion names, with random weights."""
+    model = timm.create_model(converted.architecture, num_classes=converted.sizes.num_classes, **converted.model_args)
+    if converted.patchify:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = converted.norm_eps
+    return randomise(model.double().eval(), seed=3)
+
+
+def images(case: Case) -> torch.Tensor:
+    return torch.randn(2, 3, case.image, case.image, dtype=torch.float64)
+
+
+def check_outputs(case: Case, reference: nn.Module, converted: Converted) -> None:
+    model, x = build(converted), images(case)
+    pixels = x
+    if case.name == "robustbench S":
+        mean, std = (torch.tensor(converted.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+        pixels = (x - mean) / std  # the wrapper's layer is preprocessing, not part of the model
+    with torch.no_grad():
+        expected = case.reference(reference, x)
+        assert relative_error(model(pixels), expected) > 0.01  # negative control: random weights
+        model.load_state_dict(converted)
+        assert relative_error(model(pixels), expected) < (1e-6 if case.name == "robustbench S" else 1e-9)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_users_hold_comes_home(case: Case) -> None:
+    reference = case.build()
+    converted = convert(case.hold(reference.state_dict()), use_ema=case.use_ema, **case.facts)
+    assert converted.source == case.layout
+    check_outputs(case, reference, converted)
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS, ids=lambda case: case.name)
+def test_the_keys_of_transformers_files_come_home_too(case: Case, tmp_path: Path) -> None:
+    reference = case.build()
+    state = file_keys(reference, tmp_path)
+    if case.layout in ("transformers_vit", "transformers_dinov2", "transformers_dinov2_registers"):
+        assert state.keys() != reference.state_dict().keys()  # else there would be nothing to test
+    check_outputs(case, reference, convert(state, **case.facts))
+
+
+def same(a: Any, b: Any) -> bool:
+    return list(a) == list(b) and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_round_trips_are_bit_exact(case: Case) -> None:
+    held = case.hold(case.build().state_dict())
+    inward = convert(held, use_ema=case.use_ema, **case.facts)
+    if not LAYOUTS[case.layout].invertible:
+        with pytest.raises(ValueError, match=r"can be read, not written; the targets are .*torchvision"):
+            convert(inward.state_dict, "timm", case.layout)
+        return
+    if case.name == "transformers DINOv2 gated":
+        with pytest.raises(ValueError, match="cannot express this model: its MLP is gated"):
+            convert(inward.state_dict, "timm", case.layout)
+        return
+    outward = convert(inward.state_dict, "timm", case.layout)
+    flat = unwrap(held, case.use_ema).state_dict
+    kept = {key: tensor for key, tensor in flat.items() if key not in inward.report.dropped}
+    stripped = {
+        key.split(".", 1)[1] if key.startswith(("vit.", "vision_model.")) else key: t for key, t in outward.items()
+    }
+    assert {k: v.shape for k, v in stripped.items()} == {k: v.shape for k, v in kept.items()}
+    assert all(torch.equal(stripped[key], kept[key]) for key in kept)
+    assert same(convert(outward.state_dict, case.layout, **case.facts).state_dict, inward.state_dict)
+
+
+def test_both_sets_of_weights_are_named() -> None:
+    by_name = {case.name: case for case in CASES}
+    for name, weights in (("pycls averaged", "averaged"), ("pycls class token", "raw"), ("torchvision", "raw"),
+                          ("moco_v3 momentum", "averaged"), ("moco_v3 pre-training", "raw")):  # fmt: skip
+        case = by_name[name]
+        report = convert(case.hold(case.build().state_dict()), use_ema=case.use_ema, **case.facts).report
+        assert report.weights == weights, name
+        assert weights in report.summary()
+    case = by_name["pycls averaged"]
+    report = convert(case.hold(case.build().state_dict()), **case.facts).report
+    assert "their error is the lower one (raw 30.0, averaged 20.0)" in report.summary()
+    assert "use_ema (--use-ema) takes them" in convert(
+        by_name["torchvision"].hold(by_name["torchvision"].build().state_dict()), **by_name["torchvision"].facts
+    ).report.summary()  # fmt: skip
+
+
+def test_what_is_left_out_has_a_ground() -> None:
+    case = next(case for case in CASES if case.name == "moco_v3 pre-training")
+    dropped = convert(case.hold(case.build().state_dict())).report.dropped
+    assert dropped["head.0.weight"] == "the projector is only for pre-training"
+    assert dropped["module.predictor.0.weight"] == "the predictor is only for pre-training"
+    assert "the averaged twin" in dropped["module.momentum_encoder.cls_token"]
