@@ -271,7 +271,7 @@ BAD_FILES = [
     (truncated, ValueError, "is not a valid safetensors file.*truncated, damaged.*fetch it again"),
     (empty, ValueError, "is not a valid safetensors file.*0 bytes"),
     (noise, ValueError, "is not a valid safetensors file"),
-    (pickled, ValueError, "pickle under a safetensors name.*not opened.*convstem convert"),
+    (pickled, ValueError, "pickle under a safetensors name.*not opened.*convstem convert`"),
     (huge_header, ValueError, "is not a valid safetensors file"),
     (huge_tensor, ValueError, "is not a valid safetensors file"),
     (other_architecture, CheckpointError, "no place for: blocks.6.*shapes differ: .*file.*model.*another stem"),

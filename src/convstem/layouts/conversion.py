@@ -158,11 +158,18 @@ def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:
     return found.layout, found.why
 
 
-def to_timm(state_dict: Mapping[str, Tensor], layout: Layout) -> tuple[Translation, dict[str, str]]:
+def to_timm(
+    state_dict: Mapping[str, Tensor], layout: Layout, complete: bool = True
+) -> tuple[Translation, dict[str, str]]:
     """Return a flat state dict in timm's layout, and the keys left out with their grounds.
 
+    Args:
+        state_dict: tensors by key.
+        layout: their layout.
+        complete: it is a whole model's, not a part of one.
+
     Raises:
-        ConversionError: keys that the layout does not have, or two that become one.
+        ConversionError: keys that the layout does not have, or lacks, or two that become one.
     """
     for refusal in layout.refusals:
         if any(match(refusal.keys, key) is not None for key in state_dict):
@@ -171,6 +178,10 @@ def to_timm(state_dict: Mapping[str, Tensor], layout: Layout) -> tuple[Translati
     translation = translate(kept, layout.rows, "timm", stem_layers(kept, layout))
     if translation.unknown:
         raise ConversionError(_unknown_sentence(translation.unknown, state_dict, layout))
+    missing = [key for key in layout.has if key not in translation.state_dict]
+    if missing and complete:
+        named = ", ".join(counterpart(key, layout.rows, 0) for key in missing)
+        raise ConversionError(f"this is {layout.title}, but it lacks {named}")
     translation.sources = {new: tuple(spelled.get(k, k) for k in old) for new, old in translation.sources.items()}
     return translation, dropped
 

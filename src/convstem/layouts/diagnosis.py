@@ -139,7 +139,7 @@ def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, An
     prefix = {"timm": "patch_embed.", "torchvision": "conv_proj."}[layout]
     embedding = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
     try:
-        return to_timm(embedding, LAYOUTS[layout])[0].state_dict
+        return to_timm(embedding, LAYOUTS[layout], complete=False)[0].state_dict
     except ConversionError:
         return {}  # not a patch embedding that we know: torch's own list of keys says more
 

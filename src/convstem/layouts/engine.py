@@ -95,6 +95,8 @@ class Layout:
     """Keys that only this layout has."""
     stem: tuple[str, int] = ("", 0)
     """A key of every stem layer, and what its largest index lacks to be the number of layers before the last."""
+    has: tuple[str, ...] = ()
+    """Keys of timm's that every model of the layout has, though not every ViT."""
     unless: str = ""
     """A key that shows a layout which has the same markers and more."""
     root: tuple[str, str] = ("", "")

@@ -19,6 +19,7 @@ MOCO_V3 = Layout(
         Row("patch_embed.backbone.{i}.bn.{s}", f"{_STEM}{{3i+1}}.{{s}}"),
     ),
     markers=(f"{_STEM}{{3i}}.weight",),
+    has=("cls_token",),
     stem=(f"{_STEM}{{3i}}.weight", 0),
     drops=(Drop("head.{i}.{*}", "the projector is only for pre-training"),),
     expresses={

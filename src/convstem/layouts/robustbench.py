@@ -19,6 +19,7 @@ ROBUSTBENCH = Layout(
         Row("patch_embed.backbone.{i}.bn.{p}", f"{_STEM}{{3i+1}}.{{p}}"),
     ),
     markers=(f"{_STEM}{{3i}}.weight",),
+    has=("cls_token",),
     stem=(f"{_STEM}{{3i}}.weight", 0),
     expresses={"stem_norm": ("layernorm2d",), "stem_bias": (True,)},
     facts={"stem_stride": 2},

@@ -52,6 +52,7 @@ TORCHVISION = Layout(
         (f"{_LAYER}mlp.linear_2.{{p}}", f"{_LAYER}mlp.3.{{p}}"),
     ),
     markers=("conv_proj.conv_last.weight", "conv_proj.conv_bn_relu_{i}.0.weight", f"{_LAYER}ln_1.weight"),
+    has=("cls_token",),
     stem=("conv_proj.conv_bn_relu_{i}.0.weight", 1),
     expresses={**ENCODER_CAN, "stem_norm": (*ENCODER_CAN["stem_norm"], "none")},
     preprocessing=IMAGENET,

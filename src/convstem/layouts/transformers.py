@@ -59,6 +59,7 @@ VIT = Layout(
         ("encoder.layer.{i}.output.dense.{p}", "layers.{i}.mlp.fc2.{p}"),
     ),
     root=("vit.", "classifier.{p}"),
+    has=("cls_token",),
     markers=("layers.{i}.layernorm_before.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
     drops=(_MASK, _POOLER),
     expresses={
@@ -119,6 +120,7 @@ DINOV2 = Layout(
     rows=(*_EMBEDDINGS[:2], *_DINOV2_ROWS),
     spellings=_DINOV2_SPELLINGS,
     markers=("encoder.layer.{i}.layer_scale1.lambda1",),
+    has=("cls_token",),
     unless="embeddings.register_tokens",
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
@@ -140,6 +142,7 @@ DINOV2_REGISTERS = Layout(
     ),
     spellings=_DINOV2_SPELLINGS,
     markers=("embeddings.register_tokens",),
+    has=("cls_token", "reg_token"),
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
     facts={
@@ -181,6 +184,7 @@ CLIP = Layout(
     ),
     root=("vision_model.", "visual_projection.weight"),
     markers=("pre_layrnorm.{p}",),
+    has=("cls_token",),
     drops=(_IDS,),
     refusals=_MEAN_CLASSIFIER,
     expresses={**_TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
@@ -235,3 +239,20 @@ def facts_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "act_layer": _ACTIVATIONS.get(own.get("hidden_act", "")),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+_MODEL_TYPES = {
+    "vit": VIT,
+    "dinov2": DINOV2,
+    "dinov2_with_registers": DINOV2_REGISTERS,
+    "clip": CLIP,
+    "clip_vision_model": CLIP,
+    "siglip": SIGLIP,
+    "siglip_vision_model": SIGLIP,
+}
+
+
+def layout_of_config(config: Mapping[str, Any]) -> str | None:
+    """Return the layout that a ``config.json`` of transformers stands for, if it is one of these."""
+    layout = _MODEL_TYPES.get(str(config.get("model_type")))
+    return layout.name if layout else None

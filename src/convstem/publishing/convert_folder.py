@@ -22,7 +22,7 @@ from convstem.layouts.conversion import Converted, convert
 from convstem.layouts.diagnosis import some_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.report import ConversionReport
-from convstem.layouts.transformers import facts_of_config
+from convstem.layouts.transformers import facts_of_config, layout_of_config
 from convstem.publishing.cards.facts import PLACEHOLDER
 from convstem.publishing.cards.facts import facts_of_config as card_facts
 from convstem.publishing.cards.render import render
@@ -128,6 +128,7 @@ def convert_to_folder(
         raise ExistingPathError(f"{folder} has a {' and a '.join(taken)} already: name another folder")
     path = _weights_in(source)
     content, beside = read_checkpoint(path), _beside(path)
+    layout = layout or beside.pop("layout", None)
     known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
     converted = convert(content, layout, architecture=architecture, use_ema=use_ema, **known)
     check_finite(converted, path.name)
@@ -219,7 +220,8 @@ def _beside(path: Path) -> dict[str, Any]:
     config, preprocessing = path.with_name(CONFIG), path.with_name("preprocessor_config.json")
     if config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
-        facts |= facts_of_config(content) if "model_type" in content else {}
+        if layout_of_config(content):
+            facts |= {**facts_of_config(content), "layout": layout_of_config(content)}
     if preprocessing.is_file():
         content = json.loads(preprocessing.read_text(encoding="utf-8"))
         facts |= {key: tuple(content[f"image_{key}"]) for key in ("mean", "std") if content.get(f"image_{key}")}
