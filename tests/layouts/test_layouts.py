@@ -45,7 +45,7 @@ def check_outputs(case: Case, reference: nn.Module, converted: Converted) -> Non
         assert relative_error(model(pixels), expected) < (1e-6 if case.name == "robustbench S" else 1e-9)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.layout != "pycls"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_users_hold_comes_home(case: Case) -> None:
     reference = case.build()
     converted = convert(case.hold(reference.state_dict()), use_ema=case.use_ema, **case.facts)

@@ -87,7 +87,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     import numpy
 
     try:
-        with numpy.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as arrays:
             return {name: _tensor(arrays[name]) for name in arrays.files}
     except (EOFError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise InvalidFileError(f"{path.name} is truncated, damaged or no .npz of plain arrays: {error}") from error

@@ -29,4 +29,4 @@ def is_moco_sincos(pos_embed: Tensor) -> bool:
     column, row = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # tokens are counted column by column
     table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], 1)
     expected = torch.cat([table.new_zeros(1, width), table])
-    return bool((pos_embed[0].float().cpu() - expected).abs().max() < _CLOSE)
+    return bool((pos_embed[0].detach().float().cpu() - expected).abs().max() < _CLOSE)

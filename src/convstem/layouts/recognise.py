@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from convstem.errors import ConversionError
+from convstem.layouts.augreg import AUGREG
 from convstem.layouts.classyvision import CLASSYVISION
 from convstem.layouts.engine import Layout, search
 from convstem.layouts.moco_v3 import MOCO_V3
@@ -15,9 +16,9 @@ from convstem.layouts.timm import TIMM
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.layouts.transformers import TRANSFORMERS
 
-LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (CLASSYVISION, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)
-}
+_ALL = (AUGREG, CLASSYVISION, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)
+
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _ALL}
 """Every layout by name."""
 
 FOREIGN = (
@@ -25,6 +26,7 @@ FOREIGN = (
      "a CTransPath checkpoint: its stem is convolutional, but its trunk is a Swin Transformer, not a ViT"),
     ("", "layers.{i}.blocks.{w}.attn.relative_position_bias_table", "a Swin Transformer's checkpoint, not a ViT's"),
     ("", "block1.{i}.attn.{*}", "a PVT's checkpoint, not a ViT's"),
+    ("patch_embed.proj.weight", "stages.{i}.blocks.{w}.attn.kv.weight", "a PVT's checkpoint, not a ViT's"),
     ("", "blocks.{i}.mlp_tokens.fc1.weight", "an MLP-Mixer's checkpoint, not a ViT's"),
     ("", "stages.{i}.{*}", "the checkpoint of a ConvNeXt or another staged network, not a ViT's"),
     ("", "tokenizer.conv_layers.{i}.{w}.weight",
@@ -32,6 +34,8 @@ FOREIGN = (
      "pools by maximum, and no model of timm's or of convstem computes that"),
     ("", "layer4.{*}", "a ResNet's checkpoint, not a ViT's"),
     ("", "blocks.{i}.attn.relative_position_bias_table", "a BEiT's checkpoint: its attention has relative positions"),
+    ("", "blocks.{i}.attn.q_proj.weight",
+     "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
     ("", "blocks.{i}.mlp.w1.{*}", "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
 )  # fmt: skip
 """Keys of a first and of a second kind, and what a state dict is that has both (or only needs the second)."""

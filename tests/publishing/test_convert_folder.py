@@ -1,0 +1,387 @@
+"""``convstem convert``: every layout becomes a folder that verifies and loads with the same outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import timm
+import torch
+import transformers
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import convstem
+from convstem.cli.main import main
+from convstem.files.checkpoint import read_checkpoint
+from tests.support import reference_vits as vits
+from tests.support.assertions import randomise, relative_error
+from tests.support.layout_cases import CASES, RESTATED, Case
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+
+
+def run(*arguments: Any, status: int = 0) -> str:
+    result = CliRunner().invoke(main, ["convert", *map(str, arguments)])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def options(case: Case) -> list[str]:
+    text = {"num_heads": lambda v: str(v), "stem_strides": lambda v: ",".join(map(str, v))}
+    given = [f"--{name.replace('_', '-')}={text[name](value)}" for name, value in case.facts.items()]
+    return [*given, *(["--use-ema"] if case.use_ema else [])]
+
+
+def load(folder: Path) -> nn.Module:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_checkpoint_becomes_a_folder_that_loads(case: Case, tmp_path: Path) -> None:
+    reference = case.build().float()
+    torch.save(case.hold(reference.state_dict()), tmp_path / "held.pth")
+    output = run(tmp_path / "held.pth", "--out", tmp_path / "out", "--license", "mit", *options(case))
+    assert case.layout in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    model, pixels = load(tmp_path / "out"), IMAGES
+    if case.name == "robustbench S":
+        cfg = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+        mean, std = (torch.tensor(cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+        pixels = (IMAGES - mean) / std
+    if case.layout == "transformers_vit":  # timm's name has no epsilon; the command says so
+        assert "have the epsilon 1e-12" in output
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-12
+    expected = case.reference(reference, IMAGES)
+    with torch.no_grad():
+        assert relative_error(model(pixels), expected) < 1e-5
+        randomise(model, seed=5)
+        assert relative_error(model(pixels), expected) > 0.01  # negative control
+    if case.layout not in ("transformers_vit",) and "stem_spec" in dir(model):
+        report = convstem.verify(tmp_path / "out")
+        assert report.ok, report
+
+
+def test_the_output_says_what_was_done(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "moco_v3 pre-training")
+    torch.save(case.hold(case.build().state_dict()), tmp_path / "moco.pth.tar")
+    text = run(tmp_path / "moco.pth.tar", "--out", tmp_path / "out")
+    for piece in ("moco_v3", "state_dict module. base_encoder.", "raw", "vit_conv_small(", "the projector is only for",
+                  "the averaged twin of the encoder"):  # fmt: skip
+        assert piece in text, piece
+    told = json.loads(run(tmp_path / "moco.pth.tar", "--out", tmp_path / "json", "--json"))
+    assert told["architecture"] == "vit_conv_small"
+    assert told["report"]["dropped"]["head.0.weight"] == "the projector is only for pre-training"
+    run(tmp_path / "moco.pth.tar", "--out", tmp_path / "out", status=1)  # never over a model that is there
+
+
+FULL_SIZE = {
+    "vit_conv_small": lambda: vits.MocoViT(384, 11, 1000, 196),
+    "vit_conv_base": lambda: vits.MocoViT(768, 11, 1000, 196),
+    "vit_s16_cvst": lambda: vits.robust(48, 384, 12, 6, False, 1000, 196),
+    "vit_m16_cvst": lambda: vits.robust(48, 512, 12, 8, True, 1000, 196),
+    "vit_b16_cvst": lambda: vits.robust(48, 768, 12, 12, False, 1000, 196),
+    "vitc_1gf": lambda: vits.PyclsViT((24, 48, 96, 192), (2,) * 4, 192, 11, 3, True, 3, 1000, 196),
+    "vitc_4gf": lambda: vits.PyclsViT((48, 96, 192, 384), (2,) * 4, 384, 11, 6, True, 3, 1000, 196),
+    "vitc_18gf": lambda: vits.PyclsViT(
+        (64, 128, 128, 256, 256, 512), (2, 2, 1, 2, 1, 2), 768, 11, 12, True, 4, 1000, 196
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_published_sizes_are_named_without_being_told(name: str) -> None:
+    with torch.device("meta"):
+        model = FULL_SIZE[name]()
+    state: dict[str, torch.Tensor] = {**model.state_dict()}
+    if name.startswith("vit_conv"):
+        table = vits.MocoViT(model.pos_embed.shape[2], 1, 5, 196)
+        table.fix_positions()
+        state["pos_embed"] = table.pos_embed.detach()
+    converted = convstem.convert(state)
+    assert converted.architecture == name
+    assert converted.model_args == ({"norm_eps": 1e-5} if name.startswith("vitc") else {})
+    own = timm.create_model(name, device="meta", **converted.model_args).state_dict()
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in own.items()}
+
+
+def plain(folder: Path) -> Path:
+    """A ViT of transformers, as its repository would hold it."""
+    config = transformers.ViTConfig(
+        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=4
+    )
+    randomise(transformers.ViTForImageClassification(config)).save_pretrained(folder)
+    preprocessing = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return folder
+
+
+def test_a_plain_vit_is_recognised_and_transplanted_on_request(tmp_path: Path) -> None:
+    source = plain(tmp_path / "source")
+    text = run(source, "--out", tmp_path / "plain", "--check")
+    assert "vit_tiny_patch16_224()" in text
+    assert "a plain (patchify) ViT of timm's; --transplant gives it a conv stem" in text
+    assert "equal to transformers's outputs within" in text
+    text = run(source, "--out", tmp_path / "stem", "--transplant", "--check", "--license", "apache-2.0")
+    assert "vit_ti16_convstem" in text
+    config = json.loads((tmp_path / "stem" / "config.json").read_text())
+    assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert config["pretrained_cfg"]["license"] == "apache-2.0"
+    assert convstem.verify(tmp_path / "stem").ok
+    reference = transformers.ViTForImageClassification.from_pretrained(source).eval()
+    low = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1) / -torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+    x = low + torch.rand(2, 3, 224, 224) / torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+    with torch.no_grad():
+        assert relative_error(load(tmp_path / "stem")(x), reference(x).logits) < 1e-4
+    twin = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "stem").eval()
+    with torch.no_grad():
+        assert relative_error(twin(x).logits, reference(x).logits) < 1e-4
+
+
+def test_the_check_finds_a_difference(tmp_path: Path) -> None:
+    source = plain(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    assert "differs from transformers's by" in run(source, "--out", tmp_path / "out", "--check", status=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_to_another_layout(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "torchvision")
+    reference = case.build().float()
+    torch.save(case.hold(reference.state_dict()), tmp_path / "held.pth")
+    run(tmp_path / "held.pth", "--out", tmp_path / "out", "--to", "torchvision", *options(case))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == reference.state_dict().keys()
+
+
+def npz(state: dict[str, torch.Tensor], heads: int, big_vision: bool) -> dict[str, Any]:
+    """timm's plain ViT as the JAX projects name and shape it."""
+    numbers = (0, 0, 1) if big_vision else (1, 3, 2)
+    names = {"norm1": "LayerNorm_0", "norm2": f"LayerNorm_{numbers[2]}"}
+    out: dict[str, Any] = {}
+    for key, tensor in state.items():
+        parts, value = key.split("."), tensor.numpy()
+        width = value.shape[-1]
+        block = f"Transformer/encoderblock_{parts[1]}/" if parts[0] == "blocks" else ""
+        leaf = parts[-1]
+        if key == "cls_token":
+            out["cls"] = value
+        elif key == "pos_embed":
+            out["pos_embedding" if big_vision else "Transformer/posembed_input/pos_embedding"] = value
+        elif parts[0] == "patch_embed":
+            out[f"embedding/{'kernel' if leaf == 'weight' else 'bias'}"] = (
+                value.transpose(2, 3, 1, 0) if leaf == "weight" else value
+            )
+        elif "qkv" in key:
+            attention = f"{block}MultiHeadDotProductAttention_{numbers[0]}/"
+            for name, part in zip(("query", "key", "value"), numpy.split(value, 3), strict=True):
+                if leaf == "weight":
+                    out[f"{attention}{name}/kernel"] = part.T.reshape(width, heads, -1)
+                else:
+                    out[f"{attention}{name}/bias"] = part.reshape(heads, -1)
+        elif "attn.proj" in key:
+            attention = f"{block}MultiHeadDotProductAttention_{numbers[0]}/out/"
+            if leaf == "weight":
+                out[f"{attention}kernel"] = value.T.reshape(heads, -1, len(value))
+            else:
+                out[f"{attention}bias"] = value
+        elif parts[-2] in names or parts[0] == "norm":
+            name = f"{block}{names[parts[2]]}" if block else "Transformer/encoder_norm"
+            out[f"{name}/{'scale' if leaf == 'weight' else 'bias'}"] = value
+        else:
+            name = f"{block}MlpBlock_{numbers[1]}/Dense_{int(parts[3][-1]) - 1}" if block else "head"
+            out[f"{name}/{'kernel' if leaf == 'weight' else 'bias'}"] = value.T
+    return out
+
+
+def stacked(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The blocks scanned over, as big_vision does on request."""
+    rest = {key: value for key, value in arrays.items() if "encoderblock_" not in key}
+    first = [key for key in arrays if "encoderblock_0/" in key]
+    for key in first:
+        parts = [arrays[key.replace("encoderblock_0/", f"encoderblock_{i}/")] for i in range(2)]
+        rest[key.replace("encoderblock_0/", "encoderblock/")] = numpy.stack(parts)
+    return rest
+
+
+@pytest.mark.parametrize(
+    ("big_vision", "stack", "prefix"),
+    [(False, False, ""), (False, False, "opt/target/"), (True, False, "params/"), (True, True, "params/")],
+)
+def test_jax_checkpoints_as_timm_itself_reads_them(big_vision: bool, stack: bool, prefix: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = dict(img_size=32, depth=2, embed_dim=24, num_heads=3, num_classes=5)
+    model = randomise(timm.create_model("vit_base_patch16_224", **sizes)).eval()
+    arrays = npz(model.state_dict(), 3, big_vision)
+    arrays = {prefix + key: value for key, value in (stacked(arrays) if stack else arrays).items()}
+    numpy.savez(tmp_path / "checkpoint.npz", **arrays)
+    timms = timm.create_model("vit_base_patch16_224", **sizes).eval()
+    with torch.no_grad():
+        expected = model(IMAGES)
+        assert relative_error(timms(IMAGES), expected) > 0.01  # negative control
+    timms.load_pretrained(str(tmp_path / "checkpoint.npz"))
+    run(tmp_path / "checkpoint.npz", "--out", tmp_path / "out")
+    ours = load(tmp_path / "out")
+    assert ours.blocks[0].attn.num_heads == 3  # the shapes say it
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), timms.state_dict().values(), strict=True))
+    with torch.no_grad():
+        assert relative_error(ours(IMAGES), expected) < 1e-6
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch evil-was-run",)
+
+
+def truncated(path: Path) -> None:
+    torch.save(RESTATED[0].build().state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def half(path: Path) -> None:
+    save_file(RESTATED[0].build().state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def tied(path: Path) -> None:
+    state = RESTATED[0].build().state_dict()
+    state["blocks.1.norm1.weight"] = state["blocks.0.norm1.weight"]
+    torch.save(state, path)
+
+
+def hidden_layer(path: Path) -> None:
+    model = vits.ClassyViT()
+    state = model.classy_state()
+    head = state["model"]["heads"]["trunk_output"]["default_head"]  # type: ignore[index]
+    head |= {"layers.pre_logits.weight": torch.ones(24, 24), "layers.pre_logits.bias": torch.ones(24)}
+    torch.save({"classy_state_dict": {"base_model": state}}, path)
+
+
+BAD_FILES = {
+    "truncated": (truncated, "bad.pth", "bad.pth .* is truncated, damaged or no checkpoint"),
+    "truncated safetensors": (half, "bad.safetensors", "is not a valid safetensors file"),
+    "truncated npz": (lambda path: path.write_bytes(b"PK\3\4 half"), "bad.npz", "truncated, damaged or no .npz"),
+    "code": (lambda path: torch.save({"state_dict": {"x": Evil()}}, path), "bad.pth", "without running code.*system"),
+    "a list": (lambda path: torch.save([torch.ones(1)], path), "bad.pth", "holds a list, not a dictionary"),
+    "tied": (tied, "bad.pth", "blocks.0.norm1.weight, blocks.1.norm1.weight. No ViT ties its weights"),
+    "pre_logits": (hidden_layer, "bad.pth", "a ClassyVision checkpoint, but its head has a hidden layer .pre_logits"),
+    "optimizer only": (lambda path: torch.save({"optimizer": {"a": torch.ones(1)}}, path), "bad.pth",
+                       "no state dict in this checkpoint: it holds optimizer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, file, message = BAD_FILES[name]
+    make(tmp_path / file)
+    output = run(tmp_path / file, "--out", tmp_path / "out", status=1)
+    with pytest.raises(convstem.ConvStemError, match=message):
+        raise convstem.ConvStemError(output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.pth"):
+        read_checkpoint(tmp_path / "nothing.pth")
+
+
+FOREIGN = {
+    "swin_tiny_patch4_window7_224": "a Swin Transformer's checkpoint",
+    "pvt_v2_b0": "a PVT's checkpoint",
+    "mixer_s16_224": "an MLP-Mixer's checkpoint",
+    "resnet18": "a ResNet's checkpoint",
+    "convnext_atto": "a ConvNeXt or another staged network",
+    "beit_base_patch16_224": "a BEiT's checkpoint",
+    "eva02_base_patch16_clip_224": "an EVA or DINOv3 model",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_no_vit_is_named(name: str) -> None:
+    state = timm.create_model(name, device="meta").state_dict()
+    for source in (None, "timm"):
+        with pytest.raises(ValueError, match=FOREIGN[name]):
+            convstem.convert(state, source)
+
+
+def test_other_strangers_are_named() -> None:
+    swin = timm.create_model("swin_tiny_patch4_window7_224", device="meta").state_dict()
+    stem = {f"patch_embed.proj.{i}.weight": torch.zeros(8, 3, 3, 3) for i in (0, 3)}
+    ctranspath = {**{k: v for k, v in swin.items() if "patch_embed" not in k}, **stem}
+    cct = {"tokenizer.conv_layers.0.0.weight": torch.zeros(8, 3, 3, 3), "classifier.fc.weight": torch.zeros(5, 8)}
+    for state, message in (
+        (ctranspath, "a CTransPath checkpoint: .*a Swin"),
+        (cct, r"Compact Transformer.*pools by max"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convstem.convert(state)
+
+
+def test_what_torchvision_cannot_express_is_refused() -> None:
+    def state(name: str, **arguments: Any) -> Any:
+        return timm.create_model(name, device="meta", **arguments).state_dict()
+
+    for tensors, message in (
+        (state("vit_s16_cvst"), "its stem has another norm"),
+        (state("vit_nano4_convstem", init_values=1e-5), "it has LayerScale"),
+        (state("vit_nano4_convstem", qk_norm=True), "it normalises queries and keys"),
+        (state("vit_nano4_convstem", reg_tokens=4), "it has register tokens"),
+        (state("vit_nano4_convstem", class_token=False, global_pool="avg"), "it has no class token"),
+    ):
+        with pytest.raises(ValueError, match=f"torchvision cannot express this model: {message}"):
+            convstem.convert(tensors, "timm", "torchvision")
+
+
+def test_mixed_layouts_are_refused_and_mixed_dtypes_said() -> None:
+    state = dict(RESTATED[0].build().state_dict())
+    mixed = {**state, "conv_proj.conv_last.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"two layouts are mixed.*a MoCo v3 checkpoint.*a torchvision checkpoint"):
+        convstem.convert(mixed)
+    state["head.weight"] = state["head.weight"].half()
+    assert "mixed dtypes, kept as they are: 1 float16" in convstem.convert(state).report.summary()
+
+
+def test_only_you_can_know_the_heads() -> None:
+    case = next(case for case in CASES if case.name == "torchvision")
+    state = case.build().state_dict()
+    with pytest.raises(ValueError, match=r"attention heads cannot be told .* pass num_heads= or architecture="):
+        convstem.convert(state)
+    with pytest.raises(ValueError, match=r"strides of the 4 stem layers cannot be told"):
+        convstem.convert(state, num_heads=3)
+    assert len(convstem.convert(state, "torchvision")) == len(state)  # the tensors need neither
+    with pytest.raises(ValueError, match=r"this checkpoint is not a vitc_4gf: it has 2 blocks of width 24"):
+        convstem.convert(state, architecture="vitc_4gf")
+    with pytest.raises(ValueError, match=r"convert takes .*num_heads.* besides; got heads"):
+        convstem.convert(state, heads=3)
+
+
+@pytest.mark.parametrize("way", ["load_state_dict", "pretrained", "checkpoint_path", "load"])
+def test_every_way_of_loading_names_a_foreign_checkpoint(way: str, tmp_path: Path) -> None:
+    state = vits.MocoViT().state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_nano4_convstem", "num_classes": 10}))
+    ways = {
+        "load_state_dict": lambda: timm.create_model("vit_nano4_convstem").load_state_dict(state),
+        "pretrained": lambda: timm.create_model(
+            "vit_nano4_convstem", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors")}
+        ),
+        "checkpoint_path": lambda: timm.create_model(
+            "vit_nano4_convstem", checkpoint_path=str(tmp_path / "model.safetensors")
+        ),
+        "load": lambda: convstem.load(tmp_path),
+    }
+    with pytest.raises(RuntimeError, match=r"this is a MoCo v3 checkpoint.*`convstem convert FILE --out FOLDER`"):
+        ways[way]()
