@@ -16,6 +16,7 @@ from convstem.errors import CheckpointError, ExistingPathError, MissingPathError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite
+from convstem.files.staging import replacing
 from convstem.hosts.registration import ensure_registered
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.layouts.conversion import Converted, convert
@@ -138,12 +139,11 @@ def convert_to_folder(
     if transplanted and converted.patchify and target == "timm":
         written = write_transplant(model, f"local-dir:{path.name}", folder, license=license)
         return result(written.architecture, _model_args(folder), False, transplant=written)
-    with path_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with path_errors("write", folder), replacing(folder, last=CONFIG) as staged:
         if target == "timm":
-            _write_timm(model, converted, folder, path.name, license)
+            _write_timm(model, converted, staged, path.name, license)
         else:
-            _write_layout(converted, target, folder)
+            _write_layout(converted, target, staged)
     return result(converted.architecture, converted.model_args, converted.patchify)
 
 
