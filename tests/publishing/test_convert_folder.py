@@ -372,7 +372,8 @@ def test_only_you_can_know_the_heads() -> None:
 def test_every_way_of_loading_names_a_foreign_checkpoint(way: str, tmp_path: Path) -> None:
     state = vits.MocoViT().state_dict()
     save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_nano4_convstem", "num_classes": 10}))
+    config = {"architecture": "vit_nano4_convstem", "num_classes": 10, "pretrained_cfg": {"num_classes": 10}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     ways = {
         "load_state_dict": lambda: timm.create_model("vit_nano4_convstem").load_state_dict(state),
         "pretrained": lambda: timm.create_model(
