@@ -49,7 +49,8 @@ def test_counted_parameters_and_macs_are_the_models(name):
 
 
 def test_names_tags_and_module():
-    assert set(timm.list_models(module="convstem_timm")) == {*NAMES, *named_trunks()}
+    names = {*NAMES, *named_trunks()}
+    assert set(timm.list_models(module="convstem_timm")) == names | {f"{name}_pyramid" for name in names}
     assert timm.get_pretrained_cfg("vit_b16_convstem").first_conv == "patch_embed.backbone.0.conv"
 
 

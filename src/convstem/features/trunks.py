@@ -12,7 +12,6 @@ from torchvision.models import VisionTransformer
 
 from convstem.errors import UnsupportedModelError
 from convstem.stem.embed import ConvStemEmbed
-from convstem.upstream.private import timm_feature_indices
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # TorchScript cannot read this comment in a method
 
@@ -79,13 +78,10 @@ class TorchvisionTrunk(nn.Module):
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
-    def prune_intermediate_layers(self, indices: int | list[int], prune_norm: bool = False) -> list[int]:
-        """Drop the blocks behind the last index; return the indices, counted from the start."""
-        take, last = timm_feature_indices(len(self.encoder.layers), indices)
-        self.encoder.layers = self.encoder.layers[: last + 1]
-        if prune_norm:
-            self.encoder.ln = nn.Identity()
-        return take
+    def prune_intermediate_layers(self, indices: list[int]) -> list[int]:
+        """Drop the blocks behind the last of these indices, which are counted from the start; return them."""
+        self.encoder.layers = self.encoder.layers[: max(indices) + 1]
+        return indices
 
     def forward_intermediates(
         self,

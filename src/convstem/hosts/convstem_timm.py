@@ -8,8 +8,9 @@ from typing import Any
 
 from convstem.hosts.timm_tags import trunk_cfgs
 from convstem.registry import catalog, tables
+from convstem.registry.catalog import PYRAMID
 from convstem.registry.records import ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.trunks import named_trunks, rule_trunks
+from convstem.registry.trunks import named_trunks, rule_trunks, with_pyramid
 from convstem.stem.keys import FIRST_CONV
 
 default_cfgs: dict[str, Any] = {}
@@ -73,6 +74,20 @@ def make_trunk_entrypoint(spec: TrunkSpec) -> Callable[..., Any]:
     return _at_home(entrypoint, spec.name, f"{spec.name}: timm's {spec.trunk} on a conv stem.")
 
 
+def make_pyramid_entrypoint(name: str, create: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of ``NAME_pyramid``: the same model, but ``features_only=True`` means the feature pyramid.
+
+    For libraries that pass timm nothing but a name, such as segmentation_models_pytorch.
+    """
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
+        if kwargs.get("features_only"):
+            kwargs.setdefault("feature_cls", "pyramid")
+        return create(pretrained, **kwargs)
+
+    return _at_home(entrypoint, f"{name}{PYRAMID}", f"{name}, whose features_only=True is its feature pyramid.")
+
+
 def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..., Any]:
     """Name a function as timm expects it and make it an attribute of this module."""
     entrypoint.__name__ = entrypoint.__qualname__ = name
@@ -100,4 +115,7 @@ def entrypoints(all_trunks: bool = False) -> dict[str, Callable[..., Any]]:
         cfgs.update(trunk_cfgs(present, sizes))
         functions.update((spec.name, make_trunk_entrypoint(spec)) for spec in present)
     default_cfgs.update(generate_default_cfgs(cfgs))
+    for name in [name for name in with_pyramid() if name in functions]:
+        functions[f"{name}{PYRAMID}"] = make_pyramid_entrypoint(name, functions[name])
+        default_cfgs[f"{name}{PYRAMID}"] = default_cfgs[name]
     return functions

@@ -12,6 +12,9 @@ from convstem.registry.tables import (
     read_rows,
 )
 
+PYRAMID = "_pyramid"
+"""End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
+
 
 @cache
 def models() -> Mapping[str, ModelSpec]:
@@ -74,12 +77,12 @@ def torchvision_names() -> dict[str, str]:
 
 
 def find(name: str) -> ModelSpec:
-    """Return the architecture with this timm or torchvision name (a tag after a dot is ignored).
+    """Return the architecture with this timm or torchvision name (``_pyramid`` and a tag after a dot are ignored).
 
     Raises:
         KeyError: no such name; the message lists the nearest ones.
     """
-    base = name.split(".", 1)[0]
+    base = name.split(".", 1)[0].removesuffix(PYRAMID)
     spec = models().get(torchvision_names().get(base.lower(), base))
     if spec is None:
         raise UnknownModelError(unknown_name(name))

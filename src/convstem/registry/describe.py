@@ -6,6 +6,7 @@ import fnmatch
 from typing import Any
 
 from convstem.registry import catalog
+from convstem.registry.catalog import PYRAMID
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import ModelSpec
 from convstem.registry.trunks import named_trunks
@@ -18,8 +19,12 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
         filter: shell-style pattern, matched against the name without tag.
         pretrained: only models that have weights, one entry per tag. Those on other timm trunks have timm's tags:
             ``timm.list_models("*_convstem", pretrained=True)`` lists them as well.
+
+    The names that end in ``_pyramid`` are listed for a filter with this word only.
     """
     names = list(catalog.weights()) if pretrained else [*catalog.models(), *named_trunks()]
+    if PYRAMID in filter:
+        names += [name.replace(base := name.split(".", 1)[0], base + PYRAMID, 1) for name in names]
     return [name for name in names if fnmatch.fnmatch(name.split(".", 1)[0], filter)]
 
 
@@ -32,8 +37,9 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         KeyError: unknown name; the message lists the nearest ones.
     """
-    if name in named_trunks():
-        return {"name": name, "trunk": named_trunks()[name].trunk, "stem": "default_stem", "weights": "timm's tags"}
+    trunk = named_trunks().get(name.removesuffix(PYRAMID))
+    if trunk is not None:
+        return {"name": trunk.name, "trunk": trunk.trunk, "stem": "default_stem", "weights": "timm's tags"}
     spec = catalog.find(name)
     return {
         "name": spec.name,

@@ -14,6 +14,11 @@ from convstem.registry import catalog, tables
 from convstem.registry.records import TrunkSpec
 
 
+def with_pyramid() -> list[str]:
+    """Return the names that also exist with ``_pyramid`` behind them: every row's and every named trunk's."""
+    return [*catalog.models(), *named_trunks()]
+
+
 @cache
 def named_trunks() -> Mapping[str, TrunkSpec]:
     """Return the named trunk architectures, in registry order."""

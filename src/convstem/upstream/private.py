@@ -7,7 +7,7 @@ publishing need it as well as the hosts; a test looks for private names anywhere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -74,17 +74,6 @@ def timm_feature_getter() -> type[Any]:
     from timm.models._features import FeatureGetterNet
 
     return FeatureGetterNet
-
-
-def timm_feature_indices(blocks: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Return the blocks, counted from the start, that timm takes features of, and the last of them.
-
-    Why: ``forward_intermediates`` of a torchvision ViT reads ``indices`` as timm's models do, negative ones included.
-    Replacement: the function in ``timm.models``.
-    """
-    from timm.models._features import feature_take_indices
-
-    return feature_take_indices(blocks, indices)
 
 
 def timm_save_config(model: Any, path: str, **fields: Any) -> None:

