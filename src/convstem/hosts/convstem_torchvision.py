@@ -29,18 +29,19 @@ _SPELLING = {"vit": "ViT", "vitc": "ViTC", "convstem": "ConvStem", "nano": "Nano
 class ConvStemWeights(WeightsEnum):
     """Base of our weights enums: members load safetensors in timm's layout and return torchvision's."""
 
-    def get_state_dict(self, progress: bool = True, check_hash: bool = False) -> dict[str, Any]:
+    def get_state_dict(self, progress: bool = True, check_hash: bool = False, stem: Any = None) -> dict[str, Any]:
         """Return the state dict in torchvision's layout.
 
         Args:
             progress: show a progress bar while downloading.
             check_hash: compare the file's sha256 with the registry's.
+            stem: the ``StemSpec`` to transplant into; default: the architecture's own.
         """
         from convstem.layouts.conversion import convert
         from convstem.weights.entries import load_weights
 
         entry = catalog.weights()[self.meta["convstem"]]
-        state = load_weights(entry, check_hash=check_hash, progress=progress)
+        state = load_weights(entry, check_hash=check_hash, progress=progress, stem=stem)
         return convert(state, source="timm", target="torchvision").state_dict
 
 

@@ -61,7 +61,7 @@ def create_torchvision_model(
     if weights is None:
         return build(stem, sizes)
     with off_meta({}):
-        state_dict = weights.get_state_dict(progress=progress, check_hash=True)
+        state_dict = weights.get_state_dict(progress=progress, check_hash=True, stem=stem)
         with DeferredInit(adopt=True):
             model = build(stem, sizes)
             model.load_state_dict(state_dict)

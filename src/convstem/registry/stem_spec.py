@@ -171,7 +171,7 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
     pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth + 1)]
     channels = [count if lean and layer else 2 * count for layer, count in enumerate(pixels)]
     channels[-1] = 2 * min(pixels[-1], embed_dim)
-    return StemSpec(tuple(channels))
+    return StemSpec(tuple(channels), norm="none")
 
 
 def check_stem_patch(stem: StemSpec, patch_size: int) -> None:

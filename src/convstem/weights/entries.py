@@ -12,6 +12,7 @@ from convstem.hub.locate import check_sha256
 from convstem.hub.progress import progress_bars
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
+from convstem.registry.stem_spec import StemSpec
 
 
 def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
@@ -39,7 +40,9 @@ def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
     return path
 
 
-def load_weights(entry: WeightsSpec, *, check_hash: bool = True, progress: bool = True) -> dict[str, Tensor]:
+def load_weights(
+    entry: WeightsSpec, *, check_hash: bool = True, progress: bool = True, stem: StemSpec | None = None
+) -> dict[str, Tensor]:
     """Return the state dict of a weights entry, in timm's layout and on the CPU, transplanted if it has to be.
 
     The tensors are mapped from the file: their values are read when they are first used.
@@ -49,6 +52,7 @@ def load_weights(entry: WeightsSpec, *, check_hash: bool = True, progress: bool 
         check_hash: compare the file's sha256 with the registry's, where it is pinned. What comes from the Hub is
             compared with the Hub's hash after every download anyway.
         progress: show a progress bar while downloading.
+        stem: what to transplant into; default: the architecture's own stem.
 
     Raises:
         FileNotFoundError: the embedded file is missing.
@@ -62,6 +66,6 @@ def load_weights(entry: WeightsSpec, *, check_hash: bool = True, progress: bool 
     if entry.transform == "transplant":
         from convstem.transplanting.surgery import transplant_state_dict  # imports timm
 
-        spec = catalog.models()[entry.architecture]
-        return transplant_state_dict(state, spec.stem, entry.mean, entry.std)
+        stem = stem or catalog.models()[entry.architecture].stem
+        return transplant_state_dict(state, stem, entry.mean, entry.std)
     return state

@@ -33,8 +33,21 @@ _TRANSPLANT = """The patch embedding of {base_model} was converted into a convol
 **function preserved, not trained further**. {error}
 {note}
 
-The licence is that of {base_model}. The stem's BatchNorm holds statistics that fit the pixel range of the preprocessing
-above; in fine-tuning, `convstem.freeze_stem(model, bn_only=True)` keeps them."""
+The licence is that of {base_model}."""
+
+
+_BATCHNORM = """- The stem has BatchNorm: batches that are small or unlike the training images change its statistics; freeze it with
+  `convstem.freeze_stem(model)`, and use SyncBatchNorm for small batches per GPU."""
+
+
+_NORMS = {
+    "batchnorm2d": _BATCHNORM,
+    "frozen_bn": "- The stem's BatchNorm is frozen: statistics, weight and bias stay what they are in training.",
+    "layernorm2d": "- The stem has LayerNorm, which a transplant cannot give.",
+    "none": "- The stem has no norm: nothing drifts in fine-tuning, and training from scratch is better with\n"
+    '  `stem_norm="batchnorm2d"`.',
+}
+"""What there is to know about a stem's norm."""
 
 
 _IMPORTS = "import timm"
@@ -96,6 +109,7 @@ def render(facts: CardFacts) -> str:
         mean=", ".join(f"{value:g}" for value in facts.mean),
         std=", ".join(f"{value:g}" for value in facts.std),
         origin=_origin(facts),
+        norm=_NORMS[facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none")],
         accuracy=_accuracy(facts),
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
