@@ -162,7 +162,7 @@ def control_rows(source: Any, twin: Any, kinds: Sequence[Tensor]) -> list[Row]:
     """Return the negative control: the transplant's architecture with a random stem is another function."""
     stem, kept = twin.patch_embed, {name: tensor.clone() for name, tensor in twin.patch_embed.state_dict().items()}
     torch.manual_seed(5)
-    init_stem(stem)
+    init_stem(stem, "none")
     pairs = [[features(model, images[:4], torch.float32) for model in (twin, source)] for images in kinds]
     stem.load_state_dict(kept)
     title = "negative control: random stem, final features"

@@ -63,7 +63,7 @@ def features_error(twin, source, x):
 @torch.no_grad()
 def test_negative_control_a_random_stem_computes_another_function(source, photographs):
     twin = convstem.transplant(source)
-    init_stem(twin.patch_embed)
+    init_stem(twin.patch_embed, "none")
     assert embedding_error(twin, source, photographs) > 0.1
     assert features_error(twin, source, photographs) > 0.1
 

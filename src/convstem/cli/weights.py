@@ -80,7 +80,7 @@ def cache(clear_it: bool, as_json: bool) -> None:
 def parse_channels(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:
     """Return the stem of ``24,96,384,1536``."""
     try:
-        return StemSpec(tuple(int(channels) for channels in text.split(","))) if text else None
+        return StemSpec(tuple(int(channels) for channels in text.split(",")), norm="none") if text else None
     except ValueError as error:
         raise click.BadParameter(f"expected channels such as 24,96,384,1536; got {text!r}") from error
 

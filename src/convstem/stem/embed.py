@@ -106,6 +106,7 @@ class ConvStemEmbed(HybridEmbed):
             device=device,
             dtype=dtype,
         )
+        del self.proj  # the stem ends in a 1x1 of its own, and an Identity of this name is in adapters' way
         self.stem_spec = stem
         self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
         self.norm = nn.Identity()

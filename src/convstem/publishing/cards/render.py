@@ -36,8 +36,8 @@ _TRANSPLANT = """The patch embedding of {base_model} was converted into a convol
 The licence is that of {base_model}."""
 
 
-_BATCHNORM = """- The stem has BatchNorm: batches that are small or unlike the training images change its statistics; freeze it with
-  `convstem.freeze_stem(model)`, and use SyncBatchNorm for small batches per GPU."""
+_BATCHNORM = """- The stem has BatchNorm: batches that are small or unlike the training images change its
+  statistics; freeze it with `convstem.freeze_stem(model)`, and use SyncBatchNorm for small batches per GPU."""
 
 
 _NORMS = {
