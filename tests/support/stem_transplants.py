@@ -43,8 +43,9 @@ def build_stem(state: dict[str, Tensor], spec: StemSpec, bn_eps: float = BN_EPS)
     layers: dict[str, nn.Module] = {}
     for layer in spec.layers(in_chans=state["0.conv.weight"].shape[1]):
         padding = (layer.kernel_size - 1) // 2
-        conv = nn.Conv2d(layer.in_chans, layer.channels, layer.kernel_size, layer.stride, padding, bias=False)
-        parts = {"conv": conv, "bn": nn.BatchNorm2d(layer.channels, bn_eps), "act": nn.ReLU()}
+        conv = nn.Conv2d(layer.in_chans, layer.channels, layer.kernel_size, layer.stride, padding, bias=spec.bias)
+        norm = {} if spec.norm == "none" else {"bn": nn.BatchNorm2d(layer.channels, bn_eps)}
+        parts = {"conv": conv, **norm, "act": nn.ReLU()}
         layers[str(len(layers))] = nn.Sequential()
         for name, part in parts.items():
             layers[str(len(layers) - 1)].add_module(name, part)
