@@ -5,6 +5,16 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
+
 from convstem.errors import AccessDeniedError, HubError, MissingFileError, RevisionMissingError, UnreachableError
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -46,7 +56,7 @@ def is_transient(error: BaseException) -> bool:
         signed = response.request.method == "GET" and "X-Error-Code" not in response.headers
         expired = signed and response.status_code in (401, 403) and "/api/" not in str(response.request.url)
         return response.status_code in _TRANSIENT_STATUS or expired
-    if isinstance(error, HubError) or type(error).__name__ in ("OfflineModeIsEnabled", "HFValidationError"):
+    if isinstance(error, (HubError, OfflineModeIsEnabled, HFValidationError)):
         return False
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
@@ -59,7 +69,7 @@ def is_transient(error: BaseException) -> bool:
 
 def root_cause(error: BaseException) -> BaseException:
     """Return the error behind huggingface_hub's ``LocalEntryNotFoundError``, which hides it."""
-    while type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
@@ -82,17 +92,17 @@ def explain(error: BaseException, repo_id: str, revision: str | None, token: Any
 
     kind, status = type(error).__name__, status_of(error)
     where = repo_id if revision is None else f"{repo_id}@{revision}"
-    if kind == "GatedRepoError":
+    if isinstance(error, GatedRepoError):
         return AccessDeniedError(
             f"{repo_id} is gated ({status}): accept its conditions at {constants.ENDPOINT}/{repo_id}, then {LOGIN}"
         )
-    if kind == "RevisionNotFoundError":
+    if isinstance(error, RevisionNotFoundError):
         return RevisionMissingError(
             f"{repo_id} has no revision {revision!r} ({status}); check the branch, tag or commit"
         )
-    if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return MissingFileError(f"{where} does not have the file that was asked for ({status})")
-    if kind == "DisabledRepoError":
+    if isinstance(error, DisabledRepoError):
         return AccessDeniedError(f"{repo_id} was disabled by the Hub ({status})")
     if status in (401, 403, 404):
         return AccessDeniedError(f"the Hub refuses {where} ({status}): {_access_hint(repo_id, token)}")

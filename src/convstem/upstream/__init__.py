@@ -1,1 +1,4 @@
-"""Private names of the libraries that we build on, all in one place. Not public: import nothing from here."""
+"""Private names of the libraries that we build on, all in one place.
+
+Not public: what is, is imported from ``convstem`` itself.
+"""
