@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -87,6 +88,12 @@ def test_transplant_writes_a_loadable_folder(source, tmp_path):
         assert phrase in card
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert model.pretrained_cfg["architecture"] == "vit_ti16_convstem"
+
+
+def test_transplant_places_the_filters_on_bands(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "bands"
+    run("transplant", source, "--out", str(out), "--in-chans", "5", "--bands", "2,1,0")
+    assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["input_size"][0] == 5
 
 
 def test_transplant_refuses_what_is_not_accurate_enough(source, tmp_path):

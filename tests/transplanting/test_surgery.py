@@ -187,9 +187,11 @@ def test_nan_weights_and_an_unknown_pixel_range():
     with pytest.raises(ValueError, match="weight must be finite"):
         convstem.transplant(source)
     bare = timm.models.vision_transformer.VisionTransformer(32, 8, embed_dim=24, depth=1, num_heads=2)
-    with pytest.raises(ValueError, match=r"no pretrained_cfg with mean and std.*pass pixel_range=\(low, high\)"):
-        convstem.transplant(bare)
-    twin = convstem.transplant(bare, pixel_range=([-1.0] * 3, [1.0] * 3))
+    assert convstem.transplant(bare).transplant_report.scope == "every input"  # no range is needed
+    lean = (12, 48, 192)
+    with pytest.raises(ValueError, match=r"3 input channels is unknown.*pass pixel_range=\(low, high\)"):
+        convstem.transplant(bare, lean)
+    twin = convstem.transplant(bare, lean, pixel_range=([-1.0] * 3, [1.0] * 3))
     assert largest_difference(twin, bare, 2 * torch.rand(1, 3, 32, 32) - 1) < 1e-5
 
 

@@ -85,6 +85,14 @@ def parse_channels(context: click.Context, option: click.Parameter, text: str | 
         raise click.BadParameter(f"expected channels such as 24,96,384,1536; got {text!r}") from error
 
 
+def parse_bands(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
+    """Return the bands of ``3,2,1``."""
+    try:
+        return [int(band) for band in text.split(",")] if text else None
+    except ValueError as error:
+        raise click.BadParameter(f"expected bands such as 3,2,1; got {text!r}") from error
+
+
 @click.command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
@@ -98,6 +106,8 @@ def parse_channels(context: click.Context, option: click.Parameter, text: str | 
 )
 @click.option("--calibration", type=click.Path(exists=True, file_okay=False), help="Folder of typical images.")
 @click.option("--margin", default=0.25, show_default=True, help="Reach beyond the pixel range, normalised units.")
+@click.option("--in-chans", type=int, help="Give the model more input channels; needs --bands.")
+@click.option("--bands", callback=parse_bands, metavar="R,G,B", help="New channels that take SOURCE's own filters.")
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def transplant(
@@ -107,6 +117,8 @@ def transplant(
     stem: StemSpec | None,
     calibration: str | None,
     margin: float,
+    in_chans: int | None,
+    bands: list[int] | None,
     tolerance: float,
     as_json: bool,
 ) -> None:
@@ -118,7 +130,9 @@ def transplant(
 
     if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
-    result = transplant_to_folder(source, out, stem or name, calibration, margin, tolerance)
+    result = transplant_to_folder(
+        source, out, stem or name, calibration, margin, tolerance, in_chans=in_chans, bands=bands
+    )
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))
         return

@@ -147,8 +147,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
     if layout is not None and layout.name == "torchvision":
         state_dict = convert(state_dict, source="torchvision", target="timm").state_dict
     if "patch_embed.proj.weight" in state_dict:
-        cfg = model.pretrained_cfg
-        state_dict = transplant_state_dict(state_dict, model.stem_spec, cfg["mean"], cfg["std"], model.in_chans)
+        cfg, in_chans = model.pretrained_cfg, model.in_chans
+        state_dict = transplant_state_dict(state_dict, model.stem_spec, cfg["mean"], cfg["std"], in_chans)
+        cfg["input_size"] = (in_chans, *cfg["input_size"][1:])  # the stem is adapted: timm has nothing left to do
     if "pos_embed" in state_dict and model.pos_embed is not None:
         state_dict = {**state_dict, "pos_embed": _fit_pos_embed(state_dict["pos_embed"], model)}
     state_dict = dict(state_dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def transplant_to_folder(
     margin: float = 0.25,
     tolerance: float = 1e-4,
     pretrained: bool = True,
+    in_chans: int | None = None,
+    bands: Sequence[int] | None = None,
 ) -> TransplantResult:
     """Transplant a timm model and write ``config.json``, ``model.safetensors`` and a model card.
 
@@ -62,13 +65,14 @@ def transplant_to_folder(
         stem, calibration, margin: see ``convstem.transplant``.
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
         pretrained: False transplants random weights, to try things out.
+        in_chans, bands: see ``convstem.transplant``.
 
     Raises:
         PathError: the folder cannot be written.
         TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
     """
     model = create_source(source, pretrained)
-    return write_transplant(model, source, folder, stem, calibration, margin, tolerance)
+    return write_transplant(model, source, folder, stem, calibration, margin, tolerance, in_chans=in_chans, bands=bands)
 
 
 def write_transplant(
@@ -80,16 +84,18 @@ def write_transplant(
     margin: float = 0.25,
     tolerance: float = 1e-4,
     license: str | None = None,
+    in_chans: int | None = None,
+    bands: Sequence[int] | None = None,
 ) -> TransplantResult:
     """Do the same for a model that is built already; ``source`` is what the card calls it."""
-    twin = transplant(model, stem, calibration, margin).eval()
+    twin = transplant(model, stem, calibration, margin, in_chans=in_chans, bands=bands).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if not is_ours(cfg["architecture"]):
         raise TransplantError(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
             "patch 8, 16 and 32. Nothing was written; use convstem.transplant in Python"
         )
-    error = measure_error(model, twin)
+    error = measure_error(model, twin, bands)
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
@@ -106,18 +112,23 @@ def write_transplant(
 
 
 @torch.no_grad()
-def measure_error(source: nn.Module, twin: nn.Module) -> float:
-    """Return the relative error of ``twin``'s features on the probe batch."""
-    x = probe_batch(source)
-    expected, actual = source.forward_features(x), twin.forward_features(x)  # type: ignore[operator]
+def measure_error(source: nn.Module, twin: nn.Module, bands: Sequence[int] | None = None) -> float:
+    """Return the relative error of ``twin``'s features on the probe batch, whose channels are on ``bands``."""
+    x = probe_batch(twin)
+    expected = source.forward_features(x if bands is None else x[:, list(bands)])  # type: ignore[operator]
+    actual = twin.forward_features(x)  # type: ignore[operator]
     return float((actual - expected).norm() / expected.norm())
 
 
 def probe_batch(model: Any) -> Tensor:
-    """Return images [PROBE_IMAGES, in_chans, height, width] over the model's pixel range, from noise to smooth."""
+    """Return images [PROBE_IMAGES, in_chans, height, width] over the model's pixel range, from noise to smooth.
+
+    Channels that the model's mean and std do not tell of go from -2 to 2.
+    """
     cfg, generator = model.pretrained_cfg, torch.Generator().manual_seed(0)
     channels, *size = cfg["input_size"]
-    low, high = map(torch.tensor, normalised_range(cfg["mean"], cfg["std"], channels))
+    known = normalised_range(cfg["mean"], cfg["std"], channels)
+    low, high = map(torch.tensor, known or ([-2.0] * channels, [2.0] * channels))
     images = []
     for index in range(PROBE_IMAGES):
         coarse = [max(side >> index, 2) for side in size]

@@ -14,7 +14,7 @@ from convstem.errors import ArgumentError, ArgumentTypeError
 from convstem.registry import catalog
 from convstem.registry.stem_spec import StemSpec
 
-StemLike: TypeAlias = str | StemSpec | Sequence[ConvStemConfig]
+StemLike: TypeAlias = str | StemSpec | Sequence[int] | Sequence[ConvStemConfig]
 
 
 # One row per name both hosts know. A torchvision stem has no bias before a norm and cannot express LayerNorm2d.
@@ -29,7 +29,9 @@ _TORCHVISION_ACTS: dict[str, type[nn.Module] | None] = {"relu": nn.ReLU, "gelu":
 
 
 def as_stem_spec(stem: StemLike) -> StemSpec:
-    """Return the stem meant by an architecture name, a ``StemSpec`` or a list of torchvision ``ConvStemConfig``.
+    """Return the stem meant by an architecture name, a ``StemSpec``, channels, or a list of ``ConvStemConfig``.
+
+    Channels are those of stride-2 layers before the 1x1; ``ConvStemConfig`` is torchvision's.
 
     Raises:
         KeyError: unknown architecture name.
@@ -40,10 +42,14 @@ def as_stem_spec(stem: StemLike) -> StemSpec:
         return stem
     if isinstance(stem, str):
         return catalog.find(stem).stem
-    if isinstance(stem, Sequence) and stem and all(isinstance(layer, ConvStemConfig) for layer in stem):
-        return from_torchvision(stem)
+    layers: Sequence[Any] = stem if isinstance(stem, Sequence) else ()
+    if layers and all(isinstance(layer, ConvStemConfig) for layer in layers):
+        return from_torchvision(layers)
+    if layers and all(isinstance(layer, int) for layer in layers):
+        return StemSpec(tuple(layers))
     raise ArgumentTypeError(
-        f"a stem is an architecture name, a convstem.StemSpec or a list of torchvision ConvStemConfig; got {stem!r}"
+        "a stem is an architecture name, a convstem.StemSpec, the channels of its layers such as (24, 96, 384, 768), "
+        f"or a list of torchvision ConvStemConfig; got {stem!r}"
     )
 
 

@@ -33,8 +33,8 @@ def transplant_stem(
     bias: Tensor | None,
     stem: StemSpec,
     *,
-    low: Sequence[float] | Tensor,
-    high: Sequence[float] | Tensor,
+    low: Sequence[float] | Tensor | None = None,
+    high: Sequence[float] | Tensor | None = None,
     statistics: PatchStatistics | None = None,
     margin: float = 0.25,
     shift: str = "auto",
@@ -49,7 +49,8 @@ def transplant_stem(
         bias: [embed_dim], or None for zero.
         stem: a ReLU stem without norm, or with BatchNorm and no conv biases, whose strides multiply to p.
         low: lowest pixel of each channel after normalisation, [in_chans].
-        high: highest pixel of each channel after normalisation, [in_chans].
+        high: highest pixel of each channel after normalisation, [in_chans]. Neither is needed where every layer
+            has room for both signs.
         statistics: of the p x p patches the model will see; default: ``prior_statistics``.
         margin: how far beyond ``low`` and ``high``, in normalised units, the function is still preserved.
         shift: how reduced contents are kept positive. ``box``: for every pixel in range, hence exact wherever
@@ -70,12 +71,12 @@ def transplant_stem(
     _check_stem(stem)
     _check_embedding(weight, bias, stem)
     choice("shift", shift, SHIFTS)
-    bottom, top = _pixel_range(low, high, margin, weight.shape[1])
+    box = None if low is None or high is None else _pixel_range(low, high, margin, weight.shape[1])
     statistics = _usable(statistics, weight)
     filters = weight.to("cpu", torch.float64)
     constant = filters.new_zeros(len(filters)) if bias is None else bias.to("cpu", torch.float64)
     route = shift if shift != "auto" else "data" if dtype.itemsize < 4 else "box"
-    target = Target(stem, bottom, top, statistics, route, dtype, bn_eps)
+    target = Target(stem, box, statistics, route, dtype, bn_eps)
     plans = plan_layers(filters, stem, statistics, coarse=route == "data")
     state, shifts, predicted = install(filters, constant, plans, target, torch.Generator().manual_seed(seed))
     layers = tuple(map(_report_layer, plans, shifts))

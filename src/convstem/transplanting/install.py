@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec
 from convstem.transplanting.plan import DATA_SIGMAS, LayerPlan, congruence, regress
 from convstem.transplanting.statistics import PatchStatistics, sub_covariance, sub_mean
@@ -35,10 +36,8 @@ class Target:
     """What a plan is installed into, and for which pixels."""
 
     stem: StemSpec
-    low: Tensor
-    """[in_chans]: the lowest pixel the shifts allow for."""
-    high: Tensor
-    """[in_chans]: the highest."""
+    box: tuple[Tensor, Tensor] | None
+    """The lowest and the highest pixel the shifts allow for, [in_chans] each; None if unknown."""
     statistics: PatchStatistics
     shift: str
     """``box`` or ``data``."""
@@ -107,14 +106,31 @@ def used_channels(plan: LayerPlan) -> int:
 
 
 def content_shift(plan: LayerPlan, target: Target) -> Tensor:
-    """Return the shift [rank] of each content: zero where it is split."""
-    lowest = box_minimum(plan.content, target.low, target.high)
+    """Return the shift [rank] of each content: zero where it is split.
+
+    Raises:
+        ArgumentError: a shift is needed and the range of pixels is unknown.
+    """
+    if plan.split:
+        return plan.content.new_zeros(plan.rank)
+    if target.box is None:
+        raise ArgumentError(_unknown_range(plan, target.statistics))
+    lowest = box_minimum(plan.content, *target.box)
     if plan.reduced and target.shift == "data":
         mean, variance = moments(plan.content, target.statistics)
         lowest = torch.maximum(lowest, mean - DATA_SIGMAS * variance.sqrt())
     shift = -lowest
     shift[: plan.paired] = 0
     return shift
+
+
+def _unknown_range(plan: LayerPlan, statistics: PatchStatistics) -> str:
+    return (
+        f"the range of the {statistics.in_chans} input channels is unknown, and {plan.width} channels have no room for "
+        f"{plan.rank} contents with both signs, which needs none: pass pixel_range=(low, high), each with one "
+        "normalised value per channel ((0 - mean) / std and (1 - mean) / std), give the model's pretrained_cfg mean "
+        "and std of every channel, or take the default stem"
+    )
 
 
 def box_minimum(content: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -254,4 +270,7 @@ def synthetic_images(target: Target, generator: torch.Generator) -> Tensor:
     patches = noise.normal_(generator=generator) @ factor.T + statistics.mean.flatten()
     tiled = patches.view(SPARE_IMAGES, 2, 2, in_chans, size, size).permute(0, 3, 1, 4, 2, 5)
     images: Tensor = tiled.reshape(SPARE_IMAGES, in_chans, 2 * size, 2 * size)
-    return images.clamp(target.low[:, None, None], target.high[:, None, None])
+    if target.box is None:
+        return images
+    low, high = target.box
+    return images.clamp(low[:, None, None], high[:, None, None])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from torch import Tensor
 from convstem.files import cache
 from convstem.registry.stem_spec import StemSpec
 from convstem.transplanting.algebra import ALGORITHM
+from convstem.transplanting.pixels import PixelRange
 from convstem.transplanting.report import LayerReport, TransplantReport
 
 _PAGE = 4096
@@ -36,18 +37,18 @@ def cached_transplant(
     weight: Tensor,
     bias: Tensor | None,
     stem: StemSpec,
-    low: Sequence[float],
-    high: Sequence[float],
+    pixel_range: PixelRange | None,
     margin: float,
     compute: Callable[[], Transplanted],
 ) -> Transplanted:
     """Return a transplanted stem from the cache, or compute and keep it.
 
     Args:
-        weight, bias, stem, low, high, margin: see ``transplant_stem``; they make the key.
+        weight, bias, stem, pixel_range, margin: see ``transplant_stem``; they make the key.
         compute: returns the stem's state dict and its report.
     """
-    settings = [ALGORITHM, str(weight.dtype), list(weight.shape), stem.model_args, list(low), list(high), margin]
+    box = pixel_range and [*map(list, pixel_range)]
+    settings = [ALGORITHM, str(weight.dtype), list(weight.shape), stem.model_args, box, margin]
     path = cache.root() / "stems" / f"{_key(settings, weight, bias)}.safetensors"
     found = _read(path)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -17,24 +18,26 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation that torchvision's own ViT weights were trained with."""
 
 
-def normalised_range(mean: Sequence[float], std: Sequence[float], in_chans: int) -> PixelRange:
-    """Return black and white after normalisation, per channel; further channels repeat the given ones."""
-    channels = [index % len(mean) for index in range(in_chans)]
-    return [(0 - mean[c]) / std[c] for c in channels], [(1 - mean[c]) / std[c] for c in channels]
-
-
-def range_of(model: nn.Module, in_chans: int) -> PixelRange:
-    """Return black and white as a model sees them, by its own normalisation.
+def normalised_range(mean: Sequence[float], std: Sequence[float], in_chans: int) -> PixelRange | None:
+    """Return black and white after normalisation, per channel; None for channels that mean and std do not tell of.
 
     Raises:
-        ArgumentError: the model does not state its mean and std.
+        ArgumentError: a standard deviation is not positive, or mean and std are not finite or differ in length.
     """
+    if len(mean) != len(std) or not all(map(math.isfinite, (*mean, *std))) or not all(value > 0 for value in std):
+        raise ArgumentError(
+            "mean and std need one finite value for each channel, and std positive ones; "
+            f"got mean {list(mean)}, std {list(std)}: correct the pretrained_cfg"
+        )
+    if in_chans > len(mean):
+        return None
+    channels = list(zip(mean, std, strict=True))[:in_chans]
+    return [(0 - m) / s for m, s in channels], [(1 - m) / s for m, s in channels]
+
+
+def range_of(model: nn.Module, in_chans: int) -> PixelRange | None:
+    """Return the lowest and the highest normalised pixel of each channel, or None if the model does not tell."""
     if isinstance(model, torchvision.models.VisionTransformer):
         return normalised_range(*_IMAGENET, in_chans)
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    if "mean" not in cfg or "std" not in cfg:
-        raise ArgumentError(
-            "the model has no pretrained_cfg with mean and std, so the range of its pixels is unknown: pass "
-            "pixel_range=(low, high), each with one normalised value per channel"
-        )
-    return normalised_range(cfg["mean"], cfg["std"], in_chans)
+    return normalised_range(cfg["mean"], cfg["std"], in_chans) if cfg.get("mean") and cfg.get("std") else None

@@ -1,15 +1,16 @@
 """Transplant: a pretrained patchify ViT becomes a conv-stem ViT that computes the same function, without training.
 
-The algebra is in ``transplant_core``; this file finds the patch embedding of a model or a checkpoint, and swaps it.
+The algebra is in ``algebra``; this file finds the patch embedding of a model or a checkpoint, and swaps it.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torchvision
 from timm.layers import PatchEmbed, resample_patch_embed
@@ -27,6 +28,7 @@ from convstem.stem.keys import FIRST_CONV
 from convstem.stem.norms import fit_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
 from convstem.transplanting.algebra import transplant_stem
+from convstem.transplanting.bands import widen_input
 from convstem.transplanting.calibration import Calibration, calibration_statistics
 from convstem.transplanting.kept import cached_transplant
 from convstem.transplanting.patch_embedding import find_patch_embedding
@@ -36,6 +38,8 @@ from convstem.transplanting.source import create_source
 from convstem.transplanting.statistics import PatchStatistics
 from convstem.upstream.private import timm_set_metadata
 
+_logger = logging.getLogger(__name__)
+
 
 def transplant(
     model: nn.Module | str,
@@ -44,19 +48,25 @@ def transplant(
     margin: float = 0.25,
     pretrained: bool = True,
     pixel_range: PixelRange | None = None,
+    in_chans: int | None = None,
+    bands: Sequence[int] | None = None,
 ) -> nn.Module:
     """Return a copy of a patchify ViT whose patch embedding is a conv stem; eval-mode outputs stay the same.
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
             name of a timm model, ``hf-hub:org/name`` or ``local-dir:FOLDER``, whose weights are verified.
-        stem: architecture name, ``StemSpec`` or list of ``ConvStemConfig``; default: ``default_stem``, which is exact.
+        stem: architecture name, ``StemSpec``, channels, or list of ``ConvStemConfig``; default: ``default_stem``.
         calibration: normalised images the model will see, for stems too narrow to be exact and for the BatchNorm
             statistics: a tensor [batch, in_chans, height, width], a folder of images, or an iterable of batches such
             as a ``DataLoader``; default: a 1/f^2 prior.
         margin: how far beyond the pixel range the function is preserved, in normalised units.
         pretrained: load pretrained weights if ``model`` is a name.
-        pixel_range: lowest and highest normalised pixel of each channel; default: from the model's mean and std.
+        pixel_range: lowest and highest normalised pixel of each channel, for stems without room for both signs of
+            everything; default: from the model's mean and std, if these tell of every channel.
+        in_chans: give the model more input channels; needs ``bands``.
+        bands: for each input channel of the model, the new one that takes its filters, counted from 0 (Sentinel-2's
+            RGB: 3, 2, 1). The other bands start at zero, so that the function of these stays what it is.
 
     Returns:
         The new model, on the same device, in the same dtype and mode; ``transplant_report`` says what is preserved.
@@ -72,6 +82,8 @@ def transplant(
     source = create_source(model, pretrained) if isinstance(model, str) else model
     find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
+    if in_chans is not None or bands is not None:
+        widen_input(twin, in_chans, bands)
     swap_stem(twin, stem, calibration, margin, pixel_range)
     return twin
 
@@ -100,10 +112,15 @@ def swap_stem(
     spec = override_stem(spec, patch, **(changes or {}))
     new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
     if transplanted:
-        low, high = pixel_range or range_of(model, projection.in_channels)
         statistics = None if calibration is None else calibration_statistics(calibration, model, patch)
         state, report = _transplant_tensors(
-            projection.weight, projection.bias, spec, low, high, statistics, margin, cached and calibration is None
+            projection.weight,
+            projection.bias,
+            spec,
+            pixel_range or range_of(model, projection.in_channels),
+            statistics,
+            margin,
+            cached and calibration is None,
         )
         _load(new, state)
         model.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
@@ -139,9 +156,12 @@ def transplant_state_dict(
         weight = weight.view(len(weight), -1, stem.patch_size, stem.patch_size)
     weight = resample_patch_embed(weight, [stem.patch_size, stem.patch_size])
     if in_chans != weight.shape[1]:
+        _logger.info(
+            f"Adapted the patch embedding from {weight.shape[1]} to {in_chans} input channels by timm's rule, which "
+            "repeats or sums the filters; convstem.transplant(..., in_chans=, bands=) places them on chosen bands."
+        )
         weight = adapt_input_conv(in_chans, weight)
-    low, high = normalised_range(mean, std, in_chans)
-    state, _ = _transplant_tensors(weight, bias, stem, low, high, cached=True)
+    state, _ = _transplant_tensors(weight, bias, stem, normalised_range(mean, std, in_chans), cached=True)
     return {**rest, **{f"patch_embed.backbone.{key}": tensor for key, tensor in state.items()}}
 
 
@@ -149,19 +169,19 @@ def _transplant_tensors(
     weight: Tensor,
     bias: Tensor | None,
     spec: StemSpec,
-    low: Sequence[float],
-    high: Sequence[float],
+    pixel_range: PixelRange | None,
     statistics: PatchStatistics | None = None,
     margin: float = 0.25,
     cached: bool = False,
 ) -> tuple[dict[str, Tensor], TransplantReport]:
     # A frozen norm computes what a BatchNorm in eval mode does, from the same tensors.
     trainable = replace(spec, norm="batchnorm2d") if spec.norm == "frozen_bn" else spec
+    low, high = pixel_range or (None, None)
     compute = partial(
         transplant_stem, weight, bias, trainable,
         low=low, high=high, statistics=statistics, margin=margin, dtype=weight.dtype,
     )  # fmt: skip
-    state, report = cached_transplant(weight, bias, trainable, low, high, margin, compute) if cached else compute()
+    state, report = cached_transplant(weight, bias, trainable, pixel_range, margin, compute) if cached else compute()
     if not report.exact:
         warn(
             f"the stem {list(spec.channels)} is too narrow to carry the whole patch embedding: predicted relative "
@@ -194,6 +214,10 @@ def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
     host = torchvision.models.VisionTransformer(
         spec.patch_size, spec.patch_size, 0, 1, old.out_channels, 1, conv_stem_configs=to_torchvision(spec)
     )
+    layer = cast("Any", host.conv_proj[0])
+    if layer[0].in_channels != old.in_channels:  # torchvision's model has no argument for it
+        conv, bias = layer[0], layer[0].bias is not None
+        layer[0] = nn.Conv2d(old.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias)
     host.conv_proj.register_load_state_dict_pre_hook(explain_patchify)
     host.conv_proj.register_load_state_dict_pre_hook(fit_norm)
     return host.conv_proj.to(device=old.weight.device, dtype=old.weight.dtype)

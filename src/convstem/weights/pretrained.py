@@ -66,7 +66,11 @@ def _without_orders(cfg: PretrainedCfg, name: str, overlay: Mapping[str, Any]) -
 
 
 def restore_location(stored: Any, cfg: PretrainedCfg) -> None:
-    """Make a model's pretrained cfg say again where its weights are for everyone, not on this machine."""
+    """Make a model's pretrained cfg say again what it says for everyone: where its weights are, and of which images.
+
+    While loading it says where the file is on this machine, and how many channels a stem was transplanted for.
+    """
+    stored["input_size"] = cfg.input_size
     for field in LOCATION:
         stored.pop(field, None)
         if getattr(cfg, field) is not None:

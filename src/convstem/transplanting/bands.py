@@ -1,0 +1,65 @@
+"""Places the filters of an RGB model on some bands of a multispectral one; the other bands start at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from convstem.errors import ArgumentError
+from convstem.transplanting.patch_embedding import find_patch_embedding
+from convstem.upstream.private import timm_set_metadata
+
+
+def spread_over_bands(weight: Tensor, in_chans: int, bands: Sequence[int]) -> Tensor:
+    """Return the filters of a model with more input channels that computes the same from some of them.
+
+    Args:
+        weight: patch embedding [embed_dim, channels, p, p].
+        in_chans: channels of the result.
+        bands: for each channel of ``weight``, the one of the result that takes its filters, counted from 0.
+
+    Returns:
+        [embed_dim, in_chans, p, p], zero for the bands that are not named.
+
+    Raises:
+        ArgumentError: bands out of range, named twice, or not as many as ``weight`` has channels.
+    """
+    channels = weight.shape[1]
+    if len(bands) != channels or len({*bands}) != channels or not all(0 <= band < in_chans for band in bands):
+        raise ArgumentError(
+            f"bands must name {channels} different bands from 0 to {in_chans - 1}, one for each input channel of the "
+            f"source; got {list(bands)}. Sentinel-2's red, green and blue are bands 3, 2, 1 of 13"
+        )
+    result = weight.new_zeros(len(weight), in_chans, *weight.shape[2:])
+    result[:, list(bands)] = weight
+    return result
+
+
+def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -> None:
+    """Give a patchify model ``in_chans`` input channels, in place; see ``spread_over_bands``.
+
+    Raises:
+        ArgumentError: one of the two is missing, or the bands do not fit.
+    """
+    if in_chans is None or bands is None:
+        raise ArgumentError(
+            f"in_chans and bands belong together; got in_chans={in_chans}, bands={bands}: bands says which of the new "
+            "input channels take the filters of the model's own, in their order, and the others start at zero. For "
+            "timm's rule, which repeats the filters, create the timm model with in_chans"
+        )
+    embedding = find_patch_embedding(model)[1]
+    projection = embedding.proj if isinstance(embedding, PatchEmbed) else embedding
+    spread = spread_over_bands(projection.weight.detach(), in_chans, bands)
+    projection.weight = nn.Parameter(spread, requires_grad=projection.weight.requires_grad)
+    projection.in_channels = in_chans
+    if not isinstance(embedding, PatchEmbed):
+        return
+    if hasattr(model, "in_chans"):
+        model.in_chans = in_chans
+    timm_set_metadata(model, {"in_chans": in_chans})
+    if cfg := getattr(model, "pretrained_cfg", None):
+        size = (in_chans, *cfg["input_size"][1:])
+        model.pretrained_cfg = model.default_cfg = {**cfg, "input_size": size}

@@ -1,0 +1,144 @@
+"""Input channels other than RGB: the default stem, ranges that nobody knows, and RGB filters placed on bands."""
+
+import logging
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import convstem
+from convstem.transplanting.bands import spread_over_bands
+from convstem.transplanting.pixels import normalised_range
+from tests.support.assertions import randomise, relative_error
+
+SENTINEL = {"in_chans": 13, "bands": (3, 2, 1)}
+
+
+def small(**kwargs: object) -> nn.Module:
+    return randomise(timm.create_model("vit_tiny_patch16_224", **{"depth": 1, "img_size": 32, **kwargs})).eval()
+
+
+def embedding_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.get_submodule("patch_embed")(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("in_chans", [1, 2, 4, 5, 13])
+def test_any_number_of_channels_is_exact_for_every_input(in_chans: int) -> None:
+    source = small(in_chans=in_chans)
+    noise = 3 * torch.randn(2, in_chans, 32, 32)
+    twin = convstem.transplant(source)
+    assert twin.transplant_report.scope == "every input"
+    assert relative_error(embedding_of(twin, noise), embedding_of(source, noise)) < 2e-6
+    nn.init.normal_(twin.patch_embed.backbone[0].conv.weight)  # negative control
+    assert relative_error(embedding_of(twin, noise), embedding_of(source, noise)) > 0.1
+
+
+def test_bands_keep_the_rgb_function_and_ignore_the_others() -> None:
+    source = small()
+    twin = convstem.transplant(source, **SENTINEL)
+    x = 3 * torch.randn(2, 13, 32, 32)
+    with torch.no_grad():
+        expected = source(x[:, [3, 2, 1]])
+        assert relative_error(twin(x), expected) < 5e-6
+        assert relative_error(twin(x), source(x[:, [1, 2, 3]])) > 1e-2  # negative control: the order counts
+    assert twin.in_chans == twin.pretrained_cfg["input_size"][0] == 13
+    assert source.patch_embed.proj.weight.shape[1] == 3
+    twin.train()
+    twin(x).square().mean().backward()
+    new = twin.patch_embed.backbone[-1].conv.weight.grad
+    assert new is not None
+    assert new.isfinite().all()
+
+
+def test_new_bands_learn() -> None:
+    twin = convstem.transplant(small(), **SENTINEL).train()
+    optimiser = torch.optim.SGD(twin.parameters(), lr=1e-2)
+    x = torch.randn(4, 13, 32, 32)
+    other = x.clone()
+    other[:, 7] += 1
+    assert relative_error(embedding_of(twin.eval(), other), embedding_of(twin, x)) < 1e-6
+    for _ in range(2):
+        optimiser.zero_grad()
+        twin(x).square().mean().backward()
+        optimiser.step()
+    assert relative_error(embedding_of(twin.eval(), other), embedding_of(twin, x)) > 1e-6
+
+
+def test_bands_in_torchvision() -> None:
+    source = randomise(torchvision.models.VisionTransformer(32, 16, 1, 3, 192, 384, num_classes=7)).eval()
+    twin = convstem.transplant(source, **SENTINEL)
+    x = torch.randn(2, 13, 32, 32)
+    with torch.no_grad():
+        assert relative_error(twin(x), source(x[:, [3, 2, 1]])) < 5e-6
+
+
+def test_bands_are_saved_and_loaded(tmp_path) -> None:
+    twin = convstem.transplant(small(), **SENTINEL)
+    timm.models.save_for_hf(twin, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(1, 13, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), twin(x))
+
+
+def test_fewer_bands_than_the_source() -> None:
+    weight = torch.randn(4, 3, 2, 2)
+    assert torch.equal(spread_over_bands(weight, 3, (0, 1, 2)), weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_chans": 13}, "in_chans and bands belong together; got in_chans=13, bands=None"),
+        ({"bands": (3, 2, 1)}, "got in_chans=None, bands="),
+        ({"in_chans": 13, "bands": (3, 2, 13)}, r"3 different bands from 0 to 12.*got \[3, 2, 13\]"),
+        ({"in_chans": 13, "bands": (3, 2, -1)}, r"got \[3, 2, -1\]"),
+        ({"in_chans": 13, "bands": (3, 2, 2)}, r"3 different bands.*got \[3, 2, 2\]"),
+        ({"in_chans": 13, "bands": (3, 2)}, r"one for each input channel of the source; got \[3, 2\]"),
+    ],
+)
+def test_wrong_bands(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(convstem.ConvStemError, match=message):
+        convstem.transplant(small(), **arguments)
+
+
+def test_a_range_that_nobody_knows_is_asked_for_where_it_matters() -> None:
+    source, lean = small(in_chans=4), (16, 64, 256, 1024)
+    with pytest.raises(ValueError, match=r"range of the 4 input channels is unknown.*pass pixel_range=\(low, high\)"):
+        convstem.transplant(source, stem=lean)
+    twin = convstem.transplant(source, stem=lean, pixel_range=([-1.0] * 4, [1.0] * 4))
+    x = 2 * torch.rand(2, 4, 32, 32) - 1
+    assert twin.transplant_report.scope == "pixels in range"
+    assert relative_error(embedding_of(twin, x), embedding_of(source, x)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((float("nan"),), (1.0,)), ((0, 0), (1,))]
+)
+def test_wrong_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    assert normalised_range((0.5,), (0.25,), 1) == ([-2.0], [2.0])
+    assert normalised_range((0.5,), (0.25,), 2) is None
+    with pytest.raises(ValueError, match="one finite value for each channel, and std positive ones; got mean"):
+        normalised_range(mean, std, 1)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4, 13])
+def test_names_adapt_by_timms_rule_and_say_so(in_chans: int, tmp_path, caplog) -> None:
+    """The plain ViT, given the same checkpoint and the same argument, is the reference."""
+    args = {"depth": 1, "img_size": 32}
+    file = tmp_path / "patchify.pth"
+    torch.save(small().state_dict(), file)
+    overlay = {"file": str(file), "custom_load": False, "input_size": (3, 32, 32)}
+    load = {"pretrained": True, "pretrained_cfg_overlay": overlay, "in_chans": in_chans, **args}
+    plain = timm.create_model("vit_tiny_patch16_224", **load).eval()
+    with caplog.at_level(logging.INFO):
+        ours = timm.create_model("vit_ti16_convstem", **load).eval()
+    x = torch.randn(2, in_chans, 32, 32)
+    with torch.no_grad():
+        assert relative_error(ours(x), plain(x)) < 5e-6
+    assert f"from 3 to {in_chans} input channels by timm's rule" in caplog.text
+    assert "source channels" not in caplog.text
+    assert ours.pretrained_cfg["input_size"] == (3, 32, 32)
