@@ -32,6 +32,23 @@ def test_list():
     assert "vit_b16_convstem.augreg2_in21k_ft_in1k" in [m["name"] for m in pretrained]
 
 
+@pytest.mark.parametrize(("name", "clean", "robust"), [("vit_s16_cvst", 72.56, 48.08), ("vit_b16_cvst", 76.3, 54.66)])
+def test_show_tells_where_weights_are_that_a_user_converts(name: str, clean: float, robust: float) -> None:
+    text = run("show", name)
+    assert "no pretrained weights" in text  # no tag pretends that they can be had by name
+    assert not timm.list_models(f"{name}.*", pretrained=True)
+    for piece in (
+        "https://github.com/RobustBench/robustbench",
+        "licence: mit (LICENSE of the repository",
+        f"acc@1 {clean:g} %, AutoAttack acc@1, Linf 4/255 {robust:g} % (model_info/imagenet/Linf/Singh2023",
+        "sha256: not known",
+        f"--out {name}.robustbench --architecture {name} --license mit",
+    ):
+        assert piece in text
+    (entry,) = json.loads(run("show", name, "--json"))["elsewhere"]
+    assert entry["command"].startswith("convstem convert models/imagenet/Linf/Singh2023Revisiting_ViT-")
+
+
 @pytest.mark.parametrize("name", catalog.models())
 def test_show(name):
     text = run("show", name)

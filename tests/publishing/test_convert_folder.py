@@ -138,6 +138,8 @@ def test_a_plain_vit_is_recognised_and_transplanted_on_request(tmp_path: Path) -
     config = json.loads((tmp_path / "stem" / "config.json").read_text())
     assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
     assert config["pretrained_cfg"]["license"] == "apache-2.0"
+    assert config["model_args"]["norm_eps"] == 1e-12
+    assert load(tmp_path / "stem").norm.eps == 1e-12
     assert convstem.verify(tmp_path / "stem").ok
     reference = transformers.ViTForImageClassification.from_pretrained(source).eval()
     low = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1) / -torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)

@@ -61,6 +61,21 @@ def show(name: str, as_json: bool) -> None:
         metrics = ", ".join(f"{key} {value:g} %" for key, value in entry["metrics"].items()) or "-"
         rows.append([entry["name"], entry["license"], entry["dataset"], metrics, entry["location"]])
     click.echo("\n" + (table(rows) if info["weights"] else "no pretrained weights"))
+    for entry in info["elsewhere"]:
+        click.echo("\n" + elsewhere_text(entry))
+
+
+def elsewhere_text(entry: dict[str, Any]) -> str:
+    """Return where another project's weights are, and what to do with the file."""
+    metrics = ", ".join(f"{name} {value:g} %" for name, value in entry["metrics"].items())
+    checksum = entry["sha256"] or "not known: nobody has recorded it yet, so compare the file with its source"
+    return (
+        f"trained weights elsewhere: {entry['published_as']}, {entry['address']}, on no Hub that convstem reads"
+        f"\n  licence: {entry['license']} ({entry['license_source']})"
+        f"\n  {entry['dataset']}: {metrics} ({entry['metrics_source']})"
+        f"\n  sha256: {checksum}"
+        f"\n  download the file there, for example with the project's own loader, then: {entry['command']}"
+    )
 
 
 def stem_rows(info: dict[str, Any]) -> list[list[str]]:

@@ -30,6 +30,7 @@ from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
 from convstem.publishing.references import compare
 from convstem.publishing.transplant_folder import TransplantResult, write_transplant
+from convstem.upstream.private import timm_set_metadata
 
 _NAMES = (WEIGHTS, "pytorch_model.bin")
 """What the weights are called in a folder of transformers or timm, the safe one first."""
@@ -137,6 +138,8 @@ def convert_to_folder(
     compared = compare(content, path, converted, model, use_ema) if check else ""
     result = partial(ConversionResult, path.name, folder, target, report=converted.report, check=compared)
     if transplanted and converted.patchify and target == "timm":
+        if converted.norm_eps != 1e-6:
+            timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
         written = write_transplant(model, f"local-dir:{path.name}", folder, license=license)
         return result(written.architecture, _model_args(folder), False, transplant=written)
     with path_errors("write", folder), replacing(folder, last=CONFIG) as staged:

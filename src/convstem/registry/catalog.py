@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from convstem.errors import RegistryError, UnknownModelError
-from convstem.registry.records import ModelSpec, WeightsSpec
+from convstem.registry.records import ElsewhereSpec, ModelSpec, WeightsSpec
 from convstem.registry.tables import (
     data_dir,
     read_rows,
@@ -69,6 +69,21 @@ def _weights_by_architecture() -> Mapping[str, list[WeightsSpec]]:
     for entry in weights().values():
         groups.setdefault(entry.architecture, []).append(entry)
     return groups
+
+
+@cache
+def elsewhere() -> Mapping[str, ElsewhereSpec]:
+    """Return the weights that other projects publish, by ``architecture.tag``; they are no pretrained tags.
+
+    Raises:
+        RegistryError: a bad row, or an entry for an architecture that does not exist.
+    """
+    file = "elsewhere.toml"
+    entries = read_rows(data_dir("registry") / file, ElsewhereSpec)
+    for entry in entries.values():
+        if entry.architecture not in models():
+            raise RegistryError(f"{file}: [{entry.name}]: {unknown_name(entry.architecture)}")
+    return entries
 
 
 def torchvision_names() -> dict[str, str]:

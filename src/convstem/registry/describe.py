@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import asdict
 from typing import Any
 
 from convstem.registry import catalog
@@ -59,6 +60,11 @@ def describe(name: str) -> dict[str, Any]:
         "macs": macs(spec),
         "source": spec.source,
         "weights": [_describe_weights(spec, tag) for tag in _tags(spec)],
+        "elsewhere": [
+            {**asdict(entry), "command": entry.command}
+            for entry in catalog.elsewhere().values()
+            if entry.architecture == spec.name
+        ],
     }
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from convstem.errors import RegistryError
-from convstem.registry.records import ModelSpec, TrunkSpec, WeightsSpec
+from convstem.registry.records import ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec
 
-Record = TypeVar("Record", ModelSpec, TrunkSpec, WeightsSpec)
+Record = TypeVar("Record", ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec)
 
 
 COMPILED = "compiled.json"
