@@ -135,7 +135,7 @@ def test_report_of_an_exact_split_stem() -> None:
 
 
 ERRORS = [
-    ({"spec": StemSpec((12, 48), act="gelu")}, "norm batchnorm2d and no bias, or norm none, and act relu; got .*act gelu"),
+    ({"spec": StemSpec((12, 48), act="gelu")}, "norm batchnorm2d and no bias, or norm none, and act relu; .*act gelu"),
     ({"spec": StemSpec((12, 48), norm="layernorm2d")}, "got norm layernorm2d, .*: choose another stem"),
     ({"spec": StemSpec((12, 48), bias=True)}, "got norm batchnorm2d, act relu, bias True"),
     ({"spec": StemSpec((12, 48, 192))}, r"\[2, 2, 2\] multiply to 8, patch_size is 4: change one"),
