@@ -30,6 +30,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="For example acc@1=81.2; repeatable.")
 @click.option("--dataset", default="", help="What the metrics were measured on.")
 @click.option("--base-model", help="The repository that the weights were made from.")
+@click.option("--arch", help="Of a checkpoint, its architecture, where the one it names cannot be found any more.")
 @click.option("--use-ema", is_flag=True, help="Of a checkpoint, push the averaged weights.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @PRIVATE
@@ -45,6 +46,7 @@ def push(
     metrics: tuple[str, ...],
     dataset: str,
     base_model: str | None,
+    arch: str | None,
     use_ema: bool,
     dry_run: bool,
     private: bool,
@@ -66,6 +68,7 @@ def push(
         metrics=dict(parse_metric(metric) for metric in metrics),
         dataset=dataset,
         use_ema=use_ema,
+        arch=arch,
         base_model=base_model,
         dry_run=dry_run,
     )
@@ -137,9 +140,10 @@ def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bo
 
 
 @click.command()
-@click.argument("name")
-def card(name: str) -> None:
-    """Print the model card of the pretrained weights NAME."""
+@click.argument("source")
+@click.option("--license", help="Licence of a folder or repository that states none.")
+def card(source: str, license: str | None) -> None:
+    """Print the model card of SOURCE: a pretrained name, a folder or ORG/NAME."""
     from convstem.publishing.cards.render import card_of
 
-    click.echo(card_of(name), nl=False)
+    click.echo(card_of(source, license), nl=False)

@@ -14,6 +14,7 @@ from torch import nn
 
 from convstem.features.on_request import pyramid_on_request
 from convstem.files.safetensors import check_header
+from convstem.hub.provenance import forget
 from convstem.registry.stem_spec import StemSpec, check_arguments
 from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
@@ -50,7 +51,9 @@ def create_on_trunk(
     build = partial(_build, name, trunk, changes)
     if pretrained:
         return build_pretrained(build, name, pretrained_cfg, pretrained_cfg_overlay, **kwargs)
-    return build(False, resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay), **kwargs)
+    model = build(False, resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay), **kwargs)
+    forget(model)  # the cfg describes pretrained weights, and these are not
+    return model
 
 
 def _build(

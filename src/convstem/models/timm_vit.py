@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentTypeError
 from convstem.features.on_request import pyramid_on_request
+from convstem.hub.provenance import forget
 from convstem.layouts.conversion import convert
 from convstem.layouts.diagnosis import check_checkpoint, explain_mismatch
 from convstem.layouts.recognise import recognise
@@ -192,7 +193,11 @@ def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
     )
     kwargs.setdefault("in_chans", _input_channels(name, **kwargs))
     arguments = model_args(spec, kwargs)
-    return build_pretrained(build, name, **arguments) if pretrained else build(pretrained=False, **arguments)
+    if pretrained:
+        return build_pretrained(build, name, **arguments)
+    model = build(pretrained=False, **arguments)
+    forget(model)  # the cfg describes pretrained weights, and these are not
+    return model
 
 
 def _input_channels(

@@ -24,7 +24,6 @@ from convstem.layouts.diagnosis import some_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.report import ConversionReport
 from convstem.layouts.transformers import facts_of_config, layout_of_config
-from convstem.publishing.cards.facts import PLACEHOLDER
 from convstem.publishing.cards.facts import facts_of_config as card_facts
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
@@ -243,7 +242,7 @@ def _card(folder: Path, name: str, converted: Converted, license: str) -> str:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     if not converted.patchify:
-        return render(card_facts(config, PLACEHOLDER, license, name=converted.architecture, description=origin))
+        return render(card_facts(config, None, license, name=converted.architecture, description=origin))
     notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "

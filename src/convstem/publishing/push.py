@@ -12,9 +12,9 @@ from convstem.errors import ArgumentError
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hub.names import CARD, CONFIG
-from convstem.publishing.cards.facts import PLACEHOLDER, CardFacts, facts_of_config, facts_of_entry
+from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.licenses import check_license, license_of_card
-from convstem.publishing.cards.render import render
+from convstem.publishing.cards.render import located, render
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish_config
 from convstem.publishing.stage import stage
@@ -35,6 +35,7 @@ def push(
     metrics: Mapping[str, float] | None = None,
     dataset: str = "",
     use_ema: bool = False,
+    arch: str | None = None,
     base_model: str | None = None,
     dry_run: bool = False,
     token: str | bool | None = None,
@@ -56,7 +57,9 @@ def push(
         metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
         dataset: what the metrics were measured on.
         use_ema: of a checkpoint, push the averaged weights.
-        base_model: the repository that the weights were made from; default: that of a transplanted model's source.
+        arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
+            cannot be read any more.
+        base_model: the repository that the weights were made from; default: the one recorded in the model, if it is.
         dry_run: only tell what would be done.
         token: a token, or False for none; default: huggingface_hub's login.
 
@@ -73,18 +76,12 @@ def push(
         raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
-        stage(model_or_dir, folder, use_ema)
+        stage(model_or_dir, folder, use_ema, arch)
         require(verify_folder(folder, "what is to be pushed"), skip=("license",))
         finish_config(folder, license)
-        more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model or source_of(model_or_dir)}
+        more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model}
         write_card(folder, repo_id, license, tag, card, more)
         return push_folder(folder, target, dry_run)
-
-
-def source_of(model: Any) -> str | None:
-    """Return the repository from which a transplanted model's source came, if it is one and came from there."""
-    cfg = getattr(model, "pretrained_cfg", None) if hasattr(model, "transplant_report") else None
-    return cfg.get("hf_hub_id") if cfg else None
 
 
 def write_card(
@@ -95,7 +92,7 @@ def write_card(
     if card is not None:
         text = _text(card)
     elif path.is_file():
-        text = path.read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
+        text = located(path.read_text(encoding="utf-8"), repo_id)
     else:
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)

@@ -11,16 +11,16 @@ from typing import Any
 from convstem.errors import ArgumentTypeError, InvalidFileError, MissingPathError
 from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
 from convstem.files.paths import path_errors
-from convstem.hosts.registration import ensure_registered
-from convstem.hub.config import check_ours
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.provenance import record
 from convstem.models.twins import as_timm_model
 from convstem.publishing.folder import save
+from convstem.publishing.origin import history, resolve_architecture
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
 
 
-def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
+def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = None) -> None:
     """Write ``config.json`` and ``model.safetensors`` of a model into a folder; a README.md that is there comes along.
 
     Args:
@@ -28,6 +28,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
             train.py.
         folder: where to write.
         use_ema: of a checkpoint, take the averaged weights.
+        arch: of a checkpoint, its architecture, where what the checkpoint names cannot be found any more.
 
     Raises:
         FileNotFoundError: no such file, or a folder that lacks one of the two.
@@ -50,7 +51,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False) -> None:
         raise InvalidFileError(
             f"{path.name} is not a checkpoint of timm's train.py ({', '.join(CHECKPOINTS)}); give a folder"
         )
-    return save_checkpoint(path, folder, use_ema)
+    return save_checkpoint(path, folder, use_ema, arch)
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -70,7 +71,7 @@ def stage_embedded(entry: WeightsSpec, folder: Path) -> None:
     shutil.copyfile(tables.data_dir("registry") / str(entry.file), folder / WEIGHTS)
 
 
-def save_checkpoint(path: Path, folder: Path, use_ema: bool) -> None:
+def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = None) -> None:
     """Write the model of a checkpoint of timm's train.py, with the preprocessing it was trained with."""
     import timm
 
@@ -81,16 +82,17 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool) -> None:
         raise InvalidFileError(f"{path.name} has no {key}; the weights it has: {has}")
     state = timm.models.clean_state_dict(checkpoint[key])
     args = vars(checkpoint["args"]) if "args" in checkpoint else {}
-    architecture = str(checkpoint.get("arch")).split(".", 1)[0]
-    check_ours(architecture)
-    ensure_registered(architecture)
-    kwargs = dict(args.get("model_kwargs") or {})
+    named = str(checkpoint.get("arch"))
+    name, saved = resolve_architecture(arch or named)
+    kwargs = {**saved, **(args.get("model_kwargs") or {})}
     kwargs["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
-    kwargs.setdefault("in_chans", args.get("in_chans"))
+    wanted = {"in_chans": args.get("in_chans"), "global_pool": args.get("gp")}
+    kwargs |= {key: value for key, value in wanted.items() if value is not None and key not in kwargs}
+    architecture = name if ":" not in name else ""
     kwargs.setdefault("img_size", _image_size(architecture, state, kwargs))
-    kwargs.setdefault("global_pool", args.get("gp"))
-    model = timm.create_model(architecture, **kwargs)
+    model = timm.create_model(name, **kwargs)
     model.load_state_dict(state)
+    record(model, history(named, args))
     save(model, folder, timm.data.resolve_data_config(args, model=model) if args else None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
 from convstem.hub.config import is_ours
 from convstem.hub.names import CARD, CONFIG
-from convstem.publishing.cards.facts import PLACEHOLDER, facts_of_config
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
 from convstem.stem.vocabulary import StemLike
@@ -140,16 +140,14 @@ def probe_batch(model: Any) -> Tensor:
 def card(result: TransplantResult, folder: Path) -> str:
     """Return the model card of a transplanted model that lies in a folder."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    base = None if result.source.startswith("local-dir:") else result.source.removeprefix("hf-hub:")
     facts = facts_of_config(
         config,
-        PLACEHOLDER,
+        None,
         result.license if result.license != "unknown" else "other",
         name=result.architecture,
-        description=f"`{base or 'A local model'}` on a convolutional stem.",
-        base_model=f"timm/{base}" if base and "/" not in base else base,
         transplanted=True,
         measured_error=result.measured_error,
         note=result.report.summary(),
     )
-    return render(facts)
+    name = facts.base_model or Path(result.source.removeprefix("local-dir:")).name
+    return render(replace(facts, description=f"`{name}` on a convolutional stem."))

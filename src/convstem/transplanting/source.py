@@ -15,6 +15,7 @@ from convstem.files.safetensors import check_finite, check_weights, nonfinite_al
 from convstem.hub.config import check_fits_header, read_json
 from convstem.hub.locate import LOCATION, locate
 from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.provenance import LOADED, Step, add, forget, record
 from convstem.hub.read import fetch_all
 
 
@@ -53,7 +54,10 @@ def _from_hub(place: str, pretrained: bool) -> nn.Module:
     names = [CONFIG, WEIGHTS] if pretrained else [CONFIG]
     files = fetch_all(repository, names, revision or None)
     model = _from_folder(files[CONFIG].path.parent, pretrained)
-    _say_location(model, {"source": "hf-hub", "hf_hub_id": f"{repository}@{files[CONFIG].commit}"})
+    place = f"{repository}@{files[CONFIG].commit}"
+    _say_location(model, {"source": "hf-hub", "hf_hub_id": place})
+    if pretrained:
+        add(model, Step(LOADED, place))
     return model
 
 
@@ -65,6 +69,8 @@ def _from_folder(folder: Path, pretrained: bool) -> nn.Module:
         header = check_weights(folder / WEIGHTS)
         check_fits_header(config.get("model_args") or {}, config.get("num_classes"), header)
     model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained).eval()
+    if not pretrained:
+        forget(model)
     if pretrained and not nonfinite_allowed():
         check_finite(model.state_dict(), folder.name)
     return model
@@ -82,6 +88,7 @@ def _from_tag(name: str) -> nn.Module:
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=located.overlay).eval()
     where = {field: getattr(cfg, field) for field in LOCATION if getattr(cfg, field) is not None}
     _say_location(model, where | ({"hf_hub_id": located.hub_id} if located.hub_id else {}))
+    record(model, [Step(LOADED, located.hub_id or name)])
     return model
 
 

@@ -18,6 +18,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from convstem.errors import warn
+from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
 from convstem.layouts.engine import translate
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry.stem_spec import StemSpec, default_stem
@@ -85,7 +86,15 @@ def transplant(
     if in_chans is not None or bands is not None:
         widen_input(twin, in_chans, bands)
     swap_stem(twin, stem, calibration, margin, pixel_range)
+    note_transplant(twin)
     return twin
+
+
+def note_transplant(model: Any) -> None:
+    """Record that a model was transplanted, if it is known what its weights were made from."""
+    known = steps(getattr(model, "pretrained_cfg", None) or {})
+    if known and known[-1].what == LOADED:
+        record(model, [*known[:-1], Step(TRANSPLANTED, known[-1].source)])
 
 
 def swap_stem(

@@ -10,10 +10,15 @@ from typing import Any
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from torch import nn
 
-from convstem.files.safetensors import check_finite, check_weights, nonfinite_allowed
+from convstem.files.safetensors import Stored, check_finite, check_weights, nonfinite_allowed
 from convstem.hub.config import check_fits_header
-from convstem.hub.locate import LOCATION, locate
+from convstem.hub.locate import LOCATION, Located, locate
+from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.weights.deferred import DeferredInit, off_meta
+
+FROM_CONFIG = ("hf-hub", "local-dir")
+"""Sources of a pretrained cfg that came from a ``config.json``, which anybody may have written."""
+
 
 _OURS = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
 """Fields by which a cfg could change how weights are fetched or checked: never taken from a ``config.json``."""
@@ -42,7 +47,7 @@ def build_pretrained(
     """
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
-    if cfg.source in ("hf-hub", "local-dir"):
+    if cfg.source in FROM_CONFIG:
         cfg = _without_orders(cfg, name, overlay)
     located = locate(cfg, cache_dir)
     plan = cfg
@@ -55,7 +60,18 @@ def build_pretrained(
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
         check_finite(dict(model.named_parameters()), "the checkpoint")
     restore_location(model.pretrained_cfg, cfg)
+    if located:
+        _note_origin(model, located, name, cfg, header)
     return model
+
+
+def _note_origin(model: Any, located: Located, name: str, cfg: PretrainedCfg, header: Mapping[str, Stored]) -> None:
+    source = located.hub_id or (f"{name}.{cfg.tag}" if located.immutable and cfg.tag else "")
+    if cfg.source not in FROM_CONFIG:  # the registry's words about weights that may be trained further
+        model.pretrained_cfg.pop("description", None)
+    if source:
+        ours = any(".backbone.0.conv." in key for key in header)
+        add(model, Step(LOADED if ours else TRANSPLANTED, source))
 
 
 def _without_orders(cfg: PretrainedCfg, name: str, overlay: Mapping[str, Any]) -> PretrainedCfg:

@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from convstem.hub.provenance import Step, steps
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec, WeightsSpec
-
-NAMESPACE = "convstem"
-"""Organisation in the cards of the registry's weights; ``convstem publish`` puts in the one it publishes to."""
-
-
-PLACEHOLDER = "ORG/NAME"
-"""Stands for the repository in the card of a folder that is not on the Hub yet; ``push`` replaces it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +17,8 @@ class CardFacts:
 
     name: str
     architecture: str
-    repo_id: str
+    repo_id: str | None
+    """Where the model lies on the Hub; None as long as it was not pushed."""
     license: str
     num_classes: int
     input_size: tuple[int, int, int]
@@ -43,6 +38,8 @@ class CardFacts:
     """Of a transplant: relative error of the features against the source."""
     note: str = ""
     """Of a transplant: what else there is to say about it."""
+    steps: tuple[Step, ...] = ()
+    """What is known of where the weights came from."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     tag: str | None = None
     """The registry's tag, if the weights have one."""
@@ -53,13 +50,13 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
 
     Args:
         entry: the row.
-        repo_id: where the card will lie; default: the entry's name in ``NAMESPACE``.
+        repo_id: where the card will lie, if that is known.
         measured_error: of a transplanted entry, where it was measured.
     """
     shared = ("license", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "description")
     ours = ("dataset", "metrics", "metrics_source", "recipe", "tag", "name", "architecture")
     return CardFacts(
-        repo_id=repo_id or f"{NAMESPACE}/{entry.name}",
+        repo_id=repo_id,
         base_model=entry.hub_name[0] if entry.hf_hub_id else None,
         transplanted=entry.transform == "transplant",
         measured_error=measured_error,
@@ -67,18 +64,18 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
     )
 
 
-def facts_of_config(config: Mapping[str, Any], repo_id: str, license: str, **more: Any) -> CardFacts:
+def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
     """Return what a timm ``config.json`` says about a model.
 
     Args:
         config: the content of ``config.json``.
-        repo_id: where the card will lie.
+        repo_id: where the card will lie, if that is known.
         license: the licence given by who pushes.
         more: further fields of ``CardFacts``.
     """
     cfg = config["pretrained_cfg"]
     facts: dict[str, Any] = {
-        "name": repo_id.partition("/")[2],
+        "name": repo_id.partition("/")[2] if repo_id else config["architecture"],
         "architecture": config["architecture"],
         "num_classes": config["num_classes"],
         "input_size": tuple(cfg["input_size"]),
@@ -89,6 +86,9 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str, license: str, **mor
         "description": cfg.get("description") or "",
         "model_args": config.get("model_args", {}),
     }
+    known = [step for step in steps(cfg) if step.repo_id is None or step.repo_id != repo_id]  # pushed to where it was
+    sources = [step.repo_id for step in known if step.repo_id]
+    facts |= {"steps": tuple(known), "base_model": sources[-1] if sources else None}
     return CardFacts(repo_id=repo_id, license=license, **{**facts, **more})
 
 

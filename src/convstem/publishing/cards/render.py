@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from contextlib import suppress
+from pathlib import Path
 from string import Template
 from typing import Any
 
-from convstem.errors import UnknownModelError
-from convstem.publishing.cards.facts import CardFacts, facts_of_entry, sized_spec
-from convstem.publishing.cards.licenses import license_metadata
+from convstem.errors import MissingFileError, UnknownModelError
+from convstem.hub.config import read_config
+from convstem.hub.names import CARD, CONFIG
+from convstem.hub.provenance import TRANSPLANTED
+from convstem.hub.read import fetch
+from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
+from convstem.publishing.cards.licenses import check_license, license_metadata, license_of_card
 from convstem.registry import catalog, tables
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import ModelSpec
@@ -62,27 +67,62 @@ convstem.register(all=True)  # this name is one of those made by rule, which are
 _TORCHVISION_TAG = """model = torchvision.models.get_model("{torchvision}", weights="{tag}").eval()"""
 
 
-_TORCHVISION_FILE = """import convstem
-from safetensors.torch import load_file
-
-state = load_file(convstem.pull("{repo_id}") / "model.safetensors")
-model = torchvision.models.get_model("{torchvision}", num_classes={num_classes}, image_size={image_size}).eval()
-model.load_state_dict(convstem.convert(state, source="timm", target="torchvision"))"""
+_TORCHVISION_LOAD = """model = convstem.load("{place}", layout="torchvision")"""
 
 
-def card_of(name: str) -> str:
-    """Return the model card of a weights entry, ``architecture.tag`` (or an architecture: its default tag).
+_NOT_IN_TORCHVISION = "torchvision's VisionTransformer cannot express this model; use timm.\n"
+
+
+_HERE = {
+    '"local-dir:."': '"hf-hub:{repo_id}"',
+    'load("."': 'load("{repo_id}"',
+    'from_pretrained(".")': 'from_pretrained("{repo_id}")',
+}
+"""How the examples in the card of a folder name it, and how those of a repository do."""
+
+
+def located(text: str, repo_id: str) -> str:
+    """Return the card of a folder as that of the repository it is pushed to."""
+    for here, there in _HERE.items():
+        text = text.replace(here, there.format(repo_id=repo_id))
+    return text
+
+
+def card_of(source: str, license: str | None = None) -> str:
+    """Return the model card of pretrained weights, of a folder or of a repository.
+
+    Args:
+        source: ``architecture.tag`` (or an architecture: its default tag), a folder with a ``config.json``, or
+            ``org/name``, with ``@revision`` if need be.
+        license: licence of a folder or repository that does not state one.
 
     Raises:
-        KeyError: no such weights.
+        ArgumentError: nobody says the licence.
+        HubError: the repository cannot be read.
+        UnknownModelError: no such weights.
     """
-    entry = catalog.weights().get(name)
+    if Path(source).is_dir():
+        return _card_of_config(Path(source), None, license)
+    if "/" in source:
+        repo_id, _, revision = source.removeprefix("hf-hub:").partition("@")
+        file = fetch(repo_id, CONFIG, revision or None)
+        with suppress(MissingFileError):
+            fetch(repo_id, CARD, file.commit)
+        return _card_of_config(file.path.parent, repo_id, license)
+    entry = catalog.weights().get(source)
     if entry is None:
-        entries = catalog.weights_of(catalog.find(name).name) if "." not in name else []
+        entries = catalog.weights_of(catalog.find(source).name) if "." not in source else []
         if not entries:
-            raise UnknownModelError(f"no weights {name!r}; `convstem list --pretrained` prints all")
+            raise UnknownModelError(f"no weights {source!r}; `convstem list --pretrained` prints all")
         entry = entries[0]
     return render(facts_of_entry(entry))
+
+
+def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:
+    config, card = read_config(folder / CONFIG), folder / CARD
+    if license is None and card.is_file():
+        license = license_of_card(card.read_text(encoding="utf-8"), card.name)
+    return render(facts_of_config(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
 
 
 def render(facts: CardFacts) -> str:
@@ -98,8 +138,9 @@ def render(facts: CardFacts) -> str:
         architecture=facts.architecture,
         sizes=_sizes(spec),
         stem=_stem_table(spec) if spec else "The stem is listed in `config.json` under `model_args`.",
-        repo_id=facts.repo_id,
-        timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}",
+        place=facts.repo_id or ".",
+        timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}" if facts.repo_id else "local-dir:.",
+        transformers=_transformers(facts),
         imports=_IMPORTS_BY_RULE if by_rule else _IMPORTS,
         torchvision=_torchvision(facts, spec),
         setting=", with `CONVSTEM_REGISTER=all` in the environment" if by_rule else "",
@@ -127,13 +168,17 @@ def metadata(facts: CardFacts) -> Any:
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification" if facts.num_classes else "image-feature-extraction",
-        tags=["convstem", "timm", "transformers", *(["transplant"] if facts.transplanted else []), "vit"],
+        tags=["convstem", "timm", "transformers", *(["transplant"] if _has_transplant(facts) else []), "vit"],
         datasets=[dataset] if dataset else None,
         base_model=facts.base_model,
         model_name=facts.name,
         eval_results=_eval_results(facts) or None,
         **further,
     )
+
+
+def _has_transplant(facts: CardFacts) -> bool:
+    return facts.transplanted or any(step.what == TRANSPLANTED for step in facts.steps)
 
 
 def _eval_results(facts: CardFacts) -> list[Any]:
@@ -147,8 +192,8 @@ def _eval_results(facts: CardFacts) -> list[Any]:
             metric_type=_METRICS.get(name, name),
             metric_name=f"{name} (%)" if name in _METRICS else name,
             metric_value=value,
-            source_name=facts.metrics_source or "measured by the author",
-            source_url=f"https://huggingface.co/{facts.repo_id}",
+            source_name=(facts.metrics_source or "measured by the author") if facts.repo_id else None,
+            source_url=f"https://huggingface.co/{facts.repo_id}" if facts.repo_id else None,
         )
         for name, value in sorted(facts.metrics.items())
     ]
@@ -175,22 +220,30 @@ def _stem_table(spec: ModelSpec) -> str:
 
 
 def _torchvision(facts: CardFacts, spec: ModelSpec | None) -> str:
-    if spec is None or not _is_named_in_torchvision(spec) or not facts.num_classes or facts.input_size[0] != 3:
-        return "torchvision has no architecture of this name, stem and input for these weights; use timm.\n"
-    values = {
-        "torchvision": spec.torchvision,
-        "tag": (facts.tag or "").upper().replace("-", "_"),
-        "repo_id": facts.repo_id,
-        "num_classes": facts.num_classes,
-        "image_size": facts.input_size[1],
-    }
-    code = (_TORCHVISION_TAG if facts.tag else _TORCHVISION_FILE).format(**values)
-    return f"```python\nimport torchvision\n\n{code}\n```\n"
+    if spec is None or not _fits_torchvision(facts, spec):
+        return _NOT_IN_TORCHVISION
+    if facts.tag:
+        tag = facts.tag.upper().replace("-", "_")
+        code = "import torchvision\n\n" + _TORCHVISION_TAG.format(torchvision=spec.torchvision, tag=tag)
+    else:
+        code = "import convstem\n\n" + _TORCHVISION_LOAD.format(place=facts.repo_id or ".")
+    return f"```python\n{code}\n```\n"
 
 
-def _is_named_in_torchvision(spec: ModelSpec) -> bool:
-    row = catalog.models()[spec.name]
-    return row.torchvision is not None and replace(spec, img_size=row.img_size, num_classes=row.num_classes) == row
+def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
+    """Tell whether torchvision's class can express a model, under a name of its own or not."""
+    known = {*ModelSpec.__dataclass_fields__, "in_chans"}
+    other = {key: value for key, value in facts.model_args.items() if key not in known}
+    plain = spec.stem_norm == "batchnorm2d" and spec.pos_embed == "learn" and not spec.trunk_args and not spec.stem_bias
+    channels, height, width = facts.input_size
+    square = channels == 3 and height == width
+    return bool(plain and square and facts.num_classes and other in ({}, {"global_pool": "token"}))
+
+
+def _transformers(facts: CardFacts) -> str:
+    if facts.tag and not facts.repo_id:
+        return "after `convstem push` or `convstem publish`, by the repository's name"
+    return f'`AutoModelForImageClassification.from_pretrained("{facts.repo_id or "."}")`'
 
 
 def _origin(facts: CardFacts) -> str:
@@ -201,8 +254,12 @@ def _origin(facts: CardFacts) -> str:
             else "The relative error of the features in float32 is about 1e-6 where the stem is exact."
         )
         return _TRANSPLANT.format(base_model=facts.base_model or "the source", error=error, note=facts.note)
-    base = f"Made from {facts.base_model}. " if facts.base_model else ""
-    return base + (f"Recipe: `{facts.recipe}`." if facts.recipe else "The author of this repository gave no recipe.")
+    known = [f"{str(step)[0].upper()}{str(step)[1:]}." for step in facts.steps]
+    if facts.base_model and facts.base_model not in {step.repo_id for step in facts.steps}:
+        known.append(f"Made from {facts.base_model}.")
+    if facts.recipe:
+        known.append(f"Recipe: `{facts.recipe}`.")
+    return " ".join(known) or "Not recorded."
 
 
 def _accuracy(facts: CardFacts) -> str:
