@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,16 @@ def convert(source: Path, out: Path, as_json: bool, **options: Any) -> None:
     click.echo(table(result.rows()))
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--clear", "clear_it", is_flag=True, help="Remove everything; it is made again when needed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def cache(clear_it: bool, as_json: bool) -> None:
+@click.pass_context
+def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
     """Show what convstem keeps beside the Hub's cache: transplanted stems, and notes about checked files."""
     from convstem.files import cache
 
+    if context.invoked_subcommand:
+        return
     entries = cache.entries()
     kinds = {kind: [entry for entry in entries if entry.kind == kind] for kind in cache.KINDS}
     freed = cache.clear() if clear_it else 0
@@ -75,6 +79,27 @@ def cache(clear_it: bool, as_json: bool) -> None:
         click.echo(f"{kind}: {size['files']} files, {size['bytes'] / 1e6:.1f} MB")
     if clear_it:
         click.echo(f"removed: {freed / 1e6:.1f} MB")
+
+
+@cache.command("verify")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cache_verify(as_json: bool) -> None:
+    """Hash every verified file and kept stem anew; exit status 1 if one is damaged.
+
+    In daily use a file counts as verified while its size and time of change stay: this finds what that cannot see.
+    """
+    from convstem.hub.recheck import Recheck, recheck
+    from convstem.transplanting import kept
+
+    rows = list(recheck())
+    rows += [Recheck(str(path), "right" if right else "damaged") for path, right in kept.recheck().items()]
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in rows], indent=2))
+    else:
+        for row in rows:
+            click.echo(f"{row.state:<8} {row.file}")
+        click.echo(f"{len(rows)} files, {sum(row.state == 'damaged' for row in rows)} damaged")
+    sys.exit(1 if any(row.state == "damaged" for row in rows) else 0)
 
 
 def parse_channels(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,18 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def kept() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield every note in the cache: where it lies, and what it says."""
+    for path in sorted((root() / "checked").glob("*.json")):
+        note = _read(path)
+        if "file" in note:
+            yield path, note
+
+
+def forget(path: Path) -> None:
+    """Remove a note, so that the next use of its file checks it."""
+    _NOTES.pop(path, None)
+    with suppress(OSError):
+        path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -37,6 +38,18 @@ _DISK = {
     errno.ENOTDIR: "the cache is not a folder",
     errno.EPERM: "the cache may not be written",
 }
+
+
+def without_password(text: str) -> str:
+    """Return a text with the user names and passwords cut out of its URLs: ``HF_ENDPOINT`` may hold some."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def web_page(*parts: str) -> str:
+    """Return the address of a page of the Hub, fit to be shown."""
+    from huggingface_hub import constants
+
+    return "/".join([without_password(constants.ENDPOINT), *parts])
 
 
 def status_of(error: BaseException) -> int | None:
@@ -88,13 +101,11 @@ def explain(error: BaseException, repo_id: str, revision: str | None, token: Any
         repo_id, revision: the repository and revision that were asked for.
         token: the token argument in use, only to tell whether there is one.
     """
-    from huggingface_hub import constants
-
     kind, status = type(error).__name__, status_of(error)
     where = repo_id if revision is None else f"{repo_id}@{revision}"
     if isinstance(error, GatedRepoError):
         return AccessDeniedError(
-            f"{repo_id} is gated ({status}): accept its conditions at {constants.ENDPOINT}/{repo_id}, then {LOGIN}"
+            f"{repo_id} is gated ({status}): accept its conditions at {web_page(repo_id)}, then {LOGIN}"
         )
     if isinstance(error, RevisionNotFoundError):
         return RevisionMissingError(
@@ -110,10 +121,10 @@ def explain(error: BaseException, repo_id: str, revision: str | None, token: Any
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
     if is_transient(error):
         return UnreachableError(
-            f"no complete answer for {where} from {constants.ENDPOINT} ({kind}{f', {status}' if status else ''}): "
+            f"no complete answer for {where} from {web_page()} ({kind}{f', {status}' if status else ''}): "
             "check the connection, the proxy settings and HF_ENDPOINT, or try again later"
         )
-    return HubError(f"{where}: {kind}: {error}")
+    return HubError(f"{where}: {kind}: {without_password(str(error))}")
 
 
 def _access_hint(repo_id: str, token: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from convstem.errors import AccessDeniedError, HubError, MissingFileError, UnreachableError, warn
 from convstem.hub.cache import RepoCache, is_commit
-from convstem.hub.errors import explain
+from convstem.hub.errors import explain, web_page
 from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS, check_filename
 from convstem.hub.transfer import download
@@ -152,10 +152,8 @@ def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFil
 
 
 def _unknown_sentence(repo_id: str, names: list[str]) -> str:
-    from huggingface_hub import constants
-
     return (
-        f"{', '.join(names)} of {repo_id} could not be compared with the Hub: {constants.ENDPOINT} tells no hash, "
+        f"{', '.join(names)} of {repo_id} could not be compared with the Hub: {web_page()} tells no hash, "
         "neither in its listing nor in the files' headers; only the file's format and values are checked"
     )
 

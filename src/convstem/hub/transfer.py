@@ -8,7 +8,7 @@ from typing import Any
 
 from convstem.errors import HubError
 from convstem.hub.cache import RepoCache, file_digest
-from convstem.hub.errors import explain, is_server_error
+from convstem.hub.errors import explain, is_server_error, web_page
 from convstem.hub.listing import Listing, retried
 from convstem.hub.names import CARD, CONFIG
 from convstem.hub.pieces import download_pieces
@@ -88,9 +88,7 @@ def _check_size(cache: RepoCache, name: str, size: int) -> None:
 
 
 def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str | None) -> str:
-    from huggingface_hub import constants
-
     return (
         f"{name} of {repo_id} is damaged, twice: expected hash {expected}, got {actual}; nothing was kept. Report it "
-        f"at {constants.ENDPOINT}/{repo_id}/discussions, unless another network gives the right content"
+        f"at {web_page(repo_id, 'discussions')}, unless another network gives the right content"
     )

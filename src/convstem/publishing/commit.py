@@ -12,7 +12,7 @@ from typing import Any
 
 from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
 from convstem.hub.cache import file_digest
-from convstem.hub.errors import explain, is_transient, status_of
+from convstem.hub.errors import explain, is_transient, status_of, web_page, without_password
 from convstem.hub.listing import ATTEMPTS, WAIT_SECONDS, Listing, list_files, retried
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 
@@ -68,7 +68,7 @@ class Target:
 
     def url(self, commit: str) -> str:
         """Return the web page of a commit."""
-        return f"{self.api.endpoint}/{self.repo_id}/commit/{commit}"
+        return web_page(self.repo_id, "commit", commit)
 
 
 def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
@@ -153,12 +153,21 @@ def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
             done = _after_failure(folder, target, parent, error)
             if done is not None:
                 return done
-            if attempt + 1 == ATTEMPTS or not is_transient(error):
+            if attempt + 1 == ATTEMPTS or not (is_transient(error) or _upload_failed(error, attempt)):
                 raise explain(error, target.repo_id, target.revision, target.token) from error
             time.sleep(WAIT_SECONDS * 2**attempt)
         else:
-            return _verified(folder, target, info.oid, remote, info.pr_url)
+            return _verified(folder, target, info.oid, remote, info.pr_url and without_password(info.pr_url))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _upload_failed(error: Exception, attempt: int) -> bool:
+    """Tell whether bytes got lost or damaged on their way up, so that sending them again may help."""
+    response: Any = getattr(error, "response", None)
+    if response is None:
+        return isinstance(error, ValueError) and "etag" in str(error)  # a part without a receipt
+    # At the API a 400 may be about the card as well, which no second try mends: one is enough there.
+    return response.status_code == 400 and ("/api/" not in str(response.request.url) or attempt == 0)
 
 
 def _after_failure(folder: Path, target: Target, parent: str, error: Exception) -> PushResult | None:
@@ -190,7 +199,7 @@ def _open_pull_request(folder: Path, target: Target, changed: bool = False) -> P
     for number in retried(ask, target.repo_id, None, target.token):
         proposed = target.listing(f"refs/pr/{number}")
         if _is_done(folder, proposed):
-            page = f"{target.api.endpoint}/{target.repo_id}/discussions/{number}"
+            page = web_page(target.repo_id, "discussions", str(number))
             return _result(target, folder, proposed, proposed.commit, changed, page)
     return None
 

@@ -63,6 +63,15 @@ def cached_transplant(
     return found
 
 
+def recheck() -> dict[Path, bool]:
+    """Return whether each kept stem is still what was kept; one that is not is removed, and computed when needed."""
+    stems = {path: _read(path) is not None for path in sorted((cache.root() / "stems").glob("*.safetensors"))}
+    for path, right in stems.items():
+        if not right:
+            path.unlink(missing_ok=True)
+    return stems
+
+
 def _key(settings: Any, weight: Tensor, bias: Tensor | None) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for tensor in (weight, bias):

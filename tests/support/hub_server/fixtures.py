@@ -22,6 +22,8 @@ def hub(server):
     server.arm()
     server.store.repos.clear()
     server.store.contents.clear()
+    server.parts.clear()
+    server.chunk, server.silent = None, False
     return server
 
 

@@ -24,6 +24,8 @@ class PushRow:
     """Push the same content a second time, whatever the first gave."""
     stale: bool = False
     """The repository holds pickled weights of an earlier push."""
+    chunk: int | None = None
+    """Bytes of the parts in which weights are uploaded; None: in one piece."""
 
 
 COMMIT = {"origin": "hub", "method": "POST", "path": "/commit/"}
@@ -41,6 +43,14 @@ PUSH_ROWS = (
     PushRow("commit refused with 503", (Fault(**COMMIT, status=503),)),
     PushRow("upload refused with 503", (Fault(method="PUT", status=503),)),
     PushRow("upload answer lost", (Fault(method="PUT", lost_reply=True),)),
+    PushRow("upload damaged on the way", (Fault(method="PUT", flip=1000),)),
+    PushRow("one part damaged on the way", (Fault(method="PUT", path="/part/", skip=1, flip=1000),), chunk=1_000_000),
+    PushRow("one part lost, receipt sent", (Fault(method="PUT", path="/part/", skip=1, truncate=0),), chunk=1_000_000),
+    PushRow(
+        "one part without a receipt",
+        (Fault(method="PUT", path="/part/", skip=1, hide=("ETag",)),),
+        chunk=1_000_000,
+    ),
     PushRow("preupload refused with 503", (Fault(origin="hub", method="POST", path="/preupload/", status=503),)),
     PushRow("creating the repository fails once", (Fault(origin="hub", method="POST", path="/create", status=503),)),
 )
@@ -72,6 +82,8 @@ def run_push_row(hub, client, row, code, cache):
     hub.arm()
     hub.store.repos.pop(REPO, None)
     hub.store.contents.clear()
+    hub.parts.clear()
+    hub.chunk = row.chunk
     folder = Path(cache) / "model"
     shutil.copytree(model_folder(), folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,80 @@
+"""``convstem cache verify``: what size and time cannot see."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+from click.testing import CliRunner
+
+from convstem.cli.main import main
+from convstem.files import notes
+from convstem.hub.locate import check_sha256
+from convstem.registry import catalog, tables
+
+
+def verify(status: int) -> dict[str, str]:
+    done = CliRunner().invoke(main, ["cache", "verify", "--json"])
+    assert done.exit_code == status, done.output
+    return {Path(row["file"]).name: row["state"] for row in json.loads(done.output)}
+
+
+def damage(path: Path) -> None:
+    """Flip a bit and keep size and time, as a dying disk does."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the embedded weights, verified, in a cache of its own."""
+    monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(notes, "_NOTES", {})
+    entry = catalog.weights()["vit_nano4_convstem.cifar10"]
+    path = tmp_path / "weights.safetensors"
+    shutil.copyfile(tables.data_dir("registry") / str(entry.file), path)
+    check_sha256(path, str(entry.sha256))
+    return path
+
+
+def test_a_full_recheck_finds_what_size_and_time_hide(weights: Path) -> None:
+    expected = str(catalog.weights()["vit_nano4_convstem.cifar10"].sha256)
+    assert verify(0) == {weights.name: "right"}
+    damage(weights)
+    check_sha256(weights, expected)  # believed: that is what "verified once" covers
+    assert verify(1) == {weights.name: "damaged"}
+    with pytest.raises(ValueError, match="is damaged"):
+        check_sha256(weights, expected)
+
+
+def test_changed_and_missing_files_are_no_damage(weights: Path) -> None:
+    weights.touch()
+    assert verify(0) == {weights.name: "changed"}
+    weights.unlink()
+    assert verify(0) == {weights.name: "gone"}
+    assert verify(0) == {}
+
+
+def test_a_damaged_stem_is_removed(weights: Path, hub_file: object, tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1)
+    hub_file("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", model.state_dict())  # type: ignore[operator]
+    timm.create_model("vit_ti16_convstem", pretrained=True, depth=1)
+    (stem,) = (tmp_path / "cache" / "stems").glob("*.safetensors")
+    damage(stem)
+    assert verify(1)[stem.name] == "damaged"
+    assert not stem.exists()
+
+
+def test_a_cache_that_may_not_be_read_is_never_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "theirs"))
+    monkeypatch.setattr(notes, "_NOTES", {})
+    monkeypatch.setattr(notes.Path, "read_text", refuse)
+    monkeypatch.setattr(notes.Path, "mkdir", refuse)
+    assert timm.create_model("vit_nano4_convstem", pretrained=True)
