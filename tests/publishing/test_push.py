@@ -297,12 +297,12 @@ def test_a_fresh_process_loads_by_name_without_importing_convstem(hub, pusher, c
 
 
 @pytest.mark.full
-def test_the_card_of_a_transplanted_model_names_its_source(hub, pusher):
+def test_the_card_of_a_transplanted_random_model_names_no_source(hub, pusher):
     pusher("m = convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1))")
     assert push(pusher, "m").error is None
-    data = ModelCard(hub.store.read(REPO, "README.md").decode()).data
-    assert data.base_model == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-    assert data.base_model_relation == "finetune"
+    card = ModelCard(hub.store.read(REPO, "README.md").decode())
+    assert card.data.base_model is None
+    assert "not trained further" not in card.text
 
 
 @pytest.mark.full
