@@ -33,6 +33,13 @@ class LayerReport:
         return f"{self.kind}{loss}, {self.rank} of {self.needed} contents in {self.width} channels, {sign}"
 
 
+_RESIZED = (
+    "The filters were resized from patches of {0} pixels by pseudo-inverse: the function is the same where every patch "
+    "of an image is resized by itself, and approximately so for photographs that are resized as a whole; the grid and "
+    "the position embedding are the source's. "
+)
+
+
 @dataclass(frozen=True)
 class TransplantReport:
     """What a transplant preserves."""
@@ -44,6 +51,8 @@ class TransplantReport:
     none is shifted by the statistics only."""
     predicted_relative_error: float
     """Root-mean-square error over root-mean-square of the embedding, for the statistics, before rounding."""
+    resized_from: int | None = None
+    """Patch size of the source if it was resized before the transplant: then all of this is about resized filters."""
 
     @property
     def scope(self) -> str:
@@ -54,7 +63,8 @@ class TransplantReport:
         """Return the report as one paragraph."""
         kind = "exact" if self.exact else "approximate"
         layers = "; ".join(f"layer {index} is {layer}" for index, layer in enumerate(self.layers))
+        resized = "" if self.resized_from is None else _RESIZED.format(self.resized_from)
         return (
-            f"The transplant is {kind} for {self.scope}: the predicted relative error of the patch embedding is "
-            f"{self.predicted_relative_error:.1e} before rounding. In detail, {layers}."
+            f"{resized}The transplant is {kind} for {self.scope}: the predicted relative error of the patch embedding "
+            f"is {self.predicted_relative_error:.1e} before rounding. In detail, {layers}."
         )

@@ -33,6 +33,7 @@ from convstem.transplanting.bands import widen_input
 from convstem.transplanting.calibration import Calibration, calibration_statistics
 from convstem.transplanting.kept import cached_transplant
 from convstem.transplanting.patch_embedding import find_patch_embedding
+from convstem.transplanting.patch_size import resize_patch
 from convstem.transplanting.pixels import PixelRange, normalised_range, range_of
 from convstem.transplanting.report import TransplantReport
 from convstem.transplanting.source import create_source
@@ -57,7 +58,8 @@ def transplant(
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
             name of a timm model, ``hf-hub:org/name`` or ``local-dir:FOLDER``, whose weights are verified.
-        stem: architecture name, ``StemSpec``, channels, or list of ``ConvStemConfig``; default: ``default_stem``.
+        stem: architecture name, ``StemSpec``, channels, or list of ``ConvStemConfig``; default: ``default_stem``. A
+            model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels instead of 224.
         calibration: normalised images the model will see, for stems too narrow to be exact and for the BatchNorm
             statistics: a tensor [batch, in_chans, height, width], a folder of images, or an iterable of batches such
             as a ``DataLoader``; default: a 1/f^2 prior.
@@ -85,7 +87,10 @@ def transplant(
     twin = copy.deepcopy(source)
     if in_chans is not None or bands is not None:
         widen_input(twin, in_chans, bands)
+    resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if stem is not None else resize_patch(twin)
     swap_stem(twin, stem, calibration, margin, pixel_range)
+    if resized_from is not None:
+        twin.transplant_report = replace(twin.transplant_report, resized_from=resized_from)  # type: ignore[type-var]
     note_transplant(twin)
     return twin
 

