@@ -61,7 +61,7 @@ class Run:
         """Flags of train.py that make this run."""
         decay, _ = OPTIMIZERS[self.optimizer]
         return [
-            *model_flags(catalog.find(self.model), self.stem),
+            *model_flags(catalog.models()[self.model], self.stem),
             *f"--opt {self.optimizer} --lr {self.rate:g} --weight-decay {decay:g} --seed {self.seed}".split(),
         ]
 

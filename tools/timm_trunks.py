@@ -1,10 +1,11 @@
-"""Write registry/timm_trunks.json: the timm architectures whose patch embedding can be transplanted as it is.
+"""Write registry/timm_trunks.json: the timm architectures whose patch embedding can be transplanted, with their sizes.
 
     python -m tools.timm_trunks [--check] [--full]
 
 These hold exactly one ``PatchEmbed`` (the class itself, no subclass) whose convolution has kernel = stride = 8, 16 or
-32 in both directions. Each architecture is built on the meta device, so no weights are drawn or loaded. ``--check``
-changes nothing and fails if the file is stale.
+32 in both directions. Each architecture is built and run on the meta device, so no weights are drawn or loaded, and
+nothing is computed. Parameters and multiply-adds are those of everything but the patch embedding, for a conv stem
+takes its place. ``--check`` changes nothing and fails if the file is stale.
 
 Only modules that can reach ``PatchEmbed`` are built: those that import it, or import a layer or model class from a
 timm model file that does (DeiT is made of ``VisionTransformer``). ``--full`` builds every architecture instead, in two
@@ -19,6 +20,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -26,6 +28,7 @@ from timm.layers import PatchEmbed
 from torch import nn
 
 from tools.generated import write_or_check
+from tools.sizes import macs, num_params
 
 TARGET = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 
@@ -61,21 +64,55 @@ def is_trunk(model: nn.Module) -> bool:
     return projection.kernel_size == projection.stride and projection.kernel_size in squares
 
 
-def sweep(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Build architectures on the meta device; return the trunks, and the errors of those that cannot be built."""
-    trunks, failures = [], {}
+def build(name: str, **kwargs: Any) -> nn.Module:
+    """Return a timm architecture on the meta device."""
+    with torch.device("meta"):  # not every entrypoint takes device=
+        return timm.create_model(name, **kwargs)
+
+
+def sizes(name: str, model: nn.Module) -> dict[str, Any]:
+    """Return a trunk's row: what its default tag builds, counted without the patch embedding; and what a class adds."""
+    path, embedding = next((path, module) for path, module in model.named_modules() if type(module) is PatchEmbed)
+    blocks = model.get_submodule(path.rpartition(".")[0]).blocks
+    _, height, width = input_size = model.pretrained_cfg["input_size"]
+    projection, bias = embedding.proj.weight.numel(), embedding.proj.bias
+    return {
+        "patch_size": embedding.patch_size[0],
+        "embed_dim": embedding.proj.out_channels,
+        "depth": len(blocks),
+        "num_heads": next((m.num_heads for m in blocks[0].modules() if hasattr(m, "num_heads")), 0),
+        "img_size": height if height == width else [height, width],
+        "num_classes": model.num_classes,
+        "trunk_params": num_params(model) - projection - (0 if bias is None else bias.numel()),
+        "trunk_macs": macs(model, input_size) - projection * embedding.num_patches,
+        **class_cost(name),
+    }
+
+
+def class_cost(name: str) -> dict[str, int]:
+    """Return what one more class costs: its rows in the classifiers' matrices, and with their biases."""
+    two, one = (list(build(name, num_classes=classes).parameters()) for classes in (2, 1))
+    grown = [(a.ndim, a.numel() - b.numel()) for a, b in zip(two, one, strict=True)]
+    return {
+        "class_params": sum(number for _, number in grown),
+        "class_macs": sum(number for ndim, number in grown if ndim > 1),
+    }
+
+
+def sweep(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Build architectures on the meta device; return the trunks' rows, and the errors of those that cannot be built."""
+    trunks, failures = {}, {}
     progress = sys.stderr.isatty()
     for index, name in enumerate(names, 1):
         if progress:
             print(f"\r{index}/{len(names)} {name:<60}", end="", file=sys.stderr)
         try:
-            with torch.device("meta"):  # not every entrypoint takes device=
-                model = timm.create_model(name)
+            model = build(name)
         except Exception as error:  # anything may go wrong in 1300 entrypoints, and one must not hide the others
             failures[name] = f"{type(error).__name__}: {error}"
             continue
         if is_trunk(model):
-            trunks.append(name)
+            trunks[name] = sizes(name, model)
     if progress:
         print(file=sys.stderr)
     return trunks, failures
@@ -92,7 +129,8 @@ def main() -> int:
     for name, error in failures.items():
         print(f"cannot build {name}: {error}", file=sys.stderr)
     print(f"{len(trunks)} trunks among {len(names)} architectures; {len(failures)} cannot be built")
-    text = json.dumps(trunks, indent=0) + "\n"
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in trunks.items())
+    text = f"{{\n{lines}\n}}\n"
     return write_or_check(TARGET, text, args.check, "timm_trunks")
 
 

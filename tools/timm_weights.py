@@ -13,13 +13,11 @@ from pathlib import Path
 
 import timm
 
+from convstem.hosts.timm_tags import dataset_of
 from convstem.registry import catalog
 from tools.generated import write_or_check
 
 TARGET = Path(__file__).parents[1] / "registry" / "timm_weights.json"
-
-# What a tag was trained on last, by how it ends; the first match counts.
-DATASETS = (("in1k", "ImageNet-1k"), ("in21k", "ImageNet-21k"), ("dino", "ImageNet-1k"), ("mae", "ImageNet-1k"))
 
 
 def rows() -> dict[str, dict]:
@@ -42,12 +40,11 @@ def row(name: str, cfg: timm.models.PretrainedCfg) -> dict:
     """Return one row; ``name`` is timm's architecture.tag."""
     assert cfg.hf_hub_id, f"{name} is not on the Hub"
     assert not cfg.hf_hub_filename, f"{name} is not an ordinary timm repository"
-    dataset = next((dataset for end, dataset in DATASETS if cfg.tag.endswith(end)), cfg.tag)
     return {
         "hf_hub_id": cfg.hf_hub_id,
         "transform": "transplant",
         "license": cfg.license or "unknown",
-        "dataset": dataset,
+        "dataset": dataset_of(cfg.tag),
         "num_classes": cfg.num_classes,
         "input_size": cfg.input_size,
         "mean": cfg.mean,

@@ -2,6 +2,7 @@
 
 from .errors import ConvStemError as ConvStemError
 from .features.pyramid import feature_pyramid as feature_pyramid
+from .hosts.describe import list_models as list_models
 from .hosts.registration import register as register
 from .inference.fold import fold as fold
 from .layouts.conversion import convert as convert
@@ -10,7 +11,6 @@ from .publishing.publish import publish as publish
 from .publishing.pull import pull as pull
 from .publishing.push import push as push
 from .publishing.verify import verify as verify
-from .registry.describe import list_models as list_models
 from .registry.stem_spec import StemSpec as StemSpec
 from .stem.freeze import freeze_stem as freeze_stem
 from .transplanting.surgery import transplant as transplant

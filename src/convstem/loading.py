@@ -9,13 +9,13 @@ from typing import Any
 import timm
 from torch import nn
 
-from convstem.errors import UnknownModelError, UnsupportedModelError
+from convstem.errors import UnsupportedModelError
 from convstem.files.safetensors import ALLOW_NONFINITE
-from convstem.hosts.registration import ensure_registered
+from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.hub.read import fetch_all
-from convstem.registry import catalog
+from convstem.registry.catalog import PYRAMID
 from convstem.registry.stem_spec import choice
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.maps import StemMaps
@@ -76,23 +76,17 @@ def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> 
 
     Raises:
         HubError: the repository cannot be had.
-        KeyError: not a name, or not a tag of it; the message lists the nearest names or the tags.
+        UnknownModelError: not a name, or not a tag of it; the message lists the nearest names or the tags.
     """
     name = os.fspath(source).removeprefix("local-dir:")
     if Path(name).is_dir():
-        ensure_registered(read_config(Path(name) / CONFIG)["architecture"])
+        read_config(Path(name) / CONFIG)  # refuses one that timm would follow anywhere
         return f"local-dir:{name}"
     repository = name.removeprefix("hf-hub:")
     if "/" in repository:
         repository, _, revision = repository.partition("@")
         files = fetch_all(repository, [CONFIG, WEIGHTS], revision or None, cache_dir=cache_dir)
-        ensure_registered(read_config(files[CONFIG].path)["architecture"])
+        read_config(files[CONFIG].path)
         return f"hf-hub:{repository}@{files[CONFIG].commit}"
-    base, _, tag = name.partition(".")
-    ensure_registered(base)
-    if not timm.is_model(base):  # trunks are timm's names, and only there
-        base = catalog.find(base).name
-    tags = timm.list_models(f"{base}.*", pretrained=True)
-    if tag and f"{base}.{tag}" not in tags:
-        raise UnknownModelError(f"{base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or 'none'}")
-    return f"{base}.{tag}" if tag else base
+    entry = find_weights(name)
+    return entry.name.replace(".", f"{PYRAMID}.", 1) if PYRAMID in name else entry.name

@@ -27,7 +27,7 @@ def test_list():
     assert lines[0].split() == ["name", "torchvision", "params", "(M)", "GMACs", "image", "weights"]
     assert any(line.startswith("vitc_18gf ") and " 81.6 " in line and " 17.71 " in line for line in lines)
     assert [m["name"] for m in json.loads(run("list", "--json", "vitc_*"))] == convstem.list_models("vitc_*")
-    assert "timm's vit_base_patch16_dinov3 on a conv stem" in run("show", "vit_b16_dinov3_convstem")
+    assert "trunk: timm's vit_base_patch16_dinov3; stem: the default one" in run("show", "vit_b16_dinov3_convstem")
     pretrained = json.loads(run("list", "--json", "--pretrained", "vit_b16_convstem"))
     assert "vit_b16_convstem.augreg2_in21k_ft_in1k" in [m["name"] for m in pretrained]
 

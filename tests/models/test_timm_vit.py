@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from convstem import convert
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
-from convstem.registry.trunks import named_trunks
 from tests.support.assertions import largest_difference, randomise
 
 NAMES = list(catalog.models())
@@ -49,8 +48,8 @@ def test_counted_parameters_and_macs_are_the_models(name):
 
 
 def test_names_tags_and_module():
-    names = {*NAMES, *named_trunks()}
-    assert set(timm.list_models(module="convstem_timm")) == names | {f"{name}_pyramid" for name in names}
+    names = {*catalog.architectures(), *(f"{name}_pyramid" for name in catalog.families())}
+    assert set(timm.list_models(module="convstem_timm")) == names
     assert timm.get_pretrained_cfg("vit_b16_convstem").first_conv == "patch_embed.backbone.0.conv"
 
 

@@ -63,15 +63,12 @@ def test_the_measured_error_of_a_transplant_is_in_its_card():
     assert "license: cc-by-nc-4.0" in text
 
 
-def test_the_card_of_a_name_by_rule_registers_it_first():
+def test_the_card_of_a_name_by_rule_needs_no_registration():
     facts = replace(facts_of_entry(catalog.weights()[NANO]), architecture="vit_relpos_small_patch16_224_convstem")
     text = render(facts)
     code, *_ = re.search(r"```python\n(.*?)model = ", text, re.DOTALL).groups()
-    is_known = f"import timm; assert timm.is_model({facts.architecture!r})"
-    assert python(is_known, check=False).returncode == 1
-    python(f"{code}\n{is_known}")
-    assert "with `CONVSTEM_REGISTER=all`" in text
-    assert "register" not in card_of(NANO)
+    python(f"{code}\nassert timm.is_model({facts.architecture!r})")
+    assert "register" not in text
 
 
 def test_weights_that_were_trained_since_are_not_called_a_transplant():
@@ -99,4 +96,4 @@ def test_command():
     assert result.output == card_of("vit_b16_convstem.augreg2_in21k_ft_in1k")
     result = CliRunner().invoke(main, ["card", "vit_b16_convstem.x"])
     assert result.exit_code == 1
-    assert "no weights 'vit_b16_convstem.x'; `convstem list --pretrained` prints all" in result.output
+    assert "vit_b16_convstem has no pretrained tag 'x'; it has augreg2_in21k_ft_in1k, " in result.output

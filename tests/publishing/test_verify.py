@@ -167,7 +167,7 @@ def test_command(folder):
 def test_pull_of_names():
     with pytest.raises(ValueError, match="ships inside convstem, there is nothing to download; give a folder"):
         convstem.pull(NANO)
-    with pytest.raises(KeyError, match="no weights 'vit_nano4_convstem.x': give org/name"):
+    with pytest.raises(KeyError, match="vit_nano4_convstem has no pretrained tag 'x'; it has cifar10"):
         convstem.pull("vit_nano4_convstem.x")
 
 

@@ -8,11 +8,13 @@ import torch
 
 import convstem
 from convstem.hosts.timm_tags import trunk_cfgs
+from convstem.publishing.folder import finish_config
 from convstem.publishing.stage import stage
 from convstem.publishing.transplant_folder import transplant_to_folder
 from convstem.publishing.verify import verify_folder
 from convstem.registry import catalog
-from convstem.registry.trunks import named_trunks, rule_trunks, transplanted_name
+from convstem.registry.catalog import transplanted_name
+from convstem.registry.trunks import named_trunks, rule_trunks
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.processes import python
 
@@ -107,6 +109,7 @@ def test_all_sizes_of_a_name_are_one_architecture():
 
 BY_RULE = """
 import convstem, sys, timm
+from convstem.publishing.folder import finish_config
 from convstem.publishing.stage import stage
 from convstem.publishing.verify import verify_folder
 from pathlib import Path
@@ -125,11 +128,14 @@ def test_a_transplant_on_a_trunk_by_rule_is_known_to_a_new_process(tmp_path):
 
 
 def test_other_sizes_become_suffixes():
-    assert list(trunk_cfgs([named_trunks()["vit_l16_siglip_convstem"]], sizes=True))[-1].endswith("_384")  # 512: unlike
-    tags = list(trunk_cfgs([named_trunks()["deit3_b16_convstem"]], sizes=True))
+    tags = list(trunk_cfgs("vit_l16_siglip_convstem", "vit_large_patch16_siglip_256"))
+    assert tags[-1].endswith("_384")  # 512: unlike
+    tags = list(trunk_cfgs("deit3_b16_convstem", "deit3_base_patch16_224"))
     assert "deit3_b16_convstem.fb_in1k" in tags
     assert "deit3_b16_convstem.fb_in1k_384" in tags
     assert not [tag for tag in tags if tag.endswith("_224")]
+    tags = list(trunk_cfgs("deit3_base_patch16_224_convstem", "deit3_base_patch16_224"))
+    assert not [tag for tag in tags if tag.endswith("_384")]  # the rule has a name for every size
 
 
 def test_no_name_is_used_twice():
@@ -137,23 +143,37 @@ def test_no_name_is_used_twice():
     assert not {*catalog.models(), *named_trunks()} & set(rule_trunks())
 
 
-CREATE_BY_RULE = """
-import timm, torch
-name = "vit_relpos_small_patch16_224_convstem"
-assert timm.is_model(name)
-model = timm.create_model(name, depth=1, img_size=64)
-assert model.patch_embed.backbone[0].conv.kernel_size == (3, 3)
-tags = timm.list_models("*_convstem.*", pretrained=True)
-print(len([n for n in timm.list_models(module="convstem_timm")]), len(tags))
-"""
-
-
-@pytest.mark.full
-def test_everything_else_by_rule_and_only_on_request():
-    by_call = python("import convstem; convstem.register(all=True)" + CREATE_BY_RULE)
-    by_switch = python(CREATE_BY_RULE, CONVSTEM_REGISTER="all")
-    assert by_call.stdout == by_switch.stdout
-    models, tags = map(int, by_call.stdout.split())
-    assert models >= len(catalog.models()) + len(named_trunks()) + 200
+def test_every_name_by_rule_exists_without_a_call():
+    code = """
+    import timm
+    assert timm.is_model("vit_relpos_small_patch16_224_convstem")
+    model = timm.create_model("vit_relpos_small_patch16_224_convstem", depth=1, img_size=64)
+    assert model.patch_embed.backbone[0].conv.kernel_size == (3, 3)
+    tags = timm.list_models("*_convstem.*", pretrained=True)
+    print(len([n for n in timm.list_models(module="convstem_timm")]), len(tags))
+    """
+    models, tags = map(int, python(code).stdout.split())
+    assert models == len(catalog.architectures()) + len(catalog.families())  # their NAME_pyramid
     assert tags > 300
-    assert not timm.is_model("vit_relpos_small_patch16_224_convstem")
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224_convstem", "vit_s16_dinov3_convstem"])
+def test_a_saved_transplant_loads_in_a_fresh_process_without_convstem(name, tmp_path):
+    source = catalog.find(name).trunk
+    model = convstem.transplant(randomise(timm.create_model(source, depth=1, img_size=64, num_classes=3)).eval())
+    images = torch.rand(1, 3, 64, 64)
+    torch.save((images, model(images).detach()), tmp_path / "expected.pt")
+    assert model.pretrained_cfg["architecture"] == name
+    stage(model, tmp_path)
+    finish_config(tmp_path, "apache-2.0")
+    code = """
+    import sys, torch, timm
+    images, expected = torch.load(sys.argv[1] + "/expected.pt")
+    model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+    assert not torch.equal(timm.create_model("local-dir:" + sys.argv[1], pretrained=False).eval()(images), expected)
+    assert torch.equal(model(images), expected)
+    from transformers import AutoModelForImageClassification
+    theirs = AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()
+    assert torch.equal(theirs(pixel_values=images).logits, expected)
+    """
+    python(code, str(tmp_path))

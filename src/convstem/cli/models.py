@@ -3,64 +3,105 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from convstem.cli.tables import table
-from convstem.registry.describe import describe, list_models
+from convstem.errors import UnknownModelError
+from convstem.hosts.describe import describe, list_models, summarise
+from convstem.registry import catalog
 
 
 @click.command("list")
-@click.argument("pattern", default="*")
+@click.argument("pattern", default="")
+@click.option("--all", "everything", is_flag=True, help="Also the names made by rule, <timm name>_convstem.")
 @click.option("--pretrained", is_flag=True, help="Only models with weights, one line per tag.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_command(pattern: str, pretrained: bool, as_json: bool) -> None:
-    """List architectures (or pretrained tags) whose name matches PATTERN."""
-    names = list_models(pattern, pretrained=pretrained)
+def list_command(pattern: str, everything: bool, pretrained: bool, as_json: bool) -> None:
+    """List architectures (or pretrained tags) whose name matches PATTERN.
+
+    PATTERN is in the shell's style ('vit_b16_*', quoted), or a word that the name holds (dinov3). Without one: our own
+    families, then timm trunks under names of ours.
+    """
+    names = list_models(pattern or "*" * everything, pretrained=pretrained)
+    if not names:
+        raise UnknownModelError(no_match(pattern, pretrained))
+    infos = [(describe if pretrained else summarise)(name) | {"name": name} for name in names]
     if as_json:
-        click.echo(json.dumps([describe(name) | {"name": name} for name in names], indent=2))
+        click.echo(json.dumps(infos, indent=2))
         return
-    rows = [["name", "torchvision", "params (M)", "GMACs", "image", "weights"]]
-    click.echo(table([*rows, *(list_row(name, describe(name)) for name in names)]))
+    click.echo(table([(TAG_COLUMNS if pretrained else COLUMNS), *map(tag_row if pretrained else list_row, infos)]))
+    if not pattern and not everything:
+        more = len(catalog.architectures()) - len(catalog.matching())
+        click.echo(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
 
 
-def list_row(name: str, info: dict[str, Any]) -> list[str]:
-    """Return one architecture as a table row; on another timm trunk the sizes are timm's."""
-    if "num_params" not in info:
-        return [name, "-", "-", "-", "-", f"those of timm's {info['trunk']}"]
+def no_match(pattern: str, pretrained: bool) -> str:
+    """Return the sentence for a pattern that matches nothing: the nearest names, sorted."""
+    near = catalog.nearest(pattern.strip("*?"))
+    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
+    return f"no {'pretrained tag' if pretrained else 'name'} matches {pattern!r}; {hint}"
+
+
+COLUMNS = ["name", "torchvision", "params (M)", "GMACs", "image", "weights"]
+
+
+TAG_COLUMNS = ["name", "params (M)", "GMACs", "image", "classes", "licence", "dataset"]
+
+
+def list_row(info: dict[str, Any]) -> list[str]:
+    """Return one architecture as a table row."""
+    return [info["name"], info["torchvision"] or "-", *sizes(info), weights_cell(info)]
+
+
+def tag_row(info: dict[str, Any]) -> list[str]:
+    """Return one pretrained tag as a table row."""
+    (weights,) = info["weights"]
+    return [info["name"], *sizes(info), str(info["num_classes"]), weights["license"], weights["dataset"]]
+
+
+def sizes(info: dict[str, Any]) -> list[str]:
+    """Return millions of parameters, billions of multiply-adds and the image size as cells."""
+    if info["num_params"] is None:
+        return ["-", "-", pixels(info["img_size"])]
+    return [f"{info['num_params'] / 1e6:.1f}", f"{info['macs'] / 1e9:.2f}", pixels(info["img_size"])]
+
+
+def pixels(size: int | Sequence[int]) -> str:
+    """Return an image size as text: one number for a square, else height x width."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def weights_cell(info: dict[str, Any]) -> str:
+    """Return the tags of an architecture in short."""
+    if info["weights"] is None:
+        return f"those of timm's {info['trunk']}"
     tags = [weights["name"].split(".", 1)[1] for weights in info["weights"]]
-    weights = tags[0] + (f" and {len(tags) - 1} more" if len(tags) > 1 else "") if tags else "-"
-    params, gmacs = f"{info['num_params'] / 1e6:.1f}", f"{info['macs'] / 1e9:.2f}"
-    return [name, info["torchvision"] or "-", params, gmacs, str(info["img_size"]), weights]
+    return tags[0] + (f" and {len(tags) - 1} more" if len(tags) > 1 else "") if tags else "-"
 
 
 @click.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
-    """Show one architecture: stem, sizes, parameters, weights and licences."""
-    info = describe(name)
+    """Show one architecture: stem, sizes, parameters, weights and licences.
+
+    NAME is a timm or torchvision name, with or without a pretrained tag; of a patchify model of timm, its conv-stem
+    name is shown.
+    """
+    ours = catalog.conv_stem_names(name.split(".", 1)[0])
+    info = describe(ours[0] if ours else name)
     if as_json:
         click.echo(json.dumps(info, indent=2))
         return
-    if "num_params" not in info:
-        click.echo(f"{name}: timm's {info['trunk']} on a conv stem; its sizes and pretrained tags are timm's")
-        return
+    if ours:
+        click.echo(f"{name} is a patchify model of timm; on a conv stem it is {' or '.join(ours)}\n")
     click.echo(f"{info['name']}   (torchvision: {info['torchvision'] or 'not available'})\n{info['source']}\n")
     click.echo(table(stem_rows(info)))
-    click.echo(
-        f"\ntrunk: {info['depth']} blocks, embed_dim {info['embed_dim']}, {info['num_heads']} heads, "
-        f"MLP ratio {info['mlp_ratio']:g}, {info['pos_embed']} position embedding"
-        f"\ninput: 3 x {info['img_size']} x {info['img_size']}, patch {info['patch_size']}, "
-        f"{info['num_classes']} classes"
-        f"\nparams: {info['num_params']:,}   multiply-adds: {info['macs'] / 1e9:.2f} G"
-    )
-    rows = [["weights", "licence", "dataset", "metrics", "location"]]
-    for entry in info["weights"]:
-        metrics = ", ".join(f"{key} {value:g} %" for key, value in entry["metrics"].items()) or "-"
-        rows.append([entry["name"], entry["license"], entry["dataset"], metrics, entry["location"]])
-    click.echo("\n" + (table(rows) if info["weights"] else "no pretrained weights"))
+    click.echo("\n" + "\n".join(trunk_lines(info)))
+    click.echo("\n" + "\n".join(weights_lines(info["weights"])))
     for entry in info["elsewhere"]:
         click.echo("\n" + elsewhere_text(entry))
 
@@ -81,10 +122,54 @@ def elsewhere_text(entry: dict[str, Any]) -> str:
 def stem_rows(info: dict[str, Any]) -> list[list[str]]:
     """Return the stem as table rows, layer by layer, with the feature map's size in pixels."""
     rows = [["stem layer", "kernel", "stride", "channels", "feature map"]]
-    size, names = info["img_size"], info["stem_layer"]
+    height, width = height_width(info["img_size"])
     layers = zip(info["stem_channels"], info["stem_kernel_sizes"], info["stem_strides"], strict=True)
     for channels, kernel, stride in layers:
-        size = -(-size // stride)
-        rows.append([names, f"{kernel}x{kernel}", str(stride), str(channels), f"{size}x{size}"])
-    rows.append(["conv", "1x1", "1", str(info["embed_dim"]), f"{size}x{size}"])
+        height, width = -(-height // stride), -(-width // stride)
+        rows.append([info["stem_layer"], f"{kernel}x{kernel}", str(stride), str(channels), f"{height}x{width}"])
+    rows.append(["conv", "1x1", "1", str(info["embed_dim"]), f"{height}x{width}"])
     return rows
+
+
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of an image size."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def trunk_lines(info: dict[str, Any]) -> list[str]:
+    """Return what is known of the trunk, its input and its size."""
+    heads = f"{info['num_heads']} heads" if info["num_heads"] else "no attention"
+    ours = f", MLP ratio {info['mlp_ratio']:g}, {info['pos_embed']} position embedding" if info["mlp_ratio"] else ""
+    height, width = height_width(info["img_size"])
+    counts = (
+        "params and multiply-adds: not counted at this image size"
+        if info["num_params"] is None
+        else f"params: {info['num_params']:,}   multiply-adds: {info['macs'] / 1e9:.2f} G"
+    )
+    return [
+        f"trunk: {info['depth']} blocks, embed_dim {info['embed_dim']}, {heads}{ours}",
+        f"input: 3 x {height} x {width}, patch {info['patch_size']}, {info['num_classes']} classes",
+        counts,
+    ]
+
+
+def weights_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the weights as a table; of one alone also how its images are prepared."""
+    if not entries:
+        return ["no pretrained weights"]
+    rows = [["weights", "image", "classes", "licence", "dataset", "metrics", "location"]]
+    for entry in entries:
+        _, height, width = entry["input_size"]
+        image = pixels(height if height == width else (height, width))
+        metrics = ", ".join(f"{key} {value:g} %" for key, value in entry["metrics"].items()) or "-"
+        facts = [str(entry["num_classes"]), entry["license"], entry["dataset"], metrics, entry["location"]]
+        rows.append([entry["name"], image, *facts])
+    return [table(rows), *(preprocessing(entries[0]) if len(entries) == 1 else [])]
+
+
+def preprocessing(entry: dict[str, Any]) -> list[str]:
+    """Return the description and the preprocessing of a weights entry."""
+    mean, std = (", ".join(f"{value:g}" for value in entry[field]) for field in ("mean", "std"))
+    resized = f"{entry['interpolation']}, crop {entry['crop_pct']:g}, mean {mean}, std {std}"
+    return ["", *filter(None, [entry["description"]]), f"preprocessing: {resized}"]

@@ -9,8 +9,8 @@ from typing import Any
 from convstem.hosts.timm_tags import trunk_cfgs
 from convstem.registry import catalog, tables
 from convstem.registry.catalog import PYRAMID
-from convstem.registry.records import ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.trunks import named_trunks, rule_trunks, with_pyramid
+from convstem.registry.records import ModelSpec, WeightsSpec
+from convstem.registry.trunks import trunks
 from convstem.stem.keys import FIRST_CONV
 
 default_cfgs: dict[str, Any] = {}
@@ -63,15 +63,15 @@ def weights_cfg(entry: WeightsSpec) -> dict[str, Any]:
     }
 
 
-def make_trunk_entrypoint(spec: TrunkSpec) -> Callable[..., Any]:
+def make_trunk_entrypoint(name: str, trunk: str) -> Callable[..., Any]:
     """Return the function timm registers for a timm architecture on a conv stem."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
         from convstem.models.timm_trunk import create_on_trunk  # heavy, so only when a model is built
 
-        return create_on_trunk(spec.name, spec.trunk, pretrained, **kwargs)
+        return create_on_trunk(name, trunk, pretrained, **kwargs)
 
-    return _at_home(entrypoint, spec.name, f"{spec.name}: timm's {spec.trunk} on a conv stem.")
+    return _at_home(entrypoint, name, f"{name}: timm's {trunk} on a conv stem.")
 
 
 def make_pyramid_entrypoint(name: str, create: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,12 +96,8 @@ def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..
     return entrypoint
 
 
-def entrypoints(all_trunks: bool = False) -> dict[str, Callable[..., Any]]:
-    """Create the entrypoints and ``default_cfgs`` as attributes of this module; return the entrypoints by name.
-
-    Args:
-        all_trunks: also ``<timm name>_convstem`` for every transplantable architecture of timm.
-    """
+def entrypoints() -> dict[str, Callable[..., Any]]:
+    """Create the entrypoints and ``default_cfgs`` as attributes of this module; return the entrypoints by name."""
     from timm.models._registry import generate_default_cfgs, is_model
 
     cfgs: dict[str, Any] = {}
@@ -110,12 +106,12 @@ def entrypoints(all_trunks: bool = False) -> dict[str, Callable[..., Any]]:
         entries = catalog.weights_of(spec.name)
         cfgs.update({entry.name: weights_cfg(entry) for entry in entries} or {spec.name: model_cfg(spec)})
         functions[spec.name] = make_entrypoint(spec)
-    for trunks, sizes in ((named_trunks(), True), (rule_trunks() if all_trunks else {}, False)):
-        present = [spec for spec in trunks.values() if is_model(spec.trunk)]  # another timm release may lack some
-        cfgs.update(trunk_cfgs(present, sizes))
-        functions.update((spec.name, make_trunk_entrypoint(spec)) for spec in present)
+    for name, trunk in trunks().items():
+        if is_model(trunk):  # another timm release may lack some
+            cfgs.update(trunk_cfgs(name, trunk))
+            functions[name] = make_trunk_entrypoint(name, trunk)
     default_cfgs.update(generate_default_cfgs(cfgs))
-    for name in [name for name in with_pyramid() if name in functions]:
+    for name in [name for name in catalog.families() if name in functions]:
         functions[f"{name}{PYRAMID}"] = make_pyramid_entrypoint(name, functions[name])
         default_cfgs[f"{name}{PYRAMID}"] = default_cfgs[name]
     return functions

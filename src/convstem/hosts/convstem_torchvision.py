@@ -64,7 +64,8 @@ def make_enum(spec: ModelSpec) -> type[ConvStemWeights]:
 def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
     """Return torchvision's record of a weights entry, with the metadata its own tests ask for."""
     size = entry.input_size[1:]
-    params = num_params(spec, entry.num_classes, size[0])
+    sized = catalog.sized(spec, entry.num_classes, entry.img_size) or spec
+    params = num_params(sized)
     return Weights(
         url=(tables.data_dir("registry") / entry.file).as_uri() if entry.file else f"hf-hub:{entry.hf_hub_id}",
         transforms=partial(
@@ -83,7 +84,7 @@ def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
             "license": entry.license,
             "convstem": entry.name,
             "_metrics": {entry.dataset: dict(entry.metrics)},
-            "_ops": round(macs(spec, entry.num_classes, size[0]) / 1e9, 3),
+            "_ops": round(macs(sized) / 1e9, 3),
             "_file_size": round(4 * params / 1024**2, 3),  # float32
             "_docs": entry.description,
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,12 +30,8 @@ RECORDS: dict[str, Record] = {}
 """The latest record of each host."""
 
 
-def register(all: bool = False) -> dict[str, Record]:
+def register() -> dict[str, Record]:
     """Register our architectures with timm and torchvision, importing both; safe to call again.
-
-    Args:
-        all: also ``<timm name>_convstem`` for every transplantable architecture of timm, with its pretrained tags.
-            ``CONVSTEM_REGISTER=all`` does the same in every process.
 
     Returns:
         The record of each host, by host.
@@ -48,18 +43,8 @@ def register(all: bool = False) -> dict[str, Record]:
 
     for host, module in HOST_MODULES.items():
         importlib.import_module(module)
-        register_host(host, "convstem.register()", all)
+        register_host(host, "convstem.register()")
     return dict(RECORDS)
-
-
-def ensure_registered(architecture: str | None) -> None:
-    """Register the names by rule if this is one of them, for they are not registered until somebody asks."""
-    import timm
-
-    from convstem.registry.trunks import rule_trunks
-
-    if architecture in rule_trunks() and not timm.is_model(architecture):
-        register(all=True)
 
 
 def register_loaded(path: str) -> None:
@@ -71,20 +56,19 @@ def register_loaded(path: str) -> None:
             register_host(host, path)
 
 
-def register_host(host: str, path: str, all_trunks: bool = False) -> Record:
+def register_host(host: str, path: str) -> Record:
     """Register our architectures with one imported host.
 
     Args:
         host: ``timm`` or ``torchvision``.
         path: who asked, for the record.
-        all_trunks: see ``register(all=True)``; torchvision cannot express these.
 
     Raises:
         Exception: whatever stopped the registration; the names registered so far are withdrawn.
     """
     record = RECORDS[host] = Record(host, path)
     try:
-        _REGISTER[host](record, all_trunks or os.environ.get("CONVSTEM_REGISTER") == "all")
+        _REGISTER[host](record)
     except Exception as error:
         record.names.clear()
         record.error = f"{type(error).__name__}: {error}"
@@ -99,12 +83,12 @@ def register_host(host: str, path: str, all_trunks: bool = False) -> Record:
     return record
 
 
-def _register_timm(record: Record, all_trunks: bool) -> None:
+def _register_timm(record: Record) -> None:
     from timm.models import _registry
 
     from convstem.hosts import convstem_timm
 
-    functions = convstem_timm.entrypoints(all_trunks)
+    functions = convstem_timm.entrypoints()
     new = _unclaimed(record, functions, _registry._model_entrypoints, convstem_timm.__name__)
     try:
         for name in new:
@@ -117,7 +101,7 @@ def _register_timm(record: Record, all_trunks: bool) -> None:
     record.names += sorted(set(functions) - set(record.refused))
 
 
-def _register_torchvision(record: Record, all_trunks: bool) -> None:
+def _register_torchvision(record: Record) -> None:
     from torchvision import models  # the parent may still be importing: it has no attribute `models` yet
     from torchvision.models._api import BUILTIN_MODELS, register_model
 

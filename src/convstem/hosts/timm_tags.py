@@ -1,45 +1,103 @@
-"""The pretrained tags that architectures on other timm trunks take over from timm."""
+"""The pretrained tags of every architecture: the registry's, and those taken over from timm on other timm trunks.
+
+timm is imported only where tags of its are asked for.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from convstem.registry.records import TrunkSpec
+from convstem.errors import UnknownModelError
+from convstem.registry import catalog
+from convstem.registry.records import WeightsSpec
+from convstem.registry.trunks import named_tables, without_size
+
+# What a tag was trained on last, by how it ends; the first match counts.
+_DATASETS = (("in1k", "ImageNet-1k"), ("in21k", "ImageNet-21k"), ("dino", "ImageNet-1k"), ("mae", "ImageNet-1k"))
 
 
-def trunk_cfgs(specs: Iterable[TrunkSpec], sizes: bool) -> dict[str, Any]:
-    """Return timm's pretrained cfgs of some trunks under our names, by ``name.tag``, in timm's order.
+def weights_of(architecture: str) -> list[WeightsSpec]:
+    """Return the weights entries of any architecture of ours, its default first."""
+    if architecture in catalog.models():
+        return catalog.weights_of(architecture)
+    from timm.models import get_arch_pretrained_cfgs
 
-    Args:
-        specs: the architectures.
-        sizes: include a trunk's other image sizes, their tags with a suffix.
+    cfgs = get_arch_pretrained_cfgs(architecture).items()
+    return [trunk_entry(name, cfg) for name, cfg in cfgs if cfg.hf_hub_id and cfg.tag]
+
+
+def find_weights(name: str) -> WeightsSpec:
+    """Return the weights entry of a name with tag, or the default one of a name without.
+
+    Raises:
+        UnknownModelError: no such name, or no such tag of it; the message lists the nearest names or the tags.
+    """
+    architecture, tag = catalog.find(name).name, name.partition(".")[2]
+    entries = weights_of(architecture)
+    found = [entry for entry in entries if tag in ("", entry.tag)]
+    if found:
+        return found[0]
+    has = ", ".join(sorted(entry.tag for entry in entries)) or "none"
+    raise UnknownModelError(f"{architecture} has no pretrained tag{f' {tag!r}' if tag else ''}; it has {has}")
+
+
+def trunk_entry(name: str, cfg: Any) -> WeightsSpec:
+    """Return the weights entry of a timm pretrained cfg under our name with tag."""
+    shared = ("num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "hf_hub_id")
+    source = cfg.hf_hub_id.removeprefix("timm/")
+    return WeightsSpec(
+        name=name,
+        license=cfg.license or "unknown",
+        dataset=dataset_of(source.partition(".")[2]),
+        transform="transplant",
+        description=f"Transplanted from timm's {source}: function preserved, not trained further.",
+        **{field: getattr(cfg, field) for field in shared},
+    )
+
+
+def dataset_of(tag: str) -> str:
+    """Return what the weights of a timm tag were trained on last, or the tag where it does not say."""
+    return next((dataset for end, dataset in _DATASETS if tag.endswith(end)), tag)
+
+
+def trunk_cfgs(name: str, trunk: str) -> dict[str, Any]:
+    """Return timm's pretrained cfgs of a trunk under our name, by ``name.tag``, in timm's order.
+
+    A name of ``registry/trunks.toml`` has those of the trunk's other image sizes too, their tags with a suffix.
     """
     from timm.models import _registry
 
-    siblings = _siblings(_registry._model_default_cfgs) if sizes else {}
     found = {}
-    for spec in specs:
-        prefix = spec.trunk.rpartition("_")[0]
-        others = [name for name in siblings.get(prefix, ()) if name not in (spec.trunk, *spec.unlike)]
-        for source in [spec.trunk, *(others if spec.trunk in siblings.get(prefix, ()) else ())]:
-            suffix = "" if source == spec.trunk else source.removeprefix(prefix)
-            for name in _registry._model_with_tags[source]:
-                cfg, tag = _registry._model_pretrained_cfgs[name], name.partition(".")[2]
-                ours = f"{spec.name}.{tag}{suffix}" if tag else spec.name
-                found[ours] = copy.copy(cfg)  # every import of timm pays: dataclasses.replace takes ten times as long
-                found[ours].first_conv = _stem_conv(cfg.first_conv)
+    for source in (trunk, *other_sizes(name, trunk)):
+        suffix = "" if source == trunk else source.removeprefix(without_size(trunk))
+        for name_and_tag in _registry._model_with_tags[source]:
+            cfg, tag = _registry._model_pretrained_cfgs[name_and_tag], name_and_tag.partition(".")[2]
+            ours = f"{name}.{tag}{suffix}" if tag else name
+            found[ours] = copy.copy(cfg)  # every import of timm pays: dataclasses.replace takes ten times as long
+            found[ours].first_conv = _stem_conv(cfg.first_conv)
     return found
 
 
-def _siblings(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group the names that end in an image size by what comes before it."""
+def other_sizes(name: str, trunk: str) -> list[str]:
+    """Return the timm architectures whose tags an architecture of ``registry/trunks.toml`` has besides its trunk's."""
+    row = named_tables().get(name)
+    if row is None or without_size(trunk) == trunk:
+        return []
+    return [other for other in _sizes()[without_size(trunk)] if other not in (trunk, *row.get("unlike", ()))]
+
+
+@cache
+def _sizes() -> Mapping[str, list[str]]:
+    """Group timm's architectures that are named after their image size by what comes before it."""
+    from timm.models import _registry
+
     groups: dict[str, list[str]] = {}
-    for name in names:
-        prefix, _, size = name.rpartition("_")
-        if size.isdigit():
-            groups.setdefault(prefix, []).append(name)
+    for name in _registry._model_default_cfgs:
+        if without_size(name) != name:
+            groups.setdefault(without_size(name), []).append(name)
     return groups
 
 

@@ -12,7 +12,6 @@ from convstem.errors import InvalidFileError, MissingPathError, UnsupportedModel
 from convstem.files.safetensors import Stored
 from convstem.hub.transfer import LARGEST_TEXT
 from convstem.registry import catalog
-from convstem.registry.trunks import named_trunks, rule_trunks
 
 LARGEST_SIZE = {"depth": 512, "embed_dim": 1 << 14, "img_size": 1 << 14, "num_classes": 1 << 20, "num_heads": 1 << 10}
 """Beyond these a config is absurd, and building the model only to find that out would take for ever."""
@@ -101,17 +100,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_ours(architecture: str) -> None:
     """Raise ``TypeError`` unless this is a conv-stem architecture of this package."""
-    if is_ours(architecture):
+    if architecture in catalog.architectures():
         return
     raise UnsupportedModelError(
         f"expected a conv-stem architecture of convstem, got {architecture!r}: {catalog.unknown_name(architecture)}. "
         "A patchify ViT becomes one with `convstem transplant` or convstem.transplant"
     )
-
-
-def is_ours(architecture: str) -> bool:
-    """Tell whether this is a conv-stem architecture of this package, so that a config with it can be loaded."""
-    return architecture in catalog.models() or architecture in named_trunks() or architecture in rule_trunks()
 
 
 def _check_fields(cfg: Mapping[str, Any]) -> None:

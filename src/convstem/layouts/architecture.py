@@ -91,6 +91,11 @@ def _spec(sizes: Sizes, stem: StemSizes, layout: Layout, given: Given, facts: Ma
     """Return the registry's row that fits best."""
     if given.architecture is not None:
         spec = catalog.find(given.architecture)
+        if not isinstance(spec, ModelSpec):
+            raise ArgumentError(
+                f"architecture must be one of convstem's own families; {spec.name} has timm's trunk {spec.trunk}, and "
+                "its state dicts are in timm's layout already"
+            )
         _check_asked(sizes, stem, spec)
         return spec
     rows = [spec for spec in catalog.models().values() if _same_trunk(sizes, spec) and _same_heads(spec, facts)]

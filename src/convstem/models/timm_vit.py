@@ -183,7 +183,7 @@ def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
         pretrained: load the weights that ``pretrained_cfg`` names.
         kwargs: arguments of timm's builder and of ``ConvStemVisionTransformer``.
     """
-    spec = catalog.find(name)
+    spec = catalog.models()[name]
     build = partial(
         build_model_with_cfg,
         _MODEL_CLASSES[spec.pos_embed],

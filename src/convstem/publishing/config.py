@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import InvalidFileError
-from convstem.hosts.registration import ensure_registered
 from convstem.hub.config import read_config
 from convstem.registry.stem_spec import StemSpec
 
@@ -28,7 +27,6 @@ def meta_model(folder: Path) -> Any:
 
     config = read_config(folder / "config.json")
     name, args = config["architecture"], dict(config.get("model_args") or {})
-    ensure_registered(name)
     known = _argument_names(type(timm.create_model(name, device="meta"))) | OUR_ARGUMENTS
     unknown = sorted(set(args) - known)
     if unknown:

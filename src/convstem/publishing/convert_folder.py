@@ -17,7 +17,6 @@ from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite
 from convstem.files.staging import replacing
-from convstem.hosts.registration import ensure_registered
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.layouts.conversion import Converted, convert
 from convstem.layouts.diagnosis import some_of
@@ -168,7 +167,6 @@ def build(converted: Converted) -> Any:
     import timm
 
     name = converted.architecture
-    ensure_registered(name)
     model = timm.create_model(
         name,
         device="meta",

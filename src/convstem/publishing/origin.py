@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import ArgumentError, ConvStemError
-from convstem.hosts.registration import ensure_registered
 from convstem.hub.config import check_ours, read_config
 from convstem.hub.names import CONFIG
 from convstem.hub.provenance import SCRATCH, TRANSPLANTED, TUNED, Step, steps
@@ -32,7 +31,6 @@ def resolve_architecture(arch: str) -> tuple[str, dict[str, Any]]:
     if not place:
         name = arch.partition(".")[0]
         check_ours(name)
-        ensure_registered(name)
         return name, {}
     try:
         folder = _config_folder(kind, place)
@@ -42,7 +40,6 @@ def resolve_architecture(arch: str) -> tuple[str, dict[str, Any]]:
             f"the checkpoint was trained from {arch}, which cannot be read now ({error}); name its architecture with "
             "arch=NAME (--arch NAME on the command line), or another place of the same model"
         ) from error
-    ensure_registered(config["architecture"])
     return f"local-dir:{folder}", dict(config.get("model_args") or {})
 
 

@@ -6,12 +6,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from convstem.errors import ArgumentError, MissingFileError, UnknownModelError
+from convstem.errors import ArgumentError, MissingFileError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
+from convstem.hosts.timm_tags import find_weights
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch, fetch_all
-from convstem.registry import catalog
 from convstem.registry.records import WeightsSpec
 
 
@@ -39,7 +39,7 @@ def pull(
         UnknownModelError: unknown name.
     """
     source = source.removeprefix("hf-hub:")
-    entry = None if "/" in source else _entry(source)
+    entry = None if "/" in source else find_weights(source)
     if entry is not None and entry.file:
         return _write_embedded(entry, out)
     repo_id, at = entry.hub_name if entry else _split(source)
@@ -53,16 +53,6 @@ def pull(
 def _split(source: str) -> tuple[str, str | None]:
     repo_id, _, revision = source.partition("@")
     return repo_id, revision or None
-
-
-def _entry(name: str) -> WeightsSpec:
-    entries = catalog.weights()
-    found = [entries[name]] if name in entries else catalog.weights_of(name)
-    if not found:
-        raise UnknownModelError(
-            f"no weights {name!r}: give org/name, or a name that `convstem list --pretrained` prints"
-        )
-    return found[0]
 
 
 def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from convstem.errors import ArgumentError
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
+from convstem.hosts.timm_tags import find_weights
 from convstem.hub.names import CARD, CONFIG
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.licenses import check_license, license_of_card
@@ -19,7 +20,6 @@ from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish_config
 from convstem.publishing.stage import stage
 from convstem.publishing.verify import require, verify_folder
-from convstem.registry import catalog
 
 
 def push(
@@ -112,8 +112,6 @@ def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapp
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     known: dict[str, Any] = {}
     if tag is not None:
-        if tag not in catalog.weights():
-            raise ArgumentError(f"tag must be a name that `convstem list --pretrained` prints; got {tag!r}")
-        facts = facts_of_entry(catalog.weights()[tag])
+        facts = facts_of_entry(find_weights(tag))
         known = {k: getattr(facts, k) for k in ("dataset", "description", "metrics", "metrics_source", "recipe")}
     return facts_of_config(config, repo_id, license, **{**known, **{k: v for k, v in more.items() if v}})

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from convstem.errors import TransplantError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
-from convstem.hub.config import is_ours
 from convstem.hub.names import CARD, CONFIG
 from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
+from convstem.registry import catalog
 from convstem.stem.vocabulary import StemLike
 from convstem.transplanting.calibration import Calibration
 from convstem.transplanting.pixels import normalised_range
@@ -90,7 +90,7 @@ def write_transplant(
     """Do the same for a model that is built already; ``source`` is what the card calls it."""
     twin = transplant(model, stem, calibration, margin, in_chans=in_chans, bands=bands).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
-    if not is_ours(cfg["architecture"]):
+    if cfg["architecture"] not in catalog.architectures():
         raise TransplantError(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
             "patch 8, 16 and 32. Nothing was written; use convstem.transplant in Python"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 from convstem.errors import RegistryError, UnknownModelError
-from convstem.registry.records import ElsewhereSpec, ModelSpec, WeightsSpec
-from convstem.registry.tables import (
-    data_dir,
-    read_rows,
-)
+from convstem.registry.records import Architecture, ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec
+from convstem.registry.tables import data_dir, read_rows
+from convstem.registry.trunks import by_rule, named_trunks, rule_trunks, trunk_tables, without_size
 
 PYRAMID = "_pyramid"
 """End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
@@ -18,7 +18,7 @@ PYRAMID = "_pyramid"
 
 @cache
 def models() -> Mapping[str, ModelSpec]:
-    """Return every architecture by timm name, in registry order.
+    """Return the architectures of our own families by timm name, in registry order; ``architectures`` has all.
 
     Raises:
         RegistryError: a bad row, or a torchvision name given twice.
@@ -91,24 +91,107 @@ def torchvision_names() -> dict[str, str]:
     return {spec.torchvision: spec.name for spec in models().values() if spec.torchvision}
 
 
-def find(name: str) -> ModelSpec:
+def families() -> list[str]:
+    """Return the names of our own families and of named trunks, which also exist with ``_pyramid`` behind them."""
+    return [*models(), *named_trunks()]
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Return every architecture by timm name: our own families, named timm trunks, and the names made by rule."""
+    return {**models(), **named_trunks(), **rule_trunks()}
+
+
+def find(name: str) -> Architecture:
     """Return the architecture with this timm or torchvision name (``_pyramid`` and a tag after a dot are ignored).
 
     Raises:
-        KeyError: no such name; the message lists the nearest ones.
+        UnknownModelError: no such name; the message lists the nearest ones, or the conv-stem names of a patchify model.
     """
     base = name.split(".", 1)[0].removesuffix(PYRAMID)
-    spec = models().get(torchvision_names().get(base.lower(), base))
+    spec = architectures().get(torchvision_names().get(base.lower(), base))
     if spec is None:
         raise UnknownModelError(unknown_name(name))
     return spec
 
 
+def sized(spec: Architecture, num_classes: int, img_size: int | tuple[int, int]) -> Architecture | None:
+    """Return an architecture with another head and image size; None if its trunk was not measured at that size."""
+    if isinstance(spec, ModelSpec):
+        return replace(spec, num_classes=num_classes, img_size=img_size) if isinstance(img_size, int) else None
+    assert isinstance(spec, TrunkSpec)
+    if spec.img_size != img_size:
+        same = (other for other in rule_trunks().values() if without_size(other.trunk) == without_size(spec.trunk))
+        measured = next((other for other in same if other.img_size == img_size), None)
+        if measured is None:
+            return None
+        spec = replace(measured, name=spec.name, trunk=spec.trunk, unlike=spec.unlike)
+    more = num_classes - spec.num_classes
+    return replace(
+        spec,
+        num_classes=num_classes,
+        trunk_params=spec.trunk_params + more * spec.class_params,
+        trunk_macs=spec.trunk_macs + more * spec.class_macs,
+    )
+
+
+def built(spec: Architecture) -> Architecture:
+    """Return an architecture as timm builds it by default: with the head and image size of its default weights."""
+    entry = next(iter(weights_of(spec.name)), None)
+    return spec if entry is None else sized(spec, entry.num_classes, entry.img_size) or spec
+
+
+def matching(pattern: str = "") -> list[str]:
+    """Return the timm names whose timm or torchvision name matches: our own families first, then named timm trunks.
+
+    Args:
+        pattern: in the shell's style, or a bare word that the name holds; default: all but the names made by rule. The
+            names that end in ``_pyramid`` are found by this word only.
+    """
+    if not pattern:
+        return families()
+    spellings = {name: [name, spec.torchvision or ""] for name, spec in architectures().items()}
+    if PYRAMID.strip("_") in pattern:
+        spellings |= {f"{name}{PYRAMID}": [f"{name}{PYRAMID}"] for name in families()}
+    return [name for name, known in spellings.items() if fnmatch.filter(known, as_pattern(pattern))]
+
+
+def as_pattern(text: str) -> str:
+    """Return a pattern in the shell's style for one, or for a bare word that the name should hold."""
+    return text if any(sign in text for sign in "*?[") else f"*{text}*"
+
+
 def unknown_name(name: str) -> str:
-    """Return the sentence that answers an unknown model name: the nearest names, sorted."""
+    """Return the sentence that answers an unknown model name: its conv-stem names, or the nearest names, sorted."""
+    base = name.split(".", 1)[0]
+    ours = conv_stem_names(base)
+    if ours:
+        return f"{base!r} is a patchify model of timm; on a conv stem it is {' or '.join(ours)}"
+    near = nearest(base)
+    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
+    return f"unknown convstem model {name!r}; {hint}"
+
+
+def nearest(name: str) -> list[str]:
+    """Return at most five names, of timm or torchvision, that hold this one or look most like it."""
     import difflib  # only when a name is wrong
 
-    known = [*models(), *torchvision_names()]
-    near = difflib.get_close_matches(name.split(".", 1)[0].lower(), known, n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list` prints all names"
-    return f"unknown convstem model {name!r}; {hint}"
+    known, wanted = [*architectures(), *torchvision_names()], name.lower()
+    holding = [other for other in known if wanted in other]
+    alike = holding or difflib.get_close_matches(wanted, known, n=5, cutoff=0.5)
+    if not alike:  # a word of a name, such as dinov4
+        words = {word for other in known for word in other.split("_")}
+        alike = [other for word in difflib.get_close_matches(wanted, words) for other in known if word in other]
+    return alike[:5]
+
+
+def conv_stem_names(trunk: str) -> list[str]:
+    """Return our names for a timm architecture on a conv stem, the one to prefer first; none if it is not a trunk."""
+    return list(dict.fromkeys([transplanted_name(trunk), by_rule(trunk)])) if trunk in trunk_tables() else []
+
+
+def transplanted_name(architecture: str) -> str:
+    """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the one made by rule."""
+    rows = {without_size(spec.trunk): name for name, spec in models().items() if spec.trunk}
+    rows |= {without_size(spec.trunk): name for name, spec in named_trunks().items() if architecture not in spec.unlike}
+    return rows.get(without_size(architecture), by_rule(architecture))

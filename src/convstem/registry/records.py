@@ -26,19 +26,44 @@ TRANSFORMS = ("none", "transplant")
 """How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """One architecture: a row of ``registry/architectures.toml``. Field names are timm's keyword arguments."""
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What every name of ours stands for: a conv stem on a trunk. Field names are timm's keyword arguments."""
 
     name: str
     """timm name."""
     patch_size: int
-    """Pixels per token along each axis; must be the product of the stem's strides."""
+    """Pixels per token along each axis; the product of the stem's strides."""
     embed_dim: int
     depth: int
     num_heads: int
-    source: str
+    """Of attention; 0 in a trunk without, such as a mixer."""
+    img_size: int | tuple[int, int] = 224
+    """In pixels; height and width where they differ."""
+    num_classes: int = 1000
+    torchvision: str | None = None
+    """torchvision name; None where torchvision's VisionTransformer cannot express the architecture."""
+    trunk: str | None = None
+    """The timm patchify architecture with the same trunk, whose pretrained weights can be transplanted."""
+    source: str = ""
     """Where the numbers come from (paper and table, or upstream file)."""
+
+    @property
+    def stem(self) -> StemSpec:
+        """The stem that is built unless the caller gives another."""
+        raise NotImplementedError
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width in pixels."""
+        return (3, *((self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Architecture):
+    """An architecture of our own families: a row of ``registry/architectures.toml``."""
+
+    source: str
     mlp_ratio: float = 4.0
     stem_channels: tuple[int, ...] = ()
     """Those before the 1x1; none: ``default_stem``'s, which follow the number of input channels."""
@@ -48,22 +73,19 @@ class ModelSpec:
     stem_act: str = "relu"
     stem_bias: bool = False
     img_size: int = 224
-    num_classes: int = 1000
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_pct: float = 0.9
-    torchvision: str | None = None
-    """torchvision name; None where torchvision's VisionTransformer cannot express the architecture."""
-    trunk: str | None = None
-    """The timm patchify architecture with the same trunk, whose pretrained weights can be transplanted."""
     pos_embed: str = "learn"
     trunk_args: Mapping[str, Any] = field(default_factory=dict)
     """Further JSON-plain arguments of timm's VisionTransformer."""
 
     def __post_init__(self) -> None:
         """Validate the row."""
-        for name in ("patch_size", "embed_dim", "depth", "num_heads", "img_size", "num_classes"):
+        for name in ("patch_size", "embed_dim", "depth", "num_heads", "img_size"):
             positive_ints(name, getattr(self, name))
+        if self.num_classes < 0:
+            raise ArgumentError(f"num_classes must be 0 (no head) or more; got {self.num_classes}")
         check_stem_patch(self.stem, self.patch_size)
         check_heads(self.embed_dim, self.num_heads)
         choice("pos_embed", self.pos_embed, POS_EMBEDS)
@@ -88,16 +110,29 @@ class ModelSpec:
         )
 
 
-@dataclass(frozen=True)
-class TrunkSpec:
-    """A timm architecture under a name of ours, with a conv stem: a row of ``registry/trunks.toml``."""
+@dataclass(frozen=True, kw_only=True)
+class TrunkSpec(Architecture):
+    """Another timm architecture on the default stem: a row of ``registry/trunks.toml``, or a name made by rule.
 
-    name: str
-    """Our timm name."""
+    Its sizes are what timm builds by default, from ``registry/timm_trunks.json``.
+    """
+
     trunk: str
-    """The timm patchify architecture."""
+    trunk_params: int
+    """Parameters of everything but the patch embedding."""
+    trunk_macs: int
+    """Multiply-adds of the same for one image."""
+    class_params: int = 0
+    """Parameters that one more class adds to the classifiers."""
+    class_macs: int = 0
+    """Multiply-adds that one more class adds."""
     unlike: tuple[str, ...] = ()
     """timm architectures that are named as other image sizes of the trunk, but differ in more than that."""
+
+    @property
+    def stem(self) -> StemSpec:
+        """The default stem of this patch size and width."""
+        return default_stem(self.patch_size, self.embed_dim)
 
 
 @dataclass(frozen=True)
@@ -148,6 +183,12 @@ class WeightsSpec:
     def architecture(self) -> str:
         """The architecture's timm name."""
         return self.name.split(".", 1)[0]
+
+    @property
+    def img_size(self) -> int | tuple[int, int]:
+        """In pixels; height and width where they differ."""
+        _, height, width = self.input_size
+        return height if height == width else (height, width)
 
     @property
     def hub_name(self) -> tuple[str, str | None]:

@@ -36,10 +36,15 @@ def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
     Raises:
         RegistryError: not TOML or JSON, a duplicate row, an unknown or missing field, or a value the record refuses.
     """
+    return make_rows(path.name, read_tables(path), record)
+
+
+def make_rows(file: str, rows: Mapping[str, Any], record: type[Record]) -> dict[str, Record]:
+    """Make records from the tables of a file; see ``read_rows``."""
     known = {f.name: f for f in fields(record) if f.name != "name"}
     required = frozenset(n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING)
     read = partial(_record, record, frozenset(known), required)
-    return {name: read(name, table, f"{path.name}: [{name}]") for name, table in read_tables(path).items()}
+    return {name: read(name, table, f"{file}: [{name}]") for name, table in rows.items()}
 
 
 def read_tables(path: Path) -> dict[str, Any]:

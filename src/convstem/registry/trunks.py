@@ -1,43 +1,67 @@
-"""Architectures whose trunk is another timm architecture: which there are, and the tags they take over from timm.
+"""Architectures whose trunk is another timm architecture, on the default stem.
 
-Named ones are rows of ``registry/trunks.toml``; by rule, on request, ``<timm name>_convstem`` exists for every timm
+Named ones are rows of ``registry/trunks.toml``. The names by rule are ``<timm name>_convstem``, for every timm
 architecture of ``registry/timm_trunks.json`` (patch 8, 16 or 32).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
-from convstem.registry import catalog, tables
+from convstem.errors import RegistryError
+from convstem.registry import tables
 from convstem.registry.records import TrunkSpec
 
 
-def with_pyramid() -> list[str]:
-    """Return the names that also exist with ``_pyramid`` behind them: every row's and every named trunk's."""
-    return [*catalog.models(), *named_trunks()]
+@cache
+def trunk_tables() -> Mapping[str, Mapping[str, Any]]:
+    """Return what is known of each timm architecture whose patch embedding a stem can replace, by timm name."""
+    return tables.read_tables(tables.data_dir("registry") / "timm_trunks.json")
+
+
+@cache
+def named_tables() -> Mapping[str, Mapping[str, Any]]:
+    """Return the rows of ``registry/trunks.toml`` as they are, by our name."""
+    return tables.read_tables(tables.data_dir("registry") / "trunks.toml")
+
+
+def trunks() -> dict[str, str]:
+    """Return our name -> timm's for every architecture on another timm trunk, without making the records."""
+    named = {name: str(row.get("trunk")) for name, row in named_tables().items()}
+    return {**named, **{by_rule(trunk): trunk for trunk in trunk_tables()}}
+
+
+def by_rule(trunk: str) -> str:
+    """Return the name that is made by rule for a timm architecture."""
+    return f"{trunk}_convstem"
 
 
 @cache
 def named_trunks() -> Mapping[str, TrunkSpec]:
-    """Return the named trunk architectures, in registry order."""
-    return tables.read_rows(tables.data_dir("registry") / "trunks.toml", TrunkSpec)
+    """Return the named trunk architectures, in registry order.
+
+    Raises:
+        RegistryError: a bad row, or a trunk that ``timm_trunks.json`` does not have.
+    """
+    rows = {}
+    for name, row in named_tables().items():
+        if row.get("trunk") not in trunk_tables():
+            raise RegistryError(f"trunks.toml: [{name}]: timm_trunks.json has no trunk {row.get('trunk')!r}")
+        rows[name] = {**_measured(row["trunk"]), **row}
+    return tables.make_rows("trunks.toml", rows, TrunkSpec)
 
 
 @cache
 def rule_trunks() -> Mapping[str, TrunkSpec]:
     """Return ``<timm name>_convstem`` for every transplantable timm architecture."""
-    path = tables.data_dir("registry") / "timm_trunks.json"
-    names = json.loads(path.read_text(encoding="utf-8"))
-    return {f"{name}_convstem": TrunkSpec(f"{name}_convstem", name) for name in names}
+    rows = {by_rule(trunk): _measured(trunk) for trunk in trunk_tables()}
+    return tables.make_rows("timm_trunks.json", rows, TrunkSpec)
 
 
-def transplanted_name(architecture: str) -> str:
-    """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the one made by rule."""
-    rows = {without_size(spec.trunk): name for name, spec in catalog.models().items() if spec.trunk}
-    rows |= {without_size(spec.trunk): name for name, spec in named_trunks().items() if architecture not in spec.unlike}
-    return rows.get(without_size(architecture), f"{architecture}_convstem")
+def _measured(trunk: str) -> dict[str, Any]:
+    return {"trunk": trunk, **trunk_tables()[trunk], "source": f"trunk: timm's {trunk}; stem: the default one"}
 
 
 def without_size(architecture: str) -> str:

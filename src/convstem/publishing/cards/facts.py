@@ -8,7 +8,7 @@ from typing import Any
 
 from convstem.hub.provenance import Step, steps
 from convstem.registry import catalog
-from convstem.registry.records import ModelSpec, WeightsSpec
+from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,16 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
     return CardFacts(repo_id=repo_id, license=license, **{**facts, **more})
 
 
-def sized_spec(facts: CardFacts) -> ModelSpec | None:
-    """Return the architecture's row as the weights have it, or None where the trunk is another timm architecture."""
-    spec = catalog.models().get(facts.architecture)
-    if spec is None:
-        return None
-    names = {f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes")}
-    changed = {key: _plain(value) for key, value in facts.model_args.items() if key in names}
-    return replace(spec, num_classes=facts.num_classes or 1, img_size=facts.input_size[1], **changed)
+def sized_spec(facts: CardFacts) -> Architecture | None:
+    """Return the architecture as the weights have it, or None where not everything about it is known."""
+    spec = catalog.architectures().get(facts.architecture)
+    if isinstance(spec, ModelSpec):
+        names = {f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes")}
+        spec = replace(spec, **{key: _plain(value) for key, value in facts.model_args.items() if key in names})
+    elif spec is None or facts.model_args or facts.input_size[0] != 3:
+        return None  # any argument may change what was measured
+    _, height, width = facts.input_size
+    return catalog.sized(spec, facts.num_classes, height if height == width else (height, width))
 
 
 def _plain(value: Any) -> Any:

@@ -8,17 +8,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from convstem.errors import MissingFileError, UnknownModelError
+from convstem.errors import MissingFileError
+from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
 from convstem.hub.names import CARD, CONFIG
 from convstem.hub.provenance import TRANSPLANTED
 from convstem.hub.read import fetch
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
 from convstem.publishing.cards.licenses import check_license, license_metadata, license_of_card
-from convstem.registry import catalog, tables
+from convstem.registry import tables
 from convstem.registry.complexity import macs, num_params
-from convstem.registry.records import ModelSpec
-from convstem.registry.trunks import rule_trunks
+from convstem.registry.records import Architecture, ModelSpec
 
 TEMPLATE = "template.md"
 
@@ -53,15 +53,6 @@ _NORMS = {
     '  `stem_norm="batchnorm2d"`.',
 }
 """What there is to know about a stem's norm."""
-
-
-_IMPORTS = "import timm"
-
-
-_IMPORTS_BY_RULE = """import convstem
-import timm
-
-convstem.register(all=True)  # this name is one of those made by rule, which are registered on request"""
 
 
 _TORCHVISION_TAG = """model = torchvision.models.get_model("{torchvision}", weights="{tag}").eval()"""
@@ -99,7 +90,7 @@ def card_of(source: str, license: str | None = None) -> str:
     Raises:
         ArgumentError: nobody says the licence.
         HubError: the repository cannot be read.
-        UnknownModelError: no such weights.
+        UnknownModelError: no such architecture or tag; the message lists the nearest names, or the tags.
     """
     if Path(source).is_dir():
         return _card_of_config(Path(source), None, license)
@@ -109,13 +100,7 @@ def card_of(source: str, license: str | None = None) -> str:
         with suppress(MissingFileError):
             fetch(repo_id, CARD, file.commit)
         return _card_of_config(file.path.parent, repo_id, license)
-    entry = catalog.weights().get(source)
-    if entry is None:
-        entries = catalog.weights_of(catalog.find(source).name) if "." not in source else []
-        if not entries:
-            raise UnknownModelError(f"no weights {source!r}; `convstem list --pretrained` prints all")
-        entry = entries[0]
-    return render(facts_of_entry(entry))
+    return render(facts_of_entry(find_weights(source)))
 
 
 def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:
@@ -130,7 +115,6 @@ def render(facts: CardFacts) -> str:
     from huggingface_hub import ModelCard
 
     spec = sized_spec(facts)
-    by_rule = facts.architecture in rule_trunks()
     template = Template((tables.data_dir("hub_cards") / TEMPLATE).read_text(encoding="utf-8"))
     body = template.substitute(
         name=facts.name,
@@ -141,9 +125,7 @@ def render(facts: CardFacts) -> str:
         place=facts.repo_id or ".",
         timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}" if facts.repo_id else "local-dir:.",
         transformers=_transformers(facts),
-        imports=_IMPORTS_BY_RULE if by_rule else _IMPORTS,
         torchvision=_torchvision(facts, spec),
-        setting=", with `CONVSTEM_REGISTER=all` in the environment" if by_rule else "",
         size=f"{facts.input_size[1]} x {facts.input_size[2]}",
         resize=round(facts.input_size[1] / facts.crop_pct),
         interpolation=facts.interpolation,
@@ -199,28 +181,30 @@ def _eval_results(facts: CardFacts) -> list[Any]:
     ]
 
 
-def _sizes(spec: ModelSpec | None) -> str:
+def _sizes(spec: Architecture | None) -> str:
     if spec is None:
         return ""
+    heads = f"{spec.num_heads} heads" if spec.num_heads else "no attention"
+    ratio = f", MLP ratio {spec.mlp_ratio:g}" if isinstance(spec, ModelSpec) else ""
     return (
-        f"{spec.depth} blocks of width {spec.embed_dim}, {spec.num_heads} heads, MLP ratio {spec.mlp_ratio:g}; "
+        f"{spec.depth} blocks of width {spec.embed_dim}, {heads}{ratio}; "
         f"{num_params(spec) / 1e6:.2f} M parameters, {macs(spec) / 1e9:.3f} G multiply-adds per image."
     )
 
 
-def _stem_table(spec: ModelSpec) -> str:
-    size = spec.img_size
+def _stem_table(spec: Architecture) -> str:
+    _, height, width = spec.input_size
     rows = ["| stem layer | kernel | stride | channels | feature map |", "|---|---|---|---|---|"]
     stem = spec.stem
     for channels, kernel, stride in zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True):
-        size = -(-size // stride)
-        rows.append(f"| {stem.layer_title} | {kernel} x {kernel} | {stride} | {channels} | {size} x {size} |")
-    rows.append(f"| conv | 1 x 1 | 1 | {spec.embed_dim} | {size} x {size} |")
+        height, width = -(-height // stride), -(-width // stride)
+        rows.append(f"| {stem.layer_title} | {kernel} x {kernel} | {stride} | {channels} | {height} x {width} |")
+    rows.append(f"| conv | 1 x 1 | 1 | {spec.embed_dim} | {height} x {width} |")
     return "\n".join(rows)
 
 
-def _torchvision(facts: CardFacts, spec: ModelSpec | None) -> str:
-    if spec is None or not _fits_torchvision(facts, spec):
+def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
+    if not isinstance(spec, ModelSpec) or not _fits_torchvision(facts, spec):
         return _NOT_IN_TORCHVISION
     if facts.tag:
         tag = facts.tag.upper().replace("-", "_")

@@ -1,0 +1,96 @@
+"""What exists, as plain data: the answers behind ``convstem list`` and ``convstem show``.
+
+timm is imported only where pretrained tags are asked for that are timm's.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from convstem.hosts.timm_tags import find_weights, weights_of
+from convstem.registry import catalog
+from convstem.registry.complexity import macs, num_params
+from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
+
+
+def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Return timm names: our own families first, then named timm trunks, then the names made by rule.
+
+    Args:
+        filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;
+            ``*`` is everything. Default: all but the names made by rule, ``<timm name>_convstem``.
+        pretrained: only models that have weights, one entry per tag; the pattern may then match the tag as well.
+
+    The names that end in ``_pyramid`` are listed for a filter with this word only.
+    """
+    if not pretrained:
+        return catalog.matching(filter)
+    pattern = catalog.as_pattern(filter)
+    names = catalog.matching("*_pyramid" if "pyramid" in filter else "*" if filter else "")
+    names = [f"{name}.{entry.tag}" for name in names for entry in weights_of(catalog.find(name).name)]
+    return [name for name in names if any(fnmatch.fnmatch(name, p) for p in (pattern, f"{pattern}.*"))]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return everything that is known about an architecture, JSON-plain.
+
+    Args:
+        name: timm or torchvision name; with a tag, head, image size and counts are those of the model with these
+            weights, and the counts are None where the trunk was not measured at that size.
+
+    Raises:
+        UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
+    """
+    spec = catalog.find(name)
+    entries = [find_weights(name)] if "." in name else weights_of(spec.name)
+    elsewhere = [entry for entry in catalog.elsewhere().values() if entry.architecture == spec.name]
+    return _describe(spec, entries) | {
+        "weights": [_describe_weights(entry) for entry in entries],
+        "elsewhere": [{**asdict(entry), "command": entry.command} for entry in elsewhere],
+    }
+
+
+def summarise(name: str) -> dict[str, Any]:
+    """Return the same without timm: ``weights`` is None where the tags are timm's.
+
+    Raises:
+        UnknownModelError: unknown name; the message lists the nearest ones.
+    """
+    spec = catalog.find(name)
+    entries = catalog.weights_of(spec.name) if isinstance(spec, ModelSpec) else None
+    weights = None if entries is None else [_describe_weights(entry) for entry in entries]
+    return _describe(spec, entries or []) | {"weights": weights}
+
+
+def _describe(spec: Architecture, entries: Sequence[WeightsSpec]) -> dict[str, Any]:
+    """Return the architecture as it is built with its first weights."""
+    built = catalog.sized(spec, entries[0].num_classes, entries[0].img_size) if entries else spec
+    size = entries[0].img_size if entries else spec.img_size
+    shared = ("name", "torchvision", "trunk", "embed_dim", "depth", "num_heads", "patch_size")
+    return {
+        **{field: getattr(spec, field) for field in shared},
+        "mlp_ratio": getattr(spec, "mlp_ratio", None),  # of our own families only
+        "pos_embed": getattr(spec, "pos_embed", None),
+        "img_size": size if isinstance(size, int) else list(size),
+        "num_classes": entries[0].num_classes if entries else spec.num_classes,
+        **spec.stem.model_args,
+        "stem_layer": spec.stem.layer_title,
+        "num_params": built and num_params(built),
+        "macs": built and macs(built),
+        "source": spec.source,
+    }
+
+
+def _describe_weights(entry: WeightsSpec) -> dict[str, Any]:
+    shared = ("name", "license", "dataset", "transform", "num_classes", "description", "interpolation", "crop_pct")
+    return {
+        **{field: getattr(entry, field) for field in shared},
+        "metrics": dict(entry.metrics),
+        "location": "embedded" if entry.file else entry.hf_hub_id,
+        "input_size": list(entry.input_size),
+        "mean": list(entry.mean),
+        "std": list(entry.std),
+    }
