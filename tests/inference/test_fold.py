@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from click.testing import CliRunner
 from timm.layers import convert_sync_batchnorm
 from timm.models import save_for_hf
 from timm.utils import reparameterize_model
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 import convstem
 from convstem import convert, fold, freeze_stem
+from convstem.cli.main import main
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.models.twins import as_timm_model
 from convstem.stem.find import find_stem
@@ -136,3 +138,16 @@ def test_hooks_and_parametrizations_are_refused(host: str) -> None:
 def test_a_patchify_model_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="has no conv stem"):
         fold(timm.create_model("vit_tiny_patch16_224", depth=1).eval())
+
+
+def test_the_command_writes_a_folder_that_loads(tmp_path: Path) -> None:
+    out = tmp_path / "folded"
+    result = CliRunner().invoke(main, ["fold", NAMES["timm"], "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "vit_nano4_convstem with stem_norm none" in result.output
+    loaded = convstem.load(out)
+    assert error(loaded, convstem.load(NAMES["timm"]), images()) < 1e-5
+    assert convstem.verify(out).ok
+    again = CliRunner().invoke(main, ["fold", NAMES["timm"], "--out", str(out)])
+    assert again.exit_code == 1
+    assert "holds model.safetensors already" in again.output

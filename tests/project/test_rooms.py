@@ -27,7 +27,7 @@ LEVELS = (
 
 LEVEL = {room: level for level, names in enumerate(LEVELS) for room in names}
 FILES_AT_THE_TOP = 6
-TEST_FOLDERS = {"project", "support", "training"}
+TEST_FOLDERS = {"libraries", "project", "support", "training"}
 """Folders of tests/ that are about no room: the repository itself, helpers, and whole training runs."""
 
 

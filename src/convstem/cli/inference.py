@@ -39,3 +39,17 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
         click.echo("not compared with the model: no runtime for this format is installed")
     else:
         click.echo(f"largest difference to the model: {result.difference:.1e} of the largest output")
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+def fold(source: str, out: Path) -> None:
+    """Fold the BatchNorm of the model SOURCE (a name, ORG/NAME or a folder) into its convolutions.
+
+    The result is an ordinary model with stem_norm none: it computes the same and can be pushed, exported and trained.
+    """
+    from convstem.publishing.folded_folder import fold_to_folder
+
+    model = fold_to_folder(convstem.load(source), source, out)
+    click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.stem_spec.norm}")

@@ -49,7 +49,7 @@ def main(debug: bool) -> None:
 for command in (
     *(environment.demo, environment.doctor, environment.run),
     *(hub.card, hub.publish, hub.pull, hub.push, hub.verify),
-    inference.export,
+    *(inference.export, inference.fold),
     *(models.list_command, models.show),
     *(weights.cache, weights.convert, weights.transplant),
 ):
