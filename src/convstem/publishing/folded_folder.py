@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import ExistingPathError
+from convstem.files.paths import path_errors
+from convstem.files.staging import replacing
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.inference.fold import fold
-from convstem.publishing.cards.facts import PLACEHOLDER, facts_of_config
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
 
@@ -30,11 +32,11 @@ def fold_to_folder(model: Any, source: str, folder: Path) -> Any:
         raise ExistingPathError(f"{folder} holds {WEIGHTS} already: name another folder to write")
     folded: Any = fold(model)
     license = folded.pretrained_cfg.get("license") or "other"
-    folder.mkdir(parents=True, exist_ok=True)
-    save(folded, folder)
-    finish_config(folder, license)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     description = f"`{source}` with the BatchNorm of its stem folded into the convolutions: the same function."
-    facts = facts_of_config(config, PLACEHOLDER, license, name=config["architecture"], description=description)
-    (folder / CARD).write_text(render(facts), encoding="utf-8")
+    with path_errors("write", folder), replacing(folder, last=CONFIG) as staged:
+        save(folded, staged)
+        finish_config(staged, license)
+        config = json.loads((staged / CONFIG).read_text(encoding="utf-8"))
+        card = render(facts_of_config(config, None, license, description=description))
+        (staged / CARD).write_text(card, encoding="utf-8")
     return folded
