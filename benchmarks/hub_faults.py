@@ -7,6 +7,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_killed, run_row, run_together
@@ -21,7 +22,7 @@ DOWNLOADS = {
 PUSHES = {row.name: partial(run_push_row, row=row) for row in PUSH_ROWS}
 
 
-def table(cases, stock, convstem, hub, client):
+def table(cases: Any, stock: Any, convstem: Any, hub: HubServer, client: Client) -> None:
     """Run every case with both codes and print the outcomes."""
     for name, run in cases.items():
         print(f"\n{name}")
@@ -32,7 +33,7 @@ def table(cases, stock, convstem, hub, client):
                 print(f"  {who:<9}{time.perf_counter() - start:6.1f} s  {outcome[:150]}", flush=True)
 
 
-def main():
+def main() -> None:
     """Print both tables."""
     import huggingface_hub
 

@@ -208,7 +208,7 @@ def measure(name: str) -> Row:
         old = embedding_of(model)
         row.kind, row.patch, row.embed_dim = type(model).__name__, old.patch_size[0], old.proj.out_channels
         start = time.perf_counter()
-        twin = transplant(model)
+        twin: Any = transplant(model)
         row.seconds = time.perf_counter() - start
         row.exact = twin.transplant_report.exact
         row.stem = tuple(layer.width for layer in twin.transplant_report.layers)

@@ -46,8 +46,8 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: list[int], outputs: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) if c else None for c in channels)
-        self.norms = nn.ModuleList(nn.GroupNorm(1, c) if c else None for c in channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) if c else None for c in channels)  # type: ignore[misc]
+        self.norms = nn.ModuleList(nn.GroupNorm(1, c) if c else None for c in channels)  # type: ignore[misc]
         self.convs = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in channels[1:])
         self.mixes = nn.ModuleList(nn.GroupNorm(4, WIDTH) for _ in channels[1:])
         self.head = nn.Conv2d(WIDTH, 4 * outputs, 3, padding=1)
@@ -87,7 +87,9 @@ def maps_of(model: nn.Module, images: Tensor, arm: str) -> list[Tensor | None]:
     return list(fine)
 
 
-def crop(maps: list[Tensor | None], truth: Tensor, index: Tensor, generator: torch.Generator) -> tuple[list, Tensor]:
+def crop(
+    maps: list[Tensor | None], truth: Tensor, index: Tensor, generator: torch.Generator
+) -> tuple[list[Tensor | None], Tensor]:
     """Return one window of some images, and of the same place in all their maps."""
     row, column = (
         16 * int(torch.randint((side - CROP) // 16 + 1, (1,), generator=generator)) for side in truth.shape[-2:]

@@ -15,6 +15,7 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def circumstances() -> str:
     return f"{platform.machine()}; Python {platform.python_version()}, {packages}"
 
 
+def in_precision(model: nn.Module, dtype: torch.dtype, images: Tensor) -> Tensor:
+    """Return a model's outputs in float32, computed in another precision."""
+    return model(images.to(dtype)).float()
+
+
 def variants(model: nn.Module, calibration: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """Yield each way to run a model, by name: images [batch, 3, height, width] to outputs."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
@@ -70,7 +76,7 @@ def variants(model: nn.Module, calibration: Tensor) -> Iterator[tuple[str, Calla
     yield "float32", model
     for dtype in (torch.bfloat16, torch.float16):
         lower = copy.deepcopy(model).to(dtype)
-        yield str(dtype).removeprefix("torch."), lambda x, m=lower, d=dtype: m(x.to(d)).float()
+        yield str(dtype).removeprefix("torch."), partial(in_precision, lower, dtype)
     for name, config in (
         ("int8 weights (torchao, linear layers)", Int8WeightOnlyConfig()),
         ("int8 dynamic (torchao, linear layers)", Int8DynamicActivationInt8WeightConfig()),

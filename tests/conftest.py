@@ -2,9 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
+
+from tests.support.script_runs import Scripts
 
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,11 +17,11 @@ os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="convstem-hub-")
 os.environ["CONVSTEM_CACHE"] = tempfile.mkdtemp(prefix="convstem-cache-")
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the slow tests that CI runs")
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="slow: runs in CI, or with --full")
@@ -26,18 +31,18 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded() -> None:
     import torch
 
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def hub_file():
+def hub_file() -> Callable[..., None]:
     """Return a function that puts a state dict into the Hub cache, as a download of repo_id@main would."""
     from safetensors.torch import save_file
 
-    def put(repo_id, state_dict, cache=os.environ["HF_HUB_CACHE"]):
+    def put(repo_id: str, state_dict: Mapping[str, Tensor], cache: str = os.environ["HF_HUB_CACHE"]) -> None:
         folder = Path(cache) / f"models--{repo_id.replace('/', '--')}"
         commit = "0" * 40
         snapshot = folder / "snapshots" / commit
@@ -50,13 +55,13 @@ def hub_file():
 
 
 @pytest.fixture
-def figure(request):
+def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
     """Record a measured figure in the report of the test; experiments/drive_scripts.py prints it."""
     return lambda name, value: request.node.user_properties.append((name, value))
 
 
 @pytest.fixture(scope="session")
-def timm_scripts(tmp_path_factory):
+def timm_scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
     """timm's own train.py, validate.py, ... with a tiny image folder to run them on."""
     from tests.support.script_runs import Scripts, write_images
     from tests.support.script_sources import copy_scripts, find_timm_scripts
@@ -66,7 +71,7 @@ def timm_scripts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def torchvision_scripts(tmp_path_factory):
+def torchvision_scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
     """torchvision's own references/classification, with a tiny image folder to run it on."""
     from tests.support.script_runs import Scripts, write_images
     from tests.support.script_sources import copy_scripts, find_torchvision_scripts

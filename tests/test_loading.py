@@ -6,12 +6,16 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import Tensor
 
 import convstem
 from convstem.errors import CheckpointError, HubError
@@ -28,18 +32,18 @@ SOURCES = {  # our name -> timm's, whose weights it transplants
 }
 
 
-def plain(source, hub_file, seed=1, **kwargs):
+def plain(source: Any, hub_file: Callable[..., None], seed: int = 1, **kwargs: Any) -> Any:
     """Put a shallow random timm model into the Hub cache in the place of a pretrained one."""
     model = randomise(timm.create_model(source.split(".")[0], depth=1, **kwargs), seed)
     hub_file(f"timm/{source}", model.state_dict())
     return model.eval()
 
 
-def bits(model):
+def bits(model: Any) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def same(a, b, but=()):
+def same(a: dict[str, Tensor], b: dict[str, Tensor], but: tuple[str, ...] = ()) -> bool:
     assert a.keys() == b.keys()
     return [name for name in a if not name.startswith(but) and not torch.equal(a[name], b[name])] == []
 
@@ -64,7 +68,9 @@ CASES.remove(("beit_b16_convstem", {"img_size": 96}))
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=str)
-def test_the_fast_path_gives_the_bits_of_the_slow_path(name, arguments, hub_file, monkeypatch):
+def test_the_fast_path_gives_the_bits_of_the_slow_path(
+    name: str, arguments: Any, hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain(SOURCES[name], hub_file)
     name += "." + SOURCES[name].split(".")[1]
     fast = bits(timm.create_model(name, pretrained=True, depth=1, **arguments))
@@ -80,7 +86,7 @@ def test_the_fast_path_gives_the_bits_of_the_slow_path(name, arguments, hub_file
         assert all(0 < float(h.detach().std()) < 0.1 for h in heads)
 
 
-def test_torchvision_builders_too(hub_file, monkeypatch):
+def test_torchvision_builders_too(hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     from convstem.models import torchvision_vit
 
     fast = bits(torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT"))
@@ -90,7 +96,7 @@ def test_torchvision_builders_too(hub_file, monkeypatch):
     assert not same(bits(torchvision.models.get_model("vit_nano_4_convstem")), slow)
 
 
-def test_loaded_parameters_are_the_mapped_file_and_training_leaves_it_alone(hub_file):
+def test_loaded_parameters_are_the_mapped_file_and_training_leaves_it_alone(hub_file: Callable[..., None]) -> None:
     plain(SOURCES[TI16], hub_file)
     model, again = (timm.create_model(TI16, pretrained=True, depth=1) for _ in range(2))
     start = bits(again)
@@ -103,7 +109,7 @@ def test_loaded_parameters_are_the_mapped_file_and_training_leaves_it_alone(hub_
     assert same(third, start)
 
 
-def test_a_folder_can_be_overwritten_while_its_model_is_in_use(tmp_path):
+def test_a_folder_can_be_overwritten_while_its_model_is_in_use(tmp_path: Path) -> None:
     model = timm.create_model(NANO, pretrained=True).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     loaded = convstem.load(tmp_path)
@@ -114,7 +120,7 @@ def test_a_folder_can_be_overwritten_while_its_model_is_in_use(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["argument", "default"])
-def test_never_left_on_meta(how):
+def test_never_left_on_meta(how: Any) -> None:
     context = torch.device("meta") if how == "default" else contextlib.nullcontext()
     arguments = {"device": "meta"} if how == "argument" else {}
     with context, pytest.warns(UserWarning, match="meta device holds no values.*loaded on the CPU"):
@@ -124,7 +130,7 @@ def test_never_left_on_meta(how):
         assert timm.create_model(NANO, **arguments).cls_token.is_meta  # negative control: without weights it is
 
 
-def test_torchvisions_are_never_left_on_meta_either():
+def test_torchvisions_are_never_left_on_meta_either() -> None:
     builder = torchvision.models.get_model_builder("vit_nano_4_convstem")
     with torch.device("meta"), pytest.warns(UserWarning, match="meta device holds no values.*loaded on the CPU"):
         model = builder(weights="DEFAULT")
@@ -133,7 +139,7 @@ def test_torchvisions_are_never_left_on_meta_either():
         assert builder().class_token.is_meta  # negative control
 
 
-def test_the_pretrained_cfg_says_where_the_weights_are_for_everyone(hub_file):
+def test_the_pretrained_cfg_says_where_the_weights_are_for_everyone(hub_file: Callable[..., None]) -> None:
     plain(SOURCES[TI16], hub_file)
     for arguments in ({}, {"features_only": True, "out_indices": [0]}):
         cfg = timm.create_model(TI16, pretrained=True, depth=1, **arguments).pretrained_cfg
@@ -143,7 +149,7 @@ def test_the_pretrained_cfg_says_where_the_weights_are_for_everyone(hub_file):
 
 @pytest.mark.parametrize("source", [NANO, f"{NANO}.cifar10", "vit_nano_4_convstem"])
 @pytest.mark.parametrize("layout", ["timm", "torchvision"])
-def test_load_by_every_name_in_both_layouts(source, layout):
+def test_load_by_every_name_in_both_layouts(source: Any, layout: str) -> None:
     reference = timm.create_model(NANO, pretrained=True).eval()
     model = convstem.load(source, layout=layout)
     assert not model.training
@@ -153,7 +159,7 @@ def test_load_by_every_name_in_both_layouts(source, layout):
     assert largest_difference(model, reference, x) < 1e-5
 
 
-def test_load_in_another_type_and_with_another_head():
+def test_load_in_another_type_and_with_another_head() -> None:
     model = convstem.load(NANO, dtype=torch.bfloat16, layout="torchvision", num_classes=3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.heads.head.out_features == 3
@@ -169,12 +175,12 @@ def test_load_in_another_type_and_with_another_head():
         ("vit_l16_convstem", HubError, "switched off.*timm/vit_large_patch16_224"),
     ],
 )
-def test_load_refuses(source, error, message):
+def test_load_refuses(source: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convstem.load(source)
 
 
-def test_load_refuses_a_model_without_a_stem(tmp_path):
+def test_load_refuses_a_model_without_a_stem(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     with pytest.raises(TypeError, match="expected a conv-stem architecture.*vit_tiny_patch16_224.*convstem.transplant"):
@@ -196,7 +202,7 @@ print(float((again(x) - source(x)).detach().norm() / source(x).detach().norm()))
 
 
 @pytest.mark.full
-def test_load_knows_the_names_by_rule(tmp_path):
+def test_load_knows_the_names_by_rule(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", BY_RULE, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 5e-6
@@ -205,63 +211,63 @@ def test_load_knows_the_names_by_rule(tmp_path):
 # ---- bad files -------------------------------------------------------------------------------------------------------
 
 
-def good_state():
+def good_state() -> dict[str, Tensor]:
     return timm.create_model(NANO, pretrained=True).state_dict()
 
 
-def overlay(path, **kwargs):
+def overlay(path: Path, **kwargs: Any) -> Any:
     return timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
 
 
-def truncated(path):
+def truncated(path: Path) -> None:
     save_file(good_state(), path)
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def empty(path):
+def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def noise(path):
+def noise(path: Path) -> None:
     path.write_bytes(os.urandom(5000))
 
 
-def pickled(path):
+def pickled(path: Path) -> None:
     torch.save(good_state(), path)
 
 
-def huge_header(path):
+def huge_header(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", 100 << 30) + b"{}")
 
 
-def huge_tensor(path):
+def huge_tensor(path: Path) -> None:
     header = json.dumps({"pos_embed": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 4 << 40]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
 
 
-def other_architecture(path):
+def other_architecture(path: Path) -> None:
     save_file(timm.create_model("vit_xs4_convstem").state_dict(), path)
 
 
-def missing(path):
+def missing(path: Path) -> None:
     save_file({k: v for k, v in good_state().items() if not k.startswith("blocks.3.")}, path)
 
 
-def surplus(path):
+def surplus(path: Path) -> None:
     save_file({**good_state(), "blocks.6.norm1.weight": torch.ones(96)}, path)
 
 
-def misshapen(path):
+def misshapen(path: Path) -> None:
     save_file({**good_state(), "blocks.0.mlp.fc1.weight": torch.ones(5, 96)}, path)
 
 
-def not_a_number(path):
+def not_a_number(path: Path) -> None:
     state = good_state()
     state["blocks.2.norm1.bias"][3] = float("nan")
     save_file(state, path)
 
 
-def infinite(path):
+def infinite(path: Path) -> None:
     state = good_state()
     state["head.weight"][3, 1] = float("inf")
     save_file(state, path)
@@ -284,7 +290,9 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("make", "error", "message"), BAD_FILES, ids=lambda value: getattr(value, "__name__", ""))
-def test_bad_files_are_one_clear_error_and_the_next_good_file_loads(make, error, message, tmp_path):
+def test_bad_files_are_one_clear_error_and_the_next_good_file_loads(
+    make: Callable[[Path], None], error: type[Exception], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "model.safetensors"
     make(path)
     for arguments in ({}, {"num_classes": 3}):  # a new head must not make timm's check lenient about the rest
@@ -297,12 +305,12 @@ def test_bad_files_are_one_clear_error_and_the_next_good_file_loads(make, error,
     assert same(bits(overlay(path)), good_state())
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no weights file"):
         overlay(tmp_path / "nothing.safetensors")
 
 
-def test_not_finite_weights_only_when_asked(tmp_path, monkeypatch):
+def test_not_finite_weights_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     not_a_number(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NANO, "pretrained_cfg": {"num_classes": 10}}))
     with pytest.raises(ValueError, match="NaN or Inf"):
@@ -336,19 +344,21 @@ KINDS = [
 
 @pytest.mark.full
 @pytest.mark.parametrize("trunk", KINDS)
-def test_every_kind_of_timm_trunk_loads_the_same_bits(trunk, hub_file, monkeypatch):
+def test_every_kind_of_timm_trunk_loads_the_same_bits(
+    trunk: str, hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from timm.models import PretrainedCfg
 
     from convstem.models.timm_trunk import create_on_trunk
 
-    depth = {} if trunk.startswith("mixer") else {"depth": 1}
+    depth: dict[str, Any] = {} if trunk.startswith("mixer") else {"depth": 1}
     if trunk.startswith("samvit"):
         depth["global_attn_indexes"] = (0,)
-    source = randomise(timm.create_model(trunk, **depth)).eval()
+    source: Any = randomise(timm.create_model(trunk, **depth)).eval()
     hub_file(f"me/{trunk}", source.state_dict())
     cfg = PretrainedCfg(**{**source.pretrained_cfg, "hf_hub_id": f"me/{trunk}", "url": None, "hf_hub_filename": None})
     cfg.custom_load = False
-    build = dict(pretrained=True, pretrained_cfg=cfg, **depth)
+    build: dict[str, Any] = dict(pretrained=True, pretrained_cfg=cfg, **depth)
     fast = create_on_trunk(f"{trunk}_convstem", trunk, **build)
     fresh = create_on_trunk(f"{trunk}_convstem", trunk, num_classes=source.num_classes, **depth)
     monkeypatch.setattr(timm_loading, "DeferredInit", lambda adopt: contextlib.nullcontext())

@@ -6,6 +6,7 @@ python -m tools.cards --check   # exit status 1 if a card is not what would be w
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import TEMPLATE, render
@@ -15,19 +16,19 @@ from convstem.registry.records import WeightsSpec
 FOLDER = Path(__file__).parents[1] / "hub_cards"
 
 
-def cards():
+def cards() -> dict[str, str]:
     """Return file name -> text of every card."""
     rows = tables.read_rows(tables.data_dir("registry") / "weights.toml", WeightsSpec)
     return {f"{entry.name}.md": render(facts_of_entry(entry)) for entry in rows.values()}
 
 
-def differing(expected, folder):
+def differing(expected: Any, folder: Path) -> list[str]:
     """Return the cards that are missing, out of date or left over, sorted."""
     present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md") if path.name != TEMPLATE}
     return sorted(name for name in expected.keys() | present if expected.get(name) != present.get(name))
 
 
-def main(arguments):
+def main(arguments: Any) -> int:
     """Write the cards, or with ``--check`` compare them."""
     expected = cards()
     wrong = differing(expected, FOLDER)

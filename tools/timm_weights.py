@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 
@@ -20,7 +21,7 @@ from tools.generated import write_or_check
 TARGET = Path(__file__).parents[1] / "registry" / "timm_weights.json"
 
 
-def rows() -> dict[str, dict]:
+def rows() -> dict[str, dict[str, Any]]:
     """Return the rows by ``architecture.tag``, in timm's order: the first of an architecture is its default."""
     found = {}
     for spec in catalog.models().values():
@@ -36,7 +37,7 @@ def rows() -> dict[str, dict]:
     return dict(sorted(named.items(), key=lambda item: architectures.index(item[0].split(".")[0])))
 
 
-def row(name: str, cfg: timm.models.PretrainedCfg) -> dict:
+def row(name: str, cfg: timm.models.PretrainedCfg) -> dict[str, Any]:
     """Return one row; ``name`` is timm's architecture.tag."""
     assert cfg.hf_hub_id, f"{name} is not on the Hub"
     assert not cfg.hf_hub_filename, f"{name} is not an ordinary timm repository"

@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -16,13 +18,13 @@ from convstem.registry import catalog
 from tests.support.assertions import randomise
 
 
-def run(*arguments, status=0):
+def run(*arguments: Any, status: int = 0) -> str:
     result = CliRunner().invoke(main, list(arguments))
     assert result.exit_code == status, result.output
     return result.output
 
 
-def test_list():
+def test_list() -> None:
     lines = run("list").splitlines()
     assert lines[0].split() == ["name", "torchvision", "params", "(M)", "GMACs", "image", "weights"]
     assert any(line.startswith("vitc_18gf ") and " 81.6 " in line and " 17.71 " in line for line in lines)
@@ -50,7 +52,7 @@ def test_show_tells_where_weights_are_that_a_user_converts(name: str, clean: flo
 
 
 @pytest.mark.parametrize("name", catalog.models())
-def test_show(name):
+def test_show(name: str) -> None:
     text = run("show", name)
     spec = catalog.models()[name]
     info = json.loads(run("show", name, "--json"))
@@ -59,13 +61,13 @@ def test_show(name):
     assert spec.source in text
 
 
-def test_an_unknown_name_is_one_line():
+def test_an_unknown_name_is_one_line() -> None:
     assert run("show", "vit_b16_convstm", status=1).startswith(
         "Error: unknown convstem model 'vit_b16_convstm'; did you"
     )
 
 
-def test_help_does_not_import_torch():
+def test_help_does_not_import_torch() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from convstem.cli.main import main; "
         "out = CliRunner().invoke(main, ['--help']).output; assert 'transplant' in out; "
@@ -74,7 +76,7 @@ def test_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_scripts_own_error_keeps_its_traceback(tmp_path):
+def test_a_scripts_own_error_keeps_its_traceback(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise KeyError('mine')")
     command = [sys.executable, "-m", "convstem", "run", str(script)]
@@ -84,13 +86,13 @@ def test_a_scripts_own_error_keeps_its_traceback(tmp_path):
 
 
 @pytest.fixture
-def source(hub_file):
+def source(hub_file: Callable[..., None]) -> Any:
     model = randomise(timm.create_model("vit_tiny_patch16_224"))
     hub_file("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", model.state_dict())
     return "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
-def test_transplant_writes_a_loadable_folder(source, tmp_path):
+def test_transplant_writes_a_loadable_folder(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = run("transplant", source, "--out", str(out))
     assert "-> vit_ti16_convstem (licence of the source: apache-2.0)" in text
@@ -113,7 +115,7 @@ def test_transplant_places_the_filters_on_bands(source: str, tmp_path: Path) -> 
     assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["input_size"][0] == 5
 
 
-def test_transplant_refuses_what_is_not_accurate_enough(source, tmp_path):
+def test_transplant_refuses_what_is_not_accurate_enough(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.warns(UserWarning, match="too narrow"):
         text = run("transplant", source, "--out", str(out), "--stem-channels", "12,24,48,96", status=1)
@@ -136,7 +138,9 @@ def test_transplant_refuses_what_is_not_accurate_enough(source, tmp_path):
         (("vit_tiny_patch16_224", "--out", "x", "--calibration", "nowhere"), "nowhere"),
     ],
 )
-def test_transplant_wrong_calls(arguments, message, tmp_path, monkeypatch, hub_file):
+def test_transplant_wrong_calls(
+    arguments: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_file: Callable[..., None]
+) -> None:
     hub_file("timm/resnet18.a1_in1k", timm.create_model("resnet18").state_dict())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["transplant", *arguments])
@@ -144,13 +148,13 @@ def test_transplant_wrong_calls(arguments, message, tmp_path, monkeypatch, hub_f
     assert message in result.output
 
 
-def command(*arguments, **kwargs):
+def command(*arguments: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "convstem", *arguments], capture_output=True, text=True, check=False, **kwargs
     )
 
 
-def test_debug_shows_the_traceback_of_an_error():
+def test_debug_shows_the_traceback_of_an_error() -> None:
     for arguments, traceback in ((), False), (("--debug",), True):
         done = command(*arguments, "show", "nosuchmodel")
         assert done.returncode == 1
@@ -158,27 +162,27 @@ def test_debug_shows_the_traceback_of_an_error():
         assert "unknown convstem model 'nosuchmodel'" in done.stderr.splitlines()[-1]
 
 
-def test_a_bug_shows_its_traceback(monkeypatch):
-    def bug(name):
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(name: str) -> None:
         raise ValueError("ours")
 
     monkeypatch.setattr("convstem.cli.models.describe", bug)
     assert isinstance(CliRunner().invoke(main, ["show", "vit_b16_convstem"]).exception, ValueError)
 
 
-def test_ctrl_c_is_130(monkeypatch):
-    def interrupted(name):
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("convstem.cli.models.describe", interrupted)
     assert run("show", "vit_b16_convstem", status=130) == "\ninterrupted\n"
 
 
-def test_the_exit_statuses_are_in_the_help():
+def test_the_exit_statuses_are_in_the_help() -> None:
     assert all(re.search(rf"^ +{status} +\w", run("--help"), re.MULTILINE) for status in (0, 1, 2, 130))
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_reader_that_leaves_early_is_no_error() -> None:
     listing = subprocess.Popen(
         [sys.executable, "-m", "convstem", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -5,17 +5,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from convstem.cli.main import main
 from convstem.files import cache as local_cache
-from convstem.files import writing
+from convstem.transplanting import algebra
 from convstem.transplanting import kept as transplant_cache
 from convstem.transplanting import surgery as transplant_model
 from tests.support.assertions import randomise
@@ -25,40 +28,48 @@ TIMM_TI16 = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def plain(hub_file):
+def plain(hub_file: Callable[..., None]) -> Any:
     model = randomise(timm.create_model("vit_tiny_patch16_224", depth=1))
     hub_file(TIMM_TI16, model.state_dict())
     return model
 
 
 @pytest.fixture
-def transplants(monkeypatch):
+def transplants(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Count how often a stem is computed."""
-    calls, compute = [], transplant_model.transplant_stem
-    monkeypatch.setattr(transplant_model, "transplant_stem", lambda *a, **k: calls.append(1) or compute(*a, **k))
+    calls: list[Any] = []
+    compute = algebra.transplant_stem
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(transplant_model, "transplant_stem", count)
     return calls
 
 
-def load(**arguments):
+def load(**arguments: Any) -> dict[str, Tensor]:
     return timm.create_model(TI16, pretrained=True, depth=1, **arguments).state_dict()
 
 
-def same(a, b):
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def stems(cache):
+def stems(cache: Path) -> list[Path]:
     return sorted((cache / "stems").glob("*.safetensors"))
 
 
-def test_the_second_load_computes_nothing_and_gives_the_same_bits(cache, plain, transplants):
+def test_the_second_load_computes_nothing_and_gives_the_same_bits(
+    cache: Path, plain: Any, transplants: list[Any]
+) -> None:
     first = load()
     assert len(transplants) == 1
     assert len(stems(cache)) == 1
@@ -66,7 +77,9 @@ def test_the_second_load_computes_nothing_and_gives_the_same_bits(cache, plain, 
     assert len(transplants) == 1
 
 
-def test_whatever_the_result_depends_on_is_in_the_key(cache, plain, transplants, hub_file):
+def test_whatever_the_result_depends_on_is_in_the_key(
+    cache: Path, plain: Any, transplants: list[Any], hub_file: Callable[..., None]
+) -> None:
     first = load()
     load(in_chans=1)
     load(stem_channels=[32, 48, 192, 768])
@@ -77,7 +90,7 @@ def test_whatever_the_result_depends_on_is_in_the_key(cache, plain, transplants,
     assert len(stems(cache)) == 4
 
 
-def test_the_report_comes_back_and_every_tensor_in_its_place(cache):
+def test_the_report_comes_back_and_every_tensor_in_its_place(cache: Path) -> None:
     plain = randomise(timm.create_model("vit_tiny_patch16_224", depth=1))
     reports, states = [], []
     for _ in range(2):
@@ -92,7 +105,7 @@ def test_the_report_comes_back_and_every_tensor_in_its_place(cache):
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "emptied", "without its report"])
-def test_a_damaged_stem_is_computed_again(cache, plain, transplants, damage):
+def test_a_damaged_stem_is_computed_again(cache: Path, plain: Any, transplants: list[Any], damage: str) -> None:
     first = load()
     (path,) = stems(cache)
     content = bytearray(path.read_bytes())
@@ -101,7 +114,7 @@ def test_a_damaged_stem_is_computed_again(cache, plain, transplants, damage):
     if damage == "without its report":
         save_file(state, path)
     else:
-        path.write_bytes({"flipped bit": content, "truncated": content[:-9], "emptied": b""}[damage])
+        path.write_bytes({"flipped bit": bytes(content), "truncated": bytes(content[:-9]), "emptied": b""}[damage])
     assert same(load(), first)
     assert len(transplants) == 2
     assert same(load(), first)
@@ -109,8 +122,10 @@ def test_a_damaged_stem_is_computed_again(cache, plain, transplants, damage):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(13, "denied")])
-def test_a_cache_that_cannot_be_written_costs_time_only(cache, plain, transplants, monkeypatch, error):
-    def fail(*args, **kwargs):
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    cache: Path, plain: Any, transplants: list[Any], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
     with monkeypatch.context() as patch:
@@ -118,7 +133,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(cache, plain, transplant
         first = load()
     assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size and "stems" in path.parts]
     with monkeypatch.context() as patch:
-        patch.setattr(writing.os, "replace", fail)
+        patch.setattr(os, "replace", fail)
         assert same(load(), first)
     assert len(transplants) == 2
     assert not list(cache.rglob(".writing-*"))
@@ -126,13 +141,13 @@ def test_a_cache_that_cannot_be_written_costs_time_only(cache, plain, transplant
     assert len(stems(cache)) == 1
 
 
-def test_a_file_in_the_place_of_the_cache_folder(cache, plain, transplants):
+def test_a_file_in_the_place_of_the_cache_folder(cache: Path, plain: Any, transplants: list[Any]) -> None:
     cache.write_text("not a folder")
     assert same(load(), load())
     assert len(transplants) == 2
 
 
-def test_the_cache_command_shows_and_clears(cache, plain, transplants):
+def test_the_cache_command_shows_and_clears(cache: Path, plain: Any, transplants: list[Any]) -> None:
     first = load()
     listed = json.loads(CliRunner().invoke(main, ["cache", "--json"]).output)
     assert listed["folder"] == str(cache)
@@ -160,7 +175,7 @@ print(len(calls), digest.hexdigest())
 
 
 @pytest.mark.full
-def test_several_processes_at_once_compute_one_stem(cache, plain):
+def test_several_processes_at_once_compute_one_stem(cache: Path, plain: Any) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-c", PROCESS]
     jobs = [subprocess.Popen(start, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]

@@ -1,6 +1,9 @@
 """What was found out about a file is remembered until the file changes."""
 
 import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,23 +15,24 @@ from convstem.files.safetensors import read_weights
 
 
 @pytest.fixture
-def another_process(tmp_path, monkeypatch):
+def another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """An empty cache; call it to forget what is only in this process's memory."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(notes, "_NOTES", {})
     return lambda: monkeypatch.setattr(notes, "_NOTES", {})
 
 
-def test_a_check_runs_once_for_each_question(another_process, tmp_path):
-    looks, path = [], tmp_path / "file"
+def test_a_check_runs_once_for_each_question(another_process: Callable[[], None], tmp_path: Path) -> None:
+    looks: list[str] = []
+    path = tmp_path / "file"
     path.write_text("content")
     for question in ("finite", "finite", "another question"):
-        check_once(path, question, lambda question=question: looks.append(question))
+        check_once(path, question, partial(looks.append, question))
         another_process()
     assert looks == ["finite", "another question"]
 
 
-def test_a_file_that_changed_is_checked_again(another_process, tmp_path):
+def test_a_file_that_changed_is_checked_again(another_process: Callable[[], None], tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(3)}, path)
     read_weights(path)
@@ -38,7 +42,7 @@ def test_a_file_that_changed_is_checked_again(another_process, tmp_path):
             read_weights(path)
 
 
-def test_an_answer_outlives_the_content_it_was_found_for(another_process, tmp_path):
+def test_an_answer_outlives_the_content_it_was_found_for(another_process: Callable[[], None], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("content")
     Note(path, "digest").keep("abc")
@@ -49,7 +53,7 @@ def test_an_answer_outlives_the_content_it_was_found_for(another_process, tmp_pa
     assert Note(path, "another").answer == ""
 
 
-def test_a_link_is_the_file_it_leads_to(another_process, tmp_path):
+def test_a_link_is_the_file_it_leads_to(another_process: Callable[[], None], tmp_path: Path) -> None:
     (tmp_path / "blob").write_text("content")
     (tmp_path / "link").symlink_to("blob")
     Note(tmp_path / "link", "digest").keep("abc")
@@ -57,7 +61,9 @@ def test_a_link_is_the_file_it_leads_to(another_process, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"answer": "abc"}', "\x00"])
-def test_a_damaged_note_is_no_answer_to_rely_on(another_process, tmp_path, content):
+def test_a_damaged_note_is_no_answer_to_rely_on(
+    another_process: Callable[[], None], tmp_path: Path, content: str
+) -> None:
     path = tmp_path / "file"
     path.write_text("content")
     Note(path, "digest").keep("abc")
@@ -67,7 +73,9 @@ def test_a_damaged_note_is_no_answer_to_rely_on(another_process, tmp_path, conte
     assert not Note(path, "digest").current
 
 
-def test_where_the_cache_cannot_be_written_the_process_remembers(another_process, tmp_path):
+def test_where_the_cache_cannot_be_written_the_process_remembers(
+    another_process: Callable[[], None], tmp_path: Path
+) -> None:
     (tmp_path / "cache").write_text("not a folder")
     path = tmp_path / "file"
     path.write_text("content")

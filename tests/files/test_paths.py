@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +23,12 @@ from convstem.files.paths import path_errors
         (errno.EFBIG, PathError, "cannot write here: File too large; name another path"),
     ],
 )
-def test_a_system_error(number, error, message):
+def test_a_system_error(number: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message), path_errors("write", "here"):
         raise OSError(number, os.strerror(number))
 
 
-def test_an_error_of_safetensors_own_writer(tmp_path):
+def test_an_error_of_safetensors_own_writer(tmp_path: Path) -> None:
     out = tmp_path / "no folder" / "out.safetensors"
     with (
         pytest.raises(MissingPathError, match=r"out\.safetensors: No such file or"),
@@ -36,14 +37,14 @@ def test_an_error_of_safetensors_own_writer(tmp_path):
         save_file({"x": torch.ones(1)}, out)
 
 
-def test_other_errors_pass():
+def test_other_errors_pass() -> None:
     with pytest.raises(InvalidFileError, match="ours"), path_errors("read", "here"):
         raise InvalidFileError("ours")
     with pytest.raises(ZeroDivisionError), path_errors("read", "here"):
         _ = 1 / 0
 
 
-def test_the_commands_print_one_line(tmp_path):
+def test_the_commands_print_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, message in (
         (

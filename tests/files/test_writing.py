@@ -1,11 +1,13 @@
 """A file is written whole or not at all."""
 
+from pathlib import Path
+
 import pytest
 
 from convstem.files.writing import write_whole
 
 
-def test_the_file_takes_its_place_when_it_is_complete(tmp_path):
+def test_the_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
     write_whole(path, lambda temporary: temporary.write_text(f"after {path.read_text()}"))
@@ -14,11 +16,11 @@ def test_the_file_takes_its_place_when_it_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_after_an_error_nothing_has_changed(tmp_path, error):
+def test_after_an_error_nothing_has_changed(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     path.write_text("before")
 
-    def write(temporary):
+    def write(temporary: Path) -> None:
         temporary.write_text("half")
         raise error
 

@@ -46,12 +46,12 @@ def run_suite(script: str, report: Path, must_run: tuple[str, ...]) -> None:
     assert not [name for name in must_run if not ran[name]], "these tests never saw our names"
 
 
-def test_timms_own_suite_passes_on_our_names(tmp_path, capsys):
+def test_timms_own_suite_passes_on_our_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         run_suite("timm_suite.py", tmp_path / "report.xml", TIMM)
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="torchvision's tests come with Debian's source package")
-def test_torchvisions_own_suite_passes_on_our_names(tmp_path, capsys):
+def test_torchvisions_own_suite_passes_on_our_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         run_suite("torchvision_suite.py", tmp_path / "report.xml", TORCHVISION)

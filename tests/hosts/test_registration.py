@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,14 +22,14 @@ print("ok")
 
 @pytest.mark.full
 @pytest.mark.parametrize("order", ["timm", "torchvision", "torch", "timm.models", "torchvision.models"])
-def test_any_import_order(order):
+def test_any_import_order(order: str) -> None:
     python(f"import {order}\n{CREATE}")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("switch", ["TORCH_DEVICE_BACKEND_AUTOLOAD", "CONVSTEM_AUTOLOAD"])
-def test_off_switches_and_the_ways_back(switch, tmp_path):
-    off = {switch: "0"}
+def test_off_switches_and_the_ways_back(switch: str, tmp_path: Path) -> None:
+    off: dict[str, Any] = {switch: "0"}
     assert "Unknown model" in python(CREATE, check=False, **off).stderr
     python("import convstem\n" + CREATE, **off)
     python(CREATE.replace("\ntimm.create", "\nimport convstem\ntimm.create", 1), **off)
@@ -39,7 +40,7 @@ def test_off_switches_and_the_ways_back(switch, tmp_path):
 
 
 @pytest.mark.full
-def test_run_passes_the_names_on_to_children(tmp_path):
+def test_run_passes_the_names_on_to_children(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {CREATE!r}], check=True)\n")
     env = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
@@ -49,7 +50,7 @@ def test_run_passes_the_names_on_to_children(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_worker_processes(method, tmp_path):
+def test_worker_processes(method: str, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -66,12 +67,12 @@ def test_worker_processes(method, tmp_path):
     assert done.stdout.strip() == "[True]"
 
 
-def test_import_convstem_imports_neither_host():
+def test_import_convstem_imports_neither_host() -> None:
     code = "import sys, convstem; print(sorted({'torch', 'timm', 'torchvision'} & set(sys.modules)))"
     assert python(code, CONVSTEM_AUTOLOAD="1").stdout.strip() == "[]"
 
 
-def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code():
+def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code() -> None:
     code = """
     import sys, timm
     assert timm.is_model("vit_b16_convstem")
@@ -84,7 +85,7 @@ def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code():
     assert "transplant" not in loaded
 
 
-def test_torchvision_alone_never_imports_timm():
+def test_torchvision_alone_never_imports_timm() -> None:
     code = """
     import sys, torchvision
     torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT")
@@ -94,7 +95,7 @@ def test_torchvision_alone_never_imports_timm():
 
 
 @pytest.mark.full
-def test_threads_and_reloads():
+def test_threads_and_reloads() -> None:
     code = """
     import threading, importlib
     errors = []
@@ -115,7 +116,7 @@ def test_threads_and_reloads():
     python(code)
 
 
-def test_a_taken_name_is_left_to_its_owner_and_reported():
+def test_a_taken_name_is_left_to_its_owner_and_reported() -> None:
     code = """
     import warnings, torch
     import timm.models._registry as registry
@@ -139,7 +140,7 @@ def test_a_taken_name_is_left_to_its_owner_and_reported():
 
 
 @pytest.mark.parametrize("host", ["timm", "torchvision"])
-def test_registration_is_atomic_and_the_host_survives(host):
+def test_registration_is_atomic_and_the_host_survives(host: str) -> None:
     code = f"""
     import sys, warnings, importlib
     from convstem.hosts import registration as register
@@ -175,7 +176,7 @@ def test_registration_is_atomic_and_the_host_survives(host):
     python(code)
 
 
-def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path):
+def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path: Path) -> None:
     code = """
     import sys, warnings, pathlib
     from convstem.registry import tables
@@ -193,7 +194,7 @@ def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path):
     python(code, str(tmp_path))
 
 
-def test_a_removed_package_is_one_warning_and_torch_works(tmp_path):
+def test_a_removed_package_is_one_warning_and_torch_works(tmp_path: Path) -> None:
     """The hook outlives its package: a moved editable checkout, a half-removed install."""
     hook = tmp_path / "_convstem_autoload.py"
     import _convstem_autoload
@@ -217,8 +218,8 @@ def test_a_removed_package_is_one_warning_and_torch_works(tmp_path):
 
 
 @pytest.mark.full
-def test_doctor_tells_the_truth():
-    def doctor(**env):
+def test_doctor_tells_the_truth() -> None:
+    def doctor(**env: str) -> tuple[int, dict[str, Any]]:
         run = [sys.executable, "-m", "convstem", "doctor", "--json"]
         done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, **env}, check=False)
         return done.returncode, json.loads(done.stdout)

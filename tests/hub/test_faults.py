@@ -1,6 +1,9 @@
 """Every fault that the server can inject: the right bytes, or one clear error and a cache that lies about nothing."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,25 +13,25 @@ from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_
 
 
 @pytest.fixture(scope="module")
-def hub():
+def hub() -> Iterator[HubServer]:
     server = HubServer()
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
+def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     process = Client(**hub.env, HF_HOME=str(tmp_path_factory.mktemp("home")), HF_TOKEN="writer")
     yield process
     process.close()
 
 
-def cases(rows, slow):
+def cases(rows: Any, slow: Any) -> list[Any]:
     return [pytest.param(row, id=row.name, marks=[pytest.mark.full] * slow(row)) for row in rows]
 
 
 @pytest.mark.parametrize("row", cases(ROWS, lambda row: row.slow))
-def test_download(hub, client, row, tmp_path):
+def test_download(hub: HubServer, client: Client, row: Any, tmp_path: Path) -> None:
     outcome = run_row(hub, client, row, CONVSTEM, tmp_path)
     assert re.search(row.expected, outcome), outcome
     assert "WRONG" not in outcome
@@ -38,7 +41,9 @@ def test_download(hub, client, row, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["one byte flipped, right length", "truncated, no X-Linked-Size"])
-def test_negative_control_the_stock_client_loads_wrong_bytes(hub, client, name, tmp_path):
+def test_negative_control_the_stock_client_loads_wrong_bytes(
+    hub: HubServer, client: Client, name: str, tmp_path: Path
+) -> None:
     row = next(row for row in ROWS if row.name == name)
     assert run_row(hub, client, row, STOCK, tmp_path).startswith("WRONG BYTES")
 
@@ -46,11 +51,13 @@ def test_negative_control_the_stock_client_loads_wrong_bytes(hub, client, name, 
 # 503 on an upload makes huggingface_hub itself wait for a second, and the first push imports torch.
 @pytest.mark.full
 @pytest.mark.parametrize("row", cases(PUSH_ROWS, lambda row: False))
-def test_push(hub, client, row, tmp_path):
+def test_push(hub: HubServer, client: Client, row: Any, tmp_path: Path) -> None:
     assert run_push_row(hub, client, row, CONVSTEM_PUSH, tmp_path) == row.expected
 
 
 @pytest.mark.full
-def test_negative_control_the_stock_client_opens_two_pull_requests(hub, client, tmp_path):
+def test_negative_control_the_stock_client_opens_two_pull_requests(
+    hub: HubServer, client: Client, tmp_path: Path
+) -> None:
     row = next(row for row in PUSH_ROWS if row.create_pr and row.twice)
     assert "2 pull requests" in run_push_row(hub, client, row, STOCK_PUSH, tmp_path)

@@ -80,6 +80,6 @@ def test_publish_goes_on_after_a_full_disk(ours: HubServer, client: Client) -> N
         catalog.weights, publishing.stage_embedded = before, real
     """)
     assert outcome.error is None, outcome.output
-    (failed, words), (published, _) = outcome.value  # type: ignore[misc]
+    (failed, words), (published, _) = outcome.value
     assert (failed, published) == ("failed", "published")
     assert "No space left on device" in words

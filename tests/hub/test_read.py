@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.hub_server import Fault, run_python
-from tests.support.hub_server.client import environment
+from tests.support.hub_server import Client, Fault, HubServer, run_python
+from tests.support.hub_server.client import Outcome, environment
 from tests.support.hub_server.fault_table import CONVSTEM, kill_while_downloading
 from tests.support.hub_server.fixtures import REPO, anonymous, cache, client, hub, repo, server  # noqa: F401
 from tests.support.hub_server.store import Entry
@@ -22,18 +24,18 @@ FETCH = "from convstem.hub.read import fetch\n"
 FETCH += "file = fetch('org/m', cache_dir={cache!r})\nresult = [str(file.path), file.commit]"
 
 
-def fetch(client, cache, arguments=""):
+def fetch(client: Client, cache: str, arguments: str = "") -> Outcome:
     return client(
         f"from convstem.hub.read import fetch\nf = fetch('org/m', cache_dir={cache!r}, {arguments})\n"
         "result = {'path': str(f.path), 'commit': f.commit, 'sha256': f.sha256}"
     )
 
 
-def requests(hub):
+def requests(hub: HubServer) -> list[str]:
     return [f"{method} {path.rsplit('/', 1)[-1]}" for _, method, path, _ in hub.log]
 
 
-def test_what_comes_back(hub, client, cache, repo):
+def test_what_comes_back(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
     sha = repo({"model.safetensors": ONE, "config.json": b"{}"})
     outcome = client(
         f"from convstem.hub.read import fetch_all\nf = fetch_all('org/m', ['config.json', 'model.safetensors'],"
@@ -46,7 +48,7 @@ def test_what_comes_back(hub, client, cache, repo):
     assert Path(config[3]).parent == Path(weights[3]).parent
 
 
-def test_requests_cold_warm_and_pinned(hub, client, cache, repo):
+def test_requests_cold_warm_and_pinned(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
     sha = repo({"model.safetensors": ONE})
     assert not fetch(client, cache).error
     assert len(hub.log) == 3  # listing, HEAD, GET
@@ -58,7 +60,9 @@ def test_requests_cold_warm_and_pinned(hub, client, cache, repo):
     assert hub.log == []
 
 
-def test_verified_files_are_not_hashed_again_until_they_change(hub, client, cache, repo):
+def test_verified_files_are_not_hashed_again_until_they_change(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str]
+) -> None:
     repo({"model.safetensors": ONE})
     path = fetch(client, cache).value["path"]
     forbid = "import convstem.hub.cache as c\nreal, c.file_digest = c.file_digest, None\n"
@@ -71,7 +75,9 @@ def test_verified_files_are_not_hashed_again_until_they_change(hub, client, cach
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
 
 
-def test_weights_come_from_the_commit_of_the_config_that_timm_read(hub, client, cache, repo):
+def test_weights_come_from_the_commit_of_the_config_that_timm_read(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str]
+) -> None:
     old = repo({"model.safetensors": ONE, "config.json": b"1"})
     client(f"from huggingface_hub import hf_hub_download\nhf_hub_download('org/m', 'config.json', cache_dir={cache!r})")
     repo({"model.safetensors": TWO, "config.json": b"2"})
@@ -83,7 +89,9 @@ def test_weights_come_from_the_commit_of_the_config_that_timm_read(hub, client, 
     assert Path(fetch(client, cache).value["path"]).read_bytes() == TWO
 
 
-def test_a_stale_pointer_does_not_survive_an_etag_mix_up(hub, client, cache, repo):
+def test_a_stale_pointer_does_not_survive_an_etag_mix_up(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str]
+) -> None:
     """Warm with the old commit, then a HEAD that still names the old content for the new commit."""
     repo({"model.safetensors": ONE})
     old = fetch(client, cache).value
@@ -95,7 +103,9 @@ def test_a_stale_pointer_does_not_survive_an_etag_mix_up(hub, client, cache, rep
 
 
 @pytest.mark.parametrize(("revision", "cold"), [("None", False), ("'main'", False), ("'missing'", True)])
-def test_offline(hub, client, cache, repo, revision, cold):
+def test_offline(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str], revision: str | None, cold: bool
+) -> None:
     repo({"model.safetensors": ONE})
     fetch(client, cache)
     hub.log.clear()
@@ -110,7 +120,9 @@ def test_offline(hub, client, cache, repo, revision, cold):
         assert Path(process.stdout.strip()).read_bytes() == ONE
 
 
-def test_a_token_goes_to_the_hub_and_nowhere_else(hub, client, anonymous, cache, repo):
+def test_a_token_goes_to_the_hub_and_nowhere_else(
+    hub: HubServer, client: Client, anonymous: Client, cache: str, repo: Callable[..., str]
+) -> None:
     secret = "hf_verysecret"
     hub.store.create(REPO, private_to={secret})
     hub.store.commit(REPO, "main", {"model.safetensors": ONE})
@@ -128,7 +140,9 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(hub, client, anonymous, cache,
         assert secret not in outcome.error + outcome.output + "".join(outcome.warnings)
 
 
-def test_gated_cold_and_revoked(hub, client, anonymous, cache, repo):
+def test_gated_cold_and_revoked(
+    hub: HubServer, client: Client, anonymous: Client, cache: str, repo: Callable[..., str]
+) -> None:
     repo({"model.safetensors": ONE})
     hub.store.repos[REPO].gated, hub.store.repos[REPO].readers = True, {"writer"}
     assert "is gated (401): accept its conditions at" in fetch(anonymous, cache).error
@@ -155,7 +169,9 @@ def test_gated_cold_and_revoked(hub, client, anonymous, cache, repo):
         ({}, "fetch('org/absent'{c})", r"the Hub refuses org/absent \(404\)"),
     ],
 )  # fmt: skip
-def test_bad_input(hub, client, cache, repo, files, code, message):
+def test_bad_input(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str], files: Any, code: str, message: str
+) -> None:
     repo(files)
     outcome = client("from convstem.hub.read import fetch\n" + code.format(c=f", cache_dir={cache!r}"))
     assert outcome.kind in (
@@ -165,7 +181,7 @@ def test_bad_input(hub, client, cache, repo, files, code, message):
         "MissingFileError",
         "RevisionMissingError",
     )
-    assert re.search(message, outcome.error), outcome.error
+    assert re.search(message, outcome.error or ""), outcome.error
 
 
 @pytest.mark.parametrize(
@@ -173,14 +189,16 @@ def test_bad_input(hub, client, cache, repo, files, code, message):
     [("model.safetensors", 10**16, "10,000,000,000,000,000 bytes, and the cache's disk has"),
      ("config.json", 10**8, "config.json of org/m is 100,000,000 bytes; at most 16,777,216 are read")],
 )  # fmt: skip
-def test_absurd_sizes_are_refused_before_the_download(hub, client, cache, repo, name, size, message):
+def test_absurd_sizes_are_refused_before_the_download(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str], name: str, size: int, message: str
+) -> None:
     repo({name: Entry("0" * 40, size, "0" * 64)})
     outcome = client(f"from convstem.hub.read import fetch\nfetch('org/m', {name!r}, cache_dir={cache!r})")
     assert message in outcome.error
     assert len(hub.log) == 1
 
 
-def test_killed_while_downloading(hub, client, cache, repo):
+def test_killed_while_downloading(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
     repo({"model.safetensors": ONE})
     (orphan,) = kill_while_downloading(hub, CONVSTEM, cache)
     os.utime(orphan, (0, 0))  # as if it had happened long ago
@@ -189,7 +207,9 @@ def test_killed_while_downloading(hub, client, cache, repo):
 
 
 @pytest.mark.full
-def test_a_broken_download_resumes_where_it_stopped(hub, client, cache, repo):
+def test_a_broken_download_resumes_where_it_stopped(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str]
+) -> None:
     large = os.urandom(20 << 20)
     repo({"model.safetensors": large})
     hub.arm(
@@ -209,7 +229,7 @@ PATIENT = {"HF_HUB_DOWNLOAD_TIMEOUT": "60", "HF_HUB_ETAG_TIMEOUT": "60"}
 """So that a busy machine does not make the client ask twice."""
 
 
-def test_16_threads_download_once(hub, cache, repo):
+def test_16_threads_download_once(hub: HubServer, cache: str, repo: Callable[..., str]) -> None:
     repo({"model.safetensors": ONE})
     code = f"""
         from concurrent.futures import ThreadPoolExecutor
@@ -225,7 +245,7 @@ def test_16_threads_download_once(hub, cache, repo):
 
 
 @pytest.mark.full
-def test_4_processes_download_once(hub, cache, repo):
+def test_4_processes_download_once(hub: HubServer, cache: str, repo: Callable[..., str]) -> None:
     repo({"model.safetensors": ONE})
     hub.arm(Fault(wait=0.5, times=4))
     code = textwrap.dedent(FETCH.format(cache=cache)) + "\nimport json\nprint(json.dumps(result))"
@@ -238,7 +258,7 @@ def test_4_processes_download_once(hub, cache, repo):
     assert [origin for origin, *_ in hub.log].count("cdn") == 1
 
 
-def test_disk_full(hub, client, cache, repo):
+def test_disk_full(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
     """A limit on the size of files stands in for a full disk: the write fails half-way."""
     repo({"model.safetensors": ONE})
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
@@ -249,7 +269,9 @@ def test_disk_full(hub, client, cache, repo):
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
 
 
-def test_a_cache_that_cannot_be_written(hub, client, cache, repo, tmp_path):
+def test_a_cache_that_cannot_be_written(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str], tmp_path: Path
+) -> None:
     sha = repo({"model.safetensors": ONE})
     Path(cache).write_text("a file")
     assert "cannot store org/m@" in fetch(client, cache).error
@@ -261,7 +283,9 @@ def test_a_cache_that_cannot_be_written(hub, client, cache, repo, tmp_path):
         assert Path(process.stdout.strip()).read_bytes() == ONE, process.stderr
 
 
-def test_pull_takes_the_card_if_there_is_one(hub, client, cache, repo, tmp_path):
+def test_pull_takes_the_card_if_there_is_one(
+    hub: HubServer, client: Client, cache: str, repo: Callable[..., str], tmp_path: Path
+) -> None:
     old = repo({"model.safetensors": ONE, "config.json": b"{}"})
     repo({"README.md": b"# card"})
     for revision, names in (
@@ -274,7 +298,7 @@ def test_pull_takes_the_card_if_there_is_one(hub, client, cache, repo, tmp_path)
         assert sorted(path.name for path in Path(out).iterdir()) == names
 
 
-def test_pull_needs_config_and_weights(hub, client, cache, repo):
+def test_pull_needs_config_and_weights(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
     repo({"model.safetensors": ONE})
     code = f"import convstem\nconvstem.pull('org/m', cache_dir={cache!r})"
     assert "org/m has no config.json at commit" in client(code).error

@@ -61,7 +61,7 @@ def test_changed_and_missing_files_are_no_damage(weights: Path) -> None:
 
 def test_a_damaged_stem_is_removed(weights: Path, hub_file: object, tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
-    hub_file("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", model.state_dict())  # type: ignore[operator]
+    hub_file("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", model.state_dict())
     timm.create_model("vit_ti16_convstem", pretrained=True, depth=1)
     (stem,) = (tmp_path / "cache" / "stems").glob("*.safetensors")
     damage(stem)
@@ -75,6 +75,6 @@ def test_a_cache_that_may_not_be_read_is_never_an_error(monkeypatch: pytest.Monk
 
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "theirs"))
     monkeypatch.setattr(notes, "_NOTES", {})
-    monkeypatch.setattr(notes.Path, "read_text", refuse)
-    monkeypatch.setattr(notes.Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     assert timm.create_model("vit_nano4_convstem", pretrained=True)

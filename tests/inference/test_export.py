@@ -52,7 +52,7 @@ def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None
     from convstem.inference.export import compare, example
 
     with torch.no_grad():
-        model.head.bias += 1  # type: ignore[union-attr, operator]
+        model.head.bias += 1
     assert compare(model, FORMATS["torch-export"].run, out, example(model)) > 1e-2
 
 

@@ -1,5 +1,7 @@
 """One set of weights, two factories: tables are reversible and the logits agree."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -16,7 +18,7 @@ BOTH = [spec for spec in catalog.models().values() if spec.torchvision]
 SMALL = dict(img_size=64, depth=2, embed_dim=96, num_heads=3, num_classes=7)
 
 
-def twins(spec, dtype):
+def twins(spec: Any, dtype: torch.dtype) -> Any:
     """The same small architecture in both hosts: the row's own stem, a narrow trunk."""
     size = 2 * spec.patch_size
     model = timm.create_model(spec.name, **{**SMALL, "img_size": size}).to(dtype)
@@ -29,7 +31,7 @@ def twins(spec, dtype):
 
 @pytest.mark.parametrize("spec", BOTH, ids=lambda spec: spec.name)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
-def test_same_weights_same_logits(spec, dtype, bound):
+def test_same_weights_same_logits(spec: Any, dtype: torch.dtype, bound: float) -> None:
     model, twin, x = twins(spec, dtype)
     assert largest_difference(model, twin, x) > 0.01  # negative control: different weights
     state = model.state_dict()
@@ -42,7 +44,7 @@ def test_same_weights_same_logits(spec, dtype, bound):
 
 
 @pytest.mark.parametrize("spec", BOTH, ids=lambda spec: spec.name)
-def test_full_size_state_dicts_convert_both_ways(spec):
+def test_full_size_state_dicts_convert_both_ways(spec: Any) -> None:
     with torch.device("meta"):
         model = timm.create_model(spec.name, num_classes=spec.num_classes)
         twin = torchvision.models.get_model(spec.torchvision)
@@ -52,7 +54,7 @@ def test_full_size_state_dicts_convert_both_ways(spec):
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
-def test_the_forum_stem_four_layers_of_64():
+def test_the_forum_stem_four_layers_of_64() -> None:
     configs = [ConvStemConfig(out_channels=64, kernel_size=3, stride=2)] * 4
     twin = torchvision.models.VisionTransformer(64, 16, 2, 3, 96, 384, num_classes=7, conv_stem_configs=configs)
     model = timm.create_model("vit_b16_convstem", stem_channels=(64, 64, 64, 64), stem_norm="batchnorm2d", **SMALL)
@@ -63,7 +65,7 @@ def test_the_forum_stem_four_layers_of_64():
     assert largest_difference(model, twin, x) < 1e-5
 
 
-def test_every_row_of_the_table_is_used():
+def test_every_row_of_the_table_is_used() -> None:
     model = timm.create_model("vit_b16_convstem", stem_norm="batchnorm2d", **SMALL)
     keys = model.state_dict().keys() | {"patch_embed.proj.weight"}
     for row in TORCHVISION.rows:
@@ -71,7 +73,7 @@ def test_every_row_of_the_table_is_used():
         assert any(key.startswith(prefix) for key in keys), row
 
 
-def test_the_layout_is_recognised():
+def test_the_layout_is_recognised() -> None:
     state = timm.create_model("vit_nano4_convstem").state_dict()
     assert recognise(state).layout.name == "timm"
     assert recognise(convert(state, source="timm", target="torchvision")).layout.name == "torchvision"
@@ -87,7 +89,7 @@ def test_the_layout_is_recognised():
         (["cls_token"], "keras", "unknown layout 'keras'; the layouts are .*timm, torchvision"),
     ],
 )
-def test_keys_that_do_not_belong_are_named(keys, source, message):
+def test_keys_that_do_not_belong_are_named(keys: Any, source: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convert(
             dict.fromkeys(keys, torch.zeros(1)),

@@ -140,7 +140,7 @@ def frozen_body_error(kind: str) -> float:
     before = outputs(create(kind), images())
     features = model.forward_features(images()).detach()
     data = [(x, label) for x, label in zip(images(), torch.arange(8), strict=True)]
-    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=4)
     groups = [[p for n, p in model.named_parameters() if n.startswith("head") == head] for head in (False, True)]
     learner = Learner(
         DataLoaders(loader, loader),

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -27,12 +28,12 @@ NANO = "vit_nano4_convstem"
 
 
 @pytest.fixture
-def nano():
+def nano() -> Any:
     return randomise(timm.create_model(NANO)).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_counted_parameters_and_macs_are_the_models(name):
+def test_counted_parameters_and_macs_are_the_models(name: str) -> None:
     spec = catalog.models()[name]
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=spec.num_classes).eval()
@@ -47,13 +48,13 @@ def test_counted_parameters_and_macs_are_the_models(name):
     assert counter.get_total_flops() / 2 in (macs(spec), macs(spec) - attention)
 
 
-def test_names_tags_and_module():
+def test_names_tags_and_module() -> None:
     names = {*catalog.architectures(), *(f"{name}_pyramid" for name in catalog.families())}
     assert set(timm.list_models(module="convstem_timm")) == names
     assert timm.get_pretrained_cfg("vit_b16_convstem").first_conv == "patch_embed.backbone.0.conv"
 
 
-def test_a_stem_is_built_where_and_how_it_is_asked_for():
+def test_a_stem_is_built_where_and_how_it_is_asked_for() -> None:
     with torch.device("meta"):
         assert all(t.is_meta for t in timm.create_model(NANO).state_dict().values())
     for dtype in (torch.bfloat16, torch.float64):
@@ -63,7 +64,7 @@ def test_a_stem_is_built_where_and_how_it_is_asked_for():
 
 
 @pytest.mark.parametrize("in_chans", [1, 2, 3, 4])
-def test_in_chans_adapts_pretrained_weights(in_chans, nano):
+def test_in_chans_adapts_pretrained_weights(in_chans: int, nano: Any) -> None:
     overlay = {"state_dict": nano.state_dict()}
     model = timm.create_model(NANO, pretrained=True, in_chans=in_chans, pretrained_cfg_overlay=overlay).eval()
     conv = model.patch_embed.backbone[0].conv.weight
@@ -76,7 +77,7 @@ def test_in_chans_adapts_pretrained_weights(in_chans, nano):
 
 
 @pytest.mark.parametrize("size", [(32, 64), (48, 32), (64, 64)])
-def test_pretrained_weights_at_another_size(size, nano):
+def test_pretrained_weights_at_another_size(size: tuple[int, int], nano: Any) -> None:
     overlay = {"state_dict": nano.state_dict()}
     model = timm.create_model(NANO, pretrained=True, img_size=size, pretrained_cfg_overlay=overlay).eval()
     assert model.patch_embed.grid_size == (size[0] // 4, size[1] // 4)
@@ -85,7 +86,7 @@ def test_pretrained_weights_at_another_size(size, nano):
     assert largest_difference(model, resized, torch.randn(2, 3, *size)) == 0
 
 
-def test_a_non_square_checkpoint_resamples_from_its_own_grid(nano):
+def test_a_non_square_checkpoint_resamples_from_its_own_grid(nano: Any) -> None:
     nano.set_input_size((16, 64))  # as many tokens as 32x32
     config = {**nano.pretrained_cfg, "input_size": (3, 16, 64), "state_dict": nano.state_dict()}
     model = timm.create_model(NANO, pretrained=True, pretrained_cfg=config, img_size=(32, 32))
@@ -94,7 +95,7 @@ def test_a_non_square_checkpoint_resamples_from_its_own_grid(nano):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (23, 20), (40, 64)])
-def test_dynamic_size_agrees_with_its_own_grid(size):
+def test_dynamic_size_agrees_with_its_own_grid(size: tuple[int, int]) -> None:
     model = timm.create_model(NANO, dynamic_img_size=True).eval()
     x = torch.randn(1, 3, *size)
     grid = model.patch_embed.dynamic_feat_size(size)
@@ -104,7 +105,7 @@ def test_dynamic_size_agrees_with_its_own_grid(size):
     assert maps[-1].shape == (1, 96, *grid)
 
 
-def test_the_stem_is_layer_zero():
+def test_the_stem_is_layer_zero() -> None:
     model = timm.create_model(NANO)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     stem = [group for name, group in groups.items() if name.startswith("patch_embed.")]
@@ -119,7 +120,7 @@ def test_the_stem_is_layer_zero():
             assert group["weight_decay"] == 0.0
 
 
-def test_drop_path_and_grad_checkpointing_train():
+def test_drop_path_and_grad_checkpointing_train() -> None:
     model = timm.create_model(NANO, drop_path_rate=0.2)
     model.set_grad_checkpointing()
     model(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -127,7 +128,7 @@ def test_drop_path_and_grad_checkpointing_train():
 
 
 @pytest.mark.parametrize("name", [NANO, "vit_s16_cvst", "vit_conv_small"])
-def test_compile_export_fx_and_script(name):
+def test_compile_export_fx_and_script(name: str) -> None:
     spec = catalog.models()[name]
     small = dict(depth=1, embed_dim=96, num_heads=3, stem_channels=spec.stem.channels, img_size=2 * spec.patch_size)
     model = randomise(timm.create_model(name, **small)).eval()
@@ -142,13 +143,13 @@ def test_compile_export_fx_and_script(name):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_torchscript(nano):
+def test_torchscript(nano: Any) -> None:
     scripted = torch.jit.script(nano)
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(scripted(x), nano(x))
 
 
-def test_pickle_and_deepcopy(nano):
+def test_pickle_and_deepcopy(nano: Any) -> None:
     x = torch.randn(1, 3, 32, 32)
     buffer = io.BytesIO()
     torch.save(nano, buffer)
@@ -161,8 +162,10 @@ def test_pickle_and_deepcopy(nano):
         assert largest_difference(nano, twin, x) == 0
 
 
-def test_stem_settings_survive_a_hub_folder():
-    args = dict(stem_channels=(16, 24, 48), stem_strides=(2, 1, 2), stem_act="gelu", stem_norm="layernorm2d")
+def test_stem_settings_survive_a_hub_folder() -> None:
+    args: dict[str, Any] = dict(
+        stem_channels=(16, 24, 48), stem_strides=(2, 1, 2), stem_act="gelu", stem_norm="layernorm2d"
+    )
     args["stem_bias"] = True
     model = randomise(timm.create_model(NANO, **args)).eval()
     # The folder of a repository's newest commit in the Hub cache, so that hf-hub: and local-dir: both read it.
@@ -177,7 +180,7 @@ def test_stem_settings_survive_a_hub_folder():
         assert largest_difference(model, twin, torch.randn(2, 3, 32, 32)) == 0
 
 
-def test_init_weights_leaves_nothing_uninitialised():
+def test_init_weights_leaves_nothing_uninitialised() -> None:
     for name in (NANO, "vit_conv_small"):
         small = dict(depth=1, embed_dim=96, num_heads=3)
         model = timm.create_model(name, device="meta", dtype=torch.float64, **small).to_empty(device="cpu")
@@ -189,7 +192,7 @@ def test_init_weights_leaves_nothing_uninitialised():
         assert not bad
 
 
-def test_the_fixed_position_embedding_is_moco_v3s():
+def test_the_fixed_position_embedding_is_moco_v3s() -> None:
     model = timm.create_model("vit_conv_small", depth=1)
     assert "pos_embed" not in dict(model.named_parameters())
     assert model.pos_embed.shape == (1, 197, 384)
@@ -233,12 +236,12 @@ def test_the_fixed_position_embedding_is_moco_v3s():
         ({"not_an_argument": 1}, TypeError, "not_an_argument"),
     ],
 )
-def test_a_wrong_call_is_answered_before_construction(kwargs, error, message):
+def test_a_wrong_call_is_answered_before_construction(kwargs: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         timm.create_model(NANO, **kwargs)
 
 
-def test_a_wrong_size_after_construction():
+def test_a_wrong_size_after_construction() -> None:
     model = timm.create_model(NANO)
     with pytest.raises(ValueError, match="img_size must be a multiple of the patch size 4; got 30x30"):
         model.set_input_size(30)
@@ -250,38 +253,38 @@ def test_a_wrong_size_after_construction():
         model(torch.randn(1, 1, 32, 32))
 
 
-def plain_twin():
+def plain_twin() -> Any:
     """A patchify ViT with vit_nano4_convstem's trunk."""
     args = dict(depth=6, embed_dim=96, mlp_ratio=2, img_size=32, patch_size=4, num_classes=10)
     return timm.create_model("vit_tiny_patch16_224", **args)
 
 
-def load_directly(state):
+def load_directly(state: Any) -> None:
     timm.create_model(NANO).load_state_dict(state, strict=False)
 
 
-def load_as_pretrained(state):
+def load_as_pretrained(state: Any) -> Any:
     return timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
 
 
-def test_a_plain_vit_checkpoint_is_named():
+def test_a_plain_vit_checkpoint_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 4x4 patches"):
         load_directly(plain_twin().state_dict())
 
 
-def test_a_plain_vit_checkpoint_as_pretrained_weights_is_transplanted():
+def test_a_plain_vit_checkpoint_as_pretrained_weights_is_transplanted() -> None:
     plain = randomise(plain_twin())
     assert largest_difference(load_as_pretrained(plain.state_dict()), plain, torch.rand(1, 3, 32, 32)) < 1e-4
 
 
 @pytest.mark.parametrize("load", [load_directly, load_as_pretrained])
-def test_another_stem_is_named(load):
+def test_another_stem_is_named(load: Any) -> None:
     state = timm.create_model(NANO, stem_channels=(16, 24, 128), stem_strides=(1, 2, 2)).state_dict()
     with pytest.raises(RuntimeError, match=r"conv channels are \[16, 24, 128, 96\], the model's are \[64, 128, 96\]"):
         load(state)
 
 
-def test_the_other_layout_loads_as_pretrained_and_is_named_otherwise(nano):
+def test_the_other_layout_loads_as_pretrained_and_is_named_otherwise(nano: Any) -> None:
     state = convert(nano.state_dict(), source="timm", target="torchvision")
     model = timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     assert largest_difference(model, nano, torch.randn(1, 3, 32, 32)) == 0
@@ -289,12 +292,12 @@ def test_the_other_layout_loads_as_pretrained_and_is_named_otherwise(nano):
         load_directly(state)
 
 
-def test_our_checkpoint_in_a_plain_vit_fails_with_our_keys_named():
+def test_our_checkpoint_in_a_plain_vit_fails_with_our_keys_named() -> None:
     plain = plain_twin()
     state = timm.create_model(NANO).state_dict()
     with pytest.raises(RuntimeError, match=r"Unexpected key.*patch_embed.backbone.0.conv.weight"):
         plain.load_state_dict(plain_filter(state, plain))
 
 
-def test_the_torchvision_twin_shares_the_vocabulary():
+def test_the_torchvision_twin_shares_the_vocabulary() -> None:
     assert torchvision.models.get_model("vit_nano_4_convstem").conv_proj[0][0].out_channels == 64

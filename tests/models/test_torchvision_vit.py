@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,13 @@ WITH_WEIGHTS = [n for n, timm_name in catalog.torchvision_names().items() if cat
 NANO = "vit_nano_4_convstem"
 
 
-def test_names_are_listed():
+def test_names_are_listed() -> None:
     assert set(NAMES) <= set(list_models())
     assert set(list_models(module=convstem)) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_builder_enum_and_model(name):
+def test_builder_enum_and_model(name: str) -> None:
     builder, enum = get_model_builder(name), get_model_weights(name)
     assert get_model_builder(name.upper()) is builder
     assert builder.__name__ == name
@@ -50,7 +51,7 @@ def test_builder_enum_and_model(name):
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_schema_of_the_metadata(name):
+def test_schema_of_the_metadata(name: str) -> None:
     """After torchvision's test_extended_models.py, test_schema_meta_validation; CIFAR-10 counts too."""
     enum = get_model_weights(name)
     needed = {
@@ -80,7 +81,7 @@ def test_schema_of_the_metadata(name):
         assert weights.transforms()(torch.zeros(3, 40, 60, dtype=torch.uint8)).shape == (3, *size)
 
 
-def test_the_legacy_interface_still_works():
+def test_the_legacy_interface_still_works() -> None:
     with pytest.warns(UserWarning) as caught:
         model = get_model(NANO, pretrained=True).eval()
     assert any("The parameter 'pretrained' is deprecated" in str(w.message) for w in caught)
@@ -129,17 +130,17 @@ def test_the_legacy_interface_still_works():
         (NANO, {"bogus": 1}, TypeError, "bogus"),
     ],
 )
-def test_a_wrong_call_teaches(name, kwargs, error, message):
+def test_a_wrong_call_teaches(name: str, kwargs: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         get_model(name, **kwargs)
 
 
-def test_another_enum_is_refused():
+def test_another_enum_is_refused() -> None:
     with pytest.raises(TypeError, match="expected ViT_Nano_4_ConvStem_Weights but received ViT_B_16_Weights"):
         get_model(NANO, weights=torchvision.models.ViT_B_16_Weights.DEFAULT)
 
 
-def test_a_plain_vit_checkpoint_is_named():
+def test_a_plain_vit_checkpoint_is_named() -> None:
     plain = VisionTransformer(32, 4, 6, 3, 96, 192, num_classes=10)
     with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 4x4 patches"):
         get_model(NANO).load_state_dict(plain.state_dict(), strict=False)
@@ -148,7 +149,7 @@ def test_a_plain_vit_checkpoint_is_named():
         get_model(NANO).load_state_dict(convstem.convert(state, source="torchvision", target="timm"))
 
 
-def test_another_stem_as_configs():
+def test_another_stem_as_configs() -> None:
     model = get_model(NANO, conv_stem_configs=[ConvStemConfig(16, 3, 2), ConvStemConfig(24, 3, 2)])
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     assert [m.out_channels for m in model.conv_proj.modules() if isinstance(m, torch.nn.Conv2d)] == [
@@ -158,7 +159,7 @@ def test_another_stem_as_configs():
     ]
 
 
-def test_models_copy_pickle_and_keep_their_hook():
+def test_models_copy_pickle_and_keep_their_hook() -> None:
     model = get_model(NANO).eval()
     x = torch.randn(1, 3, 32, 32)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -167,12 +168,12 @@ def test_models_copy_pickle_and_keep_their_hook():
             twin.load_state_dict({"conv_proj.weight": torch.zeros(96, 3, 4, 4)}, strict=False)
 
 
-def test_fx_and_script():
+def test_fx_and_script() -> None:
     model = get_model(NANO).eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
 
 
-def test_enum_names():
+def test_enum_names() -> None:
     assert convstem_torchvision.enum_name("vit_ti_16_convstem") == "ViT_Ti_16_ConvStem_Weights"
     assert convstem_torchvision.enum_name("vitc_18gf") == "ViTC_18GF_Weights"

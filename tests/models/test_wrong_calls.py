@@ -2,6 +2,9 @@
 
 import pickle
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -35,7 +38,7 @@ from convstem.errors import ArgumentTypeError
         (lambda: convstem.load("vit_nano4_convstem", layuot="timm"), "no argument 'layuot'; it takes act_layer, attn_"),
     ],
 )
-def test_a_misspelt_argument(call, message):
+def test_a_misspelt_argument(call: Callable[..., Any], message: str) -> None:
     with pytest.raises(ArgumentTypeError, match=re.escape(message)):
         call()
 
@@ -44,7 +47,7 @@ PATCHIFY = "vit_tiny_patch16_224"
 DINOV3 = "vit_small_patch16_dinov3"
 
 
-def torchvision_patchify():
+def torchvision_patchify() -> Any:
     return torchvision.models.VisionTransformer(224, 16, 1, 3, 192, 768)
 
 
@@ -56,7 +59,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize(("make", "source"), MODELS.values(), ids=MODELS)
-def test_a_patchify_checkpoint_leads_to_transplant(make, source, tmp_path):
+def test_a_patchify_checkpoint_leads_to_transplant(make: Callable[..., Any], source: str, tmp_path: Path) -> None:
     model, state = make(), timm.create_model(source, depth=1).state_dict()
     assert_leads_to_transplant(model, state)
     torch.save(state, tmp_path / "patchify.pth")
@@ -68,11 +71,11 @@ def test_a_patchify_checkpoint_leads_to_transplant(make, source, tmp_path):
     lambda: torchvision.models.get_model("vit_ti_16_convstem", num_layers=1),
     lambda: convstem.transplant(torchvision_patchify(), pixel_range=([-2.0] * 3, [2.0] * 3)),
 ])  # fmt: skip
-def test_torchvisions_patchify_checkpoint_leads_to_transplant(make):
+def test_torchvisions_patchify_checkpoint_leads_to_transplant(make: Callable[..., Any]) -> None:
     assert_leads_to_transplant(make(), torchvision_patchify().state_dict())
 
 
-def assert_leads_to_transplant(model, state):
+def assert_leads_to_transplant(model: Any, state: Any) -> None:
     for strict in (True, False):
         with pytest.raises(RuntimeError, match="embeds 16x16 patches directly.*convstem.transplant") as caught:
             model.load_state_dict(state, strict=strict)

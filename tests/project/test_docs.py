@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROW = re.compile(r"\| `(\w+)` \| `?([\w-]+)`? \| ([\d.]+) \| ([\d.]+) \|")
 
 
-def test_the_readmes_models_are_the_registrys():
+def test_the_readmes_models_are_the_registrys() -> None:
     rows = {name: cells for name, *cells in ROW.findall(README)}
     assert list(rows) == list(catalog.models())
     for name, (torchvision, params, gmacs) in rows.items():
@@ -30,21 +30,21 @@ def test_the_readmes_models_are_the_registrys():
         assert gmacs == f"{macs(spec) / 1e9:.2f}"
 
 
-def test_the_readmes_accuracy_is_the_registrys():
+def test_the_readmes_accuracy_is_the_registrys() -> None:
     accuracy = catalog.weights()["vit_nano4_convstem.cifar10"].metrics["acc@1"]
     assert f"**{accuracy:.2f} %**" in README
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_somewhere(path):
+def test_links_lead_somewhere(path: Path) -> None:
     assert (ROOT / path).exists()
 
 
-def test_nothing_is_left_to_fill_in():
+def test_nothing_is_left_to_fill_in() -> None:
     assert not re.findall(r"@[A-Z]+@", README)
 
 
-def test_the_readmes_loading_times_are_the_benchmarks():
+def test_the_readmes_loading_times_are_the_benchmarks() -> None:
     sizes = json.loads((ROOT / "benchmarks" / "results" / "load" / "load.json").read_text(encoding="utf-8"))["sizes"]
     rows = dict(re.findall(r"\| ViT-(\w+)/16 \|(.*) ms", README))
     assert list(rows) == list(sizes)
@@ -54,11 +54,11 @@ def test_the_readmes_loading_times_are_the_benchmarks():
 
 
 @pytest.mark.parametrize("script", ["compiled_registry", "timm_weights"])
-def test_the_generated_files_of_the_registry_are_current(script):
+def test_the_generated_files_of_the_registry_are_current(script: str) -> None:
     subprocess.run([sys.executable, "-m", f"tools.{script}", "--check"], check=True, cwd=ROOT)
 
 
-def test_the_generated_trunks_are_timms():
+def test_the_generated_trunks_are_timms() -> None:
     """The whole sweep (tools/timm_trunks.py --check) takes minutes: every name here, every twentieth built."""
     assert set(trunk_tables()) <= set(timm.list_models())
     for name in list(trunk_tables())[::20]:
@@ -68,7 +68,7 @@ def test_the_generated_trunks_are_timms():
         assert sizes(name, model) == trunk_tables()[name], name
 
 
-def test_recipes_name_real_models():
+def test_recipes_name_real_models() -> None:
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.yaml")]
     names = [name for text in texts for name in re.findall(r"^model: (\w+)", text, re.MULTILINE)]
     assert len(names) >= 7

@@ -27,7 +27,7 @@ print(convstem.__file__)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return the folder with the sdist and the wheel built from it."""
     out = tmp_path_factory.mktemp("dist")
     copy = tmp_path_factory.mktemp("source") / "convstem"
@@ -42,7 +42,7 @@ def built(tmp_path_factory):
     return out, copy
 
 
-def environment(folder):
+def environment(folder: Path) -> Path:
     """Create a venv that sees this environment's torch, timm and torchvision, but not its convstem."""
     venv.create(folder, with_pip=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
@@ -55,12 +55,12 @@ def environment(folder):
     return folder / "bin" / "python"
 
 
-def pip_install(python, *what):
+def pip_install(python: Path, *what: str | Path) -> None:
     command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *map(str, what)]
     subprocess.run(command, check=True, cwd=python.parent)
 
 
-def use(python, code=USE):
+def use(python: Path, code: str = USE) -> str:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), "-W", "error::RuntimeWarning", "-c", code],
@@ -75,7 +75,7 @@ def use(python, code=USE):
 
 
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
-def test_built_package_works_outside_the_source_tree(built, tmp_path, pattern):
+def test_built_package_works_outside_the_source_tree(built: tuple[Path, Path], tmp_path: Path, pattern: str) -> None:
     python = environment(tmp_path / "env")
     pip_install(python, next(built[0].glob(pattern)))
     assert str(tmp_path) in use(python)
@@ -86,7 +86,7 @@ def test_built_package_works_outside_the_source_tree(built, tmp_path, pattern):
     assert (tmp_path / "demo_output" / "predictions.png").stat().st_size > 10_000
 
 
-def test_contents(built):
+def test_contents(built: tuple[Path, Path]) -> None:
     wheel = zipfile.ZipFile(next(built[0].glob("*.whl"))).namelist()
     for name in ("convstem/data/registry/architectures.toml", "convstem/py.typed", "_convstem_autoload.py"):
         assert name in wheel
@@ -97,7 +97,7 @@ def test_contents(built):
         assert any(member.endswith("/" + name) for member in sdist), name
 
 
-def test_editable_install_survives_a_moved_checkout(built, tmp_path):
+def test_editable_install_survives_a_moved_checkout(built: tuple[Path, Path], tmp_path: Path) -> None:
     python = environment(tmp_path / "env")
     copy = tmp_path / "checkout"
     shutil.copytree(built[1], copy)

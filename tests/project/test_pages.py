@@ -14,33 +14,33 @@ NAMES = {
 } | {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
 
-def unknown_tests(page):
+def unknown_tests(page: str) -> list[str]:
     """Return the tests that a page names and that do not exist; ``test_such_...`` stands for those beginning so."""
     named = re.findall(r"\b(test_\w+?)(_\.\.\.|\b)", page)
     return [name for name, dots in named if not any(n == name or (dots and n.startswith(name)) for n in NAMES)]
 
 
-def test_an_unknown_test_is_found():
+def test_an_unknown_test_is_found() -> None:
     assert unknown_tests("`test_no_such_claim` and `test_an_unknown_...`") == ["test_no_such_claim"]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_claim_names_a_test_that_exists(name):
+def test_every_claim_names_a_test_that_exists(name: str) -> None:
     assert unknown_tests(PAGES[name]) == []
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name):
+def test_links_lead_somewhere(name: str) -> None:
     for path in re.findall(r"\]\(([^)#:]+)\)", PAGES[name]):
         assert (ROOT / "docs" / path).exists(), path
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_is_left_to_fill_in(name):
+def test_nothing_is_left_to_fill_in(name: str) -> None:
     assert not re.findall(r"@[A-Z]+@", PAGES[name])
 
 
-def unused_words(page):
+def unused_words(page: str) -> list[str]:
     """Return the words of a glossary that neither the package nor the registry uses."""
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "registry").glob("*.toml")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in files)
@@ -49,12 +49,12 @@ def unused_words(page):
     return [word for word in words if not re.search(rf"\b{word}", code, re.I)]
 
 
-def test_an_unused_word_is_found():
+def test_an_unused_word_is_found() -> None:
     assert unused_words("| word | meaning |\n|---|---|\n| stem, phlogiston | a |\n| aether | b |\n") == [
         "phlogiston",
         "aether",
     ]
 
 
-def test_the_glossary_has_the_codes_words():
+def test_the_glossary_has_the_codes_words() -> None:
     assert unused_words(PAGES["glossary.md"]) == []

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from tools import rooms
 
@@ -31,7 +32,7 @@ TEST_FOLDERS = {"libraries", "project", "support", "training"}
 """Folders of tests/ that are about no room: the repository itself, helpers, and whole training runs."""
 
 
-def violations(package):
+def violations(package: Path) -> list[str]:
     """Return what is wrong with a package's imports, one sentence each."""
     graph = rooms.import_graph(package)
     found = [f"{' <-> '.join(sorted(circle))}: an import circle" for circle in rooms.circles(graph)]
@@ -48,7 +49,7 @@ def violations(package):
     return found
 
 
-def write_package(folder, **files):
+def write_package(folder: Path, **files: Any) -> Path:
     for name, text in files.items():
         path = folder / f"{name.replace('__', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def write_package(folder, **files):
     return folder
 
 
-def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path):
+def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path: Path) -> None:
     package = write_package(
         tmp_path / "convstem",
         registry__tables="def rows():\n    from convstem.stem import embed\n",  # up, inside a function
@@ -77,22 +78,22 @@ def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path):
     ]
 
 
-def test_a_stub_counts_as_its_module(tmp_path):
+def test_a_stub_counts_as_its_module(tmp_path: Path) -> None:
     package = write_package(tmp_path / "convstem", cli__main="import convstem\n", loading="")
     (package / "__init__.pyi").write_text("from .cli.main import main as main\n")
     assert violations(package)[0] == "convstem <-> convstem.cli.main: an import circle"
 
 
-def test_the_figures_of_a_small_graph():
+def test_the_figures_of_a_small_graph() -> None:
     graph = {"a": {"b", "c"}, "b": {"c"}, "c": {"d"}, "d": {"c"}}
     assert (rooms.levels(graph), rooms.arrows(graph), rooms.circles(graph)) == (3, 5, [{"c", "d"}])
 
 
-def test_no_circle_one_direction_and_a_small_top():
+def test_no_circle_one_direction_and_a_small_top() -> None:
     assert violations(PACKAGE) == []
 
 
-def test_contributing_lists_the_rooms_in_the_order_of_their_dependencies():
+def test_contributing_lists_the_rooms_in_the_order_of_their_dependencies() -> None:
     (rows,) = re.findall(r"^\| room \|.*\n((?:\|.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
     table = re.findall(r"^\| `(\w+)/?` \|", rows, re.M)
     exist = set(rooms.rooms(rooms.import_graph(PACKAGE)))
@@ -100,7 +101,7 @@ def test_contributing_lists_the_rooms_in_the_order_of_their_dependencies():
     assert table == [room for room in LEVEL if room in exist]
 
 
-def test_the_tests_mirror_the_rooms():
+def test_the_tests_mirror_the_rooms() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
     in_folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders - TEST_FOLDERS == in_folders

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,7 +24,7 @@ NARROW = (12, 24, 48, 96)
 META = torch.device("meta")
 
 
-def by_command(tmp_path):
+def by_command(tmp_path: Path) -> None:
     channels = ",".join(map(str, NARROW))
     CliRunner().invoke(main, ["transplant", TINY, "--out", str(tmp_path / "out"), "--stem-channels", channels])
 
@@ -38,7 +41,7 @@ NARROW_CALLS = {
 }
 
 
-def test_a_narrow_stem(hub_file, tmp_path):
+def test_a_narrow_stem(hub_file: Callable[..., None], tmp_path: Path) -> None:
     for name in (TINY, TRUNK):
         hub_file(f"timm/{name}", randomise(timm.create_model(name)).state_dict())
     for way, call in NARROW_CALLS.items():
@@ -47,7 +50,7 @@ def test_a_narrow_stem(hub_file, tmp_path):
         assert {warning.filename for warning in caught} == {__file__}, way
 
 
-def with_meta_default():
+def with_meta_default() -> None:
     with META:
         torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT")
 
@@ -60,14 +63,14 @@ META_CALLS = {
 
 
 @pytest.mark.parametrize("call", META_CALLS.values(), ids=META_CALLS)
-def test_the_meta_device(call):
+def test_the_meta_device(call: Callable[..., Any]) -> None:
     with pytest.warns(UserWarning, match="the meta device holds no values") as caught:
         call()
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_a_copy_in_the_cache(hub_file, monkeypatch):
-    def unreachable(*args, **kwargs):
+def test_a_copy_in_the_cache(hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
         raise UnreachableError("the Hub does not answer")
 
     hub_file(f"timm/{TINY}", timm.create_model(TINY).state_dict())
@@ -95,5 +98,5 @@ assert [(w.filename, w.lineno) for w in caught] == [("<string>", 7), ("<string>"
 """
 
 
-def test_names_left_to_their_owners():
+def test_names_left_to_their_owners() -> None:
     subprocess.run([sys.executable, "-c", CLASH], check=True, env={**os.environ, "CONVSTEM_AUTOLOAD": "0"})

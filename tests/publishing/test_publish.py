@@ -5,11 +5,12 @@ import json
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.support.hub_server import Fault
+from tests.support.hub_server import Client, Fault, HubServer
 from tests.support.hub_server.client import environment
 from tests.support.hub_server.fixtures import client, hub, server  # noqa: F401
 
@@ -32,17 +33,17 @@ publishing.stage_embedded = lambda entry, folder: real(nano, folder)
 pytestmark = pytest.mark.full
 
 
-def publish(client, options=""):
+def publish(client: Client, options: str = "") -> Any:
     outcome = client(f"result = [row.to_json() for row in convstem.publish('org', {options})]")
     assert outcome.error is None, outcome.output
     return outcome.value
 
 
-def actions(rows):
+def actions(rows: Any) -> list[str]:
     return [row["action"] for row in rows]
 
 
-def test_plan_publish_skip_and_repair(hub, client):
+def test_plan_publish_skip_and_repair(hub: HubServer, client: Client) -> None:
     client("import convstem")
     only = f"{NANO!r}"
     assert actions(publish(client, only + ", dry_run=True")) == ["publish"]
@@ -58,7 +59,7 @@ def test_plan_publish_skip_and_repair(hub, client):
     assert hub.store.names(f"org/{NANO}") == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_licence_that_forbids_it_is_refused_with_the_reason(hub, client):
+def test_a_licence_that_forbids_it_is_refused_with_the_reason(hub: HubServer, client: Client) -> None:
     client("import convstem")
     (row,) = publish(client, "'*bamboo*'")
     assert row["action"] == "refuse"
@@ -67,7 +68,7 @@ def test_a_licence_that_forbids_it_is_refused_with_the_reason(hub, client):
     assert "no weights match 'x*'" in client("convstem.publish('org', 'x*')").error
 
 
-def test_a_transplant_is_published_with_its_base_model_and_measured_error(hub, client):
+def test_a_transplant_is_published_with_its_base_model_and_measured_error(hub: HubServer, client: Client) -> None:
     name, source = "vit_ti16_convstem.augreg_in21k_ft_in1k", "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     made = client("""
         import convstem, timm, torch, tempfile, pathlib
@@ -94,7 +95,7 @@ def test_a_transplant_is_published_with_its_base_model_and_measured_error(hub, c
     assert actions(publish(client, f"{name!r}, dry_run=True")) == ["publish"]
 
 
-def test_one_failure_does_not_stop_the_others(hub, client):
+def test_one_failure_does_not_stop_the_others(hub: HubServer, client: Client) -> None:
     client(REGISTRY)
     hub.arm(Fault(origin="hub", method="POST", path="copy03/commit/", status=400, times=99))
     rows = publish(client, "'*copy0[0-4]'")
@@ -103,7 +104,7 @@ def test_one_failure_does_not_stop_the_others(hub, client):
     assert actions(publish(client, "'*copy0[0-4]'")) == ["skip"] * 3 + ["published", "skip"]
 
 
-def test_an_interrupted_publish_of_20_repositories_resumes(hub, client):
+def test_an_interrupted_publish_of_20_repositories_resumes(hub: HubServer, client: Client) -> None:
     client(REGISTRY)
     hub.arm(Fault(origin="hub", method="POST", path="copy07/commit/", wait=60))
     process = subprocess.Popen(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -17,8 +19,8 @@ from convstem.errors import HubError
 from convstem.hub.listing import Listed, Listing
 from convstem.publishing import commit as hub_commit
 from convstem.publishing.commit import Target
-from tests.support.hub_server import Fault, run_python
-from tests.support.hub_server.client import environment
+from tests.support.hub_server import Client, Fault, HubServer, run_python
+from tests.support.hub_server.client import Outcome, environment
 from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa: F401
 from tests.support.hub_server.store import git_hash
 
@@ -32,21 +34,21 @@ nano = timm.create_model("vit_nano4_convstem", num_classes=3, pretrained_cfg_ove
 
 
 @pytest.fixture
-def pusher(hub, client):
+def pusher(hub: HubServer, client: Client) -> Client:
     """A client that has a small model called ``nano``."""
     assert client(MODEL).error is None
     return client
 
 
-def push(client, what="nano", repo=REPO, options=""):
+def push(client: Client, what: str = "nano", repo: str = REPO, options: str = "") -> Outcome:
     return client(f"result = convstem.push({what}, {repo!r}, license='apache-2.0', {options}).to_json()")
 
 
-def writes(hub):
+def writes(hub: HubServer) -> list[tuple[str, str]]:
     return [(method, path) for _, method, path, _ in hub.log if method != "GET"]
 
 
-def test_one_commit_that_timm_loads(hub, pusher):
+def test_one_commit_that_timm_loads(hub: HubServer, pusher: Client) -> None:
     outcome = push(pusher, options="metrics={'acc@1': 12.5}, dataset='CIFAR-10'")
     assert outcome.error is None, outcome.output
     assert outcome.value["files"] == dict.fromkeys(FILES, "add")
@@ -68,7 +70,7 @@ def test_one_commit_that_timm_loads(hub, pusher):
 
 
 @pytest.mark.full
-def test_a_transplant_under_a_licence_that_the_hub_does_not_list(hub, client):
+def test_a_transplant_under_a_licence_that_the_hub_does_not_list(hub: HubServer, client: Client) -> None:
     made = client("""
         import convstem, timm
         source = timm.create_model("vit_small_patch16_dinov3", depth=1, num_classes=3)
@@ -87,7 +89,7 @@ def test_a_transplant_under_a_licence_that_the_hub_does_not_list(hub, client):
 
 
 @pytest.mark.full
-def test_the_same_content_again_sends_nothing(hub, pusher):
+def test_the_same_content_again_sends_nothing(hub: HubServer, pusher: Client) -> None:
     first = push(pusher)
     hub.log.clear()
     again = push(pusher)
@@ -98,7 +100,7 @@ def test_the_same_content_again_sends_nothing(hub, pusher):
 
 
 @pytest.mark.full
-def test_a_dry_run_sends_nothing(hub, pusher):
+def test_a_dry_run_sends_nothing(hub: HubServer, pusher: Client) -> None:
     outcome = push(pusher, options="dry_run=True")
     assert outcome.value["files"] == dict.fromkeys(FILES, "add")
     assert outcome.value["commit"] is None
@@ -106,7 +108,7 @@ def test_a_dry_run_sends_nothing(hub, pusher):
 
 
 @pytest.mark.full
-def test_private_and_branches(hub, pusher):
+def test_private_and_branches(hub: HubServer, pusher: Client) -> None:
     push(pusher, options="private=True")
     assert hub.store.repos[REPO].readers == {"writer"}
     outcome = push(pusher, options="revision='dev', metrics={'acc@1': 1}, dataset='CIFAR-10'")
@@ -132,7 +134,7 @@ def test_private_and_branches(hub, pusher):
     ],
     ids=["channels_last", "torchvision", "torchvision-48", "other-stem", "transplanted", "folder", "checkpoint"],
 )
-def test_what_can_be_pushed(hub, pusher, tmp_path, make, what):
+def test_what_can_be_pushed(hub: HubServer, pusher: Client, tmp_path: Path, make: str, what: str) -> None:
     out = str(tmp_path / ("last.pth.tar" if "save(" in make else "folder"))
     assert pusher(CHECKPOINT).error is None
     assert pusher(make.format(out=out)).error is None
@@ -154,7 +156,9 @@ def save(model, path, ema=None, arch="vit_nano4_convstem"):
 
 
 @pytest.mark.full
-def test_a_checkpoint_brings_its_preprocessing_and_its_averaged_weights(hub, pusher, tmp_path):
+def test_a_checkpoint_brings_its_preprocessing_and_its_averaged_weights(
+    hub: HubServer, pusher: Client, tmp_path: Path
+) -> None:
     path = str(tmp_path / "last.pth.tar")
     pusher(CHECKPOINT + f"import copy\nema = copy.deepcopy(nano)\nema.head.bias.data += 1\nsave(nano, {path!r}, ema)")
     for options, shift in (("", 0.0), ("use_ema=True", 1.0)):
@@ -197,7 +201,9 @@ def test_a_checkpoint_brings_its_preprocessing_and_its_averaged_weights(hub, pus
          "convstem.push({tmp!r} + '/c.pth', 'writer/x', license='mit')", "cannot be opened without running code"),
     ],
 )  # fmt: skip
-def test_bad_input_sends_nothing(hub, pusher, tmp_path, prepare, call, message):
+def test_bad_input_sends_nothing(
+    hub: HubServer, pusher: Client, tmp_path: Path, prepare: str, call: str, message: str
+) -> None:
     assert pusher(prepare.format(tmp=str(tmp_path))).error is None
     outcome = pusher(call.format(tmp=str(tmp_path)))
     assert outcome.error is not None
@@ -207,7 +213,7 @@ def test_bad_input_sends_nothing(hub, pusher, tmp_path, prepare, call, message):
 
 
 @pytest.mark.full
-def test_somebody_else_was_faster(hub, pusher):
+def test_somebody_else_was_faster(hub: HubServer, pusher: Client) -> None:
     """Their commit lands between our look at the branch and our commit."""
     push(pusher)
     before = hub.store.repos[REPO].resolve("main")
@@ -224,7 +230,7 @@ def test_somebody_else_was_faster(hub, pusher):
     assert "theirs.txt" in hub.store.names(REPO)
 
 
-def test_a_commit_that_holds_something_else_is_reported(tmp_path, monkeypatch):
+def test_a_commit_that_holds_something_else_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in FILES:
         (tmp_path / name).write_bytes(name.encode())
     right = {name: Listed(1, git_hash(name.encode())) for name in FILES}
@@ -237,7 +243,7 @@ def test_a_commit_that_holds_something_else_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_two_pushers_at_once(hub, pusher):
+def test_two_pushers_at_once(hub: HubServer, pusher: Client) -> None:
     """Both start from the same commit; one wins, the other is told, nothing is lost."""
     push(pusher)
     hub.arm(Fault(origin="hub", method="POST", path="/commit/", wait=2.0, times=2))
@@ -270,7 +276,7 @@ except OSError as error:
 @pytest.mark.parametrize(
     "where", [{"method": "PUT", "origin": "cdn"}, {"method": "POST", "origin": "hub", "path": "/commit/"}]
 )
-def test_killed_while_pushing(hub, pusher, where):
+def test_killed_while_pushing(hub: HubServer, pusher: Client, where: Any) -> None:
     push(pusher)
     before = hub.store.history(REPO)
     hub.arm(Fault(**where, wait=3.0))
@@ -288,7 +294,7 @@ def test_killed_while_pushing(hub, pusher, where):
 
 
 @pytest.mark.full
-def test_a_fresh_process_loads_by_name_without_importing_convstem(hub, pusher, cache):
+def test_a_fresh_process_loads_by_name_without_importing_convstem(hub: HubServer, pusher: Client, cache: str) -> None:
     push(pusher)
     code = f"import timm\nprint(timm.create_model('hf-hub:{REPO}', pretrained=True).head.bias.tolist())"
     process = run_python(code, **hub.env, HF_HUB_CACHE=cache)
@@ -297,7 +303,7 @@ def test_a_fresh_process_loads_by_name_without_importing_convstem(hub, pusher, c
 
 
 @pytest.mark.full
-def test_the_card_of_a_transplanted_random_model_names_no_source(hub, pusher):
+def test_the_card_of_a_transplanted_random_model_names_no_source(hub: HubServer, pusher: Client) -> None:
     pusher("m = convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1))")
     assert push(pusher, "m").error is None
     card = ModelCard(hub.store.read(REPO, "README.md").decode())
@@ -306,7 +312,7 @@ def test_the_card_of_a_transplanted_random_model_names_no_source(hub, pusher):
 
 
 @pytest.mark.full
-def test_a_transplanted_folder_keeps_its_card(hub, pusher, tmp_path):
+def test_a_transplanted_folder_keeps_its_card(hub: HubServer, pusher: Client, tmp_path: Path) -> None:
     """``convstem transplant --out`` writes the card before the repository has a name; no path of ours is in it."""
     made = pusher(f"""
         import pathlib
@@ -335,7 +341,7 @@ LOAD_FAULTS = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", LOAD_FAULTS)
-def test_loading_under_faults(hub, pusher, tmp_path, name):
+def test_loading_under_faults(hub: HubServer, pusher: Client, tmp_path: Path, name: str) -> None:
     """timm and convstem.load, from a cold cache: the right weights or a clear error, and then the right weights."""
     push(pusher)
     code = """
@@ -360,7 +366,7 @@ def test_loading_under_faults(hub, pusher, tmp_path, name):
 
 
 @pytest.mark.full
-def test_a_damaged_config_is_fetched_again(hub, pusher, tmp_path):
+def test_a_damaged_config_is_fetched_again(hub: HubServer, pusher: Client, tmp_path: Path) -> None:
     push(pusher)
     hub.arm(Fault(origin="hub", path="config.json", flip=-3))
     broken = pusher(f"timm.create_model('hf-hub:{REPO}', cache_dir={str(tmp_path)!r})")
@@ -370,7 +376,7 @@ def test_a_damaged_config_is_fetched_again(hub, pusher, tmp_path):
 
 
 @pytest.mark.full
-def test_a_config_that_is_damaged_but_readable_is_noticed(hub, pusher, tmp_path):
+def test_a_config_that_is_damaged_but_readable_is_noticed(hub: HubServer, pusher: Client, tmp_path: Path) -> None:
     """timm reads the config before it calls us, so the load that read it wrongly must not succeed."""
     push(pusher)
     load = f"result = timm.create_model('hf-hub:{REPO}', pretrained=True, cache_dir={str(tmp_path)!r}).num_classes"
@@ -384,7 +390,7 @@ def test_a_config_that_is_damaged_but_readable_is_noticed(hub, pusher, tmp_path)
 
 
 @pytest.mark.full
-def test_the_examples_of_a_pushed_card_run(hub, pusher):
+def test_the_examples_of_a_pushed_card_run(hub: HubServer, pusher: Client) -> None:
     push(pusher)
     blocks = re.findall(r"```python\n(.*?)```", hub.store.read(REPO, "README.md").decode(), re.DOTALL)
     assert len(blocks) == 2
@@ -394,7 +400,7 @@ def test_the_examples_of_a_pushed_card_run(hub, pusher):
 
 
 @pytest.mark.full
-def test_transformers_loads_it(hub, pusher, cache):
+def test_transformers_loads_it(hub: HubServer, pusher: Client, cache: str) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     push(pusher)
     code = f"""
@@ -413,13 +419,13 @@ def test_transformers_loads_it(hub, pusher, cache):
 
 
 @pytest.mark.full
-def test_commands(hub, pusher, tmp_path, cache):
+def test_commands(hub: HubServer, pusher: Client, tmp_path: Path, cache: str) -> None:
     """push, pull and verify from the command line; the token is nowhere in what they print."""
     folder, secret = str(tmp_path / "model"), "hf_topsecret"
     hub.writers.add(secret)
     pusher(f"convstem.pull('vit_nano4_convstem.cifar10', out={folder!r})")
 
-    def command(*words, status=0):
+    def command(*words: Any, status: int = 0) -> str:
         code = f"import sys\nsys.argv = ['convstem', *{words!r}]\nfrom convstem.cli.main import main\nmain()"
         process = run_python(code, **hub.env, HF_TOKEN=secret, HF_HUB_CACHE=cache)
         assert process.returncode == status, process.stderr

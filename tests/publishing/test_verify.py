@@ -2,7 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,26 +24,26 @@ NANO = "vit_nano4_convstem.cifar10"
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory):
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convstem.pull(NANO, out=tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture
-def folder(good, tmp_path):
+def folder(good: Path, tmp_path: Path) -> Path:
     """A folder that may be spoiled."""
     for path in good.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
 
-def failed(folder):
+def failed(folder: Path) -> dict[str, str]:
     return {check.name: check.detail for check in convstem.verify(folder).checks if not check.ok}
 
 
-def config(**changes):
+def config(**changes: Any) -> Callable[[Path], None]:
     """Return a function that changes ``config.json``; a dict is merged, None removes."""
 
-    def spoil(folder):
+    def spoil(folder: Path) -> None:
         path = folder / "config.json"
         content = json.loads(path.read_text())
         for name, value in changes.items():
@@ -50,37 +53,37 @@ def config(**changes):
     return spoil
 
 
-def weights(change):
+def weights(change: Callable[..., Any]) -> Callable[[Path], None]:
     """Return a function that changes the state dict."""
 
-    def spoil(folder):
+    def spoil(folder: Path) -> None:
         state = load_file(folder / "model.safetensors")
         save_file(change(state) or state, folder / "model.safetensors")
 
     return spoil
 
 
-def write(name, content):
+def write(name: str, content: bytes) -> Callable[[Path], int]:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def header(length):
+def header(length: int) -> Callable[[Path], int]:
     return lambda folder: (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
 
 
-def test_a_good_folder_passes(good):
+def test_a_good_folder_passes(good: Path) -> None:
     report = convstem.verify(good)
     assert report.ok, report
     assert [check.name for check in report.checks] == ["header", "config", "shapes", "labels", "finite", "license"]
     assert report.sha256 == catalog.weights()[NANO].sha256
 
 
-def truncate(folder):
+def truncate(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def nan(state):
+def nan(state: Any) -> None:
     state["norm.weight"][3] = torch.nan
 
 
@@ -144,14 +147,14 @@ CASES = {
 
 
 @pytest.mark.parametrize(("spoil", "name", "message"), CASES.values(), ids=CASES)
-def test_each_fault_fails_its_check(folder, spoil, name, message):
+def test_each_fault_fails_its_check(folder: Path, spoil: Callable[[Path], object], name: str, message: str) -> None:
     spoil(folder)
     found = failed(folder)
     assert re.search(message, found[name]), found
     assert "finite" not in found or name in ("finite", "header")
 
 
-def test_command(folder):
+def test_command(folder: Path) -> None:
     result = CliRunner().invoke(main, ["verify", str(folder)])
     assert result.exit_code == 0
     assert "ok      shapes   all 92 tensors have the shapes of the architecture" in result.output
@@ -164,7 +167,7 @@ def test_command(folder):
     assert "nowhere is neither a folder nor a repository id of the form org/name" in result.output
 
 
-def test_pull_of_names():
+def test_pull_of_names() -> None:
     with pytest.raises(ValueError, match="ships inside convstem, there is nothing to download; give a folder"):
         convstem.pull(NANO)
     with pytest.raises(KeyError, match="vit_nano4_convstem has no pretrained tag 'x'; it has cifar10"):
@@ -172,18 +175,18 @@ def test_pull_of_names():
 
 
 @pytest.mark.parametrize("license", ["", None, "unknown", "Apache 2.0", "none"])
-def test_what_is_no_licence(license):
+def test_what_is_no_licence(license: str) -> None:
     with pytest.raises(ValueError, match="a licence is required, as an SPDX identifier in lower case"):
         check_license(license)
 
 
 @pytest.mark.parametrize("license", ["cc-by-nc-nd-4.0", "cc-by-nd-4.0", "other", "unknown"])
-def test_licences_that_forbid_publishing_a_transplant(license):
+def test_licences_that_forbid_publishing_a_transplant(license: str) -> None:
     assert f"the licence of the source ({license})" in refusal(license)
 
 
 @pytest.mark.parametrize("license", ["apache-2.0", "cc-by-nc-4.0", "mit"])
-def test_licences_that_allow_it(license):
+def test_licences_that_allow_it(license: str) -> None:
     assert refusal(license) is None
 
 
@@ -191,7 +194,7 @@ def test_licences_that_allow_it(license):
     ("license", "stated"),
     [("mit", {"license": "mit"}), ("dinov3-license", {"license": "other", "license_name": "dinov3-license"})],
 )
-def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(license, stated):
+def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(license: str, stated: dict[str, str]) -> None:
     assert license_metadata(license) == stated
     text = render(replace(facts_of_entry(catalog.weights()[NANO]), license=license))
     assert {name: value for name, value in ModelCard(text).data.to_dict().items() if "license" in name} == stated

@@ -1,5 +1,8 @@
 """The registry: every row is right, and a wrong row says where and why."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from convstem.errors import RegistryError
@@ -42,26 +45,26 @@ hf_hub_id = "org/name"
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_paper_parameters_and_macs(name):
+def test_paper_parameters_and_macs(name: str) -> None:
     spec = catalog.models()[name]
     params, gmacs = PAPER[name]
     assert num_params(spec) == params
     assert round(macs(spec) / 1e9, 1) == gmacs
 
 
-def test_72gf_lands_at_72_gmacs():
+def test_72gf_lands_at_72_gmacs() -> None:
     spec = catalog.models()["vitc_72gf"]
     assert num_params(spec) == 354_949_288
     assert abs(macs(spec) / 1e9 - 72) < 1
 
 
-def read(tmp_path, text, record):
+def read(tmp_path: Path, text: str, record: Any) -> Any:
     path = tmp_path / "rows.toml"
     path.write_text(text)
     return read_rows(path, record)
 
 
-def test_a_good_row(tmp_path):
+def test_a_good_row(tmp_path: Path) -> None:
     spec = read(tmp_path, ROW, ModelSpec)["a"]
     assert spec.stem == StemSpec((8, 8, 8, 8), (2, 2, 2, 2), (3, 3, 3, 3))
 
@@ -92,7 +95,7 @@ def test_a_good_row(tmp_path):
         (("depth = 1", "depth = one"), r"rows.toml: Invalid value"),
     ],
 )
-def test_a_bad_architecture_names_file_and_row(tmp_path, change, message):
+def test_a_bad_architecture_names_file_and_row(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(RegistryError, match=message):
         read(tmp_path, ROW.replace(*change), ModelSpec)
 
@@ -109,12 +112,12 @@ def test_a_bad_architecture_names_file_and_row(tmp_path, change, message):
         (("description", 'transform = "magic"\ndescription'), r"transform must be one of none, transplant"),
     ],
 )
-def test_a_bad_weights_entry_names_file_and_row(tmp_path, change, message):
+def test_a_bad_weights_entry_names_file_and_row(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(RegistryError, match=message):
         read(tmp_path, WEIGHTS_ROW.replace(*change), WeightsSpec)
 
 
-def test_two_rows_with_one_torchvision_name(tmp_path):
+def test_two_rows_with_one_torchvision_name(tmp_path: Path) -> None:
     row = ROW.replace("source", 'torchvision = "x"\nsource')
     specs = read(tmp_path, row + row.replace("[a]", "[b]"), ModelSpec)
     with pytest.raises(RegistryError, match=r"f.toml: \[b\]: torchvision name 'x' is taken by \[a\]"):
@@ -138,12 +141,12 @@ def test_two_rows_with_one_torchvision_name(tmp_path):
         ({"channels": (8,), "act": "tanh"}, "stem_act must be one of gelu, relu, silu; got 'tanh'"),
     ],
 )
-def test_a_bad_stem(fields, message):
+def test_a_bad_stem(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StemSpec(**fields)
 
 
-def test_unknown_names_list_the_nearest():
+def test_unknown_names_list_the_nearest() -> None:
     with pytest.raises(KeyError, match="did you mean .*vit_b16_convstem"):
         catalog.find("vit_b16_convstm")
     with pytest.raises(KeyError, match="convstem list"):

@@ -1,5 +1,7 @@
 """The walk over a stem's layers, which every count, table and builder takes, against the stem that timm runs."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,7 @@ from convstem.registry.stem_spec import StemSpec, check_img_size
 
 @pytest.mark.parametrize("img_size", [(32, 32), (32, 24), (30, 21)])  # the last is rounded up
 @pytest.mark.parametrize("in_chans", [1, 3])
-def test_layers_are_those_that_run(img_size, in_chans):
+def test_layers_are_those_that_run(img_size: Any, in_chans: int) -> None:
     stem = StemSpec((5, 7, 9), (2, 1, 2), (3, 5, 3))
     model = timm.create_model("vit_nano4_convstem", in_chans=in_chans, dynamic_img_size=True, **stem.model_args)
     x, run = torch.rand(1, in_chans, *img_size), []
@@ -23,7 +25,7 @@ def test_layers_are_those_that_run(img_size, in_chans):
     ] == run
 
 
-def test_by_default_the_image_is_one_patch():
+def test_by_default_the_image_is_one_patch() -> None:
     stem = StemSpec((4, 8))
     assert stem.layers() == stem.layers(4) == stem.layers((4, 4))
     assert [(layer.height, layer.width) for layer in stem.layers()] == [(2, 2), (1, 1)]
@@ -31,7 +33,7 @@ def test_by_default_the_image_is_one_patch():
 
 
 @pytest.mark.parametrize(("size", "choices"), [((30, 32), "28x32 or 32x32"), ((3, 3), "4x4 or 4x4"), ((0, 4), "4x4")])
-def test_image_sizes_are_multiples_of_the_patch(size, choices):
+def test_image_sizes_are_multiples_of_the_patch(size: tuple[int, int], choices: str) -> None:
     check_img_size((32, 4), 4)
     with pytest.raises(ArgumentError, match=f"img_size must be .* 4; got {size[0]}x{size[1]}: use {choices}"):
         check_img_size(size, 4)

@@ -1,6 +1,8 @@
 """timm architectures on a conv stem: as rows of registry/trunks.toml, and by rule for everything else."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -22,7 +24,7 @@ SMALL = {"depth": 1, "img_size": 64}
 
 
 @pytest.mark.parametrize("name", [n for n in named_trunks() if "7b" not in n and "giant" not in n])
-def test_every_named_trunk_builds(name):
+def test_every_named_trunk_builds(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, **SMALL)
         assert model(torch.empty(1, 3, 64, 64)).shape[0] == 1
@@ -41,7 +43,7 @@ def test_every_named_trunk_builds(name):
         ("vit_b16_siglip_convstem.webli_256", "vit_base_patch16_siglip_256.webli"),
     ],
 )
-def test_pretrained_trunks_are_transplanted(name, source, hub_file):
+def test_pretrained_trunks_are_transplanted(name: str, source: str, hub_file: Callable[..., None]) -> None:
     arguments = {"depth": 1}
     plain = randomise(timm.create_model(source.split(".")[0], **arguments)).eval()
     hub_file(f"timm/{source}", plain.state_dict())
@@ -54,7 +56,7 @@ def test_pretrained_trunks_are_transplanted(name, source, hub_file):
         assert relative_error(model(x), plain(x)) < 5e-6
 
 
-def test_arguments_stem_and_round_trip(tmp_path):
+def test_arguments_stem_and_round_trip(tmp_path: Path) -> None:
     arguments = {**SMALL, "num_classes": 3, "in_chans": 1, "stem_channels": [16, 32, 64, 128], "stem_act": "gelu"}
     model = randomise(timm.create_model("vit_s16_dinov3_convstem", **arguments)).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
@@ -76,7 +78,7 @@ def test_arguments_stem_and_round_trip(tmp_path):
         ("vit_small_patch16_dinov3", "vit_s16_dinov3_convstem"),
     ],
 )
-def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source, name, tmp_path):
+def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source: str, name: str, tmp_path: Path) -> None:
     model = convstem.transplant(randomise(timm.create_model(source, depth=1, num_classes=3)).eval())
     assert model.pretrained_cfg["architecture"] == name
     stage(model, tmp_path)
@@ -88,13 +90,13 @@ def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source, name, tmp
     assert largest_difference(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(), model, images) == 0
 
 
-def test_a_transplant_that_no_name_rebuilds_is_not_written(tmp_path):
+def test_a_transplant_that_no_name_rebuilds_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names exist for timm trunks of patch 8, 16 and 32. Nothing was written"):
         transplant_to_folder("swin_tiny_patch4_window7_224", tmp_path / "swin", pretrained=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_all_sizes_of_a_name_are_one_architecture():
+def test_all_sizes_of_a_name_are_one_architecture() -> None:
     rows = {*catalog.models(), *named_trunks()} - {"vit_7b16_dinov3_convstem"}  # takes long to build
     sources = [spec.trunk for spec in rule_trunks().values() if transplanted_name(spec.trunk) in rows]
     assert len(sources) > 40
@@ -118,7 +120,7 @@ folder = Path(sys.argv[1])
 
 
 @pytest.mark.full
-def test_a_transplant_on_a_trunk_by_rule_is_known_to_a_new_process(tmp_path):
+def test_a_transplant_on_a_trunk_by_rule_is_known_to_a_new_process(tmp_path: Path) -> None:
     make = "stage(convstem.transplant(timm.create_model('vit_relpos_small_patch16_224', depth=1)), folder)"
     python(BY_RULE + make, str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "vit_relpos_small_patch16_224_convstem"
@@ -127,7 +129,7 @@ def test_a_transplant_on_a_trunk_by_rule_is_known_to_a_new_process(tmp_path):
     python(BY_RULE + "assert len(convstem.load(folder).blocks) == 1", str(tmp_path))
 
 
-def test_other_sizes_become_suffixes():
+def test_other_sizes_become_suffixes() -> None:
     tags = list(trunk_cfgs("vit_l16_siglip_convstem", "vit_large_patch16_siglip_256"))
     assert tags[-1].endswith("_384")  # 512: unlike
     tags = list(trunk_cfgs("deit3_b16_convstem", "deit3_base_patch16_224"))
@@ -138,12 +140,12 @@ def test_other_sizes_become_suffixes():
     assert not [tag for tag in tags if tag.endswith("_384")]  # the rule has a name for every size
 
 
-def test_no_name_is_used_twice():
+def test_no_name_is_used_twice() -> None:
     assert not set(catalog.models()) & set(named_trunks())
     assert not {*catalog.models(), *named_trunks()} & set(rule_trunks())
 
 
-def test_every_name_by_rule_exists_without_a_call():
+def test_every_name_by_rule_exists_without_a_call() -> None:
     code = """
     import timm
     assert timm.is_model("vit_relpos_small_patch16_224_convstem")
@@ -158,7 +160,7 @@ def test_every_name_by_rule_exists_without_a_call():
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224_convstem", "vit_s16_dinov3_convstem"])
-def test_a_saved_transplant_loads_in_a_fresh_process_without_convstem(name, tmp_path):
+def test_a_saved_transplant_loads_in_a_fresh_process_without_convstem(name: str, tmp_path: Path) -> None:
     source = catalog.find(name).trunk
     model = convstem.transplant(randomise(timm.create_model(source, depth=1, img_size=64, num_classes=3)).eval())
     images = torch.rand(1, 3, 64, 64)

@@ -4,6 +4,8 @@ docs/batchnorm.md says what to choose; each of its claims points here or to test
 """
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,7 +14,7 @@ import torchvision
 from safetensors.torch import save_file
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import convstem
@@ -23,18 +25,18 @@ NAME = "vit_nano4_convstem"
 MEAN, COUNT = "patch_embed.backbone.0.bn.running_mean", "patch_embed.backbone.0.bn.num_batches_tracked"
 
 
-def create(**kwargs):
+def create(**kwargs: Any) -> Any:
     return timm.create_model(NAME, depth=2, **kwargs)
 
 
-def images(count=16):
+def images(count: int = 16) -> Tensor:
     """Return images whose channels and brightness differ from each other."""
     generator = torch.Generator().manual_seed(1)
     level = torch.linspace(-2, 2, count).view(count, 1, 1, 1)
     return level + torch.randn(count, 3, 32, 32, generator=generator)
 
 
-def buffers(model):
+def buffers(model: Any) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
@@ -42,7 +44,7 @@ def buffers(model):
 
 
 @pytest.mark.parametrize("foreach", [True, False])
-def test_timms_ema_averages_the_running_statistics(foreach):
+def test_timms_ema_averages_the_running_statistics(foreach: bool) -> None:
     model = create()
     ema = ModelEmaV3(model, decay=0.75, foreach=foreach)
     model.train()(images())
@@ -54,7 +56,7 @@ def test_timms_ema_averages_the_running_statistics(foreach):
 
 
 @pytest.mark.parametrize(("use_buffers", "share"), [(True, 0.25), (False, 1.0)])
-def test_torchs_ema_averages_or_copies_the_running_statistics(use_buffers, share):
+def test_torchs_ema_averages_or_copies_the_running_statistics(use_buffers: bool, share: Any) -> None:
     """torchvision's train.py sets ``use_buffers=True``."""
     model = torchvision.models.get_model("vit_nano_4_convstem")
     ema = AveragedModel(model, avg_fn=lambda mean, new, _: 0.75 * mean + 0.25 * new, use_buffers=use_buffers)
@@ -69,7 +71,7 @@ def test_torchs_ema_averages_or_copies_the_running_statistics(use_buffers, share
 # SyncBatchNorm
 
 
-def test_timms_sync_bn_conversion_keeps_keys_function_and_training():
+def test_timms_sync_bn_conversion_keeps_keys_function_and_training() -> None:
     model = randomise(create())
     keys, expected = list(model.state_dict()), model.eval()(images())
     trained = model.train()(images())
@@ -81,7 +83,7 @@ def test_timms_sync_bn_conversion_keeps_keys_function_and_training():
     assert torch.equal(converted.train()(images()), trained)  # in one process there is nothing to synchronize
 
 
-def test_torchs_sync_bn_conversion_of_a_timm_stem_is_refused():
+def test_torchs_sync_bn_conversion_of_a_timm_stem_is_refused() -> None:
     """It would train on silently, without the stem's activations."""
     trained = timm.create_model(NAME, pretrained=True).eval()
     with torch.no_grad():
@@ -93,7 +95,7 @@ def test_torchs_sync_bn_conversion_of_a_timm_stem_is_refused():
             model.train(mode)
 
 
-def test_torchs_sync_bn_conversion_of_a_torchvision_model_keeps_the_function():
+def test_torchs_sync_bn_conversion_of_a_torchvision_model_keeps_the_function() -> None:
     """torchvision's train.py converts with torch's function; its activations are modules of their own."""
     model = randomise(torchvision.models.get_model("vit_nano_4_convstem"))
     expected = model.eval()(images())
@@ -103,7 +105,7 @@ def test_torchs_sync_bn_conversion_of_a_torchvision_model_keeps_the_function():
 
 
 @pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm])
-def test_a_frozen_stem_stays_frozen_through_sync_bn_conversion(convert):
+def test_a_frozen_stem_stays_frozen_through_sync_bn_conversion(convert: bool) -> None:
     model = convert(convstem.freeze_stem(create(), bn_only=True)).train()
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     before = buffers(model)
@@ -111,7 +113,7 @@ def test_a_frozen_stem_stays_frozen_through_sync_bn_conversion(convert):
     assert largest_gap(buffers(model), before) == 0
 
 
-def test_a_synchronized_stem_can_be_frozen():
+def test_a_synchronized_stem_can_be_frozen() -> None:
     model = convert_sync_batchnorm(create())
     convstem.freeze_stem(model, bn_only=True)
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
@@ -127,7 +129,7 @@ FREEZE = {
 
 
 @pytest.mark.parametrize("how", FREEZE)
-def test_frozen_statistics_survive_train_mode(how):
+def test_frozen_statistics_survive_train_mode(how: Any) -> None:
     plain = create().train()
     before = buffers(plain)
     plain(images())
@@ -139,7 +141,7 @@ def test_frozen_statistics_survive_train_mode(how):
     assert largest_gap(buffers(model), before) == 0
 
 
-def test_pretrained_weights_load_into_frozen_norms_and_back(tmp_path):
+def test_pretrained_weights_load_into_frozen_norms_and_back(tmp_path: Path) -> None:
     """Frozen norms have no batch counter: neither a surplus nor a missing one is an error."""
     expected = timm.create_model(NAME, pretrained=True).state_dict()
     frozen = timm.create_model(NAME, pretrained=True, stem_norm="frozen_bn").state_dict()
@@ -154,7 +156,7 @@ def test_pretrained_weights_load_into_frozen_norms_and_back(tmp_path):
 # Small batches and accumulated gradients
 
 
-def drift(model, batch_size, steps=20):
+def drift(model: Any, batch_size: int, steps: int = 20) -> float:
     """Return how far evaluation has moved, relatively, after forwards in train mode without any update."""
     everything, stem = images(64), model.patch_embed
     expected = model.eval()(everything)
@@ -166,7 +168,7 @@ def drift(model, batch_size, steps=20):
 
 
 @torch.no_grad()
-def test_small_batches_move_the_function_more_than_large_ones():
+def test_small_batches_move_the_function_more_than_large_ones() -> None:
     settled, everything = randomise(create()), images(64)
     for _ in range(100):
         settled.patch_embed.train()(everything)  # statistics of all images: where a larger batch would stay
@@ -177,7 +179,7 @@ def test_small_batches_move_the_function_more_than_large_ones():
 
 
 @pytest.mark.parametrize(("norm", "same"), [("batchnorm2d", False), ("frozen_bn", True), ("layernorm2d", True)])
-def test_accumulated_gradients_are_those_of_the_whole_batch_only_without_batch_statistics(norm, same):
+def test_accumulated_gradients_are_those_of_the_whole_batch_only_without_batch_statistics(norm: str, same: Any) -> None:
     accumulated, whole = create(stem_norm=norm).train(), create(stem_norm=norm).train()
     accumulated.load_state_dict(whole.state_dict())
     labels = torch.arange(16) % 10
@@ -189,7 +191,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch_only_without_batch_s
     assert gap < 1e-5 if same else gap > 0.1
 
 
-def test_running_statistics_move_once_per_micro_batch():
+def test_running_statistics_move_once_per_micro_batch() -> None:
     """Four micro-batches move the statistics four times: the effective momentum is 1 - 0.9**4."""
     model = create().train()
     for part in images().chunk(4):
@@ -197,6 +199,6 @@ def test_running_statistics_move_once_per_micro_batch():
     assert model.state_dict()[COUNT] == 4
 
 
-def test_layernorm_keeps_no_statistics():
+def test_layernorm_keeps_no_statistics() -> None:
     assert len(list(create().buffers())) == 6
     assert not list(create(stem_norm="layernorm2d").buffers())

@@ -1,5 +1,8 @@
 """Stems without norm: in both hosts, saved, converted, transplanted into, and loaded from stems with BatchNorm."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -14,7 +17,6 @@ from convstem.errors import CheckpointError
 from convstem.models.twins import as_timm_model, torchvision_twin
 from convstem.registry import catalog
 from convstem.registry.complexity import num_params
-from convstem.registry.records import ModelSpec
 from convstem.stem.vocabulary import from_torchvision, override_stem, to_torchvision
 from tests.support.assertions import largest_difference, randomise, relative_error
 
@@ -61,9 +63,7 @@ def test_a_norm_that_the_host_lacks_is_refused() -> None:
 
 @pytest.mark.parametrize("norm", ["batchnorm2d", "frozen_bn", "layernorm2d", "none"])
 def test_parameters_are_counted(norm: str) -> None:
-    row = catalog.find(NANO)
-    spec = ModelSpec(NANO, 4, 96, 6, 3, (64, 128), "", 2.0, stem_norm=norm, img_size=32, num_classes=10)
-    assert spec.embed_dim == row.embed_dim
+    spec = replace(catalog.models()[NANO], stem_norm=norm)
     assert num_params(spec) == sum(p.numel() for p in timm.create_model(NANO, stem_norm=norm).parameters())
 
 
@@ -81,7 +81,7 @@ def test_both_hosts_compute_the_same(act: str) -> None:
     assert converted.model_args["stem_norm"] == "none"
 
 
-def test_a_stem_without_norm_survives_saving(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_stem_without_norm_survives_saving(tmp_path: Path) -> None:
     model = nano(num_classes=7)
     save_for_hf(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -160,7 +160,7 @@ def test_a_fresh_stem_without_batch_statistics_keeps_the_scale(norm: str) -> Non
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])
-def test_the_trunks_epsilon_is_plain_and_saved(eps: float, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_trunks_epsilon_is_plain_and_saved(eps: float, tmp_path: Path) -> None:
     model = nano("batchnorm2d", norm_eps=eps)
     twin = torchvision.models.get_model(NANO_TV, norm_eps=eps).eval()
     twin.load_state_dict(convert(model.state_dict(), source="timm", target="torchvision").state_dict)

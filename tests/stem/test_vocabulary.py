@@ -1,5 +1,7 @@
 """Stems: conversion to and from torchvision's vocabulary, and overriding one."""
 
+from typing import Any
+
 import pytest
 from torch import nn
 from torchvision.models.vision_transformer import ConvStemConfig
@@ -11,12 +13,12 @@ from convstem.stem.vocabulary import as_stem_spec, from_torchvision, override_st
 
 
 @pytest.mark.parametrize("name", [n for n, spec in catalog.models().items() if spec.torchvision])
-def test_round_trip_through_torchvision(name):
+def test_round_trip_through_torchvision(name: str) -> None:
     stem = catalog.models()[name].stem
     assert from_torchvision(to_torchvision(stem)) == stem
 
 
-def test_norm_and_activation_classes_convert():
+def test_norm_and_activation_classes_convert() -> None:
     configs = [
         ConvStemConfig(8, 3, 2, nn.BatchNorm2d, nn.GELU),
         ConvStemConfig(16, 5, 1, nn.BatchNorm2d, nn.GELU),
@@ -40,17 +42,17 @@ def test_norm_and_activation_classes_convert():
         ),
     ],
 )
-def test_what_has_no_counterpart_is_an_error(configs, message):
+def test_what_has_no_counterpart_is_an_error(configs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_torchvision(configs)
 
 
-def test_a_layernorm_stem_has_no_torchvision_form():
+def test_a_layernorm_stem_has_no_torchvision_form() -> None:
     with pytest.raises(ValueError, match="stem_norm='layernorm2d', stem_bias=True: build this model in timm"):
         to_torchvision(catalog.models()["vit_s16_cvst"].stem)
 
 
-def test_a_stem_is_a_name_a_spec_or_configs():
+def test_a_stem_is_a_name_a_spec_or_configs() -> None:
     spec = StemSpec((64, 64, 64, 64))
     assert as_stem_spec(spec) is spec
     assert as_stem_spec([ConvStemConfig(64, 3, 2)] * 4) == spec
@@ -60,7 +62,7 @@ def test_a_stem_is_a_name_a_spec_or_configs():
         as_stem_spec(64)
 
 
-def test_override_keeps_or_resets_strides():
+def test_override_keeps_or_resets_strides() -> None:
     stem = StemSpec((8, 8, 8), (2, 1, 2))
     assert override_stem(stem, 4, channels=[4, 4, 4]).strides == (2, 1, 2)
     assert override_stem(stem, 4, channels=[4, 4]).strides == (2, 2)
@@ -95,6 +97,6 @@ def test_the_transplant_family_follows_its_rule(name: str) -> None:
     assert paper.stem_for(5) == paper.stem
 
 
-def test_no_default_stem_for_patch_14():
+def test_no_default_stem_for_patch_14() -> None:
     with pytest.raises(ValueError, match="a power of two .*; got 14: pass a stem with other strides"):
         default_stem(14, 768)

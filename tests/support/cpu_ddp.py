@@ -3,14 +3,17 @@
 timm hands DistributedDataParallel its device, which torch takes for accelerators only. Nothing else is changed.
 """
 
+from typing import Any
+
+from torch import nn
 from torch.nn import parallel
 
 
 class CpuDistributedDataParallel(parallel.DistributedDataParallel):
     """``DistributedDataParallel`` without device numbers."""
 
-    def __init__(self, module, device_ids=None, **kwargs):
+    def __init__(self, module: nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
         super().__init__(module, **kwargs)
 
 
-parallel.DistributedDataParallel = CpuDistributedDataParallel
+parallel.DistributedDataParallel = CpuDistributedDataParallel  # type: ignore[misc, assignment]

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/distributed_worker.py FOLDER DEVICE
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from timm.layers import convert_sync_batchnorm
 from timm.utils import distribute_bn
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,13 +23,13 @@ NAME = "vit_nano4_convstem"
 MEAN = "patch_embed.backbone.0.bn.running_mean"
 
 
-def create(norm, seed=0):
+def create(norm: str, seed: int = 0) -> Any:
     """Return a model in train mode, the same in every process."""
     torch.manual_seed(seed)
     return timm.create_model(NAME, depth=2, stem_norm=norm).train()
 
 
-def batch():
+def batch() -> tuple[Tensor, Tensor]:
     """Return 16 images and labels, the two halves unlike each other."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(16, 3, 32, 32, generator=generator)
@@ -36,7 +37,7 @@ def batch():
     return images, torch.arange(16) % 10
 
 
-def step(model, images, labels, optimizer=None):
+def step(model: Any, images: Tensor, labels: Tensor, optimizer: Any = None) -> None:
     """Backpropagate one batch, and update if there is an optimizer."""
     nn.functional.cross_entropy(model(images), labels).backward()
     if optimizer is not None:
@@ -44,23 +45,23 @@ def step(model, images, labels, optimizer=None):
         optimizer.zero_grad()
 
 
-def create_optimizer(model):
+def create_optimizer(model: Any) -> Any:
     """Return an optimizer with state."""
     return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
 
 
-def gradients(model):
+def gradients(model: Any) -> dict[str, Tensor]:
     """Return the gradients by parameter name."""
     return {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def my_part(device):
+def my_part(device: Any) -> tuple[Tensor, Tensor]:
     """Return this process's part of the batch."""
     images, labels = (tensor.chunk(dist.get_world_size())[dist.get_rank()] for tensor in batch())
     return images.to(device), labels.to(device)
 
 
-def ddp_gradients(device, norm, convert=None):
+def ddp_gradients(device: Any, norm: str, convert: bool | None = None) -> dict[str, Tensor]:
     """Return the gradients of one step under DistributedDataParallel."""
     model = create(norm).to(device)
     ddp = DistributedDataParallel(convert(model) if convert else model)
@@ -68,7 +69,7 @@ def ddp_gradients(device, norm, convert=None):
     return gradients(ddp.module)
 
 
-def buffers_seen(device, broadcast):
+def buffers_seen(device: Any, broadcast: bool) -> Tensor:
     """Return the running mean of the last process after a forward, where each process began with its rank in it."""
     ddp = DistributedDataParallel(create("batchnorm2d").to(device).eval(), broadcast_buffers=broadcast)
     running_mean = dict(ddp.module.named_buffers())[MEAN]
@@ -79,7 +80,7 @@ def buffers_seen(device, broadcast):
     return seen.cpu()
 
 
-def reduced_buffers(device):
+def reduced_buffers(device: Any) -> Tensor:
     """Return the running mean after timm's ``--dist-bn reduce``, where each process began with its rank in it."""
     model = create("batchnorm2d").to(device)
     dict(model.named_buffers())[MEAN].fill_(dist.get_rank())
@@ -87,7 +88,7 @@ def reduced_buffers(device):
     return dict(model.named_buffers())[MEAN].cpu()
 
 
-def sync_bn_message(device):
+def sync_bn_message(device: Any) -> str:
     """Return what DistributedDataParallel says about SyncBatchNorm on this device."""
     try:
         DistributedDataParallel(convert_sync_batchnorm(create("batchnorm2d")).to(device))
@@ -96,7 +97,7 @@ def sync_bn_message(device):
     return ""
 
 
-def fsdp(device, folder):
+def fsdp(device: Any, folder: Path) -> int:
     """Shard block by block, train one step, save; return how many values of the parameters this process holds."""
     model = create("frozen_bn").to(device)
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
@@ -106,11 +107,11 @@ def fsdp(device, folder):
     optimizer = create_optimizer(model)
     step(model, *my_part(device), optimizer)
     weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder / "dcp")
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder / "dcp")  # type: ignore[attr-defined]
     return sum(parameter.to_local().numel() for parameter in model.parameters())
 
 
-def main(folder, device):
+def main(folder: Path, device: Any) -> None:
     """Run everything once; starting processes costs more than the work."""
     if device == "cuda":
         torch.cuda.set_device(int(dist.get_node_local_rank()))

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 
-def python(code, *args, check=True, **env):
+def python(code: str, *args: Any, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter and return its completed process."""
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", textwrap.dedent(code), *args],

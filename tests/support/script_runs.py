@@ -4,11 +4,14 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 CLASSES, TRAIN, VALIDATION = 10, 4, 3
 """Ten classes, as the embedded weights have; images of each class in each split."""
@@ -17,7 +20,7 @@ NAME = "vit_nano4_convstem"
 BASE = f"--model {NAME} --device cpu --batch-size 20 --workers 0 --no-aug --warmup-epochs 0 --opt adamw --lr 1e-3"
 """Flags of every call of timm's train.py; later ones override them."""
 
-TWO_PROCESSES = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
+TWO_PROCESSES: dict[str, Any] = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Scripts:
     images: Path
     out: Path
 
-    def run(self, script, *arguments, launcher=(), code=None, fails=False):
+    def run(
+        self, script: str, *arguments: Any, launcher: Iterable[str] = (), code: str | None = None, fails: bool = False
+    ) -> str:
         """Run a script (or ``python -c CODE``) in its folder; return what it printed, logs and all."""
         target = ["-c", code] if code else [*launcher, script]
         command = [sys.executable, *target, *map(str, arguments)]
@@ -39,12 +44,12 @@ class Scripts:
         return printed
 
 
-def import_path():
+def import_path() -> str:
     """Return PYTHONPATH with this folder on it, for cpu_ddp.py."""
     return os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 
 
-def write_images(root):
+def write_images(root: Path) -> Path:
     """Write an image folder of flat colours: cropping, flipping and reordering change nothing."""
     for split, count in (("train", TRAIN), ("validation", VALIDATION)):
         for label in range(CLASSES):
@@ -57,12 +62,12 @@ def write_images(root):
     return root
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: Path) -> Any:
     """Return a training checkpoint; it holds the script's argparse namespace, hence the full unpickler."""
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
-def largest_gap(a, b):
+def largest_gap(a: Any, b: Any) -> float:
     """Return the largest absolute difference between two nested states of the same shape."""
     if isinstance(a, torch.Tensor):
         return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
@@ -80,24 +85,24 @@ class Run:
     log: str
 
     @property
-    def checkpoint(self):
+    def checkpoint(self) -> dict[str, Any]:
         return read_checkpoint(self.folder / "last.pth.tar")
 
     @property
-    def weights(self):
+    def weights(self) -> dict[str, Tensor]:
         return self.checkpoint["state_dict"]
 
     @property
-    def lr_scales(self):
+    def lr_scales(self) -> set[float]:
         return {group.get("lr_scale", 1.0) for group in self.checkpoint["optimizer"]["param_groups"]}
 
     @property
-    def summary(self):
+    def summary(self) -> list[dict[str, str]]:
         with open(self.folder / "summary.csv") as file:
             return list(csv.DictReader(file))
 
 
-def train(scripts, experiment, *flags, epochs=1, **options):
+def train(scripts: Scripts, experiment: str, *flags: Any, epochs: int = 1, **options: Any) -> Run:
     """Call timm's train.py with ``BASE`` and further flags."""
     where = ["--data-dir", scripts.images, "--output", scripts.out, "--experiment", experiment]
     log = scripts.run("train.py", *where, *BASE.split(), "--epochs", epochs, *flags, **options)

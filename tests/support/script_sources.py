@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conformance.torchvision_source import download
+
+from tests.hosts.conformance.torchvision_source import download
 
 
-def copy_scripts(source, target):
+def copy_scripts(source: Path, target: Path) -> Path:
     """Copy the scripts alone, so that they import the installed package and not the one beside them."""
     target.mkdir()
     for path in source.glob("*.py"):
@@ -16,7 +17,7 @@ def copy_scripts(source, target):
     return target
 
 
-def find_timm_scripts():
+def find_timm_scripts() -> Path:
     """Return the folder of timm's scripts, or skip: they are in timm's repository only, not in its sdist."""
     folder = os.environ.get("CONVSTEM_TIMM_SCRIPTS")
     if folder is None:
@@ -25,7 +26,7 @@ def find_timm_scripts():
     return Path(folder)
 
 
-def find_torchvision_scripts(folder):
+def find_torchvision_scripts(folder: Path) -> Path:
     """Return the folder of torchvision's classification scripts: a clone's, or Debian's source package's."""
     given = os.environ.get("CONVSTEM_TORCHVISION_SCRIPTS")
     if given is not None:

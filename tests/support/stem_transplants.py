@@ -53,8 +53,8 @@ def build_stem(state: dict[str, Tensor], spec: StemSpec, bn_eps: float = BN_EPS)
     last.add_module("conv", nn.Conv2d(spec.channels[-1], len(state[f"{len(layers)}.conv.bias"]), 1))
     layers[str(len(layers))] = last
     stem = nn.Sequential()
-    for name, layer in layers.items():
-        stem.add_module(name, layer)
+    for name, module in layers.items():
+        stem.add_module(name, module)
     stem.to(state["0.conv.weight"].dtype).load_state_dict(state, strict=True)
     return stem.eval()
 
@@ -64,13 +64,13 @@ def transplant(
 ) -> tuple[nn.Sequential, TransplantReport]:
     in_chans = weight.shape[1]
     arguments = {"low": [LOW] * in_chans, "high": [HIGH] * in_chans, **options}
-    state, report = transplant_stem(weight, bias, spec, **arguments)  # type: ignore[arg-type]
-    return build_stem(state, spec, float(arguments.get("bn_eps", BN_EPS))), report  # type: ignore[arg-type]
+    state, report = transplant_stem(weight, bias, spec, **arguments)
+    return build_stem(state, spec, float(arguments.get("bn_eps", BN_EPS))), report
 
 
 @torch.no_grad()
 def relative_error(stem: nn.Sequential, weight: Tensor, bias: Tensor | None, images: Tensor) -> float:
     expected = F.conv2d(images, weight, bias, stride=weight.shape[-1])
-    got = stem(images.to(stem[-1].conv.weight.dtype)).double()
+    got = stem(images.to(next(stem[-1].parameters()).dtype)).double()
     assert got.shape == expected.shape
     return float((got - expected).norm() / expected.norm())

@@ -1,13 +1,15 @@
 """What a user sees when training is set up wrongly, in the models and through timm's train.py."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
 
-from tests.support.script_runs import NAME, train
+from tests.support.script_runs import NAME, Scripts, train
 
 TIMM, TORCHVISION = NAME, "vit_nano_4_convstem"
 
@@ -20,20 +22,20 @@ TIMM, TORCHVISION = NAME, "vit_nano_4_convstem"
     ],
     ids=["timm", "torchvision"],
 )
-def test_another_image_size_is_refused(create, message):
+def test_another_image_size_is_refused(create: Callable[..., Any], message: str) -> None:
     model = create()
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(AssertionError, match=message):
         model(torch.randn(2, 3, 40, 40))
 
 
-def test_mixed_image_sizes_need_dynamic_img_size():
+def test_mixed_image_sizes_need_dynamic_img_size() -> None:
     model = timm.create_model(TIMM, dynamic_img_size=True).eval()
     for size in (32, 40, 36):
         assert model(torch.randn(1, 3, size, size)).shape == (1, 10)
 
 
-def test_a_batch_of_one_trains_on_one_images_statistics():
+def test_a_batch_of_one_trains_on_one_images_statistics() -> None:
     """torch refuses one value per channel only; a stem sees many pixels, so this is legal, and stated in the docs."""
     model = timm.create_model(TIMM)
     image = torch.randn(1, 3, 32, 32)
@@ -45,7 +47,7 @@ def test_a_batch_of_one_trains_on_one_images_statistics():
 
 
 @pytest.mark.full
-def test_a_diverging_learning_rate_is_seen_in_log_and_summary(timm_scripts):
+def test_a_diverging_learning_rate_is_seen_in_log_and_summary(timm_scripts: Scripts) -> None:
     """train.py goes on: the loss reads nan in its log and summary.csv, and the exit code says nothing."""
     fine = train(timm_scripts, "converges")
     assert not math.isnan(float(fine.summary[-1]["train_loss"]))
@@ -56,7 +58,7 @@ def test_a_diverging_learning_rate_is_seen_in_log_and_summary(timm_scripts):
 
 
 @pytest.mark.full
-def test_an_image_size_the_model_was_not_built_for_stops_training(timm_scripts):
+def test_an_image_size_the_model_was_not_built_for_stops_training(timm_scripts: Scripts) -> None:
     run = train(timm_scripts, "size", "--img-size", 40, fails=True)
     assert "Input height (40) doesn't match model (32)" in run.log
     train(timm_scripts, "size_right", "--img-size", 40, "--model-kwargs", "img_size=40")
@@ -76,7 +78,7 @@ RESUME = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", RESUME)
-def test_resuming_from_the_wrong_checkpoint_names_it(timm_scripts, kind):
+def test_resuming_from_the_wrong_checkpoint_names_it(timm_scripts: Scripts, kind: str) -> None:
     flags, message = RESUME[kind]
     other = train(timm_scripts, "other", *flags, "--num-classes", 10, "--input-size", 3, 32, 32)
     run = train(timm_scripts, "wrong", "--resume", other.folder / "last.pth.tar", fails=True)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ import torch
 import torchvision
 import yaml
 
-from tests.support.script_runs import read_checkpoint
+from tests.support.script_runs import Scripts, read_checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 README = (RECIPES / "README.md").read_text(encoding="utf-8")
@@ -42,7 +43,7 @@ print("wrong keys:", sorted(wrong))
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_recipes_model_builds_with_its_stem(name):
+def test_a_recipes_model_builds_with_its_stem(name: str) -> None:
     config = WHOLE[name]
     kwargs = {key: config[key] for key in ("num_classes", "in_chans") if key in config}
     with torch.device("meta"):
@@ -50,7 +51,7 @@ def test_a_recipes_model_builds_with_its_stem(name):
     assert config.get("layer_decay") is None or hasattr(model, "group_matcher")
 
 
-def test_pretrained_recipes_name_models_with_weights():
+def test_pretrained_recipes_name_models_with_weights() -> None:
     names = {config["model"] for config in CONFIGS.values() if config.get("pretrained")}
     assert names
     assert names <= set(timm.list_models(pretrained=False))
@@ -58,18 +59,18 @@ def test_pretrained_recipes_name_models_with_weights():
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.iterdir()), ids=lambda path: path.name)
-def test_the_index_names_every_recipe(path):
+def test_the_index_names_every_recipe(path: Path) -> None:
     if path.suffix in (".py", ".yaml"):
         assert f"`{path.name}`" in README
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_somewhere(path):
+def test_links_lead_somewhere(path: Path) -> None:
     assert (RECIPES / path).exists()
 
 
 @pytest.mark.parametrize("command", TORCHVISION_COMMANDS, ids=lambda command: command[command.index("--model") + 1])
-def test_torchvision_commands_name_real_models_and_weights(command):
+def test_torchvision_commands_name_real_models_and_weights(command: Any) -> None:
     builder = torchvision.models.get_model_builder(command[command.index("--model") + 1])
     if "--weights" in command:
         enum, member = command[command.index("--weights") + 1].split(".")
@@ -79,12 +80,12 @@ def test_torchvision_commands_name_real_models_and_weights(command):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_key_is_an_argument_of_train_py(timm_scripts, name):
+def test_every_key_is_an_argument_of_train_py(timm_scripts: Scripts, name: str) -> None:
     assert timm_scripts.run("", RECIPES / f"{name}.yaml", code=CHECK_CONFIG).endswith("wrong keys: []\n")
 
 
 @pytest.mark.full
-def test_a_wrong_key_or_type_is_found(timm_scripts, tmp_path):
+def test_a_wrong_key_or_type_is_found(timm_scripts: Scripts, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("mixupp: 0.8\nlr: '1e-3'\nepochs: 3\nlr_noise: [0.1]\n")
     printed = timm_scripts.run("", tmp_path / "wrong.yaml", code=CHECK_CONFIG)
     assert printed.endswith("wrong keys: ['lr', 'mixupp']\n")
@@ -92,7 +93,7 @@ def test_a_wrong_key_or_type_is_found(timm_scripts, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_recipe_trains_the_small_model(timm_scripts, name):
+def test_every_recipe_trains_the_small_model(timm_scripts: Scripts, name: str) -> None:
     """The recipe as it is, but for model, data, device and length."""
     small = "--model vit_nano4_convstem --num-classes 10 --device cpu --workers 0 --batch-size 20 --epochs 1"
     where = ["--config", RECIPES / f"{name}.yaml", "--data-dir", timm_scripts.images, "--output", timm_scripts.out]
@@ -102,12 +103,12 @@ def test_every_recipe_trains_the_small_model(timm_scripts, name):
     assert ("state_dict_ema" in saved) == bool(WHOLE[name].get("model_ema"))
 
 
-def flags_of(command):
+def flags_of(command: Any) -> list[str]:
     return command[next(index for index, word in enumerate(command) if word.endswith("train.py")) + 1 :]
 
 
 @pytest.mark.full
-def test_the_commands_for_timm_parse(timm_scripts):
+def test_the_commands_for_timm_parse(timm_scripts: Scripts) -> None:
     assert TIMM_COMMANDS
     for command in TIMM_COMMANDS:
         flags = [word.replace("recipes/", f"{RECIPES}{os.sep}") for word in flags_of(command)]
@@ -116,7 +117,7 @@ def test_the_commands_for_timm_parse(timm_scripts):
 
 
 @pytest.mark.full
-def test_the_commands_for_torchvision_parse(torchvision_scripts):
+def test_the_commands_for_torchvision_parse(torchvision_scripts: Scripts) -> None:
     parse = "import train; train.get_args_parser().parse_args()"
     assert len(TORCHVISION_COMMANDS) == 4
     for command in TORCHVISION_COMMANDS:
@@ -125,7 +126,7 @@ def test_the_commands_for_torchvision_parse(torchvision_scripts):
 
 
 @pytest.mark.full
-def test_the_papers_table_counts_what_the_paper_counts():
+def test_the_papers_table_counts_what_the_paper_counts() -> None:
     command = [sys.executable, str(RECIPES / "paper_table.py")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for size, params in {"1GF": "4,567,936", "4GF": "17,754,136", "18GF": "81,573,160", "36GF": "167,796,008"}.items():
@@ -135,7 +136,7 @@ def test_the_papers_table_counts_what_the_paper_counts():
 
 
 @pytest.mark.full
-def test_the_cifar10_evidence_trains_resumes_and_reports(timm_scripts, tmp_path):
+def test_the_cifar10_evidence_trains_resumes_and_reports(timm_scripts: Scripts, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     evidence = [sys.executable, str(RECIPES / "cifar10_evidence.py"), "--out", str(tmp_path)]
     where = ["--train-py", str(timm_scripts.folder / "train.py"), "--data-dir", str(timm_scripts.images)]
@@ -143,7 +144,7 @@ def test_the_cifar10_evidence_trains_resumes_and_reports(timm_scripts, tmp_path)
     what = [*models, "--optimizers", "adamw", "--rates", "adamw=1e-3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def call(*flags, **options):
+    def call(*flags: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*evidence, *flags], capture_output=True, text=True, env=environment, **options)
 
     printed = call(*where, *what, "--epochs", "2", check=True).stdout

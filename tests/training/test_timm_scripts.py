@@ -2,15 +2,18 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.models import load_state_dict
+from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from tests.support.script_runs import NAME, TWO_PROCESSES, largest_gap, read_checkpoint, train
+from tests.support.script_runs import NAME, TWO_PROCESSES, Run, Scripts, largest_gap, read_checkpoint, train
 
 pytestmark = pytest.mark.full
 
@@ -20,18 +23,18 @@ TRACKED = "patch_embed.backbone.0.bn.num_batches_tracked"
 
 
 @pytest.fixture(scope="module")
-def plain(timm_scripts):
+def plain(timm_scripts: Scripts) -> Run:
     """Four epochs from scratch, with a checkpoint after each."""
     return train(timm_scripts, "plain", "--model-ema", "--model-ema-decay", "0.9", "--batch-size", 40, epochs=4)
 
 
 @pytest.fixture(scope="module")
-def short(timm_scripts):
+def short(timm_scripts: Scripts) -> Run:
     """One epoch without any of the flags below."""
     return train(timm_scripts, "short")
 
 
-def test_training_from_scratch_lowers_the_loss(plain):
+def test_training_from_scratch_lowers_the_loss(plain: Any) -> None:
     losses = [float(row["train_loss"]) for row in plain.summary]
     assert losses[-1] < losses[0] - 0.2
 
@@ -53,7 +56,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_flag_of_train_py_takes_effect(timm_scripts, short, name):
+def test_a_flag_of_train_py_takes_effect(timm_scripts: Scripts, short: Run, name: str) -> None:
     flags, took_effect = FLAGS[name]
     assert not took_effect(short)
     run = train(timm_scripts, name, *flags)
@@ -68,18 +71,18 @@ SGD = ("--opt", "sgd", "--lr", "0.1")
 
 
 @pytest.fixture(scope="module")
-def sgd(timm_scripts):
+def sgd(timm_scripts: Scripts) -> dict[str, Tensor]:
     return train(timm_scripts, "sgd", *SGD).weights
 
 
 @pytest.mark.parametrize("flag", ["--grad-checkpointing", "--channels-last"])
-def test_how_it_computes_does_not_change_what_it_learns(timm_scripts, sgd, flag):
+def test_how_it_computes_does_not_change_what_it_learns(timm_scripts: Scripts, sgd: Any, flag: str) -> None:
     """Recomputed blocks and another memory layout: the same weights, and batch statistics counted once."""
     assert largest_gap(sgd, train(timm_scripts, "seed", *SGD, "--seed", "1").weights) > 0.01
     assert largest_gap(sgd, train(timm_scripts, f"same{flag}", *SGD, flag).weights) < 1e-5
 
 
-def test_pretrained_starts_from_the_embedded_weights(timm_scripts, short):
+def test_pretrained_starts_from_the_embedded_weights(timm_scripts: Scripts, short: Run) -> None:
     expected = timm.create_model(NAME, pretrained=True).state_dict()
     still = ["--opt", "sgd", "--lr", "1e-12", "--model-kwargs", "stem_norm=frozen_bn"]
     started = train(timm_scripts, "pretrained", "--pretrained", *still).weights
@@ -88,7 +91,7 @@ def test_pretrained_starts_from_the_embedded_weights(timm_scripts, short):
     assert largest_gap(started, kept) < 1e-6
 
 
-def test_pretrained_takes_another_number_of_classes_and_channels(timm_scripts):
+def test_pretrained_takes_another_number_of_classes_and_channels(timm_scripts: Scripts) -> None:
     flags = ["--num-classes", "12", "--in-chans", "1", "--input-size", "1", "32", "32"]
     weights = train(timm_scripts, "adapted", "--pretrained", "--opt", "sgd", "--lr", "1e-12", *flags).weights
     expected = timm.create_model(NAME, pretrained=True).state_dict()
@@ -97,7 +100,9 @@ def test_pretrained_takes_another_number_of_classes_and_channels(timm_scripts):
     assert torch.allclose(weights["blocks.5.mlp.fc2.weight"], expected["blocks.5.mlp.fc2.weight"], atol=1e-6)
 
 
-def test_resume_goes_on_to_the_same_state(timm_scripts, plain, figure):
+def test_resume_goes_on_to_the_same_state(
+    timm_scripts: Scripts, plain: Any, figure: Callable[[str, object], None]
+) -> None:
     """Weights, BatchNorm buffers, EMA and optimizer moments; one batch an epoch, as train.py saves no random state."""
     halfway = read_checkpoint(plain.folder / "checkpoint-1.pth.tar")
     flags = ["--model-ema", "--model-ema-decay", "0.9", "--batch-size", 40]
@@ -111,7 +116,7 @@ def test_resume_goes_on_to_the_same_state(timm_scripts, plain, figure):
     assert largest_gap(resumed["optimizer"]["state"], plain.checkpoint["optimizer"]["state"]) < 1e-5
 
 
-def test_two_processes_resume_to_the_same_bits(timm_scripts):
+def test_two_processes_resume_to_the_same_bits(timm_scripts: Scripts) -> None:
     """With more than one process timm's sampler shuffles by epoch number, so that several batches can be compared."""
     flags = [*CPU_DDP, "--batch-size", "5", "--dist-bn", "reduce"]
     whole = train(timm_scripts, "whole", *flags, epochs=2, **TWO_PROCESSES)
@@ -123,7 +128,7 @@ def test_two_processes_resume_to_the_same_bits(timm_scripts):
     assert largest_gap(resumed.checkpoint["optimizer"]["state"], whole.checkpoint["optimizer"]["state"]) == 0
 
 
-def test_sync_bn_converts_the_stem_and_says_that_it_needs_an_accelerator(timm_scripts):
+def test_sync_bn_converts_the_stem_and_says_that_it_needs_an_accelerator(timm_scripts: Scripts) -> None:
     """torch has no SyncBatchNorm for CPUs: DistributedDataParallel says so before the first step."""
     run = train(timm_scripts, "sync", *CPU_DDP, "--sync-bn", **TWO_PROCESSES, fails=True)
     assert "Converted model to use Synchronized BatchNorm" in run.log
@@ -131,13 +136,15 @@ def test_sync_bn_converts_the_stem_and_says_that_it_needs_an_accelerator(timm_sc
     assert not list(run.folder.glob("*.pth.tar"))
 
 
-def result_of(log):
+def result_of(log: str) -> dict[str, Any]:
     """Return the JSON that a script of timm prints at its end."""
     return json.loads(log.split("--result")[1].split("\n}")[0] + "}")
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_validate_py_agrees_with_train_py(timm_scripts, plain, epoch, figure):
+def test_validate_py_agrees_with_train_py(
+    timm_scripts: Scripts, plain: Any, epoch: int, figure: Callable[[str, object], None]
+) -> None:
     losses = [float(row["eval_loss"]) for row in plain.summary]
     assert abs(losses[0] - losses[3]) > 0.01
     where = ["--data-dir", timm_scripts.images, "--model", NAME, "--device", "cpu", "--workers", "1", "--use-ema"]
@@ -147,7 +154,7 @@ def test_validate_py_agrees_with_train_py(timm_scripts, plain, epoch, figure):
     assert float(re.search(r"Loss: +[\d.]+ \(([\d.]+)\)", log)[1]) == pytest.approx(losses[epoch], abs=1e-3)
 
 
-def test_inference_py_predicts_what_the_model_predicts(timm_scripts, tmp_path):
+def test_inference_py_predicts_what_the_model_predicts(timm_scripts: Scripts, tmp_path: Path) -> None:
     pytest.importorskip("pandas", reason="inference.py needs pandas")
     flags = f"--model {NAME} --pretrained --device cpu --workers 1 --topk 1".split()
     folder = timm_scripts.images / "validation"
@@ -159,7 +166,7 @@ def test_inference_py_predicts_what_the_model_predicts(timm_scripts, tmp_path):
     assert {name: row["label"] for name, row in answers.items()} == expected
 
 
-def predictions(folder):
+def predictions(folder: Path) -> dict[str, str]:
     """Return the embedded weights' label of each image, by file name."""
     model = timm.create_model(NAME, pretrained=True).eval()
     images = ImageFolder(folder, timm.data.create_transform(**timm.data.resolve_model_data_config(model)))
@@ -169,14 +176,16 @@ def predictions(folder):
     return {Path(path).name: label for (path, _), label in zip(images.imgs, labels, strict=True)}
 
 
-def test_benchmark_py_times_inference_and_training(timm_scripts):
+def test_benchmark_py_times_inference_and_training(timm_scripts: Scripts) -> None:
     flags = ["--model", NAME, "--device", "cpu", "--batch-size", "2", "--num-warm-iter", "1", "--num-bench-iter", "10"]
     result = result_of(timm_scripts.run("benchmark.py", *flags, "--bench", "both", "--opt", "adamw"))
     assert result["param_count"] == 0.54
     assert result["infer_samples_per_sec"] > result["train_samples_per_sec"] > 0
 
 
-def test_onnx_export_py_writes_the_same_function(timm_scripts, tmp_path, figure):
+def test_onnx_export_py_writes_the_same_function(
+    timm_scripts: Scripts, tmp_path: Path, figure: Callable[[str, object], None]
+) -> None:
     onnx = pytest.importorskip("onnx")
     from onnx.reference import ReferenceEvaluator
 
@@ -193,7 +202,7 @@ def test_onnx_export_py_writes_the_same_function(timm_scripts, tmp_path, figure)
     assert gap < 1e-4
 
 
-def test_avg_checkpoints_py_averages(timm_scripts, plain, tmp_path):
+def test_avg_checkpoints_py_averages(timm_scripts: Scripts, plain: Any, tmp_path: Path) -> None:
     flags = ["--input", plain.folder, "--filter", "checkpoint-*.pth.tar", "--no-sort", "--no-use-ema"]
     timm_scripts.run("avg_checkpoints.py", *flags, "--output", tmp_path / "average.pth")
     average = load_state_dict(str(tmp_path / "average.pth"))
@@ -206,7 +215,7 @@ def test_avg_checkpoints_py_averages(timm_scripts, plain, tmp_path):
     timm.create_model(NAME).load_state_dict(average)
 
 
-def test_clean_checkpoint_py_keeps_the_weights(timm_scripts, plain, tmp_path):
+def test_clean_checkpoint_py_keeps_the_weights(timm_scripts: Scripts, plain: Any, tmp_path: Path) -> None:
     flags = ["--checkpoint", plain.folder / "last.pth.tar", "--no-use-ema", "--safetensors"]
     timm_scripts.run("clean_checkpoint.py", *flags, "--output", tmp_path / "clean.safetensors")
     clean = load_state_dict(str(next(tmp_path.glob("clean*"))))

@@ -1,13 +1,16 @@
 """torchvision's own references/classification/train.py, unmodified, on our names."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torchvision.datasets import ImageFolder
 
-from tests.support.script_runs import largest_gap, read_checkpoint
+from tests.support.script_runs import Scripts, largest_gap, read_checkpoint
 
 pytestmark = pytest.mark.full
 
@@ -23,24 +26,24 @@ TRUST_NAMESPACE = (
 )
 
 
-def train(scripts, *flags, code=None, fails=False):
+def train(scripts: Scripts, *flags: Any, code: str | None = None, fails: bool = False) -> str:
     return scripts.run("train.py", "--data-path", scripts.images, *BASE.split(), *flags, code=code, fails=fails)
 
 
-def accuracies(log, name="Test"):
+def accuracies(log: str, name: str = "Test") -> list[float]:
     """Return the accuracies that the script printed, one per evaluation."""
     return [float(value) for value in re.findall(rf"{name}:?\s+Acc@1 ([\d.]+)", log)]
 
 
 @pytest.fixture(scope="module")
-def trained(torchvision_scripts):
+def trained(torchvision_scripts: Scripts) -> tuple[str, Path]:
     """Return the log and folder of four epochs with EMA."""
     folder = torchvision_scripts.out / "trained"
     flags = ["--epochs", 4, "--model-ema", "--model-ema-steps", 1, "--model-ema-decay", 0.9, "--output-dir", folder]
     return train(torchvision_scripts, *flags), folder
 
 
-def test_training_lowers_the_loss_and_averages_buffers_too(trained):
+def test_training_lowers_the_loss_and_averages_buffers_too(trained: Any) -> None:
     log, folder = trained
     losses = [float(value) for value in re.findall(r"Epoch: \[\d\].*?loss: ([\d.]+)", log)]
     assert losses[-1] < losses[0] - 0.1
@@ -50,7 +53,7 @@ def test_training_lowers_the_loss_and_averages_buffers_too(trained):
     assert ema.abs().max() > 1e-4
 
 
-def test_test_only_reaches_the_accuracy_of_the_training(torchvision_scripts, trained):
+def test_test_only_reaches_the_accuracy_of_the_training(torchvision_scripts: Scripts, trained: Any) -> None:
     log, folder = trained
     expected = accuracies(log)[-1]
     untrained = accuracies(train(torchvision_scripts, "--test-only"))[-1]
@@ -59,7 +62,9 @@ def test_test_only_reaches_the_accuracy_of_the_training(torchvision_scripts, tra
     assert accuracies(again)[-1] == expected
 
 
-def test_resume_goes_on_to_the_same_state(torchvision_scripts, trained, figure):
+def test_resume_goes_on_to_the_same_state(
+    torchvision_scripts: Scripts, trained: Any, figure: Callable[[str, object], None]
+) -> None:
     """One batch an epoch, of flat colours: the script saves no random state, so nothing random may matter."""
     _, folder = trained
     halfway, last = (read_checkpoint(folder / f"model_{epoch}.pth") for epoch in (1, 3))
@@ -75,7 +80,7 @@ def test_resume_goes_on_to_the_same_state(torchvision_scripts, trained, figure):
     assert largest_gap(resumed["optimizer"]["state"], last["optimizer"]["state"]) < 1e-5
 
 
-def test_weights_are_the_embedded_ones(torchvision_scripts):
+def test_weights_are_the_embedded_ones(torchvision_scripts: Scripts) -> None:
     weights = torchvision.models.get_weight(WEIGHTS)
     model = torchvision.models.get_model(NAME, weights=weights).eval()
     images = ImageFolder(torchvision_scripts.images / "val", weights.transforms())
@@ -85,7 +90,7 @@ def test_weights_are_the_embedded_ones(torchvision_scripts):
     assert accuracies(log)[-1] == pytest.approx(100 * right / len(images), abs=1e-3)
 
 
-def test_fine_tuning_starts_from_the_embedded_weights(torchvision_scripts):
+def test_fine_tuning_starts_from_the_embedded_weights(torchvision_scripts: Scripts) -> None:
     folder = torchvision_scripts.out / "tuned"
     still = ["--epochs", 1, "--opt", "sgd", "--lr", 1e-12, "--output-dir", folder]
     train(torchvision_scripts, "--weights", WEIGHTS, *still)
@@ -97,6 +102,6 @@ def test_fine_tuning_starts_from_the_embedded_weights(torchvision_scripts):
     assert largest_gap(tuned[key], expected[key]) < 1e-6
 
 
-def test_another_image_size_is_refused_by_torchvision(torchvision_scripts):
+def test_another_image_size_is_refused_by_torchvision(torchvision_scripts: Scripts) -> None:
     flags = ["--train-crop-size", 40, "--epochs", 1]
     assert "Wrong image height! Expected 32 but got 40!" in train(torchvision_scripts, *flags, fails=True)

@@ -54,7 +54,7 @@ def test_control_random_stem_differs() -> None:
     stem, _ = transplant(StemSpec((12, 48)), weight, bias)
     assert relative_error(stem, weight, bias, white_images(3, 16)) < 1e-5
     torch.manual_seed(0)
-    nn.init.normal_(stem[0].conv.weight)
+    nn.init.normal_(stem.get_parameter("0.conv.weight"))
     assert relative_error(stem, weight, bias, white_images(3, 16)) > 0.1
 
 
@@ -96,7 +96,7 @@ def test_embedding_with_both_signs_is_exact_for_every_input(embed_dim: int, in_c
     assert "embedding" in {layer.kind for layer in report.layers}
     stem, _ = transplant(spec, weight, bias)
     assert relative_error(stem, weight, bias, noise) < 2e-6
-    nn.init.normal_(stem[-2].conv.weight)  # negative control
+    nn.init.normal_(next(stem[-2].parameters()))  # negative control
     assert relative_error(stem, weight, bias, noise) > 0.1
 
 
@@ -269,7 +269,7 @@ def test_missing_bias_is_zero() -> None:
     stem, _ = transplant(StemSpec((12, 48)), weight, None)
     assert relative_error(stem, weight, None, white_images(3, 16)) < 2e-6
     zero, _ = transplant(StemSpec((12, 48)), weight, torch.zeros_like(bias))
-    assert torch.equal(stem[2].conv.bias, zero[2].conv.bias)
+    assert torch.equal(stem.get_parameter("2.conv.bias"), zero.get_parameter("2.conv.bias"))
 
 
 @pytest.mark.parametrize("widths", [(12, 48), (12, 8)])

@@ -1,6 +1,8 @@
 """Input channels other than RGB: the default stem, ranges that nobody knows, and RGB filters placed on bands."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,7 +24,7 @@ def small(**kwargs: object) -> nn.Module:
 
 def embedding_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model.get_submodule("patch_embed")(x)  # type: ignore[no-any-return]
+        return model.get_submodule("patch_embed")(x)
 
 
 @pytest.mark.parametrize("in_chans", [1, 2, 4, 5, 13])
@@ -75,7 +77,7 @@ def test_bands_in_torchvision() -> None:
         assert relative_error(twin(x), source(x[:, [3, 2, 1]])) < 5e-6
 
 
-def test_bands_are_saved_and_loaded(tmp_path) -> None:
+def test_bands_are_saved_and_loaded(tmp_path: Path) -> None:
     twin = convstem.transplant(small(), **SENTINEL)
     timm.models.save_for_hf(twin, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -126,7 +128,7 @@ def test_wrong_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
 
 @pytest.mark.parametrize("in_chans", [1, 4, 13])
-def test_names_adapt_by_timms_rule_and_say_so(in_chans: int, tmp_path, caplog) -> None:
+def test_names_adapt_by_timms_rule_and_say_so(in_chans: int, tmp_path: Path, caplog: Any) -> None:
     """The plain ViT, given the same checkpoint and the same argument, is the reference."""
     args = {"depth": 1, "img_size": 32}
     file = tmp_path / "patchify.pth"

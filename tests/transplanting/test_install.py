@@ -162,4 +162,4 @@ def test_errors(change: dict[str, object], message: str) -> None:
     arguments = {"weight": weight, "bias": bias, "spec": StemSpec((12, 48)), **change}
     transplant(StemSpec((12, 48)), weight, bias)  # the valid neighbour
     with pytest.raises(ValueError, match=message):
-        transplant(**arguments)  # type: ignore[arg-type]
+        transplant(**arguments)

@@ -1,6 +1,7 @@
 """Models of patch 14 at patch 16: exact where every patch is resized by itself, with the same positions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import timm
@@ -72,7 +73,7 @@ def test_grids_that_are_not_square() -> None:
 
 def test_torchvisions_patch_14() -> None:
     source = randomise(torchvision.models.VisionTransformer(42, 14, 1, 3, 96, 192, num_classes=5)).eval()
-    twin = convstem.transplant(source)
+    twin: Any = convstem.transplant(source)
     assert (twin.image_size, twin.patch_size) == (48, 16)
     x = torch.randn(1, 3, 42, 42)
     with torch.no_grad():

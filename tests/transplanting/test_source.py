@@ -1,5 +1,8 @@
 """What a user gets who names a timm model that is not there, or cannot be had."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import timm
 
@@ -10,7 +13,7 @@ from convstem.transplanting.source import create_source
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
-def test_a_name_with_weights(hub_file):
+def test_a_name_with_weights(hub_file: Callable[..., None]) -> None:
     model = timm.create_model(TINY)
     hub_file(f"timm/{TINY}", model.state_dict())
     created = create_source(TINY)
@@ -35,12 +38,12 @@ def test_a_name_with_weights(hub_file):
         ("local-dir:nowhere", MissingPathError, "nowhere is not the folder of a timm model: it has no config.json"),
     ],
 )
-def test_what_cannot_be_had(name, error, message):
+def test_what_cannot_be_had(name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convstem.transplant(name)
 
 
-def test_a_folder_without_weights(tmp_path):
+def test_a_folder_without_weights(tmp_path: Path) -> None:
     timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224", depth=1), tmp_path, safe_serialization=True)
     assert create_source(f"local-dir:{tmp_path}")
     (tmp_path / "model.safetensors").unlink()

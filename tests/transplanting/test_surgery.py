@@ -2,11 +2,14 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
+from torch import Tensor
 
 import convstem
 from convstem import StemSpec
@@ -16,7 +19,7 @@ from convstem.transplanting.pixels import normalised_range
 from tests.support.assertions import largest_difference, randomise, relative_error
 
 # One small member of each family: (timm name, arguments).
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 64}),
     "reg": ("vit_small_patch16_dinov3", {"depth": 2, "img_size": 64}),
     "clip": ("vit_base_patch16_clip_224", {"depth": 1, "img_size": 64}),
@@ -34,7 +37,7 @@ FAMILIES = {
 }
 
 
-def images(model, batch=2):
+def images(model: Any, batch: int = 2) -> Tensor:
     """Random images over the model's whole pixel range."""
     cfg = model.pretrained_cfg
     low, high = map(torch.tensor, normalised_range(cfg["mean"], cfg["std"], model.in_chans))
@@ -43,13 +46,13 @@ def images(model, batch=2):
     return (low[:, None, None] + (high - low)[:, None, None] * box).to(next(model.parameters()).dtype)
 
 
-def small(family="vit", **kwargs):
+def small(family: str = "vit", **kwargs: Any) -> Any:
     name, args = FAMILIES[family]
     return randomise(timm.create_model(name, **{**args, **kwargs})).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_keeps_its_function(family):
+def test_every_family_keeps_its_function(family: str) -> None:
     source = small(family)
     x = images(source)
     twin = convstem.transplant(source)
@@ -63,7 +66,7 @@ def test_every_family_keeps_its_function(family):
 
 
 @pytest.mark.parametrize("patch", [16, pytest.param(32, marks=pytest.mark.full)])  # 32: ten seconds of algebra
-def test_torchvisions_own_vits(patch):
+def test_torchvisions_own_vits(patch: int) -> None:
     source = torchvision.models.VisionTransformer(2 * patch, patch, 1, 12, 768, 3072, num_classes=7)
     randomise(source).eval()
     low, high = map(torch.tensor, normalised_range((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3))
@@ -76,14 +79,14 @@ def test_torchvisions_own_vits(patch):
         convstem.transplant(twin)
 
 
-def test_float64_is_exact():
+def test_float64_is_exact() -> None:
     source = small(dtype=torch.float64)
     x = images(source)
     with torch.no_grad():
         assert relative_error(convstem.transplant(source)(x), source(x)) < 1e-12
 
 
-def test_the_source_is_not_touched_and_shares_nothing():
+def test_the_source_is_not_touched_and_shares_nothing() -> None:
     source = small()
     before = copy.deepcopy(source.state_dict())
     cfg, args = dict(source.pretrained_cfg), dict(source._model_args)
@@ -95,7 +98,7 @@ def test_the_source_is_not_touched_and_shares_nothing():
     assert (source.pretrained_cfg, source._model_args) == (cfg, args)
 
 
-def test_everything_else_is_kept():
+def test_everything_else_is_kept() -> None:
     source = small(dtype=torch.bfloat16, dynamic_img_size=True).train()
     twin = convstem.transplant(source)
     assert twin.training
@@ -108,7 +111,7 @@ def test_everything_else_is_kept():
     assert twin.transplant_report.scope == "every input"
 
 
-def test_set_input_size_after_transplant():
+def test_set_input_size_after_transplant() -> None:
     source = small()
     twin = convstem.transplant(source)
     source.set_input_size((96, 64))
@@ -118,7 +121,7 @@ def test_set_input_size_after_transplant():
         assert relative_error(twin(x), source(x)) < 5e-6
 
 
-def test_a_transplanted_model_is_saved_and_reloaded_as_an_ordinary_checkpoint(tmp_path):
+def test_a_transplanted_model_is_saved_and_reloaded_as_an_ordinary_checkpoint(tmp_path: Path) -> None:
     twin = convstem.transplant(small(), stem=StemSpec((48, 96, 192, 768)))
     timm.models.save_for_hf(twin, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -126,7 +129,7 @@ def test_a_transplanted_model_is_saved_and_reloaded_as_an_ordinary_checkpoint(tm
     assert largest_difference(twin, again, images(twin)) == 0
 
 
-def test_a_narrow_stem_warns_once_with_the_predicted_error():
+def test_a_narrow_stem_warns_once_with_the_predicted_error() -> None:
     source = small()
     with pytest.warns(
         UserWarning, match=r"too narrow .* predicted relative error .*Exact .*\[24, 96, 384, 384\]"
@@ -136,7 +139,7 @@ def test_a_narrow_stem_warns_once_with_the_predicted_error():
     assert not twin.transplant_report.exact
 
 
-def test_calibration_from_tensor_loader_and_folder(tmp_path):
+def test_calibration_from_tensor_loader_and_folder(tmp_path: Path) -> None:
     from PIL import Image
 
     source = small()
@@ -161,7 +164,7 @@ def test_calibration_from_tensor_loader_and_folder(tmp_path):
         ("vit_nano4_convstem", {}, TypeError, "has a conv stem already"),
     ],
 )
-def test_what_cannot_be_transplanted_is_refused(name, kwargs, error, message):
+def test_what_cannot_be_transplanted_is_refused(name: str, kwargs: Any, error: type[Exception], message: str) -> None:
     model = timm.create_model(name, **kwargs)
     with pytest.raises(error, match=message):
         convstem.transplant(model)
@@ -174,12 +177,12 @@ def test_what_cannot_be_transplanted_is_refused(name, kwargs, error, message):
         ("vit_b32_convstem", "must equal patch_size 16; .* reduce the image by 32"),
     ],
 )
-def test_stems_that_cannot_carry_a_patch_embedding(stem, message):
+def test_stems_that_cannot_carry_a_patch_embedding(stem: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convstem.transplant(small(), stem=stem)
 
 
-def test_nan_weights_and_an_unknown_pixel_range():
+def test_nan_weights_and_an_unknown_pixel_range() -> None:
     source = small()
     with torch.no_grad():
         source.patch_embed.proj.weight[0, 0, 0, 0] = float("nan")
@@ -194,7 +197,7 @@ def test_nan_weights_and_an_unknown_pixel_range():
     assert largest_difference(twin, bare, 2 * torch.rand(1, 3, 32, 32) - 1) < 1e-5
 
 
-def test_patch_14_with_a_stem_of_its_own():
+def test_patch_14_with_a_stem_of_its_own() -> None:
     source = small("vit", patch_size=14, img_size=56)
     stem = StemSpec((12, 588), strides=(2, 7), kernel_sizes=(3, 13))
     twin = convstem.transplant(source, stem=stem)
@@ -204,7 +207,7 @@ def test_patch_14_with_a_stem_of_its_own():
 
 
 @pytest.mark.parametrize(("norm", "bn_only"), [("batchnorm2d", True), ("batchnorm2d", False), ("frozen_bn", True)])
-def test_a_frozen_stem_survives_train(norm, bn_only):
+def test_a_frozen_stem_survives_train(norm: str, bn_only: bool) -> None:
     source = small()
     x = images(source, batch=4)
     model = convstem.transplant(source, stem=StemSpec((24, 48, 192, 768), norm=norm))
@@ -238,7 +241,7 @@ def test_batchnorm_drifts_unless_frozen_and_the_default_stem_has_none() -> None:
         assert relative_error(plain.patch_embed(x), source.patch_embed(x)) < 2e-6  # in training mode
 
 
-def test_freezing_a_plain_model_is_refused():
+def test_freezing_a_plain_model_is_refused() -> None:
     with pytest.raises(TypeError, match="has no conv stem; create one"):
         convstem.freeze_stem(small())
     model = torchvision.models.get_model("vit_nano_4_convstem")
@@ -246,7 +249,7 @@ def test_freezing_a_plain_model_is_refused():
     assert not any(p.requires_grad for p in model.conv_proj.parameters())
 
 
-def test_spare_channels_learn():
+def test_spare_channels_learn() -> None:
     model = convstem.transplant(small(), stem=StemSpec((48, 96, 384, 768)))
     first = model.patch_embed.backbone[0].conv.weight
     model.train()
@@ -260,6 +263,6 @@ def test_spare_channels_learn():
         optimiser.step()
 
 
-def test_the_default_stem_is_the_named_familys():
+def test_the_default_stem_is_the_named_familys() -> None:
     twin = convstem.transplant(small())
     assert tuple(m.conv.out_channels for m in twin.patch_embed.backbone) == (*default_stem(16, 192).channels, 192)

@@ -1,10 +1,11 @@
 """Deferred initialisation: what is loaded is never initialised, what is not loaded always is."""
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convstem.weights.deferred import DeferredInit
 
@@ -12,19 +13,19 @@ from convstem.weights.deferred import DeferredInit
 class Counted(nn.Linear):
     """Counts what reaches its parameters."""
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.normal_(self.weight, std=0.02)
         nn.init.constant_(self.bias, 3.0)
 
 
-def state(seed=0):
+def state(seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     return {"weight": torch.randn(4, 8), "bias": torch.randn(4)}
 
 
 @pytest.mark.parametrize("adopt", [True, False])
-def test_loaded_parameters_are_what_was_loaded(adopt):
+def test_loaded_parameters_are_what_was_loaded(adopt: bool) -> None:
     source = state()
     with DeferredInit(adopt):
         layer = Counted(8, 4)
@@ -36,7 +37,7 @@ def test_loaded_parameters_are_what_was_loaded(adopt):
     assert (layer.weight.data_ptr() == source["weight"].data_ptr()) is adopt
 
 
-def test_the_rest_is_initialised_on_leaving_as_usual():
+def test_the_rest_is_initialised_on_leaving_as_usual() -> None:
     with DeferredInit(adopt=True):
         layer = Counted(8, 4)
         layer.load_state_dict({"weight": state()["weight"]}, strict=False)
@@ -47,7 +48,7 @@ def test_the_rest_is_initialised_on_leaving_as_usual():
     assert float(nn.Linear(300, 300).weight.detach().std()) > 0.03  # negative control: torch's own
 
 
-def test_nothing_is_computed_for_what_is_loaded():
+def test_nothing_is_computed_for_what_is_loaded() -> None:
     source, before = state(), torch.get_rng_state()
     with DeferredInit():
         Counted(8, 4).load_state_dict(source)
@@ -56,7 +57,7 @@ def test_nothing_is_computed_for_what_is_loaded():
     assert not torch.equal(torch.get_rng_state(), before)  # negative control
 
 
-def test_reading_a_parameter_initialises_it_first():
+def test_reading_a_parameter_initialises_it_first() -> None:
     with DeferredInit():
         layer = Counted(8, 4)
         assert float(layer.bias.detach().sum()) == 12
@@ -67,7 +68,7 @@ def test_reading_a_parameter_initialises_it_first():
     assert layer.bias.tolist() == [6, 4, 4, 4]
 
 
-def test_one_tensor_loaded_twice_ties_nothing():
+def test_one_tensor_loaded_twice_ties_nothing() -> None:
     shared = torch.randn(4, 8)
     with DeferredInit(adopt=True):
         a, b = Counted(8, 4), Counted(8, 4)
@@ -78,7 +79,7 @@ def test_one_tensor_loaded_twice_ties_nothing():
     assert b.weight.abs().sum() > 0
 
 
-def test_other_types_and_strides_are_copied():
+def test_other_types_and_strides_are_copied() -> None:
     source = {"weight": torch.randn(8, 4).T, "bias": torch.randn(4, dtype=torch.float64)}
     with DeferredInit(adopt=True):
         layer = Counted(8, 4)
@@ -88,7 +89,7 @@ def test_other_types_and_strides_are_copied():
     assert layer.bias.dtype == torch.float32
 
 
-def test_a_part_of_a_larger_tensor_is_copied(tmp_path):
+def test_a_part_of_a_larger_tensor_is_copied(tmp_path: Path) -> None:
     large = torch.randn(1000, 8)
     with DeferredInit(adopt=True):
         layer = Counted(8, 4)
@@ -98,7 +99,7 @@ def test_a_part_of_a_larger_tensor_is_copied(tmp_path):
     assert (tmp_path / "layer.pth").stat().st_size < large.nbytes / 4
 
 
-def test_one_parameter_copied_from_another():
+def test_one_parameter_copied_from_another() -> None:
     with DeferredInit():
         a, b = Counted(8, 4), Counted(8, 4)
         with torch.no_grad():
@@ -106,7 +107,7 @@ def test_one_parameter_copied_from_another():
     assert torch.equal(a.weight, b.weight)
 
 
-def test_a_replaced_parameter_is_forgotten():
+def test_a_replaced_parameter_is_forgotten() -> None:
     with DeferredInit() as mode:
         layer = Counted(8, 4)
         layer.weight = nn.Parameter(torch.zeros(4, 8))
@@ -115,13 +116,13 @@ def test_a_replaced_parameter_is_forgotten():
     assert layer.weight.abs().sum() == 0
 
 
-def test_an_error_inside_comes_out_unchanged():
+def test_an_error_inside_comes_out_unchanged() -> None:
     with pytest.raises(RuntimeError, match="mine"), DeferredInit():
         Counted(8, 4)
         raise RuntimeError("mine")
 
 
-def test_other_threads_are_not_affected():
+def test_other_threads_are_not_affected() -> None:
     from threading import Thread
 
     found = []
@@ -132,7 +133,7 @@ def test_other_threads_are_not_affected():
     assert found == [[3.0] * 4]
 
 
-def test_a_default_device_is_kept():
+def test_a_default_device_is_kept() -> None:
     with torch.device("meta"), DeferredInit():
         assert Counted(8, 4).weight.is_meta
 

@@ -1,10 +1,15 @@
 """Pretrained weights by name: embedded, and transplanted from timm's files while loading."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import Tensor
 
 from convstem.registry import catalog, tables
 from convstem.weights.entries import load_weights
@@ -15,23 +20,23 @@ TIMM_TI16 = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
 @pytest.fixture
-def plain(hub_file):
+def plain(hub_file: Callable[..., None]) -> Any:
     """timm's patchify ViT-Ti/16 with random weights, standing in the Hub cache for the real file."""
     model = randomise(timm.create_model("vit_tiny_patch16_224")).eval()
     hub_file(TIMM_TI16, model.state_dict())
     return model
 
 
-def pixels(batch=1, channels=3, size=224):
+def pixels(batch: int = 1, channels: int = 3, size: int = 224) -> Tensor:
     return 2 * torch.rand(batch, channels, size, size) - 1  # mean and std .5: the whole range
 
 
 @torch.no_grad()
-def error(model, reference, x):
+def error(model: Any, reference: Any, x: Any) -> float:
     return relative_error(model.eval()(x), reference.eval()(x))
 
 
-def test_timm_transplants_while_loading(plain):
+def test_timm_transplants_while_loading(plain: Any) -> None:
     x = pixels()
     assert error(timm.create_model(TI16), plain, x) > 0.1  # negative control
     model = timm.create_model(TI16, pretrained=True)
@@ -40,7 +45,7 @@ def test_timm_transplants_while_loading(plain):
     assert model.pretrained_cfg["license"] == "apache-2.0"
 
 
-def test_torchvision_gives_the_same_logits(plain):
+def test_torchvision_gives_the_same_logits(plain: Any) -> None:
     x = pixels()
     weights = torchvision.models.get_weight("ViT_Ti_16_ConvStem_Weights.DEFAULT")
     twin = torchvision.models.get_model("vit_ti_16_convstem", weights="DEFAULT")
@@ -52,13 +57,13 @@ def test_torchvision_gives_the_same_logits(plain):
 
 
 @pytest.mark.parametrize("in_chans", [1, 4])
-def test_other_input_channels_as_timm_adapts_them(plain, in_chans):
+def test_other_input_channels_as_timm_adapts_them(plain: Any, in_chans: int) -> None:
     reference = timm.create_model("vit_tiny_patch16_224", in_chans=in_chans, pretrained=True)
     model = timm.create_model(TI16, in_chans=in_chans, pretrained=True)
     assert error(model, reference, pixels(channels=in_chans)) < 2e-5
 
 
-def test_other_sizes_heads_and_features(plain):
+def test_other_sizes_heads_and_features(plain: Any) -> None:
     reference = timm.create_model("vit_tiny_patch16_224", img_size=(96, 128), num_classes=0, pretrained=True)
     model = timm.create_model(TI16, img_size=(96, 128), num_classes=0, pretrained=True)
     x = pixels()[..., :96, :128]
@@ -70,7 +75,7 @@ def test_other_sizes_heads_and_features(plain):
     assert [f.shape for f in scratch] == [f.shape for f in features]
 
 
-def test_overlays_and_cache_dir(plain, tmp_path, hub_file):
+def test_overlays_and_cache_dir(plain: Any, tmp_path: Path, hub_file: Callable[..., None]) -> None:
     other = randomise(timm.create_model("vit_tiny_patch16_224"), seed=5)
     save_file(other.state_dict(), tmp_path / "plain.safetensors")
     hub_file("me/mine", other.state_dict())
@@ -86,7 +91,7 @@ def test_overlays_and_cache_dir(plain, tmp_path, hub_file):
         assert error(timm.create_model(TI16, pretrained=True, **kwargs), other, x) < 5e-6
 
 
-def test_a_384_tag_builds_at_384(hub_file):
+def test_a_384_tag_builds_at_384(hub_file: Callable[..., None]) -> None:
     source = randomise(timm.create_model("vit_tiny_patch16_384", depth=1)).eval()
     hub_file("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k", source.state_dict())
     model = timm.create_model(f"{TI16}.augreg_in21k_ft_in1k_384", pretrained=True, depth=1)
@@ -94,7 +99,7 @@ def test_a_384_tag_builds_at_384(hub_file):
     assert error(model, source, pixels(size=384)) < 5e-6
 
 
-def test_a_transplanted_checkpoint_is_never_transplanted_again(plain, tmp_path):
+def test_a_transplanted_checkpoint_is_never_transplanted_again(plain: Any, tmp_path: Path) -> None:
     model = timm.create_model(TI16, pretrained=True)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
@@ -104,19 +109,19 @@ def test_a_transplanted_checkpoint_is_never_transplanted_again(plain, tmp_path):
     assert largest_difference(third, model, pixels()) == 0
 
 
-def test_cold_and_offline_says_so():
+def test_cold_and_offline_says_so() -> None:
     with pytest.raises(Exception, match="(?i)offline|cannot find|connection|internet"):
         timm.create_model("vit_l16_convstem", pretrained=True, depth=1)
 
 
-def test_licences_come_along():
+def test_licences_come_along() -> None:
     entries = catalog.weights()
     assert entries["vit_b16_convstem.mae"].license == "cc-by-nc-4.0"
     assert all(entry.license for entry in entries.values())
     assert timm.get_pretrained_cfg("vit_b16_convstem").hf_hub_id == "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"
 
 
-def test_every_transplanted_tag_is_timms():
+def test_every_transplanted_tag_is_timms() -> None:
     transplanted = [e for e in catalog.weights().values() if e.transform == "transplant"]
     assert len(transplanted) == 44
     for entry in transplanted:
@@ -137,7 +142,9 @@ def test_every_transplanted_tag_is_timms():
 
 
 @pytest.mark.parametrize("entry", [e for e in catalog.weights().values() if e.file], ids=lambda e: e.name)
-def test_embedded_weights_load_and_a_flipped_byte_does_not(entry, tmp_path, monkeypatch):
+def test_embedded_weights_load_and_a_flipped_byte_does_not(
+    entry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = load_weights(entry)
     assert all(tensor.isfinite().all() for tensor in state.values())
     (tmp_path / entry.file).parent.mkdir(parents=True)

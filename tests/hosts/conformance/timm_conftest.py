@@ -7,6 +7,8 @@ file is edited. No ``import convstem`` here: the names must resolve by themselve
 
 import os
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import timm
@@ -21,7 +23,7 @@ assert ALL and set(SMALL) <= set(ALL), "convstem's names are not registered in t
 real_list_models = timm.list_models
 
 
-def list_ours(filter="", module="", exclude_filters="", **kwargs):
+def list_ours(filter: str = "", module: str = "", exclude_filters: str = "", **kwargs: Any) -> list[str]:
     """Answer as timm would if its filters knew our names: as ViTs with ``forward_intermediates``."""
     if filter and isinstance(filter, str):  # one family of timm's own
         return real_list_models(filter, module, exclude_filters=exclude_filters, **kwargs)
@@ -38,19 +40,20 @@ def list_ours(filter="", module="", exclude_filters="", **kwargs):
 timm.list_models = list_ours
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:
     """Drop timm's tests of fixed models of its own; keep those that were given our names."""
     ours = [item for item in items if _model_name(item).split(".")[0] in ALL]
     config.hook.pytest_deselected(items=[item for item in items if item not in ours])
     items[:] = ours
 
 
-def _model_name(item):
-    return (getattr(item, "callspec", None) and str(item.callspec.params.get("model_name", ""))) or ""
+def _model_name(item: pytest.Item) -> str:
+    callspec: Any = getattr(item, "callspec", None)
+    return str(callspec.params.get("model_name", "")) if callspec else ""
 
 
 @pytest.fixture(autouse=True)
-def quiet_deprecations():
+def quiet_deprecations() -> Iterator[None]:
     """TorchScript is deprecated in torch; timm tests it all the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -5,7 +5,9 @@ edited, and there is no ``import convstem`` here: the names must resolve by them
 """
 
 import os
+from typing import Any
 
+import pytest
 from torchvision import models
 
 HOME = "convstem.hosts.convstem_torchvision"
@@ -15,7 +17,7 @@ assert all(models.get_model_builder(name).__module__ == HOME for name in NAMES)
 real_list_models = models.list_models
 
 
-def list_ours(module=None, **kwargs):
+def list_ours(module: Any = None, **kwargs: Any) -> list[str]:
     """Answer for ``torchvision.models`` with our names, for its other modules as usual."""
     return NAMES if module is models else real_list_models(module, **kwargs)
 
@@ -23,13 +25,13 @@ def list_ours(module=None, **kwargs):
 models.list_models = list_ours
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:
     """Keep the tests that were given one of our builders, on the CPU."""
     ours = [item for item in items if _is_ours(getattr(item, "callspec", None))]
     config.hook.pytest_deselected(items=[item for item in items if item not in ours])
     items[:] = ours
 
 
-def _is_ours(callspec):
+def _is_ours(callspec: Any) -> bool:
     parameters = callspec.params.values() if callspec else ()
     return "cuda" not in parameters and any(getattr(value, "__module__", "") == HOME for value in parameters)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 LOOP = """
 import contextlib, io, json, sys, traceback, warnings
@@ -33,20 +34,20 @@ for line in requests:
 class Outcome:
     """What some code did in the client: its ``result``, or the error."""
 
-    value: object = None
+    value: Any = None
     error: str | None = None
     kind: str | None = None
-    warnings: tuple = ()
+    warnings: tuple[str, ...] = ()
     output: str = ""
 
 
-def environment(**env):
+def environment(**env: str) -> dict[str, str]:
     """Return the environment of a client: no settings of the caller's Hub client."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTEST_"))}
     return {**clean, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
 
 
-def run_python(code, timeout=120, **env):
+def run_python(code: str, timeout: int = 120, **env: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process and return the completed process."""
     arguments = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(
@@ -57,19 +58,19 @@ def run_python(code, timeout=120, **env):
 class Client:
     """A process with one set of Hub settings, for code after code."""
 
-    def __init__(self, **env):
+    def __init__(self, **env: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", LOOP],
             env=environment(**env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def __call__(self, code):
+    def __call__(self, code: str) -> Outcome:
         """Run code; what it assigns to ``result`` (JSON-plain) comes back."""
         self.process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
         self.process.stdin.flush()
         return Outcome(**json.loads(self.process.stdout.readline()))
 
-    def close(self):
+    def close(self) -> None:
         """End the process."""
         self.process.stdin.close()
         self.process.wait(10)

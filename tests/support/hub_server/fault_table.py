@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.support.hub_server.client import environment
+from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.client import Outcome, environment
 from tests.support.hub_server.faults import Fault
 
 REPO = "org/m"
@@ -34,23 +36,23 @@ class Row:
     """
 
     name: str
-    faults: Callable[[str], tuple]
+    faults: Callable[[str], tuple[Fault, ...]]
     expected: str = RIGHT
     size: int = SMALL
     warm: bool = False
-    before: Callable = lambda hub: None
+    before: Callable[[HubServer], None] = lambda hub: None
     slow: bool = False
 
 
-def head(**fault):
+def head(**fault: Any) -> Fault:
     return Fault(origin="hub", method="HEAD", path="/resolve/", **fault)
 
 
-def api(**fault):
+def api(**fault: Any) -> Fault:
     return Fault(origin="hub", method="GET", path="/api/models/", **fault)
 
 
-def revoke(hub):
+def revoke(hub: HubServer) -> None:
     hub.store.repos[REPO].readers = {"somebody else"}
 
 
@@ -116,12 +118,12 @@ result = [digest(path), [b.name for b in blobs if digest(b) != b.name]]
 """
 
 
-def content(size, seed=0):
+def content(size: int, seed: int = 0) -> bytes:
     """Return bytes that are the same in every run."""
     return random.Random(seed).randbytes(size)
 
 
-def run_row(hub, client, row, code, cache):
+def run_row(hub: HubServer, client: Client, row: Row, code: str, cache: str | Path) -> str:
     """Run one row and return its outcome in words.
 
     Args:
@@ -141,7 +143,7 @@ def run_row(hub, client, row, code, cache):
     return describe(client(script), hashlib.sha256(new).hexdigest())
 
 
-def fill(hub, size):
+def fill(hub: HubServer, size: int) -> tuple[bytes, bytes]:
     """Make the repository anew, with two commits; return the contents of the old and of the new weights."""
     hub.store.repos.pop(REPO, None)
     hub.store.create(REPO)
@@ -151,7 +153,7 @@ def fill(hub, size):
     return old, new
 
 
-def kill_while_downloading(hub, code, cache):
+def kill_while_downloading(hub: HubServer, code: str, cache: str | Path) -> list[Path]:
     """Start code in a process, kill it with SIGKILL in the middle of the file, and return the files it left."""
     hub.arm(Fault(stall=100_000))
     env = environment(**hub.env | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"})
@@ -167,7 +169,7 @@ def kill_while_downloading(hub, code, cache):
     return list(Path(cache).glob(pattern))
 
 
-def run_killed(hub, client, code, cache):
+def run_killed(hub: HubServer, client: Client, code: str, cache: str | Path) -> str:
     """Kill a download, run it again in another process and return the outcome in words."""
     _, new = fill(hub, SMALL)
     kill_while_downloading(hub, code, cache)
@@ -175,7 +177,7 @@ def run_killed(hub, client, code, cache):
     return describe(client(script), hashlib.sha256(new).hexdigest())
 
 
-def run_together(hub, client, code, cache, threads):
+def run_together(hub: HubServer, client: Client, code: str, cache: str | Path, threads: int) -> str:
     """Run the same download in 16 threads or 4 processes at once and return the outcome in words."""
     _, new = fill(hub, SMALL)
     hub.arm(Fault(wait=0.3, times=99))
@@ -197,7 +199,7 @@ def run_together(hub, client, code, cache, threads):
     return f"{words}; fetched {fetched} times, {failed} failed"
 
 
-def describe(outcome, expected):
+def describe(outcome: Outcome, expected: str) -> str:
     """Return an outcome in words."""
     if outcome.error is not None:
         return f"{outcome.kind}: {' '.join(outcome.error.split())}"

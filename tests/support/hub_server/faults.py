@@ -33,7 +33,7 @@ class Fault:
     skip: int = 0
     ranged: bool | None = None
     status: int | None = None
-    headers: tuple = ()
+    headers: tuple[tuple[str, str], ...] = ()
     flip: int | None = None
     truncate: int | None = None
     drop: int | None = None
@@ -50,10 +50,11 @@ class Fault:
 class Faults:
     """The faults that are armed."""
 
-    def __init__(self):
-        self.armed, self.lock = [], threading.Lock()
+    def __init__(self) -> None:
+        self.armed: list[Fault] = []
+        self.lock = threading.Lock()
 
-    def take(self, origin, method, path, start):
+    def take(self, origin: str, method: str, path: str, start: int) -> Fault:
         """Return the fault for a request, or one that changes nothing."""
         with self.lock:
             for fault in self.armed:

@@ -1,5 +1,9 @@
 """Fixtures for the tests that talk to the Hub server: import them where they are used."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.support.hub_server.client import Client
@@ -9,7 +13,7 @@ REPO = "org/m"
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[HubServer]:
     """One Hub for all tests of a file."""
     hub = HubServer()
     yield hub
@@ -17,7 +21,7 @@ def server():
 
 
 @pytest.fixture
-def hub(server):
+def hub(server: HubServer) -> HubServer:
     """The Hub, empty, without faults."""
     server.arm()
     server.store.repos.clear()
@@ -28,7 +32,7 @@ def hub(server):
 
 
 @pytest.fixture(scope="module")
-def client(server, tmp_path_factory):
+def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client that is logged in."""
     process = Client(**server.env, HF_HOME=str(tmp_path_factory.mktemp("home")), HF_TOKEN="writer")
     yield process
@@ -36,7 +40,7 @@ def client(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def anonymous(server, tmp_path_factory):
+def anonymous(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client without a token."""
     process = Client(**server.env, HF_HOME=str(tmp_path_factory.mktemp("home")))
     yield process
@@ -44,16 +48,16 @@ def anonymous(server, tmp_path_factory):
 
 
 @pytest.fixture
-def cache(tmp_path, client):
+def cache(tmp_path: Path, client: Client) -> str:
     """An empty Hub cache, which ``cache`` names in both clients."""
     return str(tmp_path / "cache")
 
 
 @pytest.fixture
-def repo(hub):
+def repo(hub: HubServer) -> Callable[..., str]:
     """A function that commits files to ``org/m``, created on the first call."""
 
-    def commit(files, **options):
+    def commit(files: Any, **options: Any) -> str:
         if REPO not in hub.store.repos:
             hub.store.create(REPO)
         return hub.store.commit(REPO, "main", files, **options)

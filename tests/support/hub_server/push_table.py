@@ -5,8 +5,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.client import Outcome
 from tests.support.hub_server.faults import Fault
+from tests.support.hub_server.store import Store
 
 REPO = "writer/pushed"
 DONE = "one commit with the right files"
@@ -17,7 +21,7 @@ class PushRow:
     """One fault: what the server does, and what ``convstem.push`` gives (``DONE`` or a pattern of the error)."""
 
     name: str
-    faults: tuple = ()
+    faults: tuple[Fault, ...] = ()
     expected: str = DONE
     create_pr: bool = False
     twice: bool = False
@@ -28,7 +32,7 @@ class PushRow:
     """Bytes of the parts in which weights are uploaded; None: in one piece."""
 
 
-COMMIT = {"origin": "hub", "method": "POST", "path": "/commit/"}
+COMMIT: dict[str, Any] = {"origin": "hub", "method": "POST", "path": "/commit/"}
 
 PUSH_ROWS = (
     PushRow("nothing (control)"),
@@ -70,14 +74,14 @@ result = convstem.push({folder!r}, {repo!r}, license="apache-2.0", create_pr={cr
 
 
 @functools.cache
-def model_folder():
+def model_folder() -> Path:
     """Return a folder with our smallest model, made once."""
     import convstem.publishing.pull
 
     return convstem.publishing.pull.pull("vit_nano4_convstem.cifar10", out=tempfile.mkdtemp(prefix="convstem-test-"))
 
 
-def run_push_row(hub, client, row, code, cache):
+def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache: str | Path) -> str:
     """Run one row and return its outcome in words."""
     hub.arm()
     hub.store.repos.pop(REPO, None)
@@ -98,7 +102,7 @@ def run_push_row(hub, client, row, code, cache):
     return describe(hub.store, row, outcome, files)
 
 
-def describe(store, row, outcome, files):
+def describe(store: Store, row: PushRow, outcome: Outcome, files: dict[str, bytes]) -> str:
     """Return an outcome in words, judged by what the server holds."""
     words = f"{outcome.kind}: {' '.join(outcome.error.split())}" if outcome.error else ""
     if REPO not in store.repos:
@@ -114,5 +118,5 @@ def describe(store, row, outcome, files):
     state += [f"{len(repo.pulls)} pull requests"] if row.create_pr and len(repo.pulls) != 1 else []
     state += ["wrong files"] if any(held.get(name) != content for name, content in files.items()) else []
     state += [f"stale {name}" for name in sorted(set(held) - set(files))]
-    state = ", ".join(state) or DONE
-    return f"{words} [but: {state}]" if words else state
+    held_now = ", ".join(state) or DONE
+    return f"{words} [but: {held_now}]" if words else held_now

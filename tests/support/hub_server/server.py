@@ -8,11 +8,12 @@ import secrets
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 from urllib.parse import parse_qs
 
-from tests.support.hub_server.faults import Faults
-from tests.support.hub_server.store import Store, StoreError, lfs_entry
-from tests.support.hub_server.wire import Handler, Server
+from tests.support.hub_server.faults import Fault, Faults
+from tests.support.hub_server.store import Entry, Repo, Store, StoreError, lfs_entry
+from tests.support.hub_server.wire import Handler, Route, Server
 
 ID = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
 REV = r"(?P<revision>[\w.-]+|refs/pr/\d+)"
@@ -22,24 +23,27 @@ LICENSES = ("apache-2.0", "cc-by-nc-4.0", "gpl-3.0", "mit", "other")
 """Some of those that the Hub lists; a card with another one is refused."""
 
 
-def routes(*rows):
+def routes(*rows: Any) -> tuple[Route, ...]:
     return tuple((method, re.compile(pattern), name) for method, pattern, name in rows)
 
 
 class HubServer:
     """A running Hub; ``store`` is what it holds, ``log`` the requests, ``arm`` injects faults."""
 
-    def __init__(self):
-        self.store, self.faults, self.log = Store(), Faults(), []
+    def __init__(self) -> None:
+        self.store, self.faults = Store(), Faults()
+        self.log: list[tuple[str, str, str, bool]] = []
         self.writers = {"writer"}
-        self.chunk, self.parts = None, {}  # size of the parts in which large files are uploaded
+        self.chunk: int | None = None  # size of the parts in which large files are uploaded
+        self.parts: dict[tuple[str, int], bytes] = {}
         self.silent = False  # whether listings come without hashes and sizes, as some mirrors' do
-        self.signed, self.lock = {}, threading.Lock()
+        self.signed: dict[str, dict[str, float]] = {}
+        self.lock = threading.Lock()
         self.progress, self.released = threading.Event(), threading.Event()
         self.cdn, self.api = Server(CdnHandler, self), Server(ApiHandler, self)
 
     @property
-    def env(self):
+    def env(self) -> dict[str, Any]:
         """The environment of a client: this endpoint, short timeouts, no traffic elsewhere."""
         return {
             "HF_ENDPOINT": self.api.url,
@@ -51,27 +55,27 @@ class HubServer:
             "HF_HUB_OFFLINE": "0",
         }
 
-    def arm(self, *faults):
+    def arm(self, *faults: Fault) -> None:
         """Replace the armed faults."""
         self.faults.armed = [replace(fault, hits=0) for fault in faults]
         self.log.clear()
         self.progress.clear()
 
-    def close(self):
+    def close(self) -> None:
         """Stop both origins."""
         self.released.set()
         for server in (self.api, self.cdn):
             server.shutdown()
             server.server_close()
 
-    def sign(self, sha256, uses):
+    def sign(self, sha256: str, uses: float) -> str:
         """Return a CDN URL that expires."""
         signature = secrets.token_hex(8)
         with self.lock:
             self.signed[signature] = {"uses": uses, "until": time.time() + 60}
         return f"{self.cdn.url}/lfs/{sha256}?Signature={signature}"
 
-    def multipart(self, sha256, size):
+    def multipart(self, sha256: str | None, size: int) -> Any:
         """Return where the parts of a large file go, and where their list."""
         signed = {name: self.sign(sha256, uses=99).partition("?")[2] for name in ("parts", "list")}
         count = -(-size // self.chunk)
@@ -79,7 +83,7 @@ class HubServer:
         href = f"{self.cdn.url}/complete/{sha256}?{signed['list']}"
         return {"href": href, "header": {"chunk_size": str(self.chunk), **urls}}
 
-    def check_signature(self, signature):
+    def check_signature(self, signature: str) -> None:
         """Raise unless the signature is still good."""
         with self.lock:
             grant = self.signed.get(signature, {"uses": 0, "until": 0})
@@ -99,38 +103,38 @@ class CdnHandler(Handler):
         ("POST", r"/complete/(?P<sha256>\w{64})", "complete"),
     )
 
-    def route(self):
+    def route(self) -> None:
         if self.token:
             raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed")
         self.server.hub.check_signature(self.query.get("Signature", [""])[0])
         super().route()
 
-    def download(self, sha256):
+    def download(self, sha256: str) -> None:
         content = self.server.hub.store.contents.get(sha256)
         if content is None:
             raise StoreError(404, "NoSuchKey")
         self.reply_file(content, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
 
-    def upload(self, sha256):
+    def upload(self, sha256: str) -> None:
         entry = self.server.hub.store.add(self.received(), "x.safetensors")
         if entry.sha256 != sha256:
             del self.server.hub.store.contents[entry.sha256]
             raise StoreError(400, "BadDigest", "the content has another sha256")
         self.reply(200)
 
-    def received(self):
+    def received(self) -> Any:
         """Return the body as it arrived, through this request's fault."""
         body = bytearray(self.body)
         if self.fault.flip is not None:
             body[self.fault.flip] ^= 1
         return bytes(body)
 
-    def upload_part(self, sha256, number):
+    def upload_part(self, sha256: str | None, number: int) -> None:
         if self.fault.truncate is None:  # otherwise the part is lost, although the answer says that all is well
             self.server.hub.parts[sha256, int(number)] = self.received()
         self.reply(200, b"", {"ETag": f'"{number}"'})
 
-    def complete(self, sha256):
+    def complete(self, sha256: str | None) -> None:
         parts = self.server.hub.parts
         content = b"".join(parts[key] for key in sorted(parts) if key[0] == sha256)
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -161,31 +165,31 @@ class ApiHandler(Handler):
     )
 
     @property
-    def store(self):
+    def store(self) -> Store:
         return self.server.hub.store
 
-    def check_writer(self, repo_id):
+    def check_writer(self, repo_id: str) -> None:
         if self.token not in self.server.hub.writers:
             raise StoreError(403 if self.token else 401, "", "You don't have the rights to write here")
         self.store.repo(repo_id, self.token)
 
-    def tree_of(self, repo_id, revision):
+    def tree_of(self, repo_id: str, revision: str | None) -> tuple[Repo, str, dict[str, Entry]]:
         repo = self.store.repo(repo_id, self.token)
         sha = repo.resolve(revision)
         return repo, sha, repo.files[sha]
 
-    def whoami(self):
+    def whoami(self) -> None:
         if self.token not in self.server.hub.writers:
             raise StoreError(401, "", "Invalid username or password.")
         self.reply_json({"type": "user", "name": "writer", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
-    def validate_yaml(self):
+    def validate_yaml(self) -> None:
         license = re.search(r"^license: (.*)$", json.loads(self.body)["content"], re.MULTILINE)
         wrong = bool(license) and license[1] not in LICENSES
         errors = [{"message": f'"license" must be one of [{", ".join(LICENSES)}]'}] if wrong else []
         self.reply_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
-    def create_repo(self):
+    def create_repo(self) -> None:
         asked = json.loads(self.body)
         if self.token not in self.server.hub.writers:
             raise StoreError(403 if self.token else 401, "", "You don't have the rights to create a model here")
@@ -199,7 +203,7 @@ class ApiHandler(Handler):
             return
         self.reply_json({"url": url})
 
-    def model_info(self, repo_id, revision="main"):
+    def model_info(self, repo_id: str, revision: str = "main") -> None:
         repo, sha, files = self.tree_of(repo_id, revision)
         told = "blobs" in self.query and not self.server.hub.silent
         siblings = [{"rfilename": path, **(details(entry) if told else {})} for path, entry in files.items()]
@@ -207,27 +211,27 @@ class ApiHandler(Handler):
         self.reply_json({"id": repo_id, "sha": sha, "private": repo.readers is not None, "gated": gated, "tags": [],
                          "downloads": 0, "likes": 0, "siblings": siblings})  # fmt: skip
 
-    def auth_check(self, repo_id):
+    def auth_check(self, repo_id: str) -> None:
         self.store.check_files(repo_id, self.token)
         self.reply_json({})
 
-    def discussions(self, repo_id):
+    def discussions(self, repo_id: str) -> None:
         repo = self.store.repo(repo_id, self.token)
         rows = [{**pull, "author": {"name": "writer"}, "createdAt": "2026-01-01T00:00:00.000Z", "isPullRequest": True,
                  "repo": {"name": repo_id, "type": "model"}}
                 for pull in repo.pulls]  # fmt: skip
         self.reply_json({"discussions": rows, "count": len(rows), "start": 0})
 
-    def tree(self, repo_id, revision):
+    def tree(self, repo_id: str, revision: str | None) -> None:
         _, _, files = self.tree_of(repo_id, revision)
         self.reply_json([tree_row(path, entry) for path, entry in files.items()])
 
-    def paths_info(self, repo_id, revision):
+    def paths_info(self, repo_id: str, revision: str | None) -> None:
         _, _, files = self.tree_of(repo_id, revision)
         asked = parse_qs(self.body.decode()).get("paths", [])
         self.reply_json([tree_row(path, files[path]) for path in asked if path in files])
 
-    def preupload(self, repo_id, revision):
+    def preupload(self, repo_id: str, revision: str | None) -> None:
         self.check_writer(repo_id)
         _, _, files = self.tree_of(repo_id, revision)
         rows = []
@@ -238,7 +242,7 @@ class ApiHandler(Handler):
             rows.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.reply_json({"files": rows})
 
-    def lfs_batch(self, repo_id):
+    def lfs_batch(self, repo_id: str) -> None:
         self.check_writer(repo_id)
         hub, rows = self.server.hub, []
         for item in json.loads(self.body)["objects"]:
@@ -250,10 +254,12 @@ class ApiHandler(Handler):
             rows.append(row)
         self.reply_json({"transfer": "basic", "objects": rows})
 
-    def commit(self, repo_id, revision):
+    def commit(self, repo_id: str, revision: str) -> None:
         self.check_writer(repo_id)
         lines = [json.loads(line) for line in self.body.splitlines()]
-        header, files, delete = lines[0]["value"], {}, []
+        header = lines[0]["value"]
+        files: dict[str, bytes | Entry] = {}
+        delete: list[str] = []
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "file":
@@ -272,7 +278,7 @@ class ApiHandler(Handler):
         self.reply_json({"success": True, "commitOid": sha, "commitUrl": f"{url}/commit/{sha}", "hookOutput": "",
                          "pullRequestUrl": f"{url}/discussions/{number}" if pull else None})  # fmt: skip
 
-    def create_branch(self, repo_id, branch):
+    def create_branch(self, repo_id: str, branch: str) -> None:
         self.check_writer(repo_id)
         repo = self.store.repo(repo_id, self.token)
         if f"refs/heads/{branch}" in repo.refs:
@@ -281,7 +287,7 @@ class ApiHandler(Handler):
         repo.refs[f"refs/heads/{branch}"] = repo.resolve(start)
         self.reply_json({})
 
-    def resolve(self, repo_id, revision, path):
+    def resolve(self, repo_id: str, revision: str | None, path: str) -> None:
         self.store.check_files(repo_id, self.token)
         _, sha, files = self.tree_of(repo_id, revision)
         if path not in files:
@@ -295,11 +301,11 @@ class ApiHandler(Handler):
         self.reply(302, b"", headers | linked | {"Location": location})
 
 
-def details(entry):
+def details(entry: Any) -> dict[str, Any]:
     lfs = {"sha256": entry.sha256, "size": entry.size, "pointerSize": 134} if entry.sha256 else None
     return {"blobId": entry.blob_id, "size": entry.size, **({"lfs": lfs} if lfs else {})}
 
 
-def tree_row(path, entry):
+def tree_row(path: str, entry: Any) -> dict[str, Any]:
     lfs = {"oid": entry.sha256, "size": entry.size, "pointerSize": 134} if entry.sha256 else None
     return {"type": "file", "oid": entry.blob_id, "size": entry.size, "path": path, **({"lfs": lfs} if lfs else {})}

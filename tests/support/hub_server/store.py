@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import json
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 LFS_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 
@@ -12,7 +14,7 @@ LFS_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 class StoreError(Exception):
     """A refusal, as the Hub words it: HTTP status and X-Error-Code."""
 
-    def __init__(self, status, code="", message=""):
+    def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(message or code)
         self.status, self.code = status, code
 
@@ -34,11 +36,11 @@ class Repo:
     parents: dict[str, str | None] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
-    pulls: list[dict] = field(default_factory=list)
+    pulls: list[dict[str, Any]] = field(default_factory=list)
     readers: set[str] | None = None
     gated: bool = False
 
-    def resolve(self, revision):
+    def resolve(self, revision: str | None) -> str:
         """Return the commit of a branch, a pull request's ref or a sha."""
         names = (revision, f"refs/heads/{revision}")
         sha = next((self.refs[name] for name in names if name in self.refs), revision)
@@ -50,11 +52,13 @@ class Repo:
 class Store:
     """All repositories, and the contents by sha256 (large files) and by git's blob id (small ones)."""
 
-    def __init__(self):
-        self.repos, self.contents, self.lock = {}, {}, threading.RLock()
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.contents: dict[str, bytes] = {}
+        self.lock = threading.RLock()
         self.counter = itertools.count()
 
-    def create(self, repo_id, private_to=None):
+    def create(self, repo_id: str, private_to: Any = None) -> str:
         """Create a repository with the first commit that the real Hub makes."""
         with self.lock:
             if repo_id in self.repos:
@@ -64,20 +68,20 @@ class Store:
                 repo_id, "main", {".gitattributes": b"*.safetensors filter=lfs\n"}, message="initial commit"
             )
 
-    def repo(self, repo_id, token=None):
+    def repo(self, repo_id: str, token: str | None = None) -> Repo:
         """Return a repository that this token may see."""
         repo = self.repos.get(repo_id)
         if repo is None or (repo.readers is not None and not repo.gated and token not in repo.readers):
             raise StoreError(404 if token else 401, "RepoNotFound", "Repository not found")
         return repo
 
-    def check_files(self, repo_id, token):
+    def check_files(self, repo_id: str, token: str | None) -> None:
         """Raise unless this token may read the files, which for a gated repository takes more than seeing it."""
         repo = self.repo(repo_id, token)
         if repo.gated and token not in (repo.readers or ()):
             raise StoreError(403 if token else 401, "GatedRepo", "Access to this model is restricted")
 
-    def add(self, content, path):
+    def add(self, content: bytes, path: str) -> Entry:
         """Store a content and return its entry."""
         sha256 = hashlib.sha256(content).hexdigest()
         if not path.endswith(LFS_SUFFIXES):
@@ -87,7 +91,16 @@ class Store:
         self.contents[sha256] = content
         return lfs_entry(sha256, len(content))
 
-    def commit(self, repo_id, revision, files, delete=(), parent=None, message="", pull_request=False):
+    def commit(
+        self,
+        repo_id: str,
+        revision: str,
+        files: Mapping[str, bytes | Entry],
+        delete: Iterable[str] = (),
+        parent: str | None = None,
+        message: str = "",
+        pull_request: bool = False,
+    ) -> str:
         """Commit contents (bytes, or entries of uploaded files) onto a branch; return the commit's sha."""
         with self.lock:
             repo = self.repos[repo_id]
@@ -97,7 +110,7 @@ class Store:
             if parent and parent != head and not pull_request:
                 raise StoreError(412, "", "A commit has happened since. Please refresh and try again.")
             base = parent or head
-            tree = dict(repo.files.get(base, {}))
+            tree = dict(repo.files.get(base or "", {}))
             for path in delete:
                 if tree.pop(path, None) is None:
                     raise StoreError(404, "EntryNotFound", "A file with this name doesn't exist")
@@ -112,36 +125,36 @@ class Store:
                 repo.refs[revision if revision.startswith("refs/") else f"refs/heads/{revision}"] = sha
             return sha
 
-    def content(self, entry):
+    def content(self, entry: Entry) -> bytes:
         """Return the bytes of a file."""
         return self.contents[entry.sha256 or entry.blob_id]
 
-    def read(self, repo_id, path, revision="main"):
+    def read(self, repo_id: str, path: str, revision: str = "main") -> bytes:
         """Return a file's bytes at a revision."""
         repo = self.repos[repo_id]
         return self.content(repo.files[repo.resolve(revision)][path])
 
-    def names(self, repo_id, revision="main"):
+    def names(self, repo_id: str, revision: str = "main") -> list[str]:
         """Return the file names at a revision, without the Hub's own ``.gitattributes``."""
         repo = self.repos[repo_id]
         return sorted(set(repo.files[repo.resolve(revision)]) - {".gitattributes"})
 
-    def history(self, repo_id, revision="main"):
+    def history(self, repo_id: str, revision: str = "main") -> list[str]:
         """Return the commit messages, newest first, without the Hub's own first one."""
         repo, found = self.repos[repo_id], []
-        sha = repo.resolve(revision)
+        sha: str | None = repo.resolve(revision)
         while sha is not None:
             found.append(repo.messages[sha])
             sha = repo.parents[sha]
         return found[:-1]
 
 
-def git_hash(content):
+def git_hash(content: bytes) -> str:
     """Return git's blob id."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def lfs_entry(sha256, size):
+def lfs_entry(sha256: str, size: int) -> Entry:
     """Return the entry of a large file; its blob id is that of the pointer file."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
     return Entry(git_hash(pointer.encode()), size, sha256)

@@ -1,11 +1,14 @@
 """HTTP on one port: reading requests, and writing answers with or without faults."""
 
 import json
+import re
 import socket
 import struct
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.hub_server.faults import Fault
@@ -20,19 +23,23 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, handler, hub):
+    def __init__(self, handler: type[BaseHTTPRequestHandler], hub: Any) -> None:
         super().__init__(("127.0.0.1", 0), handler)
         self.hub = hub
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
 
     @property
-    def url(self):
+    def url(self) -> str:
         """The origin."""
         return f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that give up are part of the tests."""
+
+
+Route = tuple[str, re.Pattern[str], str]
+"""Methods, pattern of the path, name of the function."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,9 +48,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     origin = ""
-    routes = ()
+    routes: tuple[Route, ...] = ()
+    server: Any
 
-    def handle_request(self):
+    def handle_request(self) -> None:
         """Answer one request."""
         parts = urlsplit(self.path)
         self.url_path, self.query = unquote(parts.path), parse_qs(parts.query)
@@ -69,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
-    def route(self):
+    def route(self) -> None:
         """Call the function of the first route that matches."""
         for method, pattern, name in self.routes:
             match = pattern.fullmatch(self.url_path)
@@ -78,11 +86,11 @@ class Handler(BaseHTTPRequestHandler):
                 return
         raise StoreError(404, "", f"no route for {self.command} {self.url_path}")
 
-    def is_chunked(self):
+    def is_chunked(self) -> bool:
         """Tell whether the request's body comes in chunks."""
         return self.headers.get("Transfer-Encoding", "").lower() == "chunked"
 
-    def chunks(self):
+    def chunks(self) -> bytes:
         """Return a chunked request's body."""
         body = b""
         while size := int(self.rfile.readline(), 16):
@@ -91,15 +99,15 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def range_start(self):
+    def range_start(self) -> int:
         """Return the first byte that a Range header asks for."""
         return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
 
-    def reply_json(self, value, status=200):
+    def reply_json(self, value: object, status: int = 200) -> None:
         """Answer with JSON."""
         self.reply(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def reply_file(self, content, headers):
+    def reply_file(self, content: bytes, headers: dict[str, str]) -> None:
         """Answer with a file or the range of it that was asked for."""
         asked = self.headers.get("Range")
         if asked is None:
@@ -110,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         part = {"Content-Range": f"bytes {start}-{end}/{len(content)}"}
         self.reply(206, content[start : end + 1], headers | part)
 
-    def reply(self, status, content=b"", headers=None):
+    def reply(self, status: int, content: bytes = b"", headers: Mapping[str, object] | None = None) -> None:
         """Answer, through this request's fault."""
         fault: Fault = self.fault
         if fault.lost_reply:
@@ -118,8 +126,9 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if fault.flip is not None and content:
-            content = bytearray(content)
-            content[fault.flip] ^= 1
+            flipped = bytearray(content)
+            flipped[fault.flip] ^= 1
+            content = bytes(flipped)
         content = content if fault.truncate is None else content[: fault.truncate]
         self.send_response(status)
         hidden = {name.lower() for name in fault.hide}
@@ -128,9 +137,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
-            self.send_body(bytes(content), fault)
+            self.send_body(content, fault)
 
-    def send_body(self, content, fault):
+    def send_body(self, content: bytes, fault: Fault) -> None:
         """Send the body up to where the fault strikes."""
         limits = [limit for limit in (fault.drop, fault.reset, fault.stall) if limit is not None]
         limit = limits[0] if limits else len(content)
@@ -149,5 +158,5 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def log_message(self, *args):
+    def log_message(self, *args: Any) -> None:
         """Stay silent."""
