@@ -153,14 +153,16 @@ def test_registration_is_atomic_and_the_host_survives(host: str) -> None:
     before = set(table) - set(ours)
     for name in ours:
         del table[name]
-    real = tr.register_model if host == "timm" else tv.register_model
+    import timm.models
+    home = timm.models if host == "timm" else tv
+    real = home.register_model
     count = 0
     def failing(x):
         global count
         count += 1
         if count == fail_at: raise RuntimeError("boom")
         return real(x)
-    setattr(tr if host == "timm" else tv, "register_model", failing)
+    home.register_model = failing
     try:
         register.register_host(host, "test")
     except RuntimeError as error:
@@ -169,7 +171,7 @@ def test_registration_is_atomic_and_the_host_survives(host: str) -> None:
         raise SystemExit("did not raise")
     assert set(table) == before
     assert register.RECORDS[host].error == "RuntimeError: boom" and not register.RECORDS[host].names
-    setattr(tr if host == "timm" else tv, "register_model", real)
+    home.register_model = real
     register.register()
     assert set(ours) <= set(table)
     """

@@ -38,7 +38,7 @@ def test_private_names_are_imported_in_one_file() -> None:
     folders = ("src", "tools", "experiments", "benchmarks")
     paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py") if path != ROOT / HOME)
     found = {str(path.relative_to(ROOT)): private_imports(path.read_text(encoding="utf-8")) for path in paths}
-    assert {path: names for path, names in found.items() if names and "/hosts/" not in path} == {}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_every_private_name_has_a_reason_and_a_replacement() -> None:

@@ -10,7 +10,7 @@ import click
 
 from convstem.cli.tables import table
 from convstem.errors import UnknownModelError
-from convstem.hosts.describe import describe, list_models, summarise
+from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, stem_rows, summarise
 from convstem.registry import catalog
 
 
@@ -99,7 +99,8 @@ def show(name: str, as_json: bool) -> None:
     if ours:
         click.echo(f"{name} is a patchify model of timm; on a conv stem it is {' or '.join(ours)}\n")
     click.echo(f"{info['name']}   (torchvision: {info['torchvision'] or 'not available'})\n{info['source']}\n")
-    click.echo(table(stem_rows(info)))
+    stem = catalog.find(info["name"]).stem
+    click.echo(table([STEM_COLUMNS, *stem_rows(stem, info["img_size"], info["embed_dim"])]))
     click.echo("\n" + "\n".join(trunk_lines(info)))
     click.echo("\n" + "\n".join(weights_lines(info["weights"])))
     for entry in info["elsewhere"]:
@@ -117,18 +118,6 @@ def elsewhere_text(entry: dict[str, Any]) -> str:
         f"\n  sha256: {checksum}"
         f"\n  download the file there, for example with the project's own loader, then: {entry['command']}"
     )
-
-
-def stem_rows(info: dict[str, Any]) -> list[list[str]]:
-    """Return the stem as table rows, layer by layer, with the feature map's size in pixels."""
-    rows = [["stem layer", "kernel", "stride", "channels", "feature map"]]
-    height, width = height_width(info["img_size"])
-    layers = zip(info["stem_channels"], info["stem_kernel_sizes"], info["stem_strides"], strict=True)
-    for channels, kernel, stride in layers:
-        height, width = -(-height // stride), -(-width // stride)
-        rows.append([info["stem_layer"], f"{kernel}x{kernel}", str(stride), str(channels), f"{height}x{width}"])
-    rows.append(["conv", "1x1", "1", str(info["embed_dim"]), f"{height}x{width}"])
-    return rows
 
 
 def height_width(size: int | Sequence[int]) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..
 
 def entrypoints() -> dict[str, Callable[..., Any]]:
     """Create the entrypoints and ``default_cfgs`` as attributes of this module; return the entrypoints by name."""
-    from timm.models._registry import generate_default_cfgs, is_model
+    from timm.models import generate_default_cfgs, is_model
 
     cfgs: dict[str, Any] = {}
     functions = {}

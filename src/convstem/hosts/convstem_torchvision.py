@@ -9,19 +9,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torchvision.models._api import Weights, WeightsEnum
-from torchvision.models._meta import _IMAGENET_CATEGORIES
-from torchvision.models._utils import handle_legacy_interface
+from torchvision.models import ViT_B_16_Weights, Weights, WeightsEnum
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms._presets import ImageClassification
 
 from convstem.errors import ArgumentError
 from convstem.registry import catalog, tables
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import ModelSpec, WeightsSpec
+from convstem.upstream.private import torchvision_legacy_interface
 
 HOME = "convstem.hosts"
 """The builders' ``__module__``: ``list_models(module=convstem)`` compares what is before its last dot."""
+
+_IMAGENET = ViT_B_16_Weights.IMAGENET1K_V1
+"""Weights of torchvision's own, from which the preset of transforms and ImageNet-1k's class names are taken."""
 
 _SPELLING = {"vit": "ViT", "vitc": "ViTC", "convstem": "ConvStem", "nano": "Nano", "ti": "Ti"}
 
@@ -69,7 +70,7 @@ def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
     return Weights(
         url=(tables.data_dir("registry") / entry.file).as_uri() if entry.file else f"hf-hub:{entry.hf_hub_id}",
         transforms=partial(
-            ImageClassification,
+            _IMAGENET.transforms,
             crop_size=size[0],
             resize_size=round(size[0] / entry.crop_pct),
             mean=entry.mean,
@@ -95,9 +96,8 @@ def categories(entry: WeightsSpec) -> Sequence[str | int]:
     """Return the class names of a weights entry: ImageNet-1k's come from torchvision, unnamed classes are numbers."""
     if entry.label_names:
         return list(entry.label_names)
-    if entry.num_classes == len(_IMAGENET_CATEGORIES):
-        return _IMAGENET_CATEGORIES
-    return range(entry.num_classes)
+    imagenet: Sequence[str] = _IMAGENET.meta["categories"]
+    return imagenet if entry.num_classes == len(imagenet) else range(entry.num_classes)
 
 
 def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., Any]:
@@ -112,7 +112,7 @@ def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., 
     builder.__module__ = HOME
     builder.__doc__ = f"{spec.torchvision}: conv-stem ViT, stem {list(spec.stem.channels)}. {spec.source}"
     builder.__annotations__["weights"] = enum | None
-    legacy = handle_legacy_interface(weights=("pretrained", getattr(enum, "DEFAULT", None)))
+    legacy = torchvision_legacy_interface(weights=("pretrained", getattr(enum, "DEFAULT", None)))
     return legacy(builder)
 
 

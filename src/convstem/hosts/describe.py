@@ -14,6 +14,7 @@ from convstem.hosts.timm_tags import find_weights, weights_of
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
+from convstem.registry.stem_spec import StemSpec
 
 
 def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
@@ -77,7 +78,6 @@ def _describe(spec: Architecture, entries: Sequence[WeightsSpec]) -> dict[str, A
         "img_size": size if isinstance(size, int) else list(size),
         "num_classes": entries[0].num_classes if entries else spec.num_classes,
         **spec.stem.model_args,
-        "stem_layer": spec.stem.layer_title,
         "num_params": built and num_params(built),
         "macs": built and macs(built),
         "source": spec.source,
@@ -94,3 +94,22 @@ def _describe_weights(entry: WeightsSpec) -> dict[str, Any]:
         "mean": list(entry.mean),
         "std": list(entry.std),
     }
+
+
+STEM_COLUMNS = ("stem layer", "kernel", "stride", "channels", "feature map")
+
+
+def stem_rows(stem: StemSpec, img_size: int | Sequence[int], embed_dim: int) -> list[list[str]]:
+    """Return a stem as table rows below ``STEM_COLUMNS``, the last 1x1 included.
+
+    Args:
+        stem: the stem.
+        img_size: in pixels, one number or height and width.
+        embed_dim: width of the trunk.
+    """
+    layers = stem.layers(img_size)
+    cells = [(stem.layer_title, layer.kernel_size, layer.stride, layer.channels, layer) for layer in layers]
+    return [
+        [title, f"{kernel}x{kernel}", str(stride), str(channels), f"{made.height}x{made.width}"]
+        for title, kernel, stride, channels, made in [*cells, ("conv", 1, 1, embed_dim, layers[-1])]
+    ]

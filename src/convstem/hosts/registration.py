@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from convstem.errors import warn
+from convstem.upstream.private import timm_unregister, torchvision_register, torchvision_unregister
 
 HOST_MODULES = {"timm": "timm.models", "torchvision": "torchvision.models"}
 """Host -> the module that must be imported before names can be registered."""
@@ -84,52 +86,56 @@ def register_host(host: str, path: str) -> Record:
 
 
 def _register_timm(record: Record) -> None:
-    from timm.models import _registry
+    from timm.models import is_model, model_entrypoint, register_model
 
     from convstem.hosts import convstem_timm
 
     functions = convstem_timm.entrypoints()
-    new = _unclaimed(record, functions, _registry._model_entrypoints, convstem_timm.__name__)
-    try:
+    taken = {name: model_entrypoint(name) for name in functions if is_model(name)}
+    new = _unclaimed(record, functions, taken, convstem_timm.__name__)
+    with _all_or_none(new, timm_unregister):
         for name in new:
-            _registry.register_model(functions[name])
-    except Exception:
-        for name in new:
-            _registry._model_entrypoints.pop(name, None)
-            _registry._clear_model_entries(name)
-        raise
+            register_model(functions[name])
     record.names += sorted(set(functions) - set(record.refused))
 
 
 def _register_torchvision(record: Record) -> None:
     from torchvision import models  # the parent may still be importing: it has no attribute `models` yet
-    from torchvision.models._api import BUILTIN_MODELS, register_model
 
     from convstem.hosts import convstem_torchvision
 
+    def withdraw(name: str) -> None:
+        torchvision_unregister(name)
+        vars(models).pop(enums[name].__name__, None)
+
     builders, enums = convstem_torchvision.builders()
-    new = _unclaimed(record, builders, BUILTIN_MODELS, convstem_torchvision.HOME)
-    try:
+    taken = {name: models.get_model_builder(name) for name in set(models.list_models()) & set(builders)}
+    new = _unclaimed(record, builders, taken, convstem_torchvision.HOME)
+    with _all_or_none(new, withdraw):
         for name in new:
-            register_model(name)(builders[name])
+            torchvision_register(name, builders[name])
             setattr(models, enums[name].__name__, enums[name])  # where get_weight() looks
-    except Exception:
-        for name in new:
-            BUILTIN_MODELS.pop(name, None)
-            vars(models).pop(enums[name].__name__, None)
-        raise
     record.names += sorted(set(builders) - set(record.refused))
 
 
-def _unclaimed(
-    record: Record, ours: Mapping[str, Callable[..., Any]], table: Mapping[str, Callable[..., Any]], home: str
-) -> list[str]:
-    """Return our names that are not in the host's table yet; record those that belong to somebody else."""
-    for name in set(ours) & set(table):
-        owner = getattr(table[name], "__module__", None)
+@contextmanager
+def _all_or_none(names: Iterable[str], withdraw: Callable[[str], None]) -> Iterator[None]:
+    """Withdraw all names if not all can be registered."""
+    try:
+        yield
+    except Exception:
+        for name in names:
+            withdraw(name)
+        raise
+
+
+def _unclaimed(record: Record, ours: Iterable[str], taken: Mapping[str, Callable[..., Any]], home: str) -> list[str]:
+    """Return our names that the host does not have yet; record those that belong to somebody else."""
+    for name, function in taken.items():
+        owner = getattr(function, "__module__", None)
         if owner != home:
             record.refused[name] = f"registered by {owner}"
-    return [name for name in ours if name not in table]
+    return [name for name in ours if name not in taken]
 
 
 _REGISTER = {"timm": _register_timm, "torchvision": _register_torchvision}

@@ -14,6 +14,7 @@ from convstem.errors import UnknownModelError
 from convstem.registry import catalog
 from convstem.registry.records import WeightsSpec
 from convstem.registry.trunks import named_tables, without_size
+from convstem.upstream.private import timm_architectures, timm_cfgs
 
 # What a tag was trained on last, by how it ends; the first match counts.
 _DATASETS = (("in1k", "ImageNet-1k"), ("in21k", "ImageNet-21k"), ("dino", "ImageNet-1k"), ("mae", "ImageNet-1k"))
@@ -68,13 +69,11 @@ def trunk_cfgs(name: str, trunk: str) -> dict[str, Any]:
 
     A name of ``registry/trunks.toml`` has those of the trunk's other image sizes too, their tags with a suffix.
     """
-    from timm.models import _registry
-
     found = {}
     for source in (trunk, *other_sizes(name, trunk)):
         suffix = "" if source == trunk else source.removeprefix(without_size(trunk))
-        for name_and_tag in _registry._model_with_tags[source]:
-            cfg, tag = _registry._model_pretrained_cfgs[name_and_tag], name_and_tag.partition(".")[2]
+        for name_and_tag, cfg in timm_cfgs(source).items():
+            tag = name_and_tag.partition(".")[2]
             ours = f"{name}.{tag}{suffix}" if tag else name
             found[ours] = copy.copy(cfg)  # every import of timm pays: dataclasses.replace takes ten times as long
             found[ours].first_conv = _stem_conv(cfg.first_conv)
@@ -92,10 +91,8 @@ def other_sizes(name: str, trunk: str) -> list[str]:
 @cache
 def _sizes() -> Mapping[str, list[str]]:
     """Group timm's architectures that are named after their image size by what comes before it."""
-    from timm.models import _registry
-
     groups: dict[str, list[str]] = {}
-    for name in _registry._model_default_cfgs:
+    for name in timm_architectures():
         if without_size(name) != name:
             groups.setdefault(without_size(name), []).append(name)
     return groups

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convstem.errors import CheckpointError, ConversionError
@@ -52,6 +53,18 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
             f"{_channels(expected)}. Create the model with the checkpoint's stem_channels and stem_strides."
         ]
     return []
+
+
+def explain_on_load(layout: str) -> Callable[..., None]:
+    """Return a hook for a model's ``register_load_state_dict_pre_hook`` that adds this sentence to torch's errors."""
+    return partial(_explain_on_load, layout)
+
+
+def _explain_on_load(
+    layout: str, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
+) -> None:
+    own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    lists[-1].extend(explain_mismatch(own, model, layout))  # the last list is error_msgs
 
 
 def _stranger(state_dict: Mapping[str, Any], layout: str) -> str:

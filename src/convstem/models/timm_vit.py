@@ -22,7 +22,7 @@ from convstem.errors import ArgumentTypeError
 from convstem.features.on_request import pyramid_on_request
 from convstem.hub.provenance import forget
 from convstem.layouts.conversion import convert
-from convstem.layouts.diagnosis import check_checkpoint, explain_mismatch
+from convstem.layouts.diagnosis import check_checkpoint, explain_on_load
 from convstem.layouts.recognise import recognise
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
@@ -73,6 +73,7 @@ class ConvStemVisionTransformer(VisionTransformer):
         if norm_eps is not None:
             kwargs["norm_layer"] = layer_norm(LayerNorm, norm_eps, kwargs.get("norm_layer"))
         super().__init__(embed_layer=partial(ConvStemEmbed, stem), **kwargs)
+        self.register_load_state_dict_pre_hook(explain_on_load("timm"))
 
     @property
     def stem_spec(self) -> StemSpec:
@@ -83,12 +84,6 @@ class ConvStemVisionTransformer(VisionTransformer):
         """Initialise all weights in place: timm's scheme for the trunk, the paper's for the stem."""
         super().init_weights(mode, needs_reset)
         init_stem(self.patch_embed, self.stem_spec.norm)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        error_msgs: list[str] = args[-1]
-        error_msgs += explain_mismatch(own, self, "timm")
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 _ARGUMENTS = {

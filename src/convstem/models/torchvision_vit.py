@@ -10,7 +10,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import VisionTransformer
 
 from convstem.errors import ArgumentError
-from convstem.layouts.diagnosis import explain_mismatch
+from convstem.layouts.diagnosis import explain_on_load
 from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_img_size, check_stem_patch
 from convstem.stem.init import init_stem
@@ -84,7 +84,7 @@ def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
     model = VisionTransformer(conv_stem_configs=to_torchvision(stem), **sizes)
     init_stem(model.conv_proj, stem.norm)
     model.conv_proj.register_load_state_dict_pre_hook(fit_norm)
-    model.register_load_state_dict_pre_hook(_explain_wrong_checkpoint)
+    model.register_load_state_dict_pre_hook(explain_on_load("torchvision"))
     return model
 
 
@@ -93,10 +93,3 @@ def check_sizes(sizes: dict[str, Any]) -> None:
     size, patch = sizes["image_size"], sizes["patch_size"]
     check_img_size((size, size), patch, "image_size", "dynamic_img_size=True to the timm model")
     check_heads(sizes["hidden_dim"], sizes["num_heads"])
-
-
-def _explain_wrong_checkpoint(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
-) -> None:
-    own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    lists[-1].extend(explain_mismatch(own, module, "torchvision"))  # the last list is error_msgs

@@ -20,22 +20,20 @@ def macs(spec: Architecture) -> int:
 
 def stem_params(spec: Architecture) -> int:
     """Return the number of parameters of an architecture's stem."""
-    stem, inputs, total = spec.stem, 3, 0
-    for channels, kernel in zip(stem.channels, stem.kernel_sizes, strict=True):
-        total += kernel * kernel * inputs * channels + channels * (stem.bias + _NORM_PARAMS[stem.norm])
-        inputs = channels
-    return total + inputs * spec.embed_dim + spec.embed_dim
+    stem, extra = spec.stem, spec.stem.bias + _NORM_PARAMS[spec.stem.norm]
+    layers = sum((layer.kernel_size**2 * layer.in_chans + extra) * layer.channels for layer in stem.layers())
+    return layers + (stem.channels[-1] + 1) * spec.embed_dim
 
 
 def stem_macs(spec: Architecture) -> int:
     """Return the multiply-adds of an architecture's stem for one image."""
-    stem, total = spec.stem, 0
-    inputs, height, width = spec.input_size
-    for channels, kernel, stride in zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True):
-        height, width = -(-height // stride), -(-width // stride)
-        total += kernel * kernel * inputs * channels * height * width
-        inputs = channels
-    return total + inputs * spec.embed_dim * height * width
+    in_chans, *size = spec.input_size
+    layers = spec.stem.layers(size, in_chans)
+    pixels = [layer.height * layer.width for layer in layers]
+    last = layers[-1].channels * spec.embed_dim * pixels[-1]
+    return last + sum(
+        layer.kernel_size**2 * layer.in_chans * layer.channels * n for layer, n in zip(layers, pixels, strict=True)
+    )
 
 
 def _measured(spec: Architecture) -> TrunkSpec:

@@ -111,7 +111,7 @@ class StemSpec:
         """Pixels per token along each axis: the product of the strides."""
         return math.prod(self.strides)
 
-    def layers(self, img_size: int | tuple[int, int] | None = None, in_chans: int = 3) -> tuple[StemLayer, ...]:
+    def layers(self, img_size: int | Sequence[int] | None = None, in_chans: int = 3) -> tuple[StemLayer, ...]:
         """Return the layers before the last 1x1, in order.
 
         Args:

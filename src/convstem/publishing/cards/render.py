@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from convstem.errors import MissingFileError
+from convstem.hosts.describe import STEM_COLUMNS, stem_rows
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
 from convstem.hub.names import CARD, CONFIG
@@ -193,14 +194,9 @@ def _sizes(spec: Architecture | None) -> str:
 
 
 def _stem_table(spec: Architecture) -> str:
-    _, height, width = spec.input_size
-    rows = ["| stem layer | kernel | stride | channels | feature map |", "|---|---|---|---|---|"]
-    stem = spec.stem
-    for channels, kernel, stride in zip(stem.channels, stem.kernel_sizes, stem.strides, strict=True):
-        height, width = -(-height // stride), -(-width // stride)
-        rows.append(f"| {stem.layer_title} | {kernel} x {kernel} | {stride} | {channels} | {height} x {width} |")
-    rows.append(f"| conv | 1 x 1 | 1 | {spec.embed_dim} | {height} x {width} |")
-    return "\n".join(rows)
+    rows = stem_rows(spec.stem, spec.input_size[1:], spec.embed_dim)
+    lines = [STEM_COLUMNS, ["---"] * len(STEM_COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
