@@ -18,7 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import convstem
-from convstem.errors import CheckpointError, HubError
+from convstem.errors import (
+    ArgumentError,
+    CheckpointError,
+    HubError,
+    MissingPathError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from convstem.hub.read import HubFile
 from convstem.weights import pretrained as timm_loading
 from tests.support.assertions import largest_difference, randomise, relative_error
 
@@ -171,13 +179,72 @@ def test_load_in_another_type_and_with_another_head() -> None:
         ("vit_b17_convstem", KeyError, "unknown convstem model.*did you mean.*vit_b16_convstem"),
         (f"{NANO}.imagenet", KeyError, "no pretrained tag 'imagenet'; it has cifar10"),
         ("me/nothing", HubError, "switched off.*the cache does not have it: me/nothing"),
-        ("me/nothing/deep", ValueError, "(?i)repo"),
+        (
+            "me/nothing/deep",
+            MissingPathError,
+            "there is no folder me/nothing/deep: load takes .* a Hub repository org/name",
+        ),
+        (
+            "./nofolder",
+            MissingPathError,
+            "there is no folder ./nofolder: load takes the name of a model, a Hub repository",
+        ),
+        ("~/nofolder", MissingPathError, "there is no folder ~/nofolder"),
+        (Path("nofolder"), MissingPathError, "there is no folder nofolder"),
+        ("x.pth", MissingPathError, "there is no folder x.pth: load takes"),
+        (
+            __file__,
+            ArgumentError,
+            "is a file: load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
+        ),
+        ("-me/model", ArgumentError, "a repository of the Hub is named org/name; got '-me/model'"),
+        ("vit_base_patch16_224", UnknownModelError, "a patchify model of timm; on a conv stem it is vit_b16_convstem"),
         ("vit_l16_convstem", HubError, "switched off.*timm/vit_large_patch16_224"),
     ],
 )
 def test_load_refuses(source: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convstem.load(source)
+
+
+def test_load_refuses_an_incomplete_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingPathError, match="has no config.json; a model's folder holds it beside.*convstem convert"
+    ):
+        convstem.load(tmp_path)
+    timm.models.save_for_hf(timm.create_model(NANO), tmp_path, safe_serialization=True)
+    assert convstem.load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(MissingPathError, match="has a config.json, but no model.safetensors"):
+        convstem.load(tmp_path)
+
+
+def test_load_refuses_a_repository_before_its_weights_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path(os.environ["HF_HUB_CACHE"], "config.json")
+    config.write_text(json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": {}}))
+    asked: list[list[str]] = []
+
+    def fetch_all(repo_id: str, names: list[str], revision: str | None, **options: Any) -> dict[str, HubFile]:
+        asked.append(names)
+        return {name: HubFile(config, repo_id, "0" * 40, None) for name in names}
+
+    monkeypatch.setattr("convstem.loading.fetch_all", fetch_all)
+    with pytest.raises(UnsupportedModelError, match="on a conv stem it is vit_b16_convstem.*convstem.transplant"):
+        convstem.load("timm/vit_base_patch16_224.augreg_in21k")
+    assert asked == [["config.json"]]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_load_takes_a_dtype_or_its_name(name: Any) -> None:
+    assert {parameter.dtype for parameter in convstem.load(NANO, dtype=name).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", torch.int8, "nn"])
+def test_load_refuses_another_dtype(name: Any) -> None:
+    with pytest.raises(
+        ArgumentError, match="dtype must be a floating-point type.*: bfloat16, float16, float32, float64"
+    ):
+        convstem.load(NANO, dtype=name)
 
 
 def test_load_refuses_a_model_without_a_stem(tmp_path: Path) -> None:

@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
-from convstem.errors import UnsupportedModelError
+from convstem.errors import ArgumentError, MissingPathError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
-from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path
 from convstem.hub.read import fetch_all
 from convstem.registry.catalog import PYRAMID
 from convstem.registry.stem_spec import choice
-from convstem.stem.embed import ConvStemEmbed
-from convstem.stem.maps import StemMaps
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def load(
     source: str | os.PathLike[str],
     *,
-    device: Any = None,
-    dtype: Any = None,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | str | None = None,
     layout: str = "timm",
     allow_nonfinite: bool = False,
     **kwargs: Any,
@@ -36,23 +37,24 @@ def load(
         source: a timm name with or without tag, a torchvision name, a Hub repository (``org/name``, with ``@revision``
             if need be), or a folder with ``config.json`` and ``model.safetensors``.
         device: where to put the model, for example ``cuda``; default: torch's default device.
-        dtype: floating-point type of the parameters; default: torch's default type.
+        dtype: floating-point type of the parameters, such as ``torch.bfloat16`` or its name; default: torch's default.
         layout: ``timm`` for timm's class, ``torchvision`` for torchvision's.
         allow_nonfinite: accept weights that hold NaN or Inf.
         kwargs: further arguments of ``timm.create_model``, such as ``num_classes`` or ``cache_dir``.
 
     Raises:
-        ArgumentError: unknown layout, or a model that torchvision cannot express.
+        ArgumentError: unknown layout or dtype, a file, or a model that torchvision cannot express.
         ArgumentTypeError: an argument that the model does not take; the message has the nearest one.
         CheckpointError: the weights do not fit the architecture.
         HubError: the weights cannot be had from the Hub.
-        InvalidFileError: damaged weights.
+        InvalidFileError: damaged weights or config.
+        MissingPathError: no such folder, or one without config or weights.
         UnknownModelError: unknown name; the message lists the nearest ones.
-        UnsupportedModelError: the source is not a conv-stem model.
+        UnsupportedModelError: the config is not of a conv-stem model; nothing was downloaded but that.
     """
     choice("layout", layout, ("timm", "torchvision"))
     name = create_model_name(source, kwargs.get("cache_dir"))
-    for key, value in (("device", device), ("dtype", dtype)):
+    for key, value in (("device", device), ("dtype", as_dtype(dtype))):
         if value is not None:
             kwargs[key] = value
     allowed = ALLOW_NONFINITE.set(allow_nonfinite)
@@ -60,10 +62,6 @@ def load(
         model = timm.create_model(name, pretrained=True, **kwargs)
     finally:
         ALLOW_NONFINITE.reset(allowed)
-    if not any(isinstance(module, (ConvStemEmbed, StemMaps)) for module in model.modules()):
-        raise UnsupportedModelError(
-            f"{source} is a {type(model).__name__} without a conv stem: use convstem.transplant on it"
-        )
     if layout == "torchvision":
         from convstem.models.twins import torchvision_twin
 
@@ -74,19 +72,49 @@ def load(
 def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> str:
     """Return what ``timm.create_model`` calls this source; a repository is fetched, so that its commit is known.
 
-    Raises:
-        HubError: the repository cannot be had.
-        UnknownModelError: not a name, or not a tag of it; the message lists the nearest names or the tags.
+    Errors are those of ``load``.
     """
     name = os.fspath(source).removeprefix("local-dir:")
-    if Path(name).is_dir():
-        read_config(Path(name) / CONFIG)  # refuses one that timm would follow anywhere
-        return f"local-dir:{name}"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_folder(folder)
+        return f"local-dir:{folder}"
+    if isinstance(source, os.PathLike) or is_path(name):
+        raise _no_folder(name, folder.exists())
     repository = name.removeprefix("hf-hub:")
     if "/" in repository:
         repository, _, revision = repository.partition("@")
-        files = fetch_all(repository, [CONFIG, WEIGHTS], revision or None, cache_dir=cache_dir)
-        read_config(files[CONFIG].path)
-        return f"hf-hub:{repository}@{files[CONFIG].commit}"
+        commit = _fetch_checked(repository, revision or None, cache_dir)
+        return f"hf-hub:{repository}@{commit}"
     entry = find_weights(name)
     return entry.name.replace(".", f"{PYRAMID}.", 1) if PYRAMID in name else entry.name
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a floating-point type for it or its name."""
+    found = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
+    if found is None or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ArgumentError(f"dtype must be a floating-point type of torch or its name: {', '.join(DTYPES)}; got {dtype!r}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless a folder holds a config of ours, which leads nowhere else, and weights."""
+    read_config(folder / CONFIG)
+    if not any(path.name.endswith((".safetensors", *PICKLES)) for path in folder.iterdir()):
+        raise MissingPathError(f"{folder} has a {CONFIG}, but no {WEIGHTS}")
+
+
+def _fetch_checked(repository: str, revision: str | None, cache_dir: Any) -> str:
+    """Fetch config and weights of one commit and return it; a config that is not ours costs no download of weights."""
+    config = fetch_all(repository, [CONFIG], revision, cache_dir=cache_dir)[CONFIG]
+    read_config(config.path)
+    fetch_all(repository, [CONFIG, WEIGHTS], config.commit, cache_dir=cache_dir)
+    return config.commit
+
+
+def _no_folder(name: str, is_file: bool) -> ArgumentError | MissingPathError:
+    takes = f"load takes the name of a model, a Hub repository org/name, or a folder with {CONFIG} and {WEIGHTS}"
+    if is_file:
+        return ArgumentError(f"{name} is a file: {takes}. `convstem convert {name} --out FOLDER` makes such a folder")
+    return MissingPathError(f"there is no folder {name}: {takes}")

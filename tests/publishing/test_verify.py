@@ -89,7 +89,11 @@ def nan(state: Any) -> None:
 
 CASES = {
     "config without weights": (lambda f: (f / "model.safetensors").unlink(), "header", "a config without weights"),
-    "weights without config": (lambda f: (f / "config.json").unlink(), "config", "weights without a config"),
+    "weights without config": (
+        lambda f: (f / "config.json").unlink(),
+        "config",
+        "has no config.json; a model.s folder holds it",
+    ),
     "truncated": (
         truncate,
         "header",

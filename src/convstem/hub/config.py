@@ -86,7 +86,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: too large, or not a JSON object.
     """
     if not path.is_file():
-        raise MissingPathError(f"{path.name} is missing: weights without a config")
+        raise MissingPathError(
+            f"{path.parent} has no {path.name}; a model's folder holds it beside the weights, as "
+            "`convstem convert FILE --out FOLDER`, `convstem pull` and timm.models.save_for_hf write it"
+        )
     if path.stat().st_size > LARGEST_TEXT:
         raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
     try:

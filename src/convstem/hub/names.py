@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
 
 from convstem.errors import ArgumentError
-
-if TYPE_CHECKING:
-    pass
-
 
 WEIGHTS = "model.safetensors"
 
@@ -22,6 +17,23 @@ CARD = "README.md"
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")
 """Suffixes of files that run code when they are opened; never read from the Hub."""
+
+
+def is_path(source: str) -> bool:
+    """Tell whether a name can only mean a path on this machine, and no repository."""
+    name = source.partition("@")[0]
+    spelt = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    return spelt or source.endswith((".safetensors", *PICKLES)) or Path(source).is_file()
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ``ArgumentError`` unless the Hub could have a repository of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ArgumentError(f"a repository of the Hub is named org/name; got {repo_id!r}. {error}") from error
 
 
 def check_filename(filename: str) -> None:

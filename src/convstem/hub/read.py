@@ -14,7 +14,7 @@ from convstem.errors import AccessDeniedError, HubError, MissingFileError, Unrea
 from convstem.hub.cache import RepoCache, is_commit
 from convstem.hub.errors import explain, web_page
 from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, check_filename
+from convstem.hub.names import CARD, CONFIG, WEIGHTS, check_filename, check_repo_id
 from convstem.hub.transfer import download
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "HubFile", "cached_config", "fetch", "fetch_all"]
@@ -70,12 +70,11 @@ def fetch_all(
 ) -> dict[str, HubFile]:
     """Return several files of a Hub repository, all from one commit. Arguments and errors: see ``fetch``."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     names = list(filenames)
     for name in names:
         check_filename(name)
-    validate_repo_id(repo_id)
+    check_repo_id(repo_id)
     cache = RepoCache(repo_id, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
     offline = constants.HF_HUB_OFFLINE
     if offline or is_commit(revision):

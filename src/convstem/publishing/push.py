@@ -12,7 +12,7 @@ from convstem.errors import ArgumentError
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.timm_tags import find_weights
-from convstem.hub.names import CARD, CONFIG
+from convstem.hub.names import CARD, CONFIG, check_repo_id
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.licenses import check_license, license_of_card
 from convstem.publishing.cards.render import located, render
@@ -68,10 +68,8 @@ def push(
         HubError: the Hub refuses, somebody else pushed meanwhile, or the weights are not those of the config.
         InvalidFileError, MissingPathError: the folder or checkpoint is not what it should be.
     """
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     check_license(license)
-    validate_repo_id(repo_id)
+    check_repo_id(repo_id)
     if metrics and not (dataset or tag):
         raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
     target = Target(repo_id, revision, private, create_pr, token)
