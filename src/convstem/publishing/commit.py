@@ -163,9 +163,10 @@ def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
 
 def _upload_failed(error: Exception, attempt: int) -> bool:
     """Tell whether bytes got lost or damaged on their way up, so that sending them again may help."""
-    response: Any = getattr(error, "response", None)
+    cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # "Error while uploading"
+    response: Any = getattr(cause, "response", None)
     if response is None:
-        return isinstance(error, ValueError) and "etag" in str(error)  # a part without a receipt
+        return isinstance(cause, ValueError) and "etag" in str(cause)  # a part without a receipt
     # At the API a 400 may be about the card as well, which no second try mends: one is enough there.
     return response.status_code == 400 and ("/api/" not in str(response.request.url) or attempt == 0)
 
