@@ -1,4 +1,4 @@
-"""Writes ``hub_cards/``: one model card per row of ``registry/weights.toml``.
+"""Writes ``hub_cards/``: one model card per row of ``registry/weights.json``.
 
 python -m tools.cards           # write
 python -m tools.cards --check   # exit status 1 if a card is not what would be written
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "hub_cards"
 
 def cards() -> dict[str, str]:
     """Return file name -> text of every card."""
-    rows = tables.read_rows(tables.data_dir("registry") / "weights.toml", WeightsSpec)
+    rows = tables.read_rows(tables.data_dir("registry") / "weights.json", WeightsSpec)
     return {f"{entry.name}.md": render(facts_of_entry(entry)) for entry in rows.values()}
 
 

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of timm's train.py into weights inside the package, and print its row for registry/weights.toml.
+"""Turn a checkpoint of timm's train.py into weights inside the package, and print its row for registry/weights.json.
 
     python -m tools.embed_weights OUT/vit_nano4_convstem/last.pth.tar DATA vit_nano4_convstem.cifar10
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 
 import timm
@@ -53,10 +54,14 @@ def main() -> None:
     architecture = args.name.split(".")[0]
     write(args.checkpoint, target, architecture)
     accuracy, dataset = evaluate(target, args.data / "validation", architecture)
-    print(f'["{args.name}"]\nfile = "weights/{target.name}"')
-    print(f'sha256 = "{hashlib.sha256(target.read_bytes()).hexdigest()}"')
-    print(f"num_classes = {len(dataset.classes)}\nlabel_names = {dataset.classes!r}".replace("'", '"'))
-    print(f'metrics = {{ "acc@1" = {accuracy:.2f} }}  # {len(dataset)} images')
+    row = {
+        "file": f"weights/{target.name}",
+        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        "num_classes": len(dataset.classes),
+        "label_names": dataset.classes,
+        "metrics": {"acc@1": round(accuracy, 2)},
+    }
+    print(f"{len(dataset)} images\n{json.dumps({args.name: row})}")
 
 
 if __name__ == "__main__":

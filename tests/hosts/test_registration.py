@@ -182,13 +182,13 @@ def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path: Path) -> 
     code = """
     import sys, warnings, pathlib
     from convstem.registry import tables
-    (pathlib.Path(sys.argv[1]) / "architectures.toml").write_text("[a]\\nwidth = 3\\n")
+    (pathlib.Path(sys.argv[1]) / "architectures.json").write_text('{"a": {"width": 3}}')
     tables.data_dir = lambda name: pathlib.Path(sys.argv[1])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         import timm
     said = [str(w.message) for w in caught if "convstem" in str(w.message)]
-    assert len(said) == 1 and "RegistryError: architectures.toml: [a]: unknown field width" in said[0], said
+    assert len(said) == 1 and "RegistryError: architectures.json: [a]: unknown field width" in said[0], said
     timm.create_model("vit_tiny_patch16_224", depth=1)
     from convstem.hosts.registration import RECORDS
     assert "unknown field width" in RECORDS["timm"].error

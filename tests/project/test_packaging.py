@@ -88,12 +88,12 @@ def test_built_package_works_outside_the_source_tree(built: tuple[Path, Path], t
 
 def test_contents(built: tuple[Path, Path]) -> None:
     wheel = zipfile.ZipFile(next(built[0].glob("*.whl"))).namelist()
-    for name in ("convstem/data/registry/architectures.toml", "convstem/py.typed", "_convstem_autoload.py"):
+    for name in ("convstem/data/registry/architectures.json", "convstem/py.typed", "_convstem_autoload.py"):
         assert name in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
     with tarfile.open(next(built[0].glob("*.tar.gz"))) as archive:
         sdist = archive.getnames()
-    for name in ("registry/weights.toml", "tests/conftest.py", "README.md", "src/_convstem_autoload.py"):
+    for name in ("registry/weights.json", "tests/conftest.py", "README.md", "src/_convstem_autoload.py"):
         assert any(member.endswith("/" + name) for member in sdist), name
 
 

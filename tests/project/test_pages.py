@@ -42,7 +42,7 @@ def test_nothing_is_left_to_fill_in(name: str) -> None:
 
 def unused_words(page: str) -> list[str]:
     """Return the words of a glossary that neither the package nor the registry uses."""
-    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "registry").glob("*.toml")]
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "registry").glob("*.json")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in files)
     cells = re.findall(r"^\| ([^|]+) \| ", page, re.M)
     words = [word for cell in cells if cell != "word" for word in cell.split(", ")]

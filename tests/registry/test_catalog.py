@@ -1,5 +1,6 @@
 """The registry: every row is right, and a wrong row says where and why."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,14 @@ PAPER = {
     "vitc_36gf": (167_796_008, 35.0),
 }
 
-ROW = """
-[a]
-patch_size = 16
-embed_dim = 192
-depth = 1
-num_heads = 3
-stem_channels = [8, 8, 8, 8]
-source = "test"
-"""
+ROW = {
+    "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3, "stem_channels": [8, 8, 8, 8], "source": "test",
+}  # fmt: skip
 
-WEIGHTS_ROW = """
-["a.tag"]
-license = "apache-2.0"
-dataset = "d"
-num_classes = 2
-input_size = [3, 32, 32]
-mean = [0, 0, 0]
-std = [1, 1, 1]
-description = "d"
-hf_hub_id = "org/name"
-"""
+WEIGHTS_ROW = {
+    "license": "apache-2.0", "dataset": "d", "num_classes": 2, "input_size": [3, 32, 32], "mean": [0, 0, 0],
+    "std": [1, 1, 1], "description": "d", "hf_hub_id": "org/name",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -59,69 +47,78 @@ def test_72gf_lands_at_72_gmacs() -> None:
 
 
 def read(tmp_path: Path, text: str, record: Any) -> Any:
-    path = tmp_path / "rows.toml"
+    path = tmp_path / "rows.json"
     path.write_text(text)
     return read_rows(path, record)
 
 
+def changed(row: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with other fields; None takes one away."""
+    return {key: value for key, value in {**row, **change}.items() if value is not None}
+
+
 def test_a_good_row(tmp_path: Path) -> None:
-    spec = read(tmp_path, ROW, ModelSpec)["a"]
+    spec = read(tmp_path, json.dumps({"a": ROW}), ModelSpec)["a"]
     assert spec.stem == StemSpec((8, 8, 8, 8), (2, 2, 2, 2), (3, 3, 3, 3))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("depth", "depht"), r"rows.toml: \[a\]: unknown field depht; the fields are .*depth"),
-        (("depth = 1", ""), r"rows.toml: \[a\]: missing field depth"),
-        (
-            ("= 16", "= 32"),
-            r"rows.toml: \[a\]: the product of stem_strides must equal patch_size; \[2, 2, 2, 2\]",
-        ),
-        (
-            ("[8, 8, 8, 8]", "[8, 8, 0, 8]"),
-            r"\[a\]: stem_channels must be .*positive integers; got \[8, 8, 0, 8\]",
-        ),
-        (
-            ("= 192", "= 100"),
-            r"\[a\]: embed_dim must be a multiple of num_heads; got embed_dim 100, num_heads 3",
-        ),
-        (("source", "img_size = 230\nsource"), r"\[a\]: img_size must be a multiple of the patch size 16; got 230x230"),
-        (
-            ("source", 'stem_norm = "bn"\nsource'),
-            r"stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d, none; got 'bn'",
-        ),
-        (("[a]", '[b]\ntorchvision = "x"\n[a]\n[a]'), r"rows.toml: Cannot declare \('a',\) twice"),
-        (("depth = 1", "depth = one"), r"rows.toml: Invalid value"),
+        ({"depht": 1}, r"rows.json: \[a\]: unknown field depht; the fields are .*depth"),
+        ({"depth": None}, r"rows.json: \[a\]: missing field depth"),
+        ({"patch_size": 32}, r"rows.json: \[a\]: the product of stem_strides must equal patch_size; \[2, 2, 2, 2\]"),
+        ({"stem_channels": [8, 8, 0, 8]}, r"\[a\]: stem_channels must be .*positive integers; got \[8, 8, 0, 8\]"),
+        ({"embed_dim": 100}, r"\[a\]: embed_dim must be a multiple of num_heads; got embed_dim 100, num_heads 3"),
+        ({"img_size": 230}, r"\[a\]: img_size must be a multiple of the patch size 16; got 230x230"),
+        ({"num_classes": -1}, r"\[a\]: num_classes must be 0 \(no head\) or more; got -1"),
+        ({"stem_norm": "bn"}, "stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d, none; got 'bn'"),
+        ({"depth": "one"}, r"\[a\]: depth must be a non-empty list of positive integers; got 'one'"),
     ],
 )
-def test_a_bad_architecture_names_file_and_row(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_a_bad_architecture_names_file_and_row(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(RegistryError, match=message):
-        read(tmp_path, ROW.replace(*change), ModelSpec)
+        read(tmp_path, json.dumps({"a": changed(ROW, change)}), ModelSpec)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("text", "message"),
     [
-        (('license = "apache-2.0"', ""), r"rows.toml: \[a.tag\]: missing field license"),
-        (("apache-2.0", ""), r"\[a.tag\]: license must name a licence"),
-        (('hf_hub_id = "org/name"', ""), r"exactly one of file \(embedded\) and hf_hub_id"),
-        (('hf_hub_id = "org/name"', 'file = "x"'), r"an embedded file needs its sha256"),
-        (("a.tag", "a"), r"a weights entry is named architecture.tag; got 'a'"),
-        (("description", 'label_names = ["x"]\ndescription'), r"1 label_names for num_classes = 2"),
-        (("description", 'transform = "magic"\ndescription'), r"transform must be one of none, transplant"),
+        (f'{{"a": {json.dumps(ROW)}, "a": {json.dumps(ROW)}}}', "rows.json: 'a' is given twice"),
+        ('{"a": {"depth": 1, "depth": 2}}', "rows.json: 'depth' is given twice"),
+        ('{"a": 3}', r"rows.json: \[a\]: expected a table of fields, got 3"),
+        ('{"a": {"depth": one}}', "rows.json: Expecting value: line 1"),
     ],
 )
-def test_a_bad_weights_entry_names_file_and_row(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RegistryError, match=message):
-        read(tmp_path, WEIGHTS_ROW.replace(*change), WeightsSpec)
+        read(tmp_path, text, ModelSpec)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("a.tag", {"license": None}, r"rows.json: \[a.tag\]: missing field license"),
+        ("a.tag", {"license": ""}, r"\[a.tag\]: license must name a licence"),
+        ("a.tag", {"hf_hub_id": None}, r"exactly one of file \(embedded\) and hf_hub_id"),
+        ("a.tag", {"hf_hub_id": None, "file": "x"}, "an embedded file needs its sha256"),
+        ("a", {}, "a weights entry is named architecture.tag; got 'a'"),
+        ("a.tag", {"label_names": ["x"]}, "1 label_names for num_classes = 2"),
+        ("a.tag", {"transform": "magic"}, "transform must be one of none, transplant"),
+    ],
+)
+def test_a_bad_weights_entry_names_file_and_row(
+    tmp_path: Path, name: str, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RegistryError, match=message):
+        read(tmp_path, json.dumps({name: changed(WEIGHTS_ROW, change)}), WeightsSpec)
 
 
 def test_two_rows_with_one_torchvision_name(tmp_path: Path) -> None:
-    row = ROW.replace("source", 'torchvision = "x"\nsource')
-    specs = read(tmp_path, row + row.replace("[a]", "[b]"), ModelSpec)
-    with pytest.raises(RegistryError, match=r"f.toml: \[b\]: torchvision name 'x' is taken by \[a\]"):
-        check_torchvision_names(specs, "f.toml")
+    row = changed(ROW, {"torchvision": "x"})
+    specs = read(tmp_path, json.dumps({"a": row, "b": row}), ModelSpec)
+    with pytest.raises(RegistryError, match=r"f.json: \[b\]: torchvision name 'x' is taken by \[a\]"):
+        check_torchvision_names(specs, "f.json")
 
 
 @pytest.mark.parametrize(

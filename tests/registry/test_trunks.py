@@ -1,4 +1,4 @@
-"""timm architectures on a conv stem: as rows of registry/trunks.toml, and by rule for everything else."""
+"""timm architectures on a conv stem: as rows of registry/trunks.json, and by rule for everything else."""
 
 import json
 from collections.abc import Callable

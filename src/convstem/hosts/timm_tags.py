@@ -5,7 +5,6 @@ timm is imported only where tags of its are asked for.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -67,7 +66,7 @@ def dataset_of(tag: str) -> str:
 def trunk_cfgs(name: str, trunk: str) -> dict[str, Any]:
     """Return timm's pretrained cfgs of a trunk under our name, by ``name.tag``, in timm's order.
 
-    A name of ``registry/trunks.toml`` has those of the trunk's other image sizes too, their tags with a suffix.
+    A name of ``registry/trunks.json`` has those of the trunk's other image sizes too, their tags with a suffix.
     """
     found = {}
     for source in (trunk, *other_sizes(name, trunk)):
@@ -75,13 +74,19 @@ def trunk_cfgs(name: str, trunk: str) -> dict[str, Any]:
         for name_and_tag, cfg in timm_cfgs(source).items():
             tag = name_and_tag.partition(".")[2]
             ours = f"{name}.{tag}{suffix}" if tag else name
-            found[ours] = copy.copy(cfg)  # every import of timm pays: dataclasses.replace takes ten times as long
-            found[ours].first_conv = _stem_conv(cfg.first_conv)
+            found[ours] = _with_stem(cfg)
     return found
 
 
+def _with_stem(cfg: Any) -> Any:
+    """Return a copy of a pretrained cfg for a conv stem, in a quarter of the time of dataclasses.replace."""
+    copy = object.__new__(type(cfg))  # every import of timm pays for some hundred of them
+    vars(copy).update(vars(cfg), first_conv=f"{str(cfg.first_conv).removesuffix('.proj')}.backbone.0.conv")
+    return copy
+
+
 def other_sizes(name: str, trunk: str) -> list[str]:
-    """Return the timm architectures whose tags an architecture of ``registry/trunks.toml`` has besides its trunk's."""
+    """Return the timm architectures whose tags an architecture of ``registry/trunks.json`` has besides its trunk's."""
     row = named_tables().get(name)
     if row is None or without_size(trunk) == trunk:
         return []
@@ -96,8 +101,3 @@ def _sizes() -> Mapping[str, list[str]]:
         if without_size(name) != name:
             groups.setdefault(without_size(name), []).append(name)
     return groups
-
-
-def _stem_conv(first_conv: str | None) -> str:
-    """Return the key of the first stem convolution for a patchify model's first convolution."""
-    return f"{str(first_conv).removesuffix('.proj')}.backbone.0.conv"

@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import cache
 
 from convstem.errors import RegistryError, UnknownModelError
-from convstem.registry.records import Architecture, ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec
+from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
 from convstem.registry.tables import data_dir, read_rows
-from convstem.registry.trunks import by_rule, named_trunks, rule_trunks, trunk_tables, without_size
+from convstem.registry.trunks import by_rule, named_tables, named_trunks, rule_trunks, trunk_tables, without_size
 
 PYRAMID = "_pyramid"
 """End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
@@ -23,7 +23,7 @@ def models() -> Mapping[str, ModelSpec]:
     Raises:
         RegistryError: a bad row, or a torchvision name given twice.
     """
-    path = data_dir("registry") / "architectures.toml"
+    path = data_dir("registry") / "architectures.json"
     specs = read_rows(path, ModelSpec)
     check_torchvision_names(specs, path.name)
     return specs
@@ -48,7 +48,7 @@ def weights() -> Mapping[str, WeightsSpec]:
         RegistryError: a bad row, or an entry for an architecture that does not exist.
     """
     entries: dict[str, WeightsSpec] = {}
-    for file in ("weights.toml", "timm_weights.json"):
+    for file in ("weights.json", "timm_weights.json"):
         for entry in read_rows(data_dir("registry") / file, WeightsSpec).values():
             if entry.architecture not in models():
                 raise RegistryError(f"{file}: [{entry.name}]: {unknown_name(entry.architecture)}")
@@ -71,21 +71,6 @@ def _weights_by_architecture() -> Mapping[str, list[WeightsSpec]]:
     return groups
 
 
-@cache
-def elsewhere() -> Mapping[str, ElsewhereSpec]:
-    """Return the weights that other projects publish, by ``architecture.tag``; they are no pretrained tags.
-
-    Raises:
-        RegistryError: a bad row, or an entry for an architecture that does not exist.
-    """
-    file = "elsewhere.toml"
-    entries = read_rows(data_dir("registry") / file, ElsewhereSpec)
-    for entry in entries.values():
-        if entry.architecture not in models():
-            raise RegistryError(f"{file}: [{entry.name}]: {unknown_name(entry.architecture)}")
-    return entries
-
-
 def torchvision_names() -> dict[str, str]:
     """Return torchvision name -> timm name."""
     return {spec.torchvision: spec.name for spec in models().values() if spec.torchvision}
@@ -93,7 +78,7 @@ def torchvision_names() -> dict[str, str]:
 
 def families() -> list[str]:
     """Return the names of our own families and of named trunks, which also exist with ``_pyramid`` behind them."""
-    return [*models(), *named_trunks()]
+    return [*models(), *named_tables()]
 
 
 @cache

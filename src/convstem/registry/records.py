@@ -26,7 +26,7 @@ TRANSFORMS = ("none", "transplant")
 """How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only for its fields
 class Architecture:
     """What every name of ours stands for: a conv stem on a trunk. Field names are timm's keyword arguments."""
 
@@ -61,7 +61,11 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(Architecture):
-    """An architecture of our own families: a row of ``registry/architectures.toml``."""
+    """An architecture of our own families: a row of ``registry/architectures.json``.
+
+    Those with a ``trunk`` have timm's whole trunk on the default stem, so that a pretrained patch embedding keeps its
+    function: for every input at patch 8 and 16, for pixels in range at patch 32. The paper's ViT_C have a block fewer.
+    """
 
     source: str
     mlp_ratio: float = 4.0
@@ -112,7 +116,7 @@ class ModelSpec(Architecture):
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkSpec(Architecture):
-    """Another timm architecture on the default stem: a row of ``registry/trunks.toml``, or a name made by rule.
+    """Another timm architecture on the default stem: a row of ``registry/trunks.json``, or a name made by rule.
 
     Its sizes are what timm builds by default, from ``registry/timm_trunks.json``.
     """
@@ -137,7 +141,7 @@ class TrunkSpec(Architecture):
 
 @dataclass(frozen=True)
 class WeightsSpec:
-    """One set of pretrained weights: a row of ``registry/weights.toml``."""
+    """One set of pretrained weights: a row of ``registry/weights.json``."""
 
     name: str
     """``architecture.tag``."""
@@ -200,39 +204,3 @@ class WeightsSpec:
     def tag(self) -> str:
         """The pretrained tag."""
         return self.name.split(".", 1)[1]
-
-
-@dataclass(frozen=True)
-class ElsewhereSpec:
-    """Weights that another project publishes in its own layout: a row of ``registry/elsewhere.toml``.
-
-    They are no pretrained tag: a user downloads the file and converts it.
-    """
-
-    name: str
-    """``architecture.tag``."""
-    published_as: str
-    """The name they have there."""
-    address: str
-    """The page of the project."""
-    file: str
-    """Where its own loader puts the file."""
-    license: str
-    license_source: str
-    dataset: str
-    metrics: Mapping[str, float]
-    """Published figures, in per cent."""
-    metrics_source: str
-    sha256: str | None = None
-    """Content hash of the file; None as long as nobody has looked at it."""
-
-    @property
-    def architecture(self) -> str:
-        """The architecture's timm name."""
-        return self.name.split(".", 1)[0]
-
-    @property
-    def command(self) -> str:
-        """What turns the downloaded file into a verified folder."""
-        options = f"--architecture {self.architecture} --license {self.license}"
-        return f"convstem convert {self.file} --out {self.name} {options}"

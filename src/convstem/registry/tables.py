@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from convstem.errors import RegistryError
-from convstem.registry.records import ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec
 
-Record = TypeVar("Record", ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec)
-
-
-COMPILED = "compiled.json"
-"""The TOML files as JSON, which parses many times faster: every import of timm or torchvision pays for it."""
+Record = TypeVar("Record")
+"""A frozen dataclass."""
 
 
 def data_dir(name: str) -> Path:
@@ -31,61 +25,41 @@ def data_dir(name: str) -> Path:
 
 
 def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
-    """Read one TOML file of ``[name]`` tables, or the same as JSON, into records, in file order.
+    """Read one JSON file of rows by name into records, in file order.
 
     Raises:
-        RegistryError: not TOML or JSON, a duplicate row, an unknown or missing field, or a value the record refuses.
+        RegistryError: not JSON, a name given twice, an unknown or missing field, or a value the record refuses.
     """
     return make_rows(path.name, read_tables(path), record)
 
 
 def make_rows(file: str, rows: Mapping[str, Any], record: type[Record]) -> dict[str, Record]:
     """Make records from the tables of a file; see ``read_rows``."""
-    known = {f.name: f for f in fields(record) if f.name != "name"}
+    known = {f.name: f for f in fields(record) if f.name != "name"}  # type: ignore[arg-type]  # a dataclass
     required = frozenset(n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING)
     read = partial(_record, record, frozenset(known), required)
     return {name: read(name, table, f"{file}: [{name}]") for name, table in rows.items()}
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """Return a file's tables: JSON, or TOML, which is taken from the compiled file if that is of the same content.
+    """Return the rows of a JSON file as they are, by name.
 
     Raises:
-        RegistryError: not TOML or JSON; a duplicate row of TOML is one reason.
+        RegistryError: not JSON, or a name given twice.
     """
-    content = path.read_bytes()
-    if path.suffix == ".toml":
-        compiled = _compiled(path.parent).get(path.name)
-        if compiled and compiled["sha1"] == fingerprint(content):
-            return dict(compiled["tables"])
-        return parse_toml(path.name, content)
     try:
-        return dict(json.loads(content))
+        return dict(json.loads(path.read_bytes(), object_pairs_hook=_once))
     except ValueError as error:
         raise RegistryError(f"{path.name}: {error}") from error
 
 
-def parse_toml(name: str, content: bytes) -> dict[str, Any]:
-    """Return the tables of a TOML file with this name and content."""
-    if sys.version_info >= (3, 11):
-        import tomllib  # takes as long as everything else here, so only when it is needed
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(content.decode())
-    except ValueError as error:
-        raise RegistryError(f"{name}: {error}") from error
-
-
-def fingerprint(content: bytes) -> str:
-    """Return what tells one content of a file from another."""
-    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
-
-
-@cache
-def _compiled(folder: Path) -> dict[str, Any]:
-    path = folder / COMPILED
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise ``ValueError`` for a name given twice, which JSON would take silently."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return table
 
 
 def _record(
@@ -100,7 +74,8 @@ def _record(
     if missing:
         raise RegistryError(f"{where}: missing field {', '.join(missing)}")
     try:
-        return record(name=name, **{key: _freeze(value) for key, value in table.items()})
+        make: Any = record
+        return make(name=name, **{key: _freeze(value) for key, value in table.items()})
     except (TypeError, ValueError) as error:
         raise RegistryError(f"{where}: {error}") from error
 

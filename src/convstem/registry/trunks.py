@@ -1,6 +1,6 @@
 """Architectures whose trunk is another timm architecture, on the default stem.
 
-Named ones are rows of ``registry/trunks.toml``. The names by rule are ``<timm name>_convstem``, for every timm
+Named ones are rows of ``registry/trunks.json``. The names by rule are ``<timm name>_convstem``, for every timm
 architecture of ``registry/timm_trunks.json`` (patch 8, 16 or 32).
 """
 
@@ -23,8 +23,8 @@ def trunk_tables() -> Mapping[str, Mapping[str, Any]]:
 
 @cache
 def named_tables() -> Mapping[str, Mapping[str, Any]]:
-    """Return the rows of ``registry/trunks.toml`` as they are, by our name."""
-    return tables.read_tables(tables.data_dir("registry") / "trunks.toml")
+    """Return the rows of ``registry/trunks.json`` as they are, by our name."""
+    return tables.read_tables(tables.data_dir("registry") / "trunks.json")
 
 
 def trunks() -> dict[str, str]:
@@ -48,9 +48,9 @@ def named_trunks() -> Mapping[str, TrunkSpec]:
     rows = {}
     for name, row in named_tables().items():
         if row.get("trunk") not in trunk_tables():
-            raise RegistryError(f"trunks.toml: [{name}]: timm_trunks.json has no trunk {row.get('trunk')!r}")
+            raise RegistryError(f"trunks.json: [{name}]: timm_trunks.json has no trunk {row.get('trunk')!r}")
         rows[name] = {**_measured(row["trunk"]), **row}
-    return tables.make_rows("trunks.toml", rows, TrunkSpec)
+    return tables.make_rows("trunks.json", rows, TrunkSpec)
 
 
 @cache
