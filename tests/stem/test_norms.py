@@ -63,7 +63,7 @@ def test_a_norm_that_the_host_lacks_is_refused() -> None:
 
 @pytest.mark.parametrize("norm", ["batchnorm2d", "frozen_bn", "layernorm2d", "none"])
 def test_parameters_are_counted(norm: str) -> None:
-    spec = replace(catalog.models()[NANO], stem_norm=norm)
+    spec = replace(catalog.models()[NANO], stem_norm=norm, torchvision=None)
     assert num_params(spec) == sum(p.numel() for p in timm.create_model(NANO, stem_norm=norm).parameters())
 
 
@@ -77,7 +77,7 @@ def test_both_hosts_compute_the_same(act: str) -> None:
     assert not any("running" in key for key in model.state_dict())
     back = as_timm_model(twin.float())
     assert back.stem_spec == model.stem_spec
-    converted = convert(twin.state_dict(), source="torchvision", target="timm")
+    converted = convert(twin.state_dict(), source="torchvision", target="timm", stem_strides=(2, 2), num_heads=3)
     assert converted.model_args["stem_norm"] == "none"
 
 

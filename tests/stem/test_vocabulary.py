@@ -85,7 +85,7 @@ def test_override_keeps_or_resets_strides() -> None:
     ],
 )
 def test_default_stem(patch: int, embed_dim: int, in_chans: int, channels: tuple[int, ...]) -> None:
-    assert default_stem(patch, embed_dim, in_chans) == StemSpec(channels)
+    assert default_stem(patch, embed_dim, in_chans) == StemSpec(channels, norm="none")
 
 
 @pytest.mark.parametrize("name", [n for n, spec in catalog.models().items() if spec.trunk])

@@ -127,8 +127,8 @@ def test_the_commands_for_torchvision_parse(torchvision_scripts: Scripts) -> Non
 
 @pytest.mark.full
 def test_the_papers_table_counts_what_the_paper_counts() -> None:
-    command = [sys.executable, str(RECIPES / "paper_table.py")]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "experiments.paper_table"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=RECIPES.parent).stdout
     for size, params in {"1GF": "4,567,936", "4GF": "17,754,136", "18GF": "81,573,160", "36GF": "167,796,008"}.items():
         assert re.search(rf"ViT_C-{size} .* {params}\n", printed)
     assert re.search(r"ViT_P-18GF +17\.5 +17\.56 +86\.6 +86,567,656\n", printed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,22 @@ def _code_in(path: Path) -> str:
     try:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))))
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
-        return ""
+        return ", ".join(_names_in_pickle(path))
+
+
+def _names_in_pickle(path: Path) -> list[str]:
+    """Return what a plain pickle would import, torch's own tensors aside; it is looked through, not opened."""
+    names, strings = set(), ["", ""]
+    try:
+        with path.open("rb") as file:
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                    names.add(".".join(argument.split() if argument else strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    except (OSError, ValueError):  # no pickle after all, or the end is missing
+        return []
+    return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

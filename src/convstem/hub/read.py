@@ -97,6 +97,10 @@ def cached_config(repo_id: str, revision: str | None = None, cache_dir: str | Pa
     return Path(path) if isinstance(path, str) else None
 
 
+_UNCOMPARED: set[tuple[str, str]] = set()
+"""Repositories and commits of which it was said that nobody tells their hashes: it is said once."""
+
+
 def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, token: Any) -> dict[str, HubFile]:
     warm = _cached(cache, revision, names, unknown=True)
     try:
@@ -110,9 +114,9 @@ def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, toke
     for name in names:
         check_present(cache.repo_id, listing, name)
     files = {name: _ensure(cache, listing, name, token) for name in names}
-    unknown = [name for name, file in files.items() if not file.compared]
-    if unknown:
-        warn(_unknown_sentence(cache.repo_id, unknown))
+    if not all(file.compared for file in files.values()) and (cache.repo_id, listing.commit) not in _UNCOMPARED:
+        _UNCOMPARED.add((cache.repo_id, listing.commit))
+        warn(_unknown_sentence(cache.repo_id))
     cache.remember_ref(revision, listing.commit)  # last: offline, a ref must lead to complete files
     return files
 
@@ -150,10 +154,10 @@ def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFil
     return _hub_file(cache, listing.commit, name, digest or cache.verified(listing.commit, name) or "")
 
 
-def _unknown_sentence(repo_id: str, names: list[str]) -> str:
+def _unknown_sentence(repo_id: str) -> str:
     return (
-        f"{', '.join(names)} of {repo_id} could not be compared with the Hub: {web_page()} tells no hash, "
-        "neither in its listing nor in the files' headers; only the file's format and values are checked"
+        f"the files of {repo_id} could not be compared with the Hub: {web_page()} tells no hash, neither in its "
+        "listing nor in the files' headers; only their format and values are checked"
     )
 
 
