@@ -54,11 +54,11 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise ``ValueError`` for a name given twice, which JSON would take silently."""
+    """Return a JSON object; raise ``RegistryError`` for a name given twice, which JSON would take silently."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+        raise RegistryError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
     return table
 
 
