@@ -28,11 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.inference_peers import ENGINES, PEERS, TORCH_ENGINES, Run
+from benchmarks.inference_peers import DTYPES, ENGINES, PEERS, Run
 from benchmarks.inference_report import write
 from benchmarks.load import machine
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from benchmarks.memory import in_fresh_process, reset_peak, status
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def main() -> None:
     results["machine"] = f"{machine(arguments.device)}; {arguments.threads} threads"
     for group in groups(arguments):
         if group.key not in results["groups"]:
-            results["groups"][group.key] = {**vars(group), "seconds": measure(group, arguments)}
+            results["groups"][group.key] = {**vars(group), **measure(group, arguments)}
             write(arguments.out, results)
     write(arguments.out, results)
     print((arguments.out / "inference.md").read_text(encoding="utf-8"))
@@ -86,16 +85,15 @@ def parse() -> argparse.Namespace:
 
 
 def groups(arguments: argparse.Namespace) -> Iterator[Group]:
-    """Yield what is to be measured; other runtimes have float32, and training is torch's alone."""
+    """Yield what is to be measured: an engine in the dtypes that it has, and training in float32 as it is written."""
     axes = product(arguments.sizes, arguments.engines, arguments.dtypes, arguments.batches, arguments.img_sizes)
     for size, engine, dtype, batch, img_size in axes:
-        in_torch = engine in TORCH_ENGINES
-        if in_torch or (dtype == "float32" and arguments.kind != "train"):
+        if dtype in (ENGINES[engine].dtypes if arguments.kind != "train" else ("float32",)):
             yield Group(arguments.kind, size, engine, dtype, batch, img_size, arguments.device)
 
 
-def measure(group: Group, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of every peer's runs, the peers alternating."""
+def measure(group: Group, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of every peer's runs, the peers alternating, and what memory training takes."""
     images = torch.randn(group.batch, 3, group.img_size, group.img_size).to(group.device)
     runs = {label: step for label in arguments.peers if (step := prepare(label, group, images))}
     seconds: dict[str, list[float]] = {label: [] for label in runs}
@@ -105,7 +103,9 @@ def measure(group: Group, arguments: argparse.Namespace) -> dict[str, list[float
             run()
             if repeat > 1:  # two rounds warm caches and compilers
                 seconds[label].append(time.perf_counter() - start)
-    return seconds
+    if group.kind != "train":
+        return {"seconds": seconds}
+    return {"seconds": seconds, "peak_bytes": {label: in_fresh_process(step_memory, label, group) for label in runs}}
 
 
 def prepare(label: str, group: Group, images: Tensor) -> Callable[[], None] | None:
@@ -123,13 +123,10 @@ def prepare(label: str, group: Group, images: Tensor) -> Callable[[], None] | No
 def forward(model: nn.Module, group: Group, images: Tensor) -> Callable[[], None]:
     """Return a forward pass; convolutions get channels_last, which is faster for them in every peer."""
     model = model.eval().to(memory_format=torch.channels_last)
-    dtype = DTYPES[group.dtype]
-    if group.engine in TORCH_ENGINES:
-        model = model.to(dtype)
-        images = images.to(dtype)
+    images = images.to(DTYPES[group.dtype])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' and the compiler's own
-        run: Run = ENGINES[group.engine](model, images)
+        run: Run = ENGINES[group.engine].start(model, group.dtype)
 
     def step() -> None:
         with torch.inference_mode(), warnings.catch_warnings():
@@ -154,6 +151,16 @@ def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
         wait(images.device)
 
     return step
+
+
+def step_memory(label: str, group: Group) -> int:
+    """Return the bytes that training takes at most, model and optimizer included, above what the imports take."""
+    start = reset_peak()
+    step = prepare(label, group, torch.randn(group.batch, 3, group.img_size, group.img_size).to(group.device))
+    assert step
+    for _ in range(2):  # the optimizer's state comes with the first
+        step()
+    return torch.cuda.max_memory_allocated() if group.device != "cpu" else status("VmHWM") - start
 
 
 def wait(device: torch.device | str) -> None:

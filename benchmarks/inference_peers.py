@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -61,31 +62,37 @@ PEERS: dict[str, Build] = {
 """Label -> how to build the model; the paper takes one block away for the cost of the stem."""
 
 
-def eager(model: nn.Module, images: Tensor) -> Run:
-    """Run the model as it is."""
-    return model
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""What the images are in; int8 is that of linear layers, weights and activations, each by its own range (dynamic)."""
 
 
-def compiled(model: nn.Module, images: Tensor) -> Run:
-    """Run the model through torch.compile."""
+def in_torch(wrap: Build, model: nn.Module, dtype: str) -> Run:
+    """Run the model in torch, in a dtype; ``wrap`` may compile it."""
+    if dtype == "int8":
+        quantization = import_module("torchao.quantization")
+        quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
     torch.compiler.reset()
-    return torch.compile(model)
+    return wrap(model.to(DTYPES[dtype]))
 
 
-def frozen(model: nn.Module, images: Tensor) -> Run:
-    """Run it through torch.compile with the weights as constants."""
-    torch.compiler.reset()
-    return torch.compile(model, options={"freezing": True})
-
-
-def exported(to: str, load: Callable[[Path], Run], model: nn.Module, images: Tensor) -> Run:
+def exported(to: str, load: Callable[[Path], Run], model: nn.Module, dtype: str) -> Run:
     """Run it in another runtime, from the file that ``convstem export`` writes."""
     from convstem.inference.export import FORMATS, export
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"model{FORMATS[to].suffix}"
         export(model, to, out)
-        return load(out)
+        return load(int8_graph(out) if dtype == "int8" else out)
+
+
+def int8_graph(path: Path) -> Path:
+    """Return an ONNX file whose linear layers are quantised by onnxruntime."""
+    quantization = import_module("onnxruntime.quantization")
+    shapes = import_module("onnxruntime.quantization.shape_inference")
+    ready, out = path.with_name("ready.onnx"), path.with_name("int8.onnx")
+    shapes.quant_pre_process(path, ready, skip_symbolic_shape=True)
+    quantization.quantize_dynamic(ready, out, op_types_to_quantize=["MatMul", "Gemm"])
+    return out
 
 
 def onnxruntime(out: Path) -> Run:
@@ -106,13 +113,20 @@ def openvino(out: Path) -> Run:
     return lambda images: model(images.numpy())
 
 
-ENGINES: dict[str, Callable[[nn.Module, Tensor], Run]] = {
-    "eager": eager,
-    "compile": compiled,
-    "compile, frozen": frozen,
-    "onnxruntime": partial(exported, "onnx", onnxruntime),
-    "openvino": partial(exported, "openvino", openvino),
-}
-"""Label -> how a model is run; the last two have float32 here."""
+@dataclass(frozen=True)
+class Engine:
+    """A way to run a model: from the model and the name of a dtype to a function of images."""
 
-TORCH_ENGINES = ("eager", "compile", "compile, frozen")
+    start: Callable[[nn.Module, str], Run]
+    dtypes: tuple[str, ...]
+
+
+IN_TORCH = tuple(DTYPES)
+ENGINES = {
+    "eager": Engine(partial(in_torch, lambda model: model), IN_TORCH),
+    "compile": Engine(partial(in_torch, torch.compile), IN_TORCH),
+    "compile, frozen": Engine(partial(in_torch, partial(torch.compile, options={"freezing": True})), IN_TORCH),
+    "onnxruntime": Engine(partial(exported, "onnx", onnxruntime), ("float32", "int8")),
+    "openvino": Engine(partial(exported, "openvino", openvino), ("float32",)),
+}
+"""Label -> how a model is run."""

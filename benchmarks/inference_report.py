@@ -6,10 +6,22 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 REFERENCE = "patchify"
+DRAWN = ("ours", "ours, lean", "torchvision's conv stem")
+PARAMETERS = {"Ti": 5.7e6, "S": 22.1e6, "B": 86.6e6, "L": 304.3e6}
+"""Of timm's patchify models."""
+
+AXES: dict[str, tuple[str, Callable[[Any], float]]] = {
+    "img_size": ("pixels", lambda size: size**2),
+    "batch": ("batch", float),
+    "size": ("parameters", lambda size: PARAMETERS[size]),
+}
+"""What is varied: its name, and how much of it a group has."""
+
 COLUMNS = ("size", "engine", "dtype", "batch", "img_size")
 
 
@@ -36,7 +48,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines += [f"## {kind}", "", "| " + " | ".join([*COLUMNS, "patchify, ms", "spread", *labels]) + " |"]
         lines.append("|" + "---|" * (len(COLUMNS) + 2 + len(labels)))
         lines += [row(group, labels) for group in chosen]
-        lines += ["", *exponents(chosen)]
+        lines += ["", *exponents(chosen, labels), *memory(chosen, labels)]
     return "\n".join(lines) + "\n"
 
 
@@ -49,24 +61,54 @@ def row(group: dict[str, Any], labels: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def exponents(groups: list[dict[str, Any]]) -> list[str]:
-    """Return how time grows with the pixels of an image, where one model was run on at least three sizes."""
-    series: dict[tuple[str, ...], dict[int, dict[str, float]]] = defaultdict(dict)
-    for group in groups:
-        series[(group["size"], group["engine"], group["dtype"], str(group["batch"]))][group["img_size"]] = medians(
-            group
-        )
+def memory(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
+    """Return a table of the peak memory of training: the patchify model's, and the others' share of it."""
+    measured = [group for group in groups if "peak_bytes" in group]
+    if not measured:
+        return []
+    lines = [
+        "| " + " | ".join(["size", "batch", "patchify, peak MB", *labels]) + " |",
+        "|" + "---|" * (3 + len(labels)),
+    ]
+    for group in measured:
+        peak = group["peak_bytes"]
+        ratios = [f"{peak[label] / peak[REFERENCE]:.2f}" if label in peak else "-" for label in labels]
+        cells = [group["size"], str(group["batch"]), f"{peak[REFERENCE] / 1e6:.0f}", *ratios]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def exponents(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
+    """Return a table of how time grows with what was varied, where at least three values were."""
     lines = []
-    for key, sizes in series.items():
-        if len(sizes) < 3:
-            continue
-        for label in next(iter(sizes.values())):
-            slope = exponent({size**2: values[label] for size, values in sizes.items()})
-            lines.append(f"{' '.join(key)}, {label}: time grows as pixels to the power {slope:.2f}")
-    return [*lines, ""] if lines else []
+    for axis, (name, amount) in AXES.items():
+        for fixed, series in along(axis, groups).items():
+            if len(series) < 3:
+                continue
+            points = [(amount(group[axis]), medians(group)) for group in series]
+            cells = [
+                f"{exponent({x: values[label] for x, values in points}):.2f}"
+                if all(label in values for _, values in points)
+                else "-"
+                for label in (REFERENCE, *labels)
+            ]
+            of = ", ".join(f"{column} {value}" for column, value in fixed)
+            lines.append("| " + " | ".join([name, of, *cells]) + " |")
+    if not lines:
+        return []
+    head = ["time grows with the power of", "at", REFERENCE, *labels]
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines, ""]
 
 
-def exponent(points: dict[int, float]) -> float:
+def along(axis: str, groups: list[dict[str, Any]]) -> dict[tuple[tuple[str, Any], ...], list[dict[str, Any]]]:
+    """Return the groups that differ in one column alone, by the other columns."""
+    series = defaultdict(list)
+    for group in groups:
+        series[tuple((column, group[column]) for column in COLUMNS if column != axis)].append(group)
+    return series
+
+
+def exponent(points: dict[float, float]) -> float:
     """Return the least-squares slope of log(seconds) over log(size)."""
     x, y = [math.log(value) for value in points], [math.log(value) for value in points.values()]
     mean_x, mean_y = statistics.mean(x), statistics.mean(y)
@@ -74,7 +116,7 @@ def exponent(points: dict[int, float]) -> float:
 
 
 def draw(path: Path, groups: list[dict[str, Any]]) -> None:
-    """Draw every peer's time as a share of the patchify model's, a panel for each batch."""
+    """Draw the time of the peers in ``DRAWN`` as a share of the patchify model's, a panel for each batch."""
     if not groups:
         return
     import matplotlib
@@ -83,21 +125,34 @@ def draw(path: Path, groups: list[dict[str, Any]]) -> None:
     from matplotlib import pyplot as plt
 
     batches = sorted({group["batch"] for group in groups})
-    figure, axes = plt.subplots(1, len(batches), figsize=(5 * len(batches), 3.6), layout="constrained", squeeze=False)
+    widths = [sum(group["batch"] == batch for group in groups) for batch in batches]
+    options: dict[str, Any] = {
+        "layout": "constrained",
+        "squeeze": False,
+        "sharey": True,
+        "gridspec_kw": {"width_ratios": widths},
+    }
+    figure, axes = plt.subplots(1, len(batches), figsize=(1.5 + 0.9 * sum(widths), 3.4), **options)
     for panel, batch in zip(axes[0], batches, strict=True):
-        chosen = [group for group in groups if group["batch"] == batch]
-        labels = list(dict.fromkeys(label for group in chosen for label in group["seconds"]))
-        width = 0.8 / len(labels)
-        for place, label in enumerate(labels):
-            heights = [medians(group).get(label, 0) / medians(group)[REFERENCE] for group in chosen]
-            positions = [index + (place - (len(labels) - 1) / 2) * width for index in range(len(chosen))]
-            panel.bar(positions, heights, width, label=label)
-        names = [f"{group['size']}/16\n{group['engine']}\n{group['dtype']}" for group in chosen]
-        panel.set_xticks(range(len(chosen)), names, fontsize=7)
-        panel.axhline(1, color="black", linewidth=0.6)
+        draw_panel(panel, [group for group in groups if group["batch"] == batch])
         panel.set_title(f"batch {batch}", fontsize=9)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("time / patchify's")
-    axes[0][-1].legend(frameon=False, fontsize=7, loc="lower right")
+    axes[0][0].set_ylabel("time / timm's patchify ViT, same engine", fontsize=8)
+    axes[0][-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_panel(panel: Any, groups: list[dict[str, Any]]) -> None:
+    """Draw the bars of each group, with their values."""
+    width = 0.8 / len(DRAWN)
+    for place, label in enumerate(DRAWN):
+        found = [(i, medians(group)) for i, group in enumerate(groups) if label in group["seconds"]]
+        heights = [values[label] / values[REFERENCE] for _, values in found]
+        positions = [i + (place - (len(DRAWN) - 1) / 2) * width for i, _ in found]
+        bars = panel.bar(positions, heights, width, label=label)
+        panel.bar_label(bars, fmt="%.2f", fontsize=6, rotation=90, padding=2)
+    names = [f"{group['size']}/16\n{group['engine']}\n{group['dtype']}" for group in groups]
+    panel.set_xticks(range(len(groups)), names, fontsize=7)
+    panel.axhline(1, color="black", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(y=0.15)

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.load_report import write
+from benchmarks.memory import in_fresh_process, reset_peak, status
 
 SIZES = {  # ours, timm's peer, torchvision's peer and the file that it downloads
     "Ti": ("vit_ti16_convstem", "vit_tiny_patch16_224", None, None),
@@ -35,21 +35,6 @@ SIZES = {  # ours, timm's peer, torchvision's peer and the file that it download
 
 FIRST_CLASS = "bench/{}"
 """Repository with a checkpoint that has our stem already, for each of our names."""
-
-MEMORY = """
-import json, sys, torch, timm, torchvision
-import convstem.models.timm_vit, convstem.models.timm_trunk
-def status(field):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
-create, forward = json.loads(sys.argv[1])
-open("/proc/self/clear_refs", "w").write("5")  # reset the peak
-start = status("VmRSS")
-model = eval(create).eval()
-loaded = status("VmHWM") - start
-with torch.inference_mode():
-    model(torch.zeros(1, 3, 224, 224))
-print(json.dumps({"loaded": loaded, "used": status("VmHWM") - start}))
-"""
 
 
 def main() -> None:
@@ -145,39 +130,64 @@ PAIRS = (
 
 def measure(size: str, file_bytes: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return times in seconds, ratios and peak memory in bytes of one size."""
+    table = loads(size, arguments.device)
+    times: dict[str, list[tuple[float, float]]] = {label: [] for label in table}
+    for round_ in range(arguments.repeats + 1):
+        for label, expression in table.items():
+            pair = load_and_run(expression, arguments.device)
+            if round_:  # the first round warms the file cache and ours
+                times[label].append(pair)
+    loaded, used = ({label: [pair[end] for pair in pairs] for label, pairs in times.items()} for end in (0, 1))
+    result = {"file_bytes": file_bytes, **compare(loaded), "with_first_image": compare(used)}
+    if arguments.device == "cpu":
+        result["peak_bytes"] = {label: in_fresh_process(peak, expression) for label, expression in table.items()}
+    else:
+        result["pinned_bandwidth"] = pinned_bandwidth(arguments.device)
+        result["bandwidth"] = file_bytes / result["medians"]["ours, own checkpoint"]
+    return result
+
+
+def compare(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Return times with their medians, and the speed-up of each pair."""
+    medians = {label: statistics.median(values) for label, values in seconds.items()}
+    speedup = {f"{a} / {b}": medians[b] / medians[a] for a, b in PAIRS if a in medians and b in medians}
+    return {"seconds": seconds, "medians": medians, "speedup": speedup}
+
+
+def load_and_run(expression: str, device: str) -> tuple[float, float]:
+    """Return the seconds until a model is loaded, and until it has seen its first image."""
     import timm
     import torch
     import torchvision
 
-    names = {"timm": timm, "torch": torch, "torchvision": torchvision}
-    table = loads(size, arguments.device)
-    wait: Callable[[], None] = torch.cuda.synchronize if arguments.device != "cpu" else lambda: None
-    seconds: dict[str, list[float]] = {label: [] for label in table}
-    for round_ in range(arguments.repeats + 1):
-        for label, expression in table.items():
-            gc.collect()
-            start = time.perf_counter()
-            model = eval(expression, names)
-            wait()
-            if round_:  # the first round warms the file cache and ours
-                seconds[label].append(time.perf_counter() - start)
-            del model
-    medians = {label: statistics.median(values) for label, values in seconds.items()}
-    result: dict[str, Any] = {"file_bytes": file_bytes, "seconds": seconds, "medians": medians}
-    result["speedup"] = {f"{a} / {b}": medians[b] / medians[a] for a, b in PAIRS if a in medians and b in medians}
-    if arguments.device == "cpu":
-        result["peak_bytes"] = {label: peak(expression) for label, expression in table.items()}
-    else:
-        result["pinned_bandwidth"] = pinned_bandwidth(arguments.device)
-        result["bandwidth"] = file_bytes / medians["ours, own checkpoint"]
-    return result
+    wait: Callable[[], None] = torch.cuda.synchronize if device != "cpu" else lambda: None
+    image = torch.zeros(1, 3, 224, 224, device=device)
+    gc.collect()
+    start = time.perf_counter()
+    model = eval(expression, {"timm": timm, "torch": torch, "torchvision": torchvision})
+    wait()
+    loaded = time.perf_counter() - start
+    with torch.inference_mode():
+        model.eval()(image.to(next(model.parameters()).dtype))
+    wait()
+    return loaded, time.perf_counter() - start
 
 
 def peak(expression: str) -> dict[str, int]:
-    """Return peak bytes above the imports in a fresh process: after loading, and after one forward pass."""
-    command = [sys.executable, "-W", "ignore", "-c", MEMORY, json.dumps([expression, True])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    """Return peak bytes above the imports, in a fresh process: after loading, and after one forward pass."""
+    import timm
+    import torch
+    import torchvision
+
+    import convstem.models.timm_trunk
+    import convstem.models.timm_vit  # noqa: F401 (what building a model imports)
+
+    start = reset_peak()
+    model = eval(expression, {"timm": timm, "torch": torch, "torchvision": torchvision}).eval()
+    loaded = status("VmHWM") - start
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 224, 224))
+    return {"loaded": loaded, "used": status("VmHWM") - start}
 
 
 def pinned_bandwidth(device: str) -> float:
@@ -205,54 +215,8 @@ def machine(device: str) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "safetensors"))
     accelerator = f", {torch.cuda.get_device_name(device)}" if device != "cpu" else ""
     cores = len(os.sched_getaffinity(0))
-    return f"{platform.machine()} {cpu}, {cores} cores{accelerator}; python {platform.python_version()}, {packages}"
-
-
-def write(out: Path, results: dict[str, Any]) -> None:
-    """Write the results as JSON, text and plot."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "load.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    lines = [results["machine"], f"median of {results['repeats']} alternating loads, warm file cache", ""]
-    lines.append(f"{'':4}{'load':26}{'median ms':>10}{'min':>8}{'max':>8}{'peak / file':>13}{'after forward':>15}")
-    for size, result in results["sizes"].items():
-        for label, times in result["seconds"].items():
-            row = f"{size:4}{label:26}" + "".join(
-                f"{1e3 * value:{width}.1f}"
-                for value, width in ((result["medians"][label], 10), (min(times), 8), (max(times), 8))
-            )
-            if memory := result.get("peak_bytes", {}).get(label):
-                row += f"{memory['loaded'] / result['file_bytes']:13.2f}{memory['used'] / result['file_bytes']:15.2f}"
-            lines.append(row)
-        lines += [f"{size:4}speed-up {pair}: {ratio:.2f}" for pair, ratio in result["speedup"].items()]
-        if "bandwidth" in result:
-            share = result["bandwidth"] / result["pinned_bandwidth"]
-            lines.append(f"{size:4}bytes per second: {result['bandwidth']:.2e}, {share:.0%} of pinned copies")
-        lines.append("")
-    (out / "load.txt").write_text("\n".join(lines), encoding="utf-8")
-    draw(out / "load.png", results)
-
-
-def draw(path: Path, results: dict[str, Any]) -> None:
-    """Draw the medians as bars on a logarithmic scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    labels = list(dict.fromkeys(label for result in results["sizes"].values() for label in result["medians"]))
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    width = 0.8 / len(labels)
-    for place, label in enumerate(labels):
-        rows = [(i, r["medians"][label]) for i, r in enumerate(results["sizes"].values()) if label in r["medians"]]
-        positions = [i + (place - (len(labels) - 1) / 2) * width for i, _ in rows]
-        bars = axes.bar(positions, [1e3 * value for _, value in rows], width, label=label, log=True)
-        axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
-    axes.set_xticks(range(len(results["sizes"])), [f"ViT-{size}/16" for size in results["sizes"]])
-    axes.set_ylabel("milliseconds to a loaded model")
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    hardware = f"{platform.machine()} {cpu}, {torch.backends.cpu.get_cpu_capability()}, {cores} cores{accelerator}"
+    return f"{hardware}; python {platform.python_version()}, {packages}"
 
 
 if __name__ == "__main__":

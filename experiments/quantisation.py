@@ -1,118 +1,208 @@
 """What lower precision costs: accuracy of the trained nano4, and features of a transplanted real ViT-S.
 
-    python -m experiments.quantisation --data-dir DATA [--weights dinov2_vit_small.safetensors] [--images 2000]
+    python -m experiments.quantisation --data-dir DATA --out DIR [--weights dinov2.safetensors] [--images 2000]
 
 DATA is the image folder that ``python -m tools.cifar10 DATA`` writes; the weights are what
 ``python -m tools.dinov2_vit_small FILE`` writes. torchao quantises linear layers and leaves convolutions in float;
-onnxruntime quantises both, here with and without the stem. Prints a table; ``--out FILE`` keeps it.
+onnxruntime quantises both: all layers, the trunk alone, the stem alone, and the stem but one of its layers. Static
+quantisation is calibrated on images that are not evaluated. DIR gets ``quantisation.json`` after every figure, from
+which an interrupted run goes on, and ``quantisation.txt``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import platform
+import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import timm
 import torch
 from torch import Tensor, nn
 
 import convstem
+from benchmarks.load import machine
+from benchmarks.transplant_quality_images import CALIBRATION, HELD_OUT, crops
 from convstem.inference.export import export
 from experiments.transplant_cifar10_data import Split, load_split, normalise
 from tools.dinov2_vit_small import load_patch16
 
+Run: TypeAlias = Callable[[Tensor], Tensor]
+
 BATCH = 250
-CALIBRATION = 64
-"""Images that static quantisation sees."""
+LINEAR = ("MatMul", "Gemm")
+"""The ONNX operators of a trunk that onnxruntime quantises; the stem's is Conv."""
 
 STEMS: dict[str, convstem.StemSpec | None] = {
-    "default stem": None,
-    "lean stem (shifted pixels)": convstem.StemSpec((24, 48, 192, 768)),
+    "default stem, both signs of every pixel": None,
+    "lean stem, shifted pixels": convstem.StemSpec((24, 48, 192, 768), norm="none"),
+    "paper's widths, approximate": convstem.StemSpec((48, 96, 192, 384), norm="none"),
 }
+"""How a transplanted stem carries pixels through its ReLUs: as pairs x and -x, or as x + shift."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure what is not in the results yet, and print all of them."""
+    arguments = parse()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # the quantisers' own
+    results = Results(arguments.out)
+    nano(results, arguments.data_dir, arguments.images)
+    if arguments.weights:
+        features(results, arguments.weights, arguments.crops)
+    print(results.text())
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="real ViT-S weights; without them the second table is left out")
     parser.add_argument("--images", type=int, default=2000, help="test images of nano4")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    warnings.filterwarnings("ignore")  # the quantisers' own
-    lines = [circumstances(), "", *nano_lines(arguments.data_dir, arguments.images)]
-    if arguments.weights:
-        lines += ["", *feature_lines(arguments.weights)]
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")
+    return parser.parse_args()
 
 
-def circumstances() -> str:
-    """Return machine and versions."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torchao", "onnxruntime"))
-    return f"{platform.machine()}; Python {platform.python_version()}, {packages}"
+class Results:
+    """Figures by table and variant, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder / "quantisation.json"
+        self.tables: dict[str, dict[str, str]] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def has(self, table: str, variant: str) -> bool:
+        """Tell whether a figure is there already."""
+        return variant in self.tables.get(table, {})
+
+    def add(self, table: str, variant: str, figure: str) -> None:
+        """Keep a figure."""
+        self.tables.setdefault(table, {})[variant] = figure
+        self.path.write_text(json.dumps(self.tables, indent=1) + "\n", encoding="utf-8")
+        (self.folder / "quantisation.txt").write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """Return all tables."""
+        lines = [f"{machine('cpu')}, torchao {version('torchao')}, onnxruntime {version('onnxruntime')}"]
+        for table, figures in self.tables.items():
+            lines += ["", table, *(f"  {variant:58}{figure}" for variant, figure in figures.items())]
+        return "\n".join(lines) + "\n"
 
 
-def in_precision(model: nn.Module, dtype: torch.dtype, images: Tensor) -> Tensor:
-    """Return a model's outputs in float32, computed in another precision."""
-    return model(images.to(dtype)).float()
+def run_all(results: Results, table: str, model: nn.Module, calibration: Tensor, figure: Callable[[Run], str]) -> None:
+    """Add the figure of every way to run a model that is not in the results yet."""
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for variant, prepare in variants(model, calibration, Path(folder)).items():
+            if not results.has(table, variant):
+                results.add(table, variant, figure(prepare()))
 
 
-def variants(model: nn.Module, calibration: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Yield each way to run a model, by name: images [batch, 3, height, width] to outputs."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+def variants(model: nn.Module, calibration: Tensor, folder: Path) -> dict[str, Callable[[], Run]]:
+    """Return each way to run a model, by name, as a function that prepares it: images to outputs."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
-    yield "float32", model
-    for dtype in (torch.bfloat16, torch.float16):
-        lower = copy.deepcopy(model).to(dtype)
-        yield str(dtype).removeprefix("torch."), partial(in_precision, lower, dtype)
-    for name, config in (
-        ("int8 weights (torchao, linear layers)", Int8WeightOnlyConfig()),
-        ("int8 dynamic (torchao, linear layers)", Int8DynamicActivationInt8WeightConfig()),
-    ):
-        quantised = copy.deepcopy(model)
-        quantize_(quantised, config)
-        yield name, quantised
-    with tempfile.TemporaryDirectory() as folder:
-        yield from onnx_variants(model, calibration, Path(folder))
+    ready = folder / "ready.onnx"
+    static = partial(onnx_static, model, calibration, ready)
+    stem = [f"layer {index}" for index in range(len(convolutions(model)))]
+    return {
+        "float32": lambda: model,
+        "bfloat16": partial(in_precision, model, torch.bfloat16),
+        "float16": partial(in_precision, model, torch.float16),
+        "int8 weights alone, linear layers (torchao)": partial(torchao, model, Int8WeightOnlyConfig()),
+        "int8 dynamic, linear layers (torchao)": partial(torchao, model, Int8DynamicActivationInt8WeightConfig()),
+        "int8 dynamic, linear layers (onnxruntime)": partial(onnx_dynamic, model, ready),
+        "int8 static, linear layers, stem in float (onnxruntime)": partial(static, LINEAR),
+        "int8 static, all layers (onnxruntime)": partial(static, (*LINEAR, "Conv")),
+        "int8 static, stem alone (onnxruntime)": partial(static, ("Conv",)),
+        **{
+            f"int8 static, stem alone, its {name} in float": partial(static, ("Conv",), index)
+            for index, name in enumerate(stem)
+            if len(stem) > 1
+        },
+    }
 
 
-def onnx_variants(
-    model: nn.Module, calibration: Tensor, folder: Path
-) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Yield onnxruntime's dynamic and static quantisation, with the stem's convolutions in int8 and in float."""
-    from onnxruntime.quantization import quantize_dynamic, quantize_static
+def convolutions(model: nn.Module) -> list[nn.Module]:
+    """Return the convolutions of a model in order: the stem's, or the patch embedding."""
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> Run:
+    """Return the model computing in another precision, with outputs in float32."""
+    lower = copy.deepcopy(model).to(dtype)
+    return lambda images: lower(images.to(dtype)).float()
+
+
+def torchao(model: nn.Module, config: Any) -> Run:
+    """Return a copy quantised by torchao."""
+    from torchao.quantization import quantize_
+
+    quantised = copy.deepcopy(model)
+    quantize_(quantised, config)
+    return quantised
+
+
+def graph(model: nn.Module, ready: Path) -> Path:
+    """Return the ONNX file of a model, prepared for quantisation; written once."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    export(model, "onnx", folder / "float.onnx")
-    quant_pre_process(folder / "float.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
-    quantize_dynamic(folder / "ready.onnx", folder / "dynamic.onnx", op_types_to_quantize=["MatMul", "Gemm"])
-    yield "int8 dynamic (onnxruntime, linear layers)", session(folder / "dynamic.onnx")
-    for name, types in (("all layers", ["MatMul", "Gemm", "Conv"]), ("stem in float", ["MatMul", "Gemm"])):
-        out = folder / f"static{len(types)}.onnx"
-        reader = Reader(calibration, folder / "ready.onnx")
-        quantize_static(folder / "ready.onnx", out, reader, op_types_to_quantize=types, per_channel=True)
-        yield f"int8 static (onnxruntime, {name})", session(out)
+    if not ready.exists():
+        export(model, "onnx", ready.with_name("float.onnx"))
+        quant_pre_process(ready.with_name("float.onnx"), ready, skip_symbolic_shape=True)
+    return ready
+
+
+def onnx_dynamic(model: nn.Module, ready: Path) -> Run:
+    """Return the model with int8 weights, whose activations are quantised by their own range, in onnxruntime."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    out = ready.with_name("dynamic.onnx")
+    quantize_dynamic(graph(model, ready), out, op_types_to_quantize=LINEAR)
+    return session(out)
+
+
+def onnx_static(
+    model: nn.Module, calibration: Tensor, ready: Path, types: tuple[str, ...], in_float: int | None = None
+) -> Run:
+    """Return the model with weights and activations in int8 in onnxruntime.
+
+    Args:
+        model: in float32.
+        calibration: images [count, 3, height, width] that fix the ranges of activations.
+        ready: where the prepared graph is written.
+        types: operators to quantise.
+        in_float: index of a convolution to leave in float.
+    """
+    import onnx
+    from onnxruntime.quantization import quantize_static
+
+    nodes = onnx.load(graph(model, ready)).graph
+    stem = [node.name for node in nodes.node if node.op_type == "Conv"]
+    out = ready.with_name("static.onnx")
+    quantize_static(
+        ready,
+        out,
+        Reader(calibration, nodes.input[0].name),
+        op_types_to_quantize=types,
+        per_channel=True,
+        reduce_range=True,  # 7 bits of weight: without VNNI the products of 8-bit numbers overflow
+        nodes_to_exclude=[] if in_float is None else [stem[in_float]],
+    )
+    return session(out)
 
 
 class Reader:
     """Calibration images for onnxruntime, one by one."""
 
-    def __init__(self, images: Tensor, path: Path) -> None:
-        import onnx
-
-        name = onnx.load(path, load_external_data=False).graph.input[0].name
+    def __init__(self, images: Tensor, name: str) -> None:
         self.feeds = iter([{name: image[None].numpy()} for image in images])
 
     def get_next(self) -> dict[str, Any] | None:
@@ -120,64 +210,62 @@ class Reader:
         return next(self.feeds, None)
 
 
-def session(path: Path) -> Callable[[Tensor], Tensor]:
+def session(path: Path) -> Run:
     """Return a function that runs an ONNX file."""
     import onnxruntime
 
-    run = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    run = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = run.get_inputs()[0].name
     return lambda images: torch.from_numpy(run.run(None, {name: images.numpy()})[0])
 
 
-@torch.no_grad()
-def nano_lines(data: Path, count: int) -> list[str]:
-    """Return nano4's accuracy in every precision."""
+def nano(results: Results, data: Path, count: int) -> None:
+    """Measure nano4's accuracy; its trained BatchNorm is folded first, as whoever serves it does."""
     test = load_split(data / "validation", data / "validation.pt", 0)
-    train = load_split(data / "train", data / "train.pt", CALIBRATION // 10 * 10)
-    model = timm.create_model("vit_nano4_convstem", pretrained=True).eval()
+    train = load_split(data / "train", data / "train.pt", 60)
+    model = convstem.fold(timm.create_model("vit_nano4_convstem", pretrained=True).eval())
     rows = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:count]
-    lines = [f"vit_nano4_convstem.cifar10, accuracy on {len(rows)} test images"]
-    for name, run in variants(model, normalise(train.images)):
-        lines.append(f"{name:48}{accuracy(run, test, rows):7.2f} %")
-    return lines
-
-
-def accuracy(run: Callable[[Tensor], Tensor], test: Split, rows: Tensor) -> float:
-    """Return the share of right predictions in per cent."""
-    right = sum(
-        int((run(normalise(test.images[part])).argmax(1) == test.labels[part]).sum()) for part in rows.split(BATCH)
-    )
-    return 100 * right / len(rows)
+    chosen = Split(test.images[rows], test.labels[rows])
+    table = f"vit_nano4_convstem.cifar10, folded: accuracy on {count} test images, error of the logits to float32"
+    expected = outputs(model, chosen)
+    run_all(results, table, model, normalise(train.images), partial(accuracy, test=chosen, expected=expected))
 
 
 @torch.no_grad()
-def feature_lines(weights: Path) -> list[str]:
-    """Return how far a real ViT-S's class token moves in every precision, patchify and transplanted."""
+def outputs(run: Run, data: Split) -> Tensor:
+    """Return the logits of a split, [images, classes]."""
+    return torch.cat([run(normalise(part)) for part in data.images.split(BATCH)])
+
+
+def accuracy(run: Run, test: Split, expected: Tensor) -> str:
+    """Return the share of right predictions in per cent, and the relative error of the logits."""
+    actual = outputs(run, test)
+    right = int((actual.argmax(1) == test.labels).sum())
+    return f"{100 * right / len(actual):.2f} %  {float((actual - expected).norm() / expected.norm()):.1e}"
+
+
+def features(results: Results, weights: Path, count: int) -> None:
+    """Measure how far a real ViT-S's class token moves, patchify and transplanted."""
     source = load_patch16(weights).eval()
-    images = photographs(source)
-    expected = source(images)
+    size = source.patch_embed.img_size[0]
+    images, calibration = crops(HELD_OUT, count, size), crops(CALIBRATION, count, size)
+    with torch.no_grad():
+        expected = torch.cat([source(part) for part in images.split(4)])
     models = {"patchify": source}
     models |= {name: convstem.transplant(source, stem).eval() for name, stem in STEMS.items()}
-    lines = [f"real ViT-S/16, class token of {len(images)} photographs: relative error and cosine to float32 patchify"]
     for stem, model in models.items():
-        lines.append(stem)
-        for name, run in variants(model, images):
-            actual = run(images)
-            error = float((actual - expected).norm() / expected.norm())
-            cosine = float(nn.functional.cosine_similarity(actual, expected).mean())
-            lines.append(f"  {name:46}{error:9.1e}{cosine:9.4f}")
-    return lines
+        table = f"real ViT-S/16, {stem}: class token of {len(images)} crops, error and cosine to float32 patchify"
+        run_all(results, table, model, calibration, partial(distance, images=images, expected=expected))
 
 
-def photographs(model: Any) -> Tensor:
-    """Return normalised photographs of scikit-image [7, 3, height, width]."""
-    from PIL import Image
-    from skimage import data
-
-    names = ("astronaut", "chelsea", "coffee", "rocket", "cat", "immunohistochemistry", "retina")
-    settings = timm.data.resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model)
-    transform = timm.data.create_transform(**settings)
-    return torch.stack([transform(Image.fromarray(getattr(data, name)()).convert("RGB")) for name in names])
+def distance(run: Run, images: Tensor, expected: Tensor) -> str:
+    """Return relative error and least cosine between class tokens."""
+    actual = torch.cat([run(part) for part in images.split(4)])
+    error = float((actual - expected).norm() / expected.norm())
+    cosines = nn.functional.cosine_similarity(actual, expected)
+    return f"{error:.1e}  mean {float(cosines.mean()):.4f}, least {float(cosines.min()):.4f}"
 
 
 if __name__ == "__main__":

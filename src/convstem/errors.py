@@ -44,6 +44,10 @@ class ConversionError(ConvStemError, ValueError):
     """A state dict cannot be converted: it is not of the layout, not whole, or of a model that the target lacks."""
 
 
+class DeviceMemoryError(ConvStemError, RuntimeError):
+    """A device has no room for the model; what was on it already is released."""
+
+
 class InvalidFileError(ConvStemError, ValueError):
     """A file is damaged or does not hold what it should; the message names it."""
 

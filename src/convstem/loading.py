@@ -18,6 +18,7 @@ from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path
 from convstem.hub.read import fetch_all
 from convstem.registry.catalog import PYRAMID
 from convstem.registry.stem_spec import choice
+from convstem.weights.devices import check_device
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -43,9 +44,10 @@ def load(
         kwargs: further arguments of ``timm.create_model``, such as ``num_classes`` or ``cache_dir``.
 
     Raises:
-        ArgumentError: unknown layout or dtype, a file, or a model that torchvision cannot express.
+        ArgumentError: unknown layout, device or dtype, a file, or a model that torchvision cannot express.
         ArgumentTypeError: an argument that the model does not take; the message has the nearest one.
         CheckpointError: the weights do not fit the architecture.
+        DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
         InvalidFileError: damaged weights or config.
         MissingPathError: no such folder, or one without config or weights.
@@ -53,10 +55,10 @@ def load(
         UnsupportedModelError: the config is not of a conv-stem model; nothing was downloaded but that.
     """
     choice("layout", layout, ("timm", "torchvision"))
-    name = create_model_name(source, kwargs.get("cache_dir"))
-    for key, value in (("device", device), ("dtype", as_dtype(dtype))):
-        if value is not None:
-            kwargs[key] = value
+    check_device(device)
+    placement = {"device": device, "dtype": as_dtype(dtype)}
+    kwargs |= {key: value for key, value in placement.items() if value is not None}
+    name = create_model_name(source, kwargs.get("cache_dir"))  # fetches a repository: wrong arguments end before
     allowed = ALLOW_NONFINITE.set(allow_nonfinite)
     try:
         model = timm.create_model(name, pretrained=True, **kwargs)

@@ -24,8 +24,15 @@ def test_export_writes_and_compares(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--to", "tflite", "--out", "x.tflite"], "to must be one of onnx, openvino, torch-export; got 'tflite'"),
+        (
+            ["--to", "tflite", "--out", "x.tflite"],
+            "to must be one of executorch, onnx, openvino, torch-export; got 'tflite'",
+        ),
         (["--to", "onnx", "--out", "x.pt2"], "a file of the format onnx ends in .onnx; got x.pt2"),
+        (
+            ["--to", "onnx", "--out", "x.onnx", "--opset", "7"],
+            "opset must be from 18 to 23, which torch's exporter writes; got 7",
+        ),
     ],
 )
 def test_a_wrong_target_is_one_line(arguments: list[str], sentence: str) -> None:

@@ -127,8 +127,11 @@ def test_sync_batchnorm_is_refused() -> None:
 def test_hooks_and_parametrizations_are_refused(host: str) -> None:
     hooked = model_of(host)
     next(m for m in find_stem(hooked).modules() if isinstance(m, nn.Conv2d)).register_forward_hook(lambda *_: None)
+    x = images()
+    before = hooked(x).detach()
     with pytest.raises(UnsupportedModelError, match="has hooks, which would see other values"):
-        fold(hooked)
+        fold(hooked, inplace=True)
+    assert torch.equal(hooked(x).detach(), before)  # nothing was folded halfway
     normed = model_of(host)
     parametrizations.weight_norm(next(m for m in find_stem(normed).modules() if isinstance(m, nn.Conv2d)))
     with pytest.raises(UnsupportedModelError, match="has parametrizations, which a folded weight"):

@@ -1,49 +1,19 @@
 """Weights on their way to an accelerator: every byte arrives once, buffers are reused only when they are free."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import convstem
 from convstem.registry.tables import data_dir
-from convstem.weights import deferred
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.transfer import ALIGNMENT, Move, Piece, batches, has_streams, transfer
-
-
-class FakeCopier:
-    """Stands in for a device: a copy happens only when somebody waits for it, as late as an asynchronous one may."""
-
-    def __init__(self) -> None:
-        self.pending: dict[int, tuple[Sequence[Piece], Tensor]] = {}
-        self.buffers = self.sent = self.bytes = self.most_pending = self.waits = 0
-        self.finished = False
-
-    def buffer(self, size: int) -> Tensor:
-        self.buffers += 1
-        return torch.full((size,), 0xAB, dtype=torch.uint8)
-
-    def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:
-        self.sent += 1
-        self.bytes += sum(piece.of_buffer(buffer).nbytes for piece in pieces)
-        self.pending[self.sent] = (pieces, buffer)
-        self.most_pending = max(self.most_pending, len(self.pending))
-        return self.sent
-
-    def wait(self, ticket: Any) -> None:
-        self.waits += 1
-        pieces, buffer = self.pending.pop(ticket)
-        for piece in pieces:
-            piece.of_target().copy_(piece.of_buffer(buffer))
-
-    def finish(self) -> None:
-        for ticket in list(self.pending):
-            self.wait(ticket)
-        self.finished = True
+from tests.support.fake_device import FakeCopier
 
 
 def moves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Move]:
@@ -95,28 +65,17 @@ def test_an_interrupted_transfer_raises_and_leaves_no_thread() -> None:
                 raise KeyboardInterrupt
             return super().send(pieces, buffer)
 
+    copier = Failing()
     with pytest.raises(KeyboardInterrupt):
-        transfer(moves(*SHAPES), Failing(), size=4096)
+        transfer(moves(*SHAPES), copier, size=4096)
+    assert copier.finished  # nothing is written into the targets any more, whoever has their memory now
+    assert not copier.pending
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("convstem-transfer")]
 
 
 def test_the_cpu_needs_no_pipeline() -> None:
     assert not has_streams(torch.device("cpu"))
     assert not has_streams(torch.device("meta"))
-
-
-@pytest.fixture
-def fake_device(monkeypatch: pytest.MonkeyPatch) -> list[FakeCopier]:
-    """Let the CPU pass for an accelerator; returns the copiers that are made."""
-    made: list[FakeCopier] = []
-
-    def make(device: torch.device) -> FakeCopier:
-        made.append(FakeCopier())
-        return made[-1]
-
-    monkeypatch.setattr(deferred, "has_streams", lambda device: device.type == "cpu")
-    monkeypatch.setattr(deferred, "DeviceCopier", make)
-    return made
 
 
 def test_loading_sends_all_parameters_together(fake_device: list[FakeCopier]) -> None:
@@ -148,6 +107,26 @@ def test_a_failed_load_sends_nothing(fake_device: list[FakeCopier]) -> None:
         nn.Linear(8, 4).load_state_dict(nn.Linear(8, 4).state_dict())
         raise KeyboardInterrupt
     assert not fake_device
+
+
+LOADS: dict[str, Callable[[], nn.Module]] = {
+    "timm": lambda: timm.create_model("vit_nano4_convstem", pretrained=True, device="cpu"),
+    "load": lambda: convstem.load("vit_nano4_convstem", device="cpu"),
+    "load as torchvision's": lambda: convstem.load("vit_nano4_convstem", device="cpu", layout="torchvision"),
+    "torchvision": lambda: torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT"),
+}
+
+
+@pytest.mark.parametrize("how", LOADS)
+def test_every_way_to_load_goes_through_the_buffers(how: str, fake_device: list[FakeCopier]) -> None:
+    model = LOADS[how]()
+    assert sum(copier.bytes for copier in fake_device) == 4 * sum(p.numel() for p in model.parameters())
+    assert all(copier.finished for copier in fake_device)
+    images = torch.randn(2, 3, 32, 32)
+    fake_device.clear()
+    expected = timm.create_model("vit_nano4_convstem", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(images), expected(images), atol=1e-5)
 
 
 def test_a_pretrained_model_in_half_precision(fake_device: list[FakeCopier]) -> None:

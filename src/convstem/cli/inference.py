@@ -14,15 +14,15 @@ import convstem
 
 @click.command()
 @click.argument("source")
-@click.option("--to", required=True, metavar="FORMAT", help="onnx, openvino or torch-export.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .onnx, .xml or .pt2.")
+@click.option("--to", required=True, metavar="FORMAT", help="executorch, onnx, openvino or torch-export.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .pte, .onnx, .xml or .pt2.")
 @click.option("--opset", type=int, help="ONNX operator set.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any size in whole patches.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: bool, as_json: bool) -> None:
     """Write the model SOURCE (a name, ORG/NAME or a folder) for another runtime, and compare the two.
 
-    The batch size is dynamic.
+    The batch size is dynamic; for ExecuTorch it is one image.
     """
     from convstem.inference.export import check_target, export
 

@@ -1,7 +1,6 @@
-"""Writes a model in the formats of other runtimes; a thin edge over torch's and OpenVINO's own exporters.
+"""Writes a model in the formats of other runtimes; a thin edge over their own exporters.
 
-Every format starts from one ``torch.export`` program with a dynamic batch, and what was written is run again and
-compared with the model.
+Every format starts from one ``torch.export`` program, and what was written is run again and compared with the model.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,13 @@ class Exported:
 def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Exported:
     """Write a model for another runtime, and compare what was written with it.
 
-    The batch is dynamic, and so is the image size (in whole patches) of a model made with ``dynamic_img_size=True``.
+    The batch is dynamic, and so is the image size (in whole patches) of a model made with ``dynamic_img_size=True``;
+    ExecuTorch, which plans its memory ahead, gets one image of the model's size.
 
     Args:
         model: a model of timm or torchvision in eval mode, on the CPU.
-        to: ``onnx``, ``openvino`` or ``torch-export``.
-        out: the file to write: ``.onnx``, ``.xml`` or ``.pt2``.
+        to: ``executorch``, ``onnx``, ``openvino`` or ``torch-export``.
+        out: the file to write: ``.pte``, ``.onnx``, ``.xml`` or ``.pt2``.
         opset: ONNX operator set; default: the exporter's own.
 
     Raises:
@@ -67,9 +68,9 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
     target = FORMATS[to]
     if model.training:
         raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
-    images = example(model)
+    images = example(model)[: None if target.dynamic else 1]
     with quiet():
-        program = trace(model, images)
+        program = trace(model, images, target.dynamic)
         with path_errors("write", out):
             target.write(program, out, opset)
         difference = compare(model, target.run, out, images) if installed(target.runtime) else None
@@ -107,12 +108,8 @@ def require(package: str, to: str) -> None:
 
 
 def installed(package: str) -> bool:
-    """Tell whether a package can be imported."""
-    try:
-        import_module(package)
-    except ModuleNotFoundError:
-        return False
-    return True
+    """Tell whether a package is installed, without importing it."""
+    return find_spec(package) is not None
 
 
 def example(model: Any) -> Tensor:
@@ -122,8 +119,16 @@ def example(model: Any) -> Tensor:
     return torch.randn(2, first.in_channels, *size)
 
 
-def trace(model: Any, images: Tensor) -> torch.export.ExportedProgram:
-    """Return the model as a program whose batch, and image size where the model allows it, is dynamic."""
+def trace(model: Any, images: Tensor, dynamic: bool = True) -> torch.export.ExportedProgram:
+    """Return the model as a program.
+
+    Args:
+        model: in eval mode.
+        images: an example, [batch, channels, height, width].
+        dynamic: take any batch, and any image size where the model allows it; otherwise the example's alone.
+    """
+    if not dynamic:
+        return torch.export.export(model, (images,))
     sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
     if getattr(model, "dynamic_img_size", False):
         patch = model.patch_embed.patch_size
@@ -142,8 +147,8 @@ def input_shape(program: torch.export.ExportedProgram) -> tuple[str | int, ...]:
 
 @torch.no_grad()
 def compare(model: nn.Module, run: Callable[[Path, Tensor], Tensor], out: Path, images: Tensor) -> float:
-    """Return the largest difference between the written file's outputs and the model's, at another batch size."""
-    images = torch.cat([images, images.flip(0)])[:3]
+    """Return the largest difference between the written file's outputs and the model's; two images become three."""
+    images = torch.cat([images, images.flip(0)])[:3] if len(images) > 1 else images
     expected = model(images)
     return float((run(out, images) - expected).abs().max() / expected.abs().max())
 
@@ -152,7 +157,7 @@ def compare(model: nn.Module, run: Callable[[Path, Tensor], Tensor], out: Path, 
 def quiet() -> Iterator[None]:
     """Keep the exporters' own warnings, about their own internals, from our users."""
     with warnings.catch_warnings():
-        for module in ("onnxscript", "onnx", "openvino", "torch"):
+        for module in ("executorch", "onnxscript", "onnx", "openvino", "torch", "torchao"):
             warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
         yield
 
@@ -187,6 +192,19 @@ def _run_openvino(out: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(compiled(images.numpy())[0])
 
 
+def _write_executorch(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    exir: Any = import_module("executorch.exir")
+    xnnpack: Any = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+    with out.open("wb") as file:
+        lowered.to_executorch().write_to_file(file)
+
+
+def _run_executorch(out: Path, images: Tensor) -> Tensor:
+    runtime: Any = import_module("executorch.runtime").Runtime.get()
+    return runtime.load_program(out).load_method("forward").execute([images])[0]
+
+
 @dataclass(frozen=True)
 class Format:
     """One format: what it needs, and how it is written and run."""
@@ -196,9 +214,12 @@ class Format:
     run: Callable[[Path, Tensor], Tensor]
     runtime: str
     packages: tuple[str, ...] = ()
+    dynamic: bool = True
+    """Whether it takes any batch."""
 
 
 FORMATS = {
+    "executorch": Format(".pte", _write_executorch, _run_executorch, "executorch", ("executorch",), dynamic=False),
     "onnx": Format(".onnx", _write_onnx, _run_onnx, "onnxruntime", ("onnx", "onnxscript")),
     "openvino": Format(".xml", _write_openvino, _run_openvino, "openvino", ("openvino",)),
     "torch-export": Format(".pt2", _write_program, _run_program, "torch"),

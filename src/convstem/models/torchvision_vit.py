@@ -16,7 +16,8 @@ from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, 
 from convstem.stem.init import init_stem
 from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
-from convstem.weights.deferred import DeferredInit, off_meta
+from convstem.weights.deferred import DeferredInit
+from convstem.weights.devices import enough_memory, off_meta
 
 
 def create_torchvision_model(
@@ -38,6 +39,7 @@ def create_torchvision_model(
         kwargs: arguments of torchvision's ``VisionTransformer``.
 
     Raises:
+        DeviceMemoryError: the default device has no room for the model.
         ValueError: sizes that do not fit together, or arguments that contradict the weights.
     """
     check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
@@ -60,12 +62,16 @@ def create_torchvision_model(
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return build(stem, sizes)
-    with off_meta({}):
-        state_dict = weights.get_state_dict(progress=progress, check_hash=True, stem=stem)
-        with DeferredInit(adopt=True):
-            model = build(stem, sizes)
-            model.load_state_dict(state_dict)
-    return model
+    with off_meta({}), enough_memory():
+        return _build_pretrained(stem, sizes, weights, progress)
+
+
+def _build_pretrained(stem: StemSpec, sizes: dict[str, Any], weights: WeightsEnum, progress: bool) -> VisionTransformer:
+    state_dict = weights.get_state_dict(progress=progress, check_hash=True, stem=stem)
+    with DeferredInit(adopt=True):
+        model = build(stem, sizes)
+        model.load_state_dict(state_dict)
+        return model
 
 
 def _fit_to_weights(kwargs: dict[str, Any], weights: WeightsEnum) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from convstem.errors import warn
 from convstem.weights.transfer import DeviceCopier, Move, has_streams, transfer
 
 Call: TypeAlias = Callable[[Tensor], Any]
@@ -142,25 +140,3 @@ def _without_target(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
         return lambda tensor: func(tensor, *others, **kwargs)
     options = {key: value for key, value in kwargs.items() if key != "tensor"}
     return lambda tensor: func(tensor=tensor, **options)
-
-
-@contextmanager
-def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Keep a pretrained model off the meta device, where its weights would be lost without a word.
-
-    Args:
-        kwargs: the builder's arguments, from which ``device`` is taken away if it is the meta device.
-
-    Warns:
-        UserWarning: the meta device was asked for, or is the default device; the model is loaded on the CPU.
-    """
-    if torch.device(kwargs.get("device") or torch.get_default_device()).type != "meta":
-        yield
-        return
-    warn(
-        "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
-        "a model without values do not ask for weights"
-    )
-    kwargs.pop("device", None)
-    with torch.device("cpu"):
-        yield

@@ -14,7 +14,8 @@ from convstem.files.safetensors import Stored, check_finite, check_weights, nonf
 from convstem.hub.config import check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
-from convstem.weights.deferred import DeferredInit, off_meta
+from convstem.weights.deferred import DeferredInit
+from convstem.weights.devices import check_device, enough_memory, off_meta
 
 FROM_CONFIG = ("hf-hub", "local-dir")
 """Sources of a pretrained cfg that came from a ``config.json``, which anybody may have written."""
@@ -41,10 +42,13 @@ def build_pretrained(
         kwargs: passed to ``build``.
 
     Raises:
-        HubError: the weights cannot be had from the Hub.
+        ArgumentError: a device that torch does not have here.
         CheckpointError: the weights do not fit the architecture.
+        DeviceMemoryError: the device has no room for the model.
+        HubError: the weights cannot be had from the Hub.
         ValueError: the file is damaged or holds NaN or Inf, or the config beside it is absurd or contradicts itself.
     """
+    check_device(kwargs.get("device"))  # before anything is fetched
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
     if cfg.source in FROM_CONFIG:
@@ -55,14 +59,20 @@ def build_pretrained(
         header = check_weights(located.path)  # before anything is built
         check_fits_header(kwargs.get("pretrained_model_args") or {}, cfg.num_classes, header)
         plan = replace(cfg, **located.overlay)
-    with off_meta(kwargs), DeferredInit(adopt=bool(located and located.immutable)):
-        model = build(pretrained=True, pretrained_cfg=plan, cache_dir=cache_dir, **kwargs)
+    adopt = bool(located and located.immutable)
+    with off_meta(kwargs), enough_memory():
+        model = _build_deferred(build, adopt, pretrained_cfg=plan, cache_dir=cache_dir, **kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
         check_finite(dict(model.named_parameters()), "the checkpoint")
     restore_location(model.pretrained_cfg, cfg)
     if located:
         _note_origin(model, located, name, cfg, header)
     return model
+
+
+def _build_deferred(build: Callable[..., nn.Module], adopt: bool, **kwargs: Any) -> nn.Module:
+    with DeferredInit(adopt=adopt):
+        return build(pretrained=True, **kwargs)
 
 
 def _note_origin(model: Any, located: Located, name: str, cfg: PretrainedCfg, header: Mapping[str, Stored]) -> None:

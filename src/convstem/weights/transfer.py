@@ -134,15 +134,17 @@ def transfer(
     """
     pool = [copier.buffer(size) for _ in range(buffers)]
     tickets: dict[int, Any] = {}
-    with ThreadPoolExecutor(threads, thread_name_prefix="convstem-transfer") as workers:
-        for turn, pieces in enumerate(batches(moves, size, size // threads)):
-            slot = turn % buffers
-            if slot in tickets:
-                copier.wait(tickets[slot])
-            # The page faults of a mapped file are what takes the time here, and threads share them.
-            list(workers.map(partial(_read, buffer=pool[slot]), pieces))
-            tickets[slot] = copier.send(pieces, pool[slot])
-    copier.finish()
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="convstem-transfer") as workers:
+            for turn, pieces in enumerate(batches(moves, size, size // threads)):
+                slot = turn % buffers
+                if slot in tickets:
+                    copier.wait(tickets[slot])
+                # The page faults of a mapped file are what takes the time here, and threads share them.
+                list(workers.map(partial(_read, buffer=pool[slot]), pieces))
+                tickets[slot] = copier.send(pieces, pool[slot])
+    finally:  # when interrupted too: what is still on its way would be written into memory that others have by then
+        copier.finish()
 
 
 def _read(piece: Piece, buffer: Tensor) -> None:

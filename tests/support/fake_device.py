@@ -1,0 +1,40 @@
+"""A stand-in for an accelerator: counts what is sent, and copies as late as an asynchronous device may."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convstem.weights.transfer import Piece
+
+
+class FakeCopier:
+    """Stands in for a device: a copy happens only when somebody waits for it, as late as an asynchronous one may."""
+
+    def __init__(self) -> None:
+        self.pending: dict[int, tuple[Sequence[Piece], Tensor]] = {}
+        self.buffers = self.sent = self.bytes = self.most_pending = self.waits = 0
+        self.finished = False
+
+    def buffer(self, size: int) -> Tensor:
+        self.buffers += 1
+        return torch.full((size,), 0xAB, dtype=torch.uint8)
+
+    def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:
+        self.sent += 1
+        self.bytes += sum(piece.of_buffer(buffer).nbytes for piece in pieces)
+        self.pending[self.sent] = (pieces, buffer)
+        self.most_pending = max(self.most_pending, len(self.pending))
+        return self.sent
+
+    def wait(self, ticket: Any) -> None:
+        self.waits += 1
+        pieces, buffer = self.pending.pop(ticket)
+        for piece in pieces:
+            piece.of_target().copy_(piece.of_buffer(buffer))
+
+    def finish(self) -> None:
+        for ticket in list(self.pending):
+            self.wait(ticket)
+        self.finished = True
