@@ -56,7 +56,7 @@ def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("to", [name for name, target in FORMATS.items() if target.dynamic])
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_any_image_size_where_the_model_has_it(to: str, tmp_path: Path) -> None:
     model = timm.create_model("vit_nano4_convstem", pretrained=True, dynamic_img_size=True).eval()
     out = tmp_path / f"model{FORMATS[to].suffix}"
@@ -97,6 +97,9 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export(model, "torch-export", tmp_path / "m.pt2", opset=18)
     with pytest.raises(ArgumentError, match=r"training mode .* call model.eval\(\) first"):
         export(ours().train(), "onnx", tmp_path / "m.onnx")
+    any_size = timm.create_model("vit_nano4_convstem", dynamic_img_size=True).eval()
+    with pytest.raises(ArgumentError, match=r"OpenVINO cannot resample .* without dynamic_img_size"):
+        export(any_size, "openvino", tmp_path / "m.xml")
     (tmp_path / "m.onnx").touch()
     with pytest.raises(ExistingPathError, match=r"m\.onnx exists: name another file"):
         export(model, "onnx", tmp_path / "m.onnx")

@@ -59,8 +59,8 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         opset: ONNX operator set; default: the exporter's own.
 
     Raises:
-        ArgumentError: an unknown format, the wrong suffix, a model in training mode, or an operator set that the
-            exporter does not have.
+        ArgumentError: an unknown format, the wrong suffix, a model in training mode or, for OpenVINO, of dynamic image
+            size, or an operator set that the exporter does not have.
         ExistingPathError: ``out`` exists.
         MissingPackageError: the packages of the format are not installed; the message names them.
     """
@@ -68,6 +68,11 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
     target = FORMATS[to]
     if model.training:
         raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
+    if getattr(model, "dynamic_img_size", False) and to == "openvino":
+        raise ArgumentError(
+            "OpenVINO cannot resample position embeddings (bicubic, antialiased), which a model for any image size does: "
+            "load it without dynamic_img_size (--dynamic-size), or export it to onnx or torch-export"
+        )
     images = example(model)[: None if target.dynamic else 1]
     with quiet():
         program = trace(model, images, target.dynamic)
@@ -157,6 +162,7 @@ def compare(model: nn.Module, run: Callable[[Path, Tensor], Tensor], out: Path, 
 def quiet() -> Iterator[None]:
     """Keep the exporters' own warnings, about their own internals, from our users."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         for module in ("executorch", "onnxscript", "onnx", "openvino", "torch", "torchao"):
             warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
         yield
