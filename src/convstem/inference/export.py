@@ -70,7 +70,7 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
     if getattr(model, "dynamic_img_size", False) and to == "openvino":
         raise ArgumentError(
-            "OpenVINO cannot resample position embeddings (bicubic, antialiased), which a model for any image size does: "
+            "OpenVINO cannot resample positions (bicubic, antialiased), as a model for any image size does: "
             "load it without dynamic_img_size (--dynamic-size), or export it to onnx or torch-export"
         )
     images = example(model)[: None if target.dynamic else 1]
