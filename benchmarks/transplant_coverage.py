@@ -2,12 +2,13 @@
 
 Each architecture is built with random weights, perturbed so that no norm, scale or bias is at its initial identity,
 at 4 x 4 patches, and transplanted with the default stem. Patch embedding and final output of both models are compared
-in eval mode in float32, on images within the normalised [0, 1] box: half uniform noise, half smooth. The error is the
+in eval mode in float32, on images within the normalised [0, 1] box: half uniform noise, half smooth. Where patches of
+14 pixels become 16, those of the transplant's images are the original's, resized one by one. The error is the
 root-mean-square difference over the root mean square of the original's values; ``batch`` does the same after
 subtracting the mean over the images, which takes out what does not depend on the image. ``control`` is the output
 error with the stem's parameters drawn at random: it shows that the output depends on the stem.
 
-    python -m benchmarks.transplant_coverage [--only PATTERN] [--json FILE]
+    python -m benchmarks.transplant_coverage [--only PATTERN] [--json FILE]   # the same call again goes on from FILE
 
 Architectures above 120 million parameters are built with two blocks. Where the entrypoint refuses another depth they
 are built in full, and above 400 million parameters only the patch embedding is built and compared.
@@ -38,6 +39,7 @@ from tqdm import tqdm
 
 from convstem import transplant
 from convstem.stem.embed import ConvStemEmbed
+from convstem.transplanting.patch_size import enlarge_patches
 
 TRUNKS = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 
@@ -179,7 +181,7 @@ def redraw(embedding: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def compare(model: nn.Module, twin: nn.Module, row: Row) -> None:
+def compare(model: nn.Module, twin: Any, row: Row) -> None:
     """Fill in the errors of a transplanted model; its stem is random afterwards.
 
     Args:
@@ -188,16 +190,18 @@ def compare(model: nn.Module, twin: nn.Module, row: Row) -> None:
         row: is changed.
     """
     images = make_images(model)
+    resized_from = twin.transplant_report.resized_from
+    theirs = enlarge_patches(images, resized_from) if resized_from else images
     old, stem = embedding_of(model), embedding_of(twin)
-    row.embedding = relative_error(stem(images), old(images))
+    row.embedding = relative_error(stem(theirs), old(images))
     if row.built == "embed":
         model, twin = old, stem  # the rest has no values
-    expected, output = model(images), twin(images)
+    expected, output = model(images), twin(theirs)
     if row.built != "embed":
         row.output = relative_error(output, expected)
         row.output_batch = relative_error(output, expected, centred=True)
     redraw(stem)
-    row.control = relative_error(twin(images), expected)
+    row.control = relative_error(twin(theirs), expected)
 
 
 def measure(name: str) -> Row:
@@ -258,6 +262,18 @@ def print_summary(totals: dict[str, Any]) -> None:
     print(f"float32, {totals['machine']}; {packages}; {totals['seconds']} s in all")
 
 
+def read(file: Path) -> tuple[list[Row], float]:
+    """Return the rows that ``write`` wrote, and the seconds they took."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return [Row(**row) for row in content["rows"]], content["summary"]["seconds"]
+
+
+def write(file: Path, rows: list[Row], seconds: float) -> None:
+    """Write rows and their summary."""
+    text = json.dumps({"summary": summary(rows, seconds), "rows": [asdict(row) for row in rows]}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Print the table and the summary; return 1 if an architecture fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -267,18 +283,18 @@ def main() -> int:
     names = fnmatch.filter(json.loads(TRUNKS.read_text(encoding="utf-8")), args.only)
     if not names:
         parser.error(f"no architecture in {TRUNKS.name} matches {args.only!r}")
-    start = time.perf_counter()
     print(HEADER)
-    rows = []
-    for name in tqdm(names, file=sys.stderr, disable=None):  # None: only on a terminal
+    rows, before = read(args.json) if args.json and args.json.exists() else ([], 0.0)
+    done, start = {row.architecture for row in rows}, time.perf_counter() - before
+    for row in rows:
+        print(row)
+    for name in tqdm([name for name in names if name not in done], file=sys.stderr, disable=None):  # None: if a tty
         rows.append(measure(name))
         tqdm.write(str(rows[-1]), file=sys.stdout)
         sys.stdout.flush()
-    totals = summary(rows, time.perf_counter() - start)
-    print_summary(totals)
-    if args.json:
-        text = json.dumps({"summary": totals, "rows": [asdict(row) for row in rows]}, indent=1)
-        args.json.write_text(text + "\n", encoding="utf-8")
+        if args.json:
+            write(args.json, rows, time.perf_counter() - start)
+    print_summary(summary(rows, time.perf_counter() - start))
     return int(any(row.failure or not row.preserved(max(TOLERANCES)) for row in rows))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from convstem import transplant
+from convstem.transplanting.patch_size import enlarge_patches
 from tools import dinov2_vit_small
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -58,17 +59,6 @@ def bilinear(source: nn.Module) -> nn.Module:
     return transplant(model)
 
 
-def enlarge_patches(images: Tensor) -> Tensor:
-    """Return images whose every 14 x 14 patch is resized to 16 x 16 by itself, as the pseudo-inverse assumes."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // 14, width // 14
-    patches = images.view(batch, channels, rows, 14, columns, 14).permute(0, 1, 2, 4, 3, 5).reshape(-1, 1, 14, 14)
-    basis = torch.eye(196).view(196, 1, 14, 14)
-    matrix = F.interpolate(basis, size=(16, 16), mode="bicubic", antialias=True).view(196, 256)
-    larger = (patches.flatten(1) @ matrix).view(batch, channels, rows, columns, 16, 16)
-    return larger.permute(0, 1, 2, 4, 3, 5).reshape(batch, channels, 16 * rows, 16 * columns)
-
-
 @torch.no_grad()
 def cosines(model: Any, images: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cosine of each class token [images], and the mean one of each image's patch tokens [images]."""
@@ -86,7 +76,7 @@ def report(path: Path, size: int) -> None:
     expected = torch.cat([source.forward_features(image[None]) for image in images])
     larger = photographs(size // 14 * 16, cfg["mean"], cfg["std"])
     twin: Any = transplant(source)
-    own, theirs = source.patch_embed(images), twin.patch_embed(enlarge_patches(images))
+    own, theirs = source.patch_embed(images), twin.patch_embed(enlarge_patches(images, 14))
     print(f"source at {size} px, transplant at {larger.shape[-1]} px, grid {twin.patch_embed.grid_size}")
     error = float((theirs - own).norm() / own.norm())
     print(f"  patchwise-resized photographs, relative error of the embedding: {error:.1e}")

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.transplant_quality_cases import control_rows, exact_rows, narrow_row, trunk_rows
+from benchmarks.transplant_quality_cases import channel_row, control_rows, exact_rows, narrow_row, trunk_rows
 from benchmarks.transplant_quality_cost import cost_rows, probe
 from benchmarks.transplant_quality_images import CALIBRATION, HELD_OUT, SIZE, corners, crops, outside, uniform
 from benchmarks.transplant_quality_table import Table
@@ -57,6 +57,9 @@ DEFAULTS = (
     ("B/32", 32, 768, 1e-4, False),
     ("L/32", 32, 1024, 1e-4, False),
 )
+
+CHANNELS = (1, 2, 4, 5, 6, 13)
+"""Input channels besides three."""
 
 QUICK = ("B/16", "S/8", "Ti/16", "S/32")
 
@@ -128,6 +131,11 @@ def measure(table: Table, source: Any, quick: bool) -> None:
         table.add(
             [narrow_row(case, given, bar, images), narrow_row(f"{case}, calibrated", given, bar, images, calibration)]
         )
+
+    table.section("Other input channels: pixels from -2 to 2 (first), noise of three standard deviations (second)")
+    for case, patch, width, _, beyond in DEFAULTS:
+        if beyond and case in QUICK:
+            table.add([channel_row(case, patch, width, in_chans) for in_chans in CHANNELS])
 
     table.section("Cost: whole models with random weights, each in a process of its own")
     for row in COSTS[: 1 if quick else None]:

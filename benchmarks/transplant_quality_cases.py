@@ -28,19 +28,21 @@ def error(actual: Tensor, expected: Tensor, constant: Tensor | float = 0.0) -> f
     return float((actual.double() - expected).norm() / (expected.double() - constant).norm())
 
 
-def embedding(patch: int, width: int, filters: Tensor | None = None) -> nn.Module:
+def embedding(patch: int, width: int, filters: Tensor | None = None, in_chans: int = 3) -> nn.Module:
     """Return a model without blocks whose patch embedding has random or given filters.
 
     Args:
         patch: in pixels.
         width: of the embedding.
-        filters: [width, 3, patch, patch]; default: random.
+        filters: [width, in_chans, patch, patch]; default: random.
+        in_chans: input channels; mean and std of the model tell of three.
     """
     torch.manual_seed(4)
-    model = VisionTransformer(SIZE, patch, embed_dim=width, depth=0, num_heads=1, num_classes=0).eval()
+    model = VisionTransformer(SIZE, patch, in_chans, 0, embed_dim=width, depth=0, num_heads=1).eval()
     model.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     with torch.no_grad():
-        model.patch_embed.proj.weight.copy_(torch.randn(width, 3, patch, patch) / (3 * patch**2) ** 0.5)
+        shape = model.patch_embed.proj.weight.shape
+        model.patch_embed.proj.weight.copy_(torch.randn(shape) / shape[1:].numel() ** 0.5)
         model.patch_embed.proj.bias.normal_()
         if filters is not None:
             model.patch_embed.proj.weight.copy_(filters)
@@ -79,6 +81,24 @@ def exact_rows(case: str, patch: int, width: int, bar: float, beyond: bool, imag
     twin = transplant(source)
     rows.append(Row(f"{name}, float64", 1e-12, *(embedding_error(source, twin, kind) for kind in images[:2])))
     return rows
+
+
+def channel_row(case: str, patch: int, width: int, in_chans: int) -> Row:
+    """Return the row of a default stem for other input channels: pixels from -2 to 2, noise of 3 standard deviations.
+
+    Args:
+        case: its name.
+        patch, width: of the patch embedding.
+        in_chans: input channels.
+    """
+    source = embedding(patch, width, in_chans=in_chans)
+    twin: Any = transplant(source)
+    stem = "-".join(str(layer.width) for layer in twin.transplant_report.layers)
+    generator = torch.Generator().manual_seed(6)
+    pixels = 4 * torch.rand(1, in_chans, SIZE, SIZE, generator=generator) - 2
+    noise = 3 * torch.randn(1, in_chans, SIZE, SIZE, generator=generator)
+    errors = (embedding_error(source, twin, kind) for kind in (pixels, noise))
+    return Row(f"{case} ({stem}), {in_chans} channels, random filters", 2e-6, *errors)
 
 
 def narrow_row(

@@ -21,7 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests" / "training"
-FILES = ("test_timm_scripts.py", "test_torchvision_scripts.py", "test_bad_training.py", "test_recipes.py")
+FILES = (
+    "test_timm_scripts.py",
+    "test_transplanted_tag.py",
+    "test_torchvision_scripts.py",
+    "test_bad_training.py",
+    "test_recipes.py",
+)
 
 
 def run_tests(args: argparse.Namespace, report: Path) -> None:

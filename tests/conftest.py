@@ -37,7 +37,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hub_file() -> Callable[..., None]:
     """Return a function that puts a state dict into the Hub cache, as a download of repo_id@main would."""
     from safetensors.torch import save_file

@@ -2,10 +2,11 @@
 
     python -m tools.timm_trunks [--check] [--full]
 
-These hold exactly one ``PatchEmbed`` (the class itself, no subclass) whose convolution has kernel = stride = 8, 16 or
-32 in both directions. Each architecture is built and run on the meta device, so no weights are drawn or loaded, and
-nothing is computed. Parameters and multiply-adds are those of everything but the patch embedding, for a conv stem
-takes its place. ``--check`` changes nothing and fails if the file is stale.
+These hold exactly one ``PatchEmbed`` (the class itself, no subclass) whose convolution has kernel = stride = 8, 14, 16
+or 32 in both directions. Those of patch 14 get a stem of patch 16, and images of as many patches: ``patch_size`` and
+``img_size`` are those of the result, ``resized_from`` is what timm has. Each architecture is built and run on the meta
+device, so no weights are drawn or loaded, and nothing is computed. Parameters and multiply-adds are those of everything
+but the patch embedding, for a conv stem takes its place. ``--check`` changes nothing and fails if the file is stale.
 
 Only modules that can reach ``PatchEmbed`` are built: those that import it, or import a layer or model class from a
 timm model file that does (DeiT is made of ``VisionTransformer``). ``--full`` builds every architecture instead, in two
@@ -27,13 +28,14 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
+from convstem.registry.trunks import RESIZED, resized_input
 from tools.generated import write_or_check
 from tools.sizes import macs, num_params
 
 TARGET = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 
-PATCHES = (8, 16, 32)
-"""Patch sizes of plain ViTs with a stem of stride-2 layers; patch 4 is the start of a hierarchy, 14 no power of two."""
+PATCHES = (8, 14, 16, 32)
+"""Patch sizes of plain ViTs; patch 4 is the start of a hierarchy."""
 
 
 def candidates(full: bool) -> list[str]:
@@ -74,10 +76,13 @@ def sizes(name: str, model: nn.Module) -> dict[str, Any]:
     """Return a trunk's row: what its default tag builds, counted without the patch embedding; and what a class adds."""
     path, embedding = next((path, module) for path, module in model.named_modules() if type(module) is PatchEmbed)
     blocks = model.get_submodule(path.rpartition(".")[0]).blocks
-    _, height, width = input_size = model.pretrained_cfg["input_size"]
+    input_size, patch = model.pretrained_cfg["input_size"], embedding.patch_size[0]
+    resized = {"resized_from": patch} if patch % 8 else {}
+    _, height, width = resized_input(input_size, patch, RESIZED) if resized else input_size
     projection, bias = embedding.proj.weight.numel(), embedding.proj.bias
     return {
-        "patch_size": embedding.patch_size[0],
+        "patch_size": RESIZED if resized else patch,
+        **resized,
         "embed_dim": embedding.proj.out_channels,
         "depth": len(blocks),
         "num_heads": next((m.num_heads for m in blocks[0].modules() if hasattr(m, "num_heads")), 0),

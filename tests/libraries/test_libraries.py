@@ -78,7 +78,7 @@ def test_a_lora_adapter_loses_what_batchnorm_learned(tmp_path: Path) -> None:
     assert saved_adapter_error("batchnorm2d", ["qkv"], tmp_path) > 1e-3
 
 
-@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("kind", MODELS)
 def test_accelerate_dispatches_and_offloads_to_disk(kind: str, tmp_path: Path) -> None:
     from accelerate import dispatch_model, init_empty_weights, load_checkpoint_and_dispatch
 
@@ -171,23 +171,32 @@ def test_fastais_frozen_body_moves_with_batchnorm() -> None:
 TAG = "augreg_in21k_ft_in1k"
 
 
-def backbone_error(name: str, size: int) -> float:
-    """Return how far a model in transformers' TimmBackbone is from timm's own feature extractor."""
-    from transformers import TimmBackbone
+def backbone_error(name: str, size: int, auto: bool) -> float:
+    """Return how far a model in transformers' TimmBackbone is from timm's own feature extractor.
+
+    Args:
+        name: timm name with tag.
+        size: of the images.
+        auto: by ``AutoBackbone``.
+    """
+    from transformers import AutoBackbone, TimmBackbone
 
     x = images(2, size)
     (expected,) = timm.create_model(name, pretrained=True, features_only=True, out_indices=(-1,)).eval()(x)
-    backbone = TimmBackbone.from_pretrained(name, out_indices=(-1,)).eval()
+    cls, further = (AutoBackbone, {"use_timm_backbone": True}) if auto else (TimmBackbone, {})
+    backbone = cls.from_pretrained(name, out_indices=(-1,), **further).eval()
     with torch.no_grad():
         return relative_error(backbone(x).feature_maps[-1], expected)
 
 
+@pytest.mark.parametrize("auto", [False, True], ids=["TimmBackbone", "AutoBackbone"])
 @pytest.mark.parametrize("name", [f"vit_tiny_patch16_224.{TAG}", f"vit_ti16_convstem.{TAG}"])
-def test_transformers_timm_backbone_keeps_the_weights(name: str, hub_file: Any) -> None:
+def test_transformers_backbones_keep_the_weights(name: str, auto: bool, hub_file: Any) -> None:
     torch.manual_seed(0)
     hub_file(f"timm/vit_tiny_patch16_224.{TAG}", timm.create_model("vit_tiny_patch16_224").state_dict())
-    assert backbone_error(name, 224) < 1e-5
+    assert backbone_error(name, 224, auto) < 1e-5
 
 
-def test_transformers_timm_backbone_resets_batchnorm() -> None:
-    assert backbone_error("vit_nano4_convstem.cifar10", 32) > 0.1
+@pytest.mark.parametrize("auto", [False, True], ids=["TimmBackbone", "AutoBackbone"])
+def test_transformers_backbones_reset_batchnorm(auto: bool) -> None:
+    assert backbone_error("vit_nano4_convstem.cifar10", 32, auto) > 0.1

@@ -50,6 +50,8 @@ def test_every_weights_entry_has_a_card_with_valid_metadata(name: str) -> None:
         assert data.base_model == entry.hub_name[0]
         assert data.base_model_relation == "finetune"
         assert "**function preserved, not trained further**" in text
+        inputs = "pixels in range" if "32_convstem" in name else "every input"
+        assert f"The stem is exact for {inputs}." in text
 
 
 def test_metrics_have_a_source() -> None:

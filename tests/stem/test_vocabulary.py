@@ -56,7 +56,7 @@ def test_a_stem_is_a_name_a_spec_or_configs() -> None:
     spec = StemSpec((64, 64, 64, 64))
     assert as_stem_spec(spec) is spec
     assert as_stem_spec([ConvStemConfig(64, 3, 2)] * 4) == spec
-    assert as_stem_spec((64, 64, 64, 64)) == as_stem_spec([64] * 4) == spec
+    assert as_stem_spec((64, 64, 64, 64)) == as_stem_spec([64] * 4) == StemSpec((64, 64, 64, 64), norm="none")
     assert as_stem_spec("vitc_1gf").channels == (24, 48, 96, 192)
     with pytest.raises(TypeError, match="an architecture name, a convstem.StemSpec, the channels .* got 64"):
         as_stem_spec(64)

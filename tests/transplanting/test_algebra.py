@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convstem.registry.stem_spec import StemSpec, default_stem
+from convstem.registry.stem_spec import StemSpec, default_stem, scope
 from convstem.transplanting.plan import balance, pivots
 from convstem.transplanting.statistics import image_statistics
 from tests.support.stem_transplants import HIGH, LOW, filters, relative_error, smooth_images, transplant, white_images
@@ -139,6 +139,12 @@ def test_default_stems_are_exact_for_every_input(patch: int, embed_dim: int, in_
     assert relative_error(stem, weight, bias, noise) < 2e-6
     once = StemSpec(tuple(in_chans * 4 ** (k + 1) for k in range(len(spec.channels))))  # negative control: shifted
     assert relative_error(transplant(once, weight, bias)[0], weight, bias, noise) > 1e-2
+
+
+@pytest.mark.parametrize(("embed_dim", "in_chans", "spec"), [*IDENTITY, *LOSSLESS, *EMBEDDING])
+def test_the_scope_is_known_without_a_transplant(embed_dim: int, in_chans: int, spec: StemSpec) -> None:
+    _, report = transplant(spec, *filters(embed_dim, in_chans, spec.patch_size))
+    assert scope(spec, embed_dim, in_chans) == report.scope
 
 
 def test_the_default_stem_at_patch_32_is_exact_for_pixels_in_range() -> None:

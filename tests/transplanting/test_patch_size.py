@@ -10,10 +10,9 @@ import torchvision
 from torch import nn
 
 import convstem
-from benchmarks.transplant_patch14 import enlarge_patches
 from convstem import StemSpec
 from convstem.stem.init import init_stem
-from convstem.transplanting.patch_size import needs_resizing
+from convstem.transplanting.patch_size import enlarge_patches, needs_resizing
 from tests.support.assertions import randomise, relative_error
 
 TRUNKS = [
@@ -38,11 +37,11 @@ def test_patchwise_resized_images_give_the_same(name: str, args: Mapping[str, ob
     x = torch.randn(2, 3, 42, 42)
     with torch.no_grad():
         expected = source.forward_features(x)
-        assert relative_error(twin.forward_features(enlarge_patches(x)), expected) < 2e-5
+        assert relative_error(twin.forward_features(enlarge_patches(x, 14)), expected) < 2e-5
         whole = nn.functional.interpolate(x, size=(48, 48), mode="bicubic")
         assert relative_error(twin.forward_features(whole), expected) > 1e-3  # negative control: not the same pixels
         init_stem(twin.patch_embed, "none")  # negative control: another stem
-        assert relative_error(twin.forward_features(enlarge_patches(x)), expected) > 1e-2
+        assert relative_error(twin.forward_features(enlarge_patches(x, 14)), expected) > 1e-2
 
 
 def test_what_a_resized_model_says_about_itself() -> None:
@@ -68,7 +67,7 @@ def test_grids_that_are_not_square() -> None:
     assert twin.patch_embed.grid_size == (2, 4)
     x = torch.randn(1, 3, 28, 56)
     with torch.no_grad():
-        assert relative_error(twin(enlarge_patches(x)), source(x)) < 2e-5
+        assert relative_error(twin(enlarge_patches(x, 14)), source(x)) < 2e-5
 
 
 def test_torchvisions_patch_14() -> None:
@@ -77,7 +76,7 @@ def test_torchvisions_patch_14() -> None:
     assert (twin.image_size, twin.patch_size) == (48, 16)
     x = torch.randn(1, 3, 42, 42)
     with torch.no_grad():
-        assert relative_error(twin(enlarge_patches(x)), source(x)) < 2e-5
+        assert relative_error(twin(enlarge_patches(x, 14)), source(x)) < 2e-5
 
 
 def test_a_stem_of_the_models_own_patch_size_is_not_resized_for() -> None:

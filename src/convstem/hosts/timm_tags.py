@@ -11,8 +11,8 @@ from typing import Any
 
 from convstem.errors import UnknownModelError
 from convstem.registry import catalog
-from convstem.registry.records import WeightsSpec
-from convstem.registry.trunks import named_tables, without_size
+from convstem.registry.records import TrunkSpec, WeightsSpec
+from convstem.registry.trunks import RESIZED, kept, named_tables, resized_from, resized_input, without_size
 from convstem.upstream.private import timm_architectures, timm_cfgs
 
 # What a tag was trained on last, by how it ends; the first match counts.
@@ -48,12 +48,14 @@ def trunk_entry(name: str, cfg: Any) -> WeightsSpec:
     """Return the weights entry of a timm pretrained cfg under our name with tag."""
     shared = ("num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "hf_hub_id")
     source = cfg.hf_hub_id.removeprefix("timm/")
+    spec = catalog.find(name)
+    patch = spec.resized_from if isinstance(spec, TrunkSpec) else None
     return WeightsSpec(
         name=name,
         license=cfg.license or "unknown",
         dataset=dataset_of(source.partition(".")[2]),
         transform="transplant",
-        description=f"Transplanted from timm's {source}: function preserved, not trained further.",
+        description=f"Transplanted from timm's {source}: {kept(patch)}, not trained further.",
         **{field: getattr(cfg, field) for field in shared},
     )
 
@@ -69,19 +71,28 @@ def trunk_cfgs(name: str, trunk: str) -> dict[str, Any]:
     A name of ``registry/trunks.json`` has those of the trunk's other image sizes too, their tags with a suffix.
     """
     found = {}
+    patch = resized_from(trunk)
     for source in (trunk, *other_sizes(name, trunk)):
         suffix = "" if source == trunk else source.removeprefix(without_size(trunk))
         for name_and_tag, cfg in timm_cfgs(source).items():
             tag = name_and_tag.partition(".")[2]
             ours = f"{name}.{tag}{suffix}" if tag else name
-            found[ours] = _with_stem(cfg)
+            found[ours] = _with_stem(cfg, patch)
     return found
 
 
-def _with_stem(cfg: Any) -> Any:
-    """Return a copy of a pretrained cfg for a conv stem, in a quarter of the time of dataclasses.replace."""
+def _with_stem(cfg: Any, patch: int | None) -> Any:
+    """Return a copy of a pretrained cfg for a conv stem, in a quarter of the time of dataclasses.replace.
+
+    Args:
+        cfg: timm's.
+        patch: its patch size, if that is resized: then images are larger by as much.
+    """
     copy = object.__new__(type(cfg))  # every import of timm pays for some hundred of them
     vars(copy).update(vars(cfg), first_conv=f"{str(cfg.first_conv).removesuffix('.proj')}.backbone.0.conv")
+    if patch:
+        copy.input_size = resized_input(cfg.input_size, patch, RESIZED)
+        copy.test_input_size = cfg.test_input_size and resized_input(cfg.test_input_size, patch, RESIZED)
     return copy
 
 

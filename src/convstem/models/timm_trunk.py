@@ -16,6 +16,7 @@ from convstem.features.on_request import pyramid_on_request
 from convstem.files.safetensors import check_header
 from convstem.hub.provenance import forget
 from convstem.registry.stem_spec import StemSpec, check_arguments
+from convstem.registry.trunks import RESIZED, resized_from, resized_input
 from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
 from convstem.upstream.private import timm_feature_getter
@@ -63,9 +64,14 @@ def _build(
     ours = pretrained and _has_stem(pretrained_cfg)
     first_conv = resolve_pretrained_cfg(trunk).first_conv
     patchify = replace(pretrained_cfg, architecture=trunk, first_conv=first_conv)
+    size, patch = pretrained_cfg.input_size, resized_from(trunk)
+    if patch:  # timm resizes filters while it loads, and positions if the grid changes: it has to know the source's
+        kwargs = {"patch_size": RESIZED, "img_size": size[1:], **kwargs}
+        patchify = replace(patchify, input_size=resized_input(size, RESIZED, patch))
     model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify, **kwargs)
-    swap_stem(model, transplanted=pretrained and not ours, changes=changes, cached=True)
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name}
+    resized = None if kwargs.get("patch_size") == patch else patch
+    swap_stem(model, transplanted=pretrained and not ours, changes=changes, cached=True, resized_from=resized)
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name, "input_size": size}
     if ours:
         features = isinstance(model, timm_feature_getter())
         inner = model.model if features else model

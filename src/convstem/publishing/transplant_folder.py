@@ -21,6 +21,7 @@ from convstem.publishing.folder import finish_config, save
 from convstem.registry import catalog
 from convstem.stem.vocabulary import StemLike
 from convstem.transplanting.calibration import Calibration
+from convstem.transplanting.patch_size import enlarge_patches
 from convstem.transplanting.pixels import normalised_range
 from convstem.transplanting.report import TransplantReport
 from convstem.transplanting.source import create_source
@@ -93,15 +94,15 @@ def write_transplant(
     if cfg["architecture"] not in catalog.architectures():
         raise TransplantError(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
-            "patch 8, 16 and 32. Nothing was written; use convstem.transplant in Python"
+            "patch 8, 14, 16 and 32. Nothing was written; use convstem.transplant in Python"
         )
-    error = measure_error(model, twin, bands)
+    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
+    error = measure_error(model, twin, bands, report.resized_from)
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
             "Use a wider stem, calibration images, or a larger --tolerance"
         )
-    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
     license = license or cfg.get("license") or "unknown"
     result = TransplantResult(source, cfg["architecture"], license, error, report, Path(folder))
     with path_errors("write", folder), replacing(Path(folder), last=CONFIG) as staged:
@@ -112,21 +113,34 @@ def write_transplant(
 
 
 @torch.no_grad()
-def measure_error(source: nn.Module, twin: nn.Module, bands: Sequence[int] | None = None) -> float:
-    """Return the relative error of ``twin``'s features on the probe batch, whose channels are on ``bands``."""
-    x = probe_batch(twin)
+def measure_error(
+    source: nn.Module, twin: nn.Module, bands: Sequence[int] | None = None, resized_from: int | None = None
+) -> float:
+    """Return the relative error of ``twin``'s features on the probe batch.
+
+    Args:
+        source, twin: the model and its transplant.
+        bands: channels of ``twin`` that are those of ``source``; default: all.
+        resized_from: patch size of ``source``, if ``twin`` has larger ones; then each patch of an image is resized.
+    """
+    cfg: dict[str, Any] = source.pretrained_cfg  # type: ignore[assignment]
+    x = probe_batch(twin, cfg["input_size"][1:])
     expected = source.forward_features(x if bands is None else x[:, list(bands)])  # type: ignore[operator]
-    actual = twin.forward_features(x)  # type: ignore[operator]
+    actual = twin.forward_features(enlarge_patches(x, resized_from) if resized_from else x)  # type: ignore[operator]
     return float((actual - expected).norm() / expected.norm())
 
 
-def probe_batch(model: Any) -> Tensor:
+def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
     """Return images [PROBE_IMAGES, in_chans, height, width] over the model's pixel range, from noise to smooth.
 
     Channels that the model's mean and std do not tell of go from -2 to 2.
+
+    Args:
+        model: has the pixel range in its pretrained cfg.
+        size: height and width in pixels.
     """
     cfg, generator = model.pretrained_cfg, torch.Generator().manual_seed(0)
-    channels, *size = cfg["input_size"]
+    channels = cfg["input_size"][0]
     known = normalised_range(cfg["mean"], cfg["std"], channels)
     low, high = map(torch.tensor, known or ([-2.0] * channels, [2.0] * channels))
     images = []
@@ -147,7 +161,8 @@ def card(result: TransplantResult, folder: Path) -> str:
         name=result.architecture,
         transplanted=True,
         measured_error=result.measured_error,
-        note=result.report.summary(),
+        resized_from=result.report.resized_from,
+        note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
     name = facts.base_model or Path(result.source.removeprefix("local-dir:")).name
     return render(replace(facts, description=f"`{name}` on a convolutional stem."))

@@ -130,6 +130,10 @@ class TrunkSpec(Architecture):
     """Parameters that one more class adds to the classifiers."""
     class_macs: int = 0
     """Multiply-adds that one more class adds."""
+    resized_from: int | None = None
+    """Patch size of the timm architecture, where stride-2 layers cannot make it: the filters are resized."""
+    measured: str = ""
+    """How near a resized model is to its source on photographs, where that was measured with real weights."""
     unlike: tuple[str, ...] = ()
     """timm architectures that are named as other image sizes of the trunk, but differ in more than that."""
 

@@ -1,18 +1,21 @@
 """Architectures whose trunk is another timm architecture, on the default stem.
 
 Named ones are rows of ``registry/trunks.json``. The names by rule are ``<timm name>_convstem``, for every timm
-architecture of ``registry/timm_trunks.json`` (patch 8, 16 or 32).
+architecture of ``registry/timm_trunks.json``: patch 8, 16 and 32, and 14, which becomes 16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from convstem.errors import RegistryError
 from convstem.registry import tables
 from convstem.registry.records import TrunkSpec
+
+RESIZED = 16
+"""Pixels per patch of a model whose own patch size stride-2 layers cannot make: the nearest power of two to 14."""
 
 
 @cache
@@ -61,7 +64,26 @@ def rule_trunks() -> Mapping[str, TrunkSpec]:
 
 
 def _measured(trunk: str) -> dict[str, Any]:
-    return {"trunk": trunk, **trunk_tables()[trunk], "source": f"trunk: timm's {trunk}; stem: the default one"}
+    row = trunk_tables()[trunk]
+    old, new = row.get("resized_from"), row["patch_size"]
+    resized = f"; patches of {old} pixels become {new}, and images as much larger: as many tokens" if old else ""
+    return {"trunk": trunk, **row, "source": f"trunk: timm's {trunk}; stem: the default one{resized}"}
+
+
+def resized_from(trunk: str) -> int | None:
+    """Return the patch size of a timm architecture whose patches a stem makes larger; None of all others."""
+    return trunk_tables().get(trunk, {}).get("resized_from")  # an unknown trunk is reported by named_trunks
+
+
+def kept(patch: int | None) -> str:
+    """Return in a few words what a transplant keeps, given the patch size its filters were resized from, if any."""
+    return f"patches resized from {patch} to {RESIZED} pixels" if patch else "function preserved"
+
+
+def resized_input(size: Sequence[int], old: int, new: int) -> tuple[int, int, int]:
+    """Return the image [channels, height, width] that has as many patches of ``new`` pixels as this one of ``old``."""
+    channels, height, width = size
+    return channels, height // old * new, width // old * new
 
 
 def without_size(architecture: str) -> str:

@@ -31,7 +31,7 @@ _TORCHVISION_ACTS: dict[str, type[nn.Module] | None] = {"relu": nn.ReLU, "gelu":
 def as_stem_spec(stem: StemLike) -> StemSpec:
     """Return the stem meant by an architecture name, a ``StemSpec``, channels, or a list of ``ConvStemConfig``.
 
-    Channels are those of stride-2 layers before the 1x1; ``ConvStemConfig`` is torchvision's.
+    Channels are those of stride-2 layers without norm before the 1x1; ``ConvStemConfig`` is torchvision's.
 
     Raises:
         KeyError: unknown architecture name.
@@ -46,7 +46,7 @@ def as_stem_spec(stem: StemLike) -> StemSpec:
     if layers and all(isinstance(layer, ConvStemConfig) for layer in layers):
         return from_torchvision(layers)
     if layers and all(isinstance(layer, int) for layer in layers):
-        return StemSpec(tuple(layers))
+        return StemSpec(tuple(layers), norm="none")
     raise ArgumentTypeError(
         "a stem is an architecture name, a convstem.StemSpec, the channels of its layers such as (24, 96, 384, 768), "
         f"or a list of torchvision ConvStemConfig; got {stem!r}"

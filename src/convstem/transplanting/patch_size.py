@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 import torchvision
 from timm.layers import PatchEmbed, resample_patch_embed
-from torch import nn
+from torch import Tensor, nn
 
 from convstem.errors import UnsupportedModelError
+from convstem.registry.trunks import RESIZED, resized_input
 from convstem.transplanting.patch_embedding import find_patch_embedding
-
-RESIZED = 16
-"""Pixels of a patch after resizing: the nearest power of two to 14."""
 
 
 def needs_resizing(patch_size: int) -> bool:
@@ -56,6 +56,24 @@ def resize_patch(model: Any, target: int = RESIZED) -> int | None:
     return int(patch)
 
 
+def enlarge_patches(images: Tensor, patch: int, target: int = RESIZED) -> Tensor:
+    """Return images whose every patch is resized by itself, as the pseudo-inverse assumes; what is left over is cut.
+
+    Args:
+        images: [batch, channels, height, width].
+        patch: pixels of a patch.
+        target: pixels of a patch in the result.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch, width // patch
+    images = images[:, :, : rows * patch, : columns * patch]
+    patches = images.unflatten(3, (columns, patch)).unflatten(2, (rows, patch)).transpose(3, 4)
+    basis = torch.eye(patch**2, dtype=images.dtype).view(-1, 1, patch, patch)
+    matrix = F.interpolate(basis, size=(target, target), mode="bicubic", antialias=True).flatten(1)
+    larger = (patches.flatten(4) @ matrix).unflatten(4, (target, target))
+    return larger.transpose(3, 4).reshape(batch, channels, rows * target, columns * target)
+
+
 def _resize_timm(model: Any, embedding: PatchEmbed, patch: int, target: int) -> None:
     """Resize with timm's own method; the position embedding is left alone because the grid is the same."""
     grid = embedding.grid_size
@@ -65,7 +83,7 @@ def _resize_timm(model: Any, embedding: PatchEmbed, patch: int, target: int) -> 
             info["reduction"] = target
     if cfg := getattr(model, "pretrained_cfg", None):
         sizes = {key: cfg[key] for key in ("input_size", "test_input_size") if cfg.get(key)}
-        larger = {key: (size[0], *(side // patch * target for side in size[1:])) for key, size in sizes.items()}
+        larger = {key: resized_input(size, patch, target) for key, size in sizes.items()}
         model.pretrained_cfg = model.default_cfg = {**cfg, **larger}
 
 

@@ -33,11 +33,12 @@ class LayerReport:
         return f"{self.kind}{loss}, {self.rank} of {self.needed} contents in {self.width} channels, {sign}"
 
 
-_RESIZED = (
+RESIZED_NOTE = (
     "The filters were resized from patches of {0} pixels by pseudo-inverse: the function is the same where every patch "
     "of an image is resized by itself, and approximately so for photographs that are resized as a whole; the grid and "
-    "the position embedding are the source's. "
+    "the position embedding are the source's."
 )
+"""What there is to say about a source of another patch size."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TransplantReport:
         """Return the report as one paragraph."""
         kind = "exact" if self.exact else "approximate"
         layers = "; ".join(f"layer {index} is {layer}" for index, layer in enumerate(self.layers))
-        resized = "" if self.resized_from is None else _RESIZED.format(self.resized_from)
+        resized = "" if self.resized_from is None else RESIZED_NOTE.format(self.resized_from) + " "
         return (
             f"{resized}The transplant is {kind} for {self.scope}: the predicted relative error of the patch embedding "
             f"is {self.predicted_relative_error:.1e} before rounding. In detail, {layers}."

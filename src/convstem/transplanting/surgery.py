@@ -23,6 +23,7 @@ from convstem.layouts.engine import translate
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry.catalog import transplanted_name
 from convstem.registry.stem_spec import StemSpec, default_stem
+from convstem.registry.trunks import RESIZED
 from convstem.stem.embed import ConvStemEmbed, explain_patchify
 from convstem.stem.init import init_stem
 from convstem.stem.keys import FIRST_CONV
@@ -33,7 +34,7 @@ from convstem.transplanting.bands import widen_input
 from convstem.transplanting.calibration import Calibration, calibration_statistics
 from convstem.transplanting.kept import cached_transplant
 from convstem.transplanting.patch_embedding import find_patch_embedding
-from convstem.transplanting.patch_size import resize_patch
+from convstem.transplanting.patch_size import needs_resizing, resize_patch
 from convstem.transplanting.pixels import PixelRange, normalised_range, range_of
 from convstem.transplanting.report import TransplantReport
 from convstem.transplanting.source import create_source
@@ -58,8 +59,9 @@ def transplant(
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
             name of a timm model, ``hf-hub:org/name`` or ``local-dir:FOLDER``, whose weights are verified.
-        stem: architecture name, ``StemSpec``, channels, or list of ``ConvStemConfig``; default: ``default_stem``. A
-            model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels instead of 224.
+        stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
+            ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
+            instead of 224.
         calibration: normalised images the model will see, for stems too narrow to be exact and for the BatchNorm
             statistics: a tensor [batch, in_chans, height, width], a folder of images, or an iterable of batches such
             as a ``DataLoader``; default: a 1/f^2 prior.
@@ -88,9 +90,7 @@ def transplant(
     if in_chans is not None or bands is not None:
         widen_input(twin, in_chans, bands)
     resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if stem is not None else resize_patch(twin)
-    swap_stem(twin, stem, calibration, margin, pixel_range)
-    if resized_from is not None:
-        twin.transplant_report = replace(twin.transplant_report, resized_from=resized_from)  # type: ignore[type-var]
+    swap_stem(twin, stem, calibration, margin, pixel_range, resized_from=resized_from)
     note_transplant(twin)
     return twin
 
@@ -111,6 +111,7 @@ def swap_stem(
     transplanted: bool = True,
     changes: Mapping[str, Any] | None = None,
     cached: bool = False,
+    resized_from: int | None = None,
 ) -> None:
     """Replace a model's patch embedding by a conv stem, in place; see ``transplant`` for the arguments.
 
@@ -118,11 +119,13 @@ def swap_stem(
         transplanted: give the stem the patch embedding's function; False initialises it afresh.
         changes: ``StemSpec`` fields that replace those of ``stem``.
         cached: keep the result for the next time; not for calibrated stems.
+        resized_from: patch size that the filters were resized from, for the report.
     """
     path, old = find_patch_embedding(model)
     projection = old.proj if isinstance(old, PatchEmbed) else old
     patch = projection.weight.shape[-1]
-    spec = as_stem_spec(stem) if stem is not None else default_stem(patch, *projection.weight.shape[:2])
+    size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
+    spec = as_stem_spec(stem) if stem is not None else default_stem(size, *projection.weight.shape[:2])
     spec = override_stem(spec, patch, **(changes or {}))
     new = _timm_stem(old, spec) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
     if transplanted:
@@ -137,6 +140,7 @@ def swap_stem(
             cached and calibration is None,
         )
         _load(new, state)
+        report = replace(report, resized_from=resized_from)
         model.transplant_report = report  # type: ignore[assignment]  # a plain attribute, not a module
     else:
         init_stem(new, spec.norm)
@@ -257,4 +261,5 @@ def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
         if architecture:
             cfg["architecture"] = transplanted_name(architecture)
         model.pretrained_cfg = model.default_cfg = cfg
-    timm_set_metadata(model, spec.model_args, first_conv=first_conv)
+    patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else a name's own
+    timm_set_metadata(model, {**spec.model_args, **patch}, first_conv=first_conv)

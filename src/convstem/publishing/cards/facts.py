@@ -8,7 +8,9 @@ from typing import Any
 
 from convstem.hub.provenance import Step, steps
 from convstem.registry import catalog
-from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
+from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
+from convstem.registry.stem_spec import scope
+from convstem.transplanting.report import RESIZED_NOTE
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class CardFacts:
     """Whether the weights are those of ``base_model`` on a conv stem, not trained further."""
     measured_error: float | None = None
     """Of a transplant: relative error of the features against the source."""
+    resized_from: int | None = None
+    """Of a transplant: patch size of ``base_model``, if the filters were resized."""
     note: str = ""
     """Of a transplant: what else there is to say about it."""
     steps: tuple[Step, ...] = ()
@@ -55,13 +59,24 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
     """
     shared = ("license", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "description")
     ours = ("dataset", "metrics", "metrics_source", "recipe", "tag", "name", "architecture")
+    spec = catalog.find(entry.architecture)
     return CardFacts(
         repo_id=repo_id,
+        resized_from=spec.resized_from if isinstance(spec, TrunkSpec) else None,
+        note=_note(spec),
         base_model=entry.hub_name[0] if entry.hf_hub_id else None,
         transplanted=entry.transform == "transplant",
         measured_error=measured_error,
         **{name: getattr(entry, name) for name in shared + ours},
     )
+
+
+def _note(spec: Architecture) -> str:
+    """Return what there is to say of a transplant into an architecture's own stem."""
+    exact = f"The stem is exact for {scope(spec.stem, spec.embed_dim)}."
+    if not isinstance(spec, TrunkSpec) or spec.resized_from is None:
+        return exact
+    return f"{exact} {RESIZED_NOTE.format(spec.resized_from)} {spec.measured}".strip()
 
 
 def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:

@@ -20,6 +20,7 @@ from convstem.publishing.cards.licenses import check_license, license_metadata, 
 from convstem.registry import tables
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import Architecture, ModelSpec
+from convstem.registry.trunks import kept
 
 TEMPLATE = "template.md"
 
@@ -36,7 +37,7 @@ _METRICS = {"acc@1": "accuracy", "acc@5": "accuracy"}
 
 
 _TRANSPLANT = """The patch embedding of {base_model} was converted into a convolutional stem:
-**function preserved, not trained further**. {error}
+**{kept}, not trained further**. {error}
 {note}
 
 The licence is that of {base_model}."""
@@ -233,7 +234,8 @@ def _origin(facts: CardFacts) -> str:
             if facts.measured_error is not None
             else "The relative error of the features in float32 is about 1e-6 where the stem is exact."
         )
-        return _TRANSPLANT.format(base_model=facts.base_model or "the source", error=error, note=facts.note)
+        source, what = facts.base_model or "the source", kept(facts.resized_from)
+        return _TRANSPLANT.format(base_model=source, kept=what, error=error, note=facts.note)
     known = [f"{str(step)[0].upper()}{str(step)[1:]}." for step in facts.steps]
     if facts.base_model and facts.base_model not in {step.repo_id for step in facts.steps}:
         known.append(f"Made from {facts.base_model}.")
@@ -244,7 +246,8 @@ def _origin(facts: CardFacts) -> str:
 
 def _accuracy(facts: CardFacts) -> str:
     if not facts.metrics:
-        return "Not measured." if not facts.transplanted else f"That of {facts.base_model}; not measured again."
+        same = facts.transplanted and not facts.resized_from
+        return f"That of {facts.base_model}; not measured again." if same else "Not measured."
     rows = ["| dataset | metric | value |", "|---|---|---|"]
     rows += [f"| {facts.dataset} | {name} | {value:g} |" for name, value in sorted(facts.metrics.items())]
     source = f"\n\nSource: `{facts.metrics_source}`." if facts.metrics_source else ""
