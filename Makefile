@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint docs audit clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /make \1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
@@ -30,6 +30,22 @@ lint: $(VENV)/.installed  ## ruff and mypy, as in CI and in the pre-commit hook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site in build/site; a broken link fails
+	$(BIN)/python -m tools.pages --check
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[audit]"
+	touch $@
+
+audit: $(VENV)/.audit  ## licences of the dependencies, and their known vulnerabilities, which need a network
+	$(BIN)/pip-licenses --order=license
+	$(BIN)/pip-audit --local --skip-editable
 
 clean:  ## remove .venv and what was built or printed into this folder
 	rm -rf $(VENV) dist build demo_output

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.checkout import copy_checkout
+
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 USE = """
@@ -30,14 +31,7 @@ print(convstem.__file__)
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return the folder with the sdist and the wheel built from it."""
     out = tmp_path_factory.mktemp("dist")
-    copy = tmp_path_factory.mktemp("source") / "convstem"
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in files.stdout.split("\n"):
-        if name and (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
+    copy = copy_checkout(tmp_path_factory.mktemp("source") / "convstem")
     subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(copy)], check=True, capture_output=True)
     return out, copy
 
@@ -86,8 +80,16 @@ def test_built_package_works_outside_the_source_tree(built: tuple[Path, Path], t
     assert (tmp_path / "demo_output" / "predictions.png").stat().st_size > 10_000
 
 
-def test_contents(built: tuple[Path, Path]) -> None:
+MEGABYTE = 1_000_000
+WHEEL = {"_convstem_autoload.py", "convstem"}
+SDIST = {".ci", "benchmarks", "docs", "experiments", "hub_cards", "recipes", "registry", "src", "tests", "tools"}
+"""Folders; files at the top are those of the repository, and PKG-INFO."""
+
+
+def test_contents_and_size(built: tuple[Path, Path]) -> None:
     wheel = zipfile.ZipFile(next(built[0].glob("*.whl"))).namelist()
+    assert {name.partition("/")[0] for name in wheel if ".dist-info" not in name} == WHEEL
+    assert not [name for name in wheel if "__pycache__" in name or "/tests/" in name]
     for name in ("convstem/data/registry/architectures.json", "convstem/py.typed", "_convstem_autoload.py"):
         assert name in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
@@ -95,6 +97,11 @@ def test_contents(built: tuple[Path, Path]) -> None:
         sdist = archive.getnames()
     for name in ("registry/weights.json", "tests/conftest.py", "README.md", "src/_convstem_autoload.py"):
         assert any(member.endswith("/" + name) for member in sdist), name
+    assert {parts[1] for name in sdist if len(parts := name.split("/")) > 2} == SDIST
+    assert not [name for name in sdist if "__pycache__" in name]
+    sizes = {path.suffix: path.stat().st_size for path in built[0].iterdir()}
+    assert sizes.keys() == {".whl", ".gz"}
+    assert max(sizes.values()) < 6 * MEGABYTE, sizes
 
 
 def test_editable_install_survives_a_moved_checkout(built: tuple[Path, Path], tmp_path: Path) -> None:

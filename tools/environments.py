@@ -1,0 +1,105 @@
+"""Runs the everyday tests in environments of their own, which it makes, and says what was run and what was not.
+
+    python -m tools.environments                    # list them
+    python -m tools.environments floors newest      # what CI runs beside the full suite
+    python -m tools.environments prereleases        # what would break next
+
+An environment is a folder of build/environments; it is kept, and brought up to date by the next run. An interpreter is
+found by its name; one that is not there is said, and does not count as a failure.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / "build" / "environments"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One way to install convstem."""
+
+    python: str
+    """Name of the interpreter."""
+    about: str
+    floors: bool = False
+    """Every dependency at exactly the version that pyproject.toml states."""
+    pip: tuple[str, ...] = ()
+    """Further arguments of ``pip install``."""
+
+
+ENVIRONMENTS = {
+    "floors": Environment("python3.10", "the oldest Python and every dependency at its floor", floors=True),
+    "newest": Environment(
+        "python3.13", "the newest Python that torch, timm and the tests run on, newest of everything"
+    ),
+    "prereleases": Environment("python3", "newest of everything, pre-releases too", pip=("--pre", "--upgrade")),
+}
+
+
+def floors(pyproject: str) -> list[str]:
+    """Return a pin for each dependency of the project's table: ``torch>=2.5.1`` becomes ``torch==2.5.1``.
+
+    Raises:
+        ValueError: a dependency without a floor.
+    """
+    (table,) = re.findall(r"^dependencies = \[\n(.*?)^\]", pyproject, re.M | re.S)
+    stated = re.findall(r'^ *"([^"]+)"', table, re.M)
+    if without := [line for line in stated if not re.fullmatch(r"[\w.-]+>=[\w.]+", line)]:
+        raise ValueError(f"expected NAME>=VERSION; got {', '.join(without)}")
+    return [line.replace(">=", "==") for line in stated]
+
+
+def interpreter(name: str) -> str | None:
+    """Return the path of a Python that starts, or None."""
+    path = shutil.which(name)
+    if path is None or subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
+        return None  # pyenv has a file for each of its versions, and runs only those that are switched on
+    return path
+
+
+def install(name: str, python: str) -> Path:
+    """Make or refresh an environment and return its Python."""
+    environment, folder = ENVIRONMENTS[name], HOME / name
+    subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    inside = folder / "bin" / "python"
+    pip = [str(inside), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    pins = floors((ROOT / "pyproject.toml").read_text(encoding="utf-8")) if environment.floors else []
+    subprocess.run([*pip, "--no-compile", *environment.pip, *pins, "--editable", ".[test]"], cwd=ROOT, check=True)
+    return inside
+
+
+def test(name: str) -> str:
+    """Run the everyday tests in an environment and return one word for how it went."""
+    python = interpreter(ENVIRONMENTS[name].python)
+    if python is None:
+        return f"not run: there is no {ENVIRONMENTS[name].python} here"
+    inside = install(name, python)
+    report = f"--junit-xml={HOME / name}.xml"
+    options = ["--numprocesses", "auto", "--dist", "worksteal", "-p", "no:cacheprovider", "--quiet", report]
+    done = subprocess.run([str(inside), "-m", "pytest", *options], cwd=ROOT, check=False)
+    return "passed" if done.returncode == 0 else "FAILED"
+
+
+def main(names: Sequence[str]) -> int:
+    """Test the named environments, or list all; return 1 if one failed."""
+    if not names:
+        print("\n".join(f"{name:12} {each.python:11} {each.about}" for name, each in ENVIRONMENTS.items()))
+        return 0
+    if unknown := sorted(set(names) - set(ENVIRONMENTS)):
+        raise SystemExit(f"unknown environment {', '.join(unknown)}; there are {', '.join(sorted(ENVIRONMENTS))}")
+    results = {name: test(name) for name in names}
+    print("\n".join(f"environment {name}: {result}" for name, result in results.items()))
+    return int("FAILED" in results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
