@@ -1,19 +1,21 @@
-"""What the stem's maps at strides 2, 4 and 8 bring to a small decoder on a frozen, real, pretrained trunk.
+"""What the stem's maps at strides 2, 4 and 8 bring to a small decoder on a real, pretrained trunk.
 
     python -m tools.dinov2_vit_small DINOV2.safetensors
     python -m experiments.pyramid_evidence DINOV2.safetensors --out RESULTS --wheels FOLDER     # resumable
-    python -m experiments.pyramid_evidence_report RESULTS
+    python -m experiments.pyramid_evidence_report RESULTS --wheels FOLDER
 
-The trunk is DINOv2's ViT-S (as patch 16), transplanted onto our default stem, and frozen: its maps are computed once.
-A decoder of a few thousand parameters is trained on them, the same number of steps in every arm:
+The trunk is DINOv2's ViT-S (as patch 16), transplanted onto our default stem. Every arm has a decoder of the same size,
+trained for the same number of steps, on
 
-    trunk        the map at stride 16 only, which is all that the patchify model has
-    stem         with the transplanted stem's maps at strides 2, 4 and 8
-    random stem  with the maps of the same stem at random, frozen too: is it these maps, or any filters?
-    pixels       with the image itself, unshuffled to strides 2, 4 and 8: is it these maps, or any detail?
+    trunk        the last block's map at stride 16, which is what a patchify model gives
+    four blocks  the maps of four blocks at stride 16, which DPT takes from a patchify model
+    stem         the last block, and the transplanted stem's maps at strides 2, 4 and 8
+    random stem  the last block, and the maps of the same stem at random: is it these maps, or any filters?
+    pixels       the last block, and the pixels as maps of strides 2, 4 and 8: is it these maps, or any detail?
 
-Each run is one line of runs.jsonl: task, arm, seed and the figures on held-out images. Segmentation: mean IoU of the
-foreground classes, and the F1 of their boundaries within one pixel; denoising: PSNR in dB.
+First the encoder is frozen and its maps are computed once. Then some arms are fine-tuned a little: the decoder as
+trained so far, and all of the encoder. Each run is one line of runs.jsonl: task, arm, seed and the figures on held-out
+images.
 """
 
 from __future__ import annotations
@@ -22,45 +24,26 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import convstem
-from convstem.stem.find import find_stem
-from convstem.stem.init import init_stem
-from convstem.stem.norms import stem_norm
-from experiments.pyramid_evidence_data import TASKS, Task, load
+from experiments.pyramid_evidence_arms import ARMS, Decoder, Encoder, decoder_for, parameters
+from experiments.pyramid_evidence_data import TASKS, Task, figures, load
 from tools import dinov2_vit_small
 
-ARMS = ("trunk", "stem", "random stem", "pixels")
-STEPS, BATCH, CROP, WIDTH, RATE = 160, 8, 64, 24, 3e-3
 SEEDS = 3
+FROZEN = {"steps": 400, "batch": 8, "side": 64}
+TUNED = {"steps": 40, "batch": 4, "side": 128}
+DECODER_RATE, TUNED_RATE = 3e-3, 5e-5
+TUNED_ARMS, TUNED_TASKS = ("trunk", "stem", "pixels"), ("nuclei", "brain")
 
-
-class Decoder(nn.Module):
-    """Goes up from the coarsest map to the image's size by factors of two, adding a lateral map where there is one."""
-
-    def __init__(self, channels: list[int], outputs: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) if c else None for c in channels)  # type: ignore[misc]
-        self.norms = nn.ModuleList(nn.GroupNorm(1, c) if c else None for c in channels)  # type: ignore[misc]
-        self.convs = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in channels[1:])
-        self.mixes = nn.ModuleList(nn.GroupNorm(4, WIDTH) for _ in channels[1:])
-        self.head = nn.Conv2d(WIDTH, 4 * outputs, 3, padding=1)
-
-    def forward(self, maps: list[Tensor | None]) -> Tensor:
-        """Map [batch, channels, rows, columns], coarsest first, to [batch, outputs, height, width]."""
-        x = self.laterals[0](self.norms[0](maps[0]))
-        for level in range(1, len(maps)):
-            x = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-            if maps[level] is not None:
-                x = x + self.laterals[level](self.norms[level](maps[level]))
-            x = x + functional.gelu(self.mixes[level - 1](self.convs[level - 1](x)))
-        return functional.pixel_shuffle(self.head(x), 2)
+Maps = list[Tensor | None]
 
 
 def backbone(weights: Path) -> nn.Module:
@@ -72,126 +55,125 @@ def backbone(weights: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def maps_of(model: nn.Module, images: Tensor, arm: str) -> list[Tensor | None]:
-    """Return the maps of all images for an arm, coarsest first, in half precision to fit into memory."""
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    )
-    x = (images - mean) / std
-    model = convstem.feature_pyramid(model, (0, 1, 2, 3)).eval()
-    fine = [torch.cat([model(part)[str(level)].half() for part in x.split(8)]) for level in (3, 2, 1, 0)]
-    if arm == "trunk":
-        return [fine[0], None, None, None]
-    if arm == "pixels":
-        return [fine[0], *(functional.pixel_unshuffle(x, stride).half() for stride in (8, 4, 2))]
-    return list(fine)
+def maps_of(encoder: nn.Module, images: Tensor) -> Maps:
+    """Return the maps of all images, in half precision to fit into memory."""
+    parts = [encoder.eval()(part) for part in images.split(8)]
+    return [None if level[0] is None else torch.cat(level).half() for level in zip(*parts, strict=True)]
 
 
-def crop(
-    maps: list[Tensor | None], truth: Tensor, index: Tensor, generator: torch.Generator
-) -> tuple[list[Tensor | None], Tensor]:
-    """Return one window of some images, and of the same place in all their maps."""
-    row, column = (
-        16 * int(torch.randint((side - CROP) // 16 + 1, (1,), generator=generator)) for side in truth.shape[-2:]
-    )
-    window = truth[index][..., row : row + CROP, column : column + CROP]
-    cut = []
-    for level, m in enumerate(maps):
-        s = 16 >> level
-        rows, columns = slice(row // s, (row + CROP) // s), slice(column // s, (column + CROP) // s)
-        cut.append(None if m is None else m[index][..., rows, columns].float())
-    return cut, window
+def windows(tensors: Maps, batch: int, side: int, generator: torch.Generator) -> Maps:
+    """Return one random window of some images, in all their maps and the truth, which is the last."""
+    truth = tensors[-1]
+    index = torch.randint(len(truth), (batch,), generator=generator)
+    corner = [16 * int(torch.randint((size - side) // 16 + 1, (1,), generator=generator)) for size in truth.shape[-2:]]
+
+    def cut(tensor: Tensor) -> Tensor:
+        stride = truth.shape[-1] // tensor.shape[-1]
+        row, column = (start // stride for start in corner)
+        part = tensor[index][..., row : row + side // stride, column : column + side // stride]
+        return part.float() if part.is_floating_point() else part
+
+    return [None if tensor is None else cut(tensor) for tensor in tensors]
 
 
-def train(task: Task, maps: list[Tensor | None], seed: int) -> nn.Module:
-    """Train a decoder on cached maps."""
-    torch.manual_seed(seed)
+def train(
+    task: Task,
+    tensors: Maps,
+    predict: Callable[[Maps], Tensor],
+    groups: list[dict[str, Any]],
+    seed: int,
+    steps: int,
+    batch: int,
+    side: int,
+) -> None:
+    """Train the parameters of the groups on windows of the tensors and of the task's truth."""
     generator = torch.Generator().manual_seed(seed)
-    decoder = Decoder([0 if m is None else m.shape[1] for m in maps], task.outputs)
-    optimizer = torch.optim.AdamW(decoder.parameters(), RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
-    truth = task.train[1]
-    for _ in range(STEPS):
-        index = torch.randint(len(truth), (BATCH,), generator=generator)
-        cut, window = crop(maps, truth, index, generator)
-        loss = functional.cross_entropy if task.is_segmentation else functional.l1_loss
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
+    for _ in range(steps):
+        *given, truth = windows([*tensors, task.train[1]], batch, side, generator)
         optimizer.zero_grad()
-        loss(decoder(cut), window).backward()
+        task.loss(predict(given), truth).backward()
         optimizer.step()
         schedule.step()
-    return decoder.eval()
+
+
+def run_frozen(task: Task, maps: Maps, held_out: Maps, seed: int) -> tuple[Decoder, Tensor]:
+    """Train a decoder on cached maps; return it, and its output for the held-out images."""
+    torch.manual_seed(seed)
+    decoder = decoder_for(maps, task.outputs)
+    train(task, maps, decoder, [{"params": decoder.parameters(), "lr": DECODER_RATE}], seed, **FROZEN)
+    return decoder, evaluate(lambda *parts: decoder(list(parts)), held_out)
+
+
+def run_tuned(task: Task, encoder: nn.Module, decoder: Decoder, seed: int) -> Tensor:
+    """Train an encoder and its decoder a little; return the output for the held-out images."""
+    groups = [
+        {"params": encoder.parameters(), "lr": TUNED_RATE},
+        {"params": decoder.parameters(), "lr": DECODER_RATE / 10},
+    ]
+    train(task, [task.train[0]], lambda given: decoder(encoder(given[0])), groups, seed, **TUNED)
+    return evaluate(lambda images: decoder(encoder(images)), [task.test[0]])
 
 
 @torch.no_grad()
-def predict(task: Task, decoder: nn.Module, maps: list[Tensor | None]) -> Tensor:
-    """Return classes [n, height, width] or pixels for all images."""
-    parts = [decoder([None if m is None else m[i : i + 8].float() for m in maps]) for i in range(0, len(maps[0]), 8)]
-    return torch.cat(parts).argmax(1) if task.is_segmentation else torch.cat(parts).clamp(0, 1)
+def evaluate(predict: Callable[..., Tensor], tensors: Maps) -> Tensor:
+    """Return the outputs for all images, some at a time."""
+    count = len(tensors[0])
+    parts = [[None if t is None else t[i : i + 8].float() for t in tensors] for i in range(0, count, 8)]
+    return torch.cat([predict(*part) for part in parts])
 
 
-def boundary(mask: Tensor) -> Tensor:
-    """Return the pixels of a mask [n, height, width] that touch its outside."""
-    return mask & (functional.max_pool2d((~mask)[:, None].float(), 3, 1, 1)[:, 0] > 0)
+class Results:
+    """The runs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "runs.jsonl"
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        self.done = {tuple(json.loads(line)[key] for key in ("task", "arm", "tuned", "seed")) for line in lines}
+
+    def todo(self, name: str, arm: str, tuned: bool, seeds: int) -> list[int]:
+        """Return the seeds whose runs are missing."""
+        return [seed for seed in range(seeds) if (name, arm, tuned, seed) not in self.done]
+
+    def decoder(self, name: str, arm: str, seed: int) -> Path:
+        """Return where a frozen run's decoder is kept."""
+        return self.folder / f"{name}-{arm}-{seed}.decoder.pt"
+
+    def add(self, row: dict[str, Any], task: Task, output: Tensor) -> None:
+        """Keep a run's figures, and the first seed's prediction for one held-out image."""
+        prediction = task.prediction(output)
+        row |= figures(task, prediction, task.test[1])
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, time.strftime("%H:%M:%S"), flush=True)
+        if row["seed"] == 0 and not row["tuned"]:
+            torch.save(prediction[task.shown].half(), self.folder / f"{row['task']}-{row['arm']}.prediction.pt")
 
 
-def near(mask: Tensor) -> Tensor:
-    """Return the pixels at most one away from a mask."""
-    return functional.max_pool2d(mask[:, None].float(), 3, 1, 1)[:, 0] > 0
-
-
-def figures(task: Task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
-    """Return region and boundary quality in per cent, or the PSNR in dB."""
-    if not task.is_segmentation:
-        return {"PSNR": float(-10 * (prediction - truth).square().mean(dim=(1, 2, 3)).log10().mean())}
-    ious, f1s = [], []
-    for label in range(1, task.outputs):
-        p, t = prediction == label, truth == label
-        ious.append(float((p & t).sum() / (p | t).sum()))
-        edge_p, edge_t = boundary(p), boundary(t)
-        precision = float((edge_p & near(edge_t)).sum() / edge_p.sum().clamp(min=1))
-        recall = float((edge_t & near(edge_p)).sum() / edge_t.sum().clamp(min=1))
-        f1s.append(2 * precision * recall / max(precision + recall, 1e-9))
-    return {"mIoU": 100 * sum(ious) / len(ious), "boundary F1": 100 * sum(f1s) / len(f1s)}
-
-
-def arm_maps(model: nn.Module, images: Tensor, arm: str) -> list[Tensor | None]:
-    """Return an arm's maps; those of the random stem come beside the trunk's own map."""
-    if arm != "random stem":
-        return maps_of(model, images, arm)
-    other = copy.deepcopy(model)
-    torch.manual_seed(0)
-    stem = find_stem(other)
-    init_stem(stem, stem_norm(stem))
-    return [maps_of(model, images, "trunk")[0], *maps_of(other, images, "stem")[1:]]
-
-
-def run(task: Task, name: str, model: nn.Module, out: Path, seeds: int) -> None:
-    """Do the runs of one task that are not in the results yet."""
-    log = out / "runs.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    done = {tuple(json.loads(line)[key] for key in ("task", "arm", "seed")) for line in lines}
+def frozen_runs(task: Task, model: nn.Module, results: Results, seeds: int) -> None:
+    """Do the missing runs of a task with the encoder frozen."""
     for arm in ARMS:
-        todo = [seed for seed in range(seeds) if (name, arm, seed) not in done]
+        todo = results.todo(task.name, arm, False, seeds)
         if not todo:
             continue
-        maps, held_out = (arm_maps(model, images, arm) for images in (task.train[0], task.test[0]))
+        encoder = Encoder(model, arm)
+        maps, held_out = (maps_of(encoder, images) for images in (task.train[0], task.test[0]))
         for seed in todo:
-            start = time.time()
-            decoder = train(task, maps, seed)
-            prediction = predict(task, decoder, held_out)
-            row = {
-                "task": name,
-                "arm": arm,
-                "seed": seed,
-                "parameters": sum(p.numel() for p in decoder.parameters()),
-                **figures(task, prediction, task.test[1]),
-            }
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(row, f"{time.time() - start:.0f} s", flush=True)
-            if seed == 0:
-                middle = len(prediction) // 2
-                torch.save(prediction[middle].to(torch.float16), out / f"{name}-{arm.replace(' ', '_')}.pt")
+            decoder, output = run_frozen(task, maps, held_out, seed)
+            torch.save(decoder, results.decoder(task.name, arm, seed))
+            row = {"task": task.name, "arm": arm, "tuned": False, "seed": seed, "parameters": parameters(decoder)}
+            results.add(row, task, output)
+
+
+def tuned_runs(task: Task, model: nn.Module, results: Results, seeds: int) -> None:
+    """Do the missing runs of a task that fine-tune the encoder."""
+    for arm in TUNED_ARMS:
+        for seed in results.todo(task.name, arm, True, seeds):
+            decoder = torch.load(results.decoder(task.name, arm, seed), weights_only=False)
+            output = run_tuned(task, Encoder(copy.deepcopy(model), arm), decoder, seed)
+            row = {"task": task.name, "arm": arm, "tuned": True, "seed": seed, "parameters": parameters(decoder)}
+            results.add(row, task, output)
 
 
 def main() -> None:
@@ -200,14 +182,16 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--wheels", type=Path, required=True, help="where the packages with the data are kept")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    args.wheels.mkdir(parents=True, exist_ok=True)
-    model = backbone(args.weights)
-    for name in args.tasks:
-        run(load(name, args.wheels), name, model, args.out, args.seeds)
+    for folder in (args.out, args.wheels):
+        folder.mkdir(parents=True, exist_ok=True)
+    model, results = backbone(args.weights), Results(args.out)
+    tasks = {name: load(name, args.wheels) for name in TASKS}
+    for task in tasks.values():
+        frozen_runs(task, model, results, args.seeds)
+    for name in TUNED_TASKS:
+        tuned_runs(tasks[name], model, results, args.seeds)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.pyramid_evidence import ARMS
-from experiments.pyramid_evidence_data import TASKS, Task, load
+from experiments.pyramid_evidence_arms import ARMS
+from experiments.pyramid_evidence_data import TASKS, Task, figures, load
 
 METRICS = ("mIoU", "boundary F1", "PSNR")
+WIDTHS = (11, 9, 13, 7, 9, 22, 22, 22)
+"""Of the table's columns, in characters."""
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return mean and range over the seeds, by task and arm."""
-    lines = [f"{'task':<12}{'arm':<14}{'seeds':>6}{'decoder':>9}" + "".join(f"{m:>24}" for m in METRICS)]
-    for task in TASKS:
-        for arm in ARMS:
-            runs = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]
-            if runs:
-                cells = "".join(f"{spread([row[m] for row in runs if m in row]):>24}" for m in METRICS)
-                lines.append(f"{task:<12}{arm:<14}{len(runs):>6}{runs[0]['parameters']:>9}{cells}")
+    """Return mean and range over the seeds, by task, encoder and arm."""
+    head = ("task", "encoder", "arm", "seeds", "decoder", *METRICS)
+    lines = [line(head)]
+    keys = [(task, tuned, arm) for task in TASKS for tuned in (False, True) for arm in ARMS]
+    for task, tuned, arm in keys:
+        runs = [row for row in rows if (row["task"], row["tuned"], row["arm"]) == (task, tuned, arm)]
+        if runs:
+            metrics = [spread([row[metric] for row in runs if metric in row]) for metric in METRICS]
+            cells = (task, "tuned" if tuned else "frozen", arm, str(len(runs)), str(runs[0]["parameters"]), *metrics)
+            lines.append(line(cells))
     return "\n".join(lines)
+
+
+def line(cells: tuple[str, ...]) -> str:
+    """Return a line of the table."""
+    return "".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
 
 
 def spread(values: list[float]) -> str:
@@ -44,33 +53,25 @@ def as_picture(task: Task, values: Tensor) -> Tensor:
     return values.float().permute(1, 2, 0)
 
 
-def predicted(results: Path, task: str, arm: str) -> Path:
-    """Return where the prediction for one held-out image of a task and arm is kept."""
-    return results / f"{task}-{arm.replace(' ', '_')}.pt"
-
-
-def draw(results: Path, wheels: Path, tasks: list[str]) -> None:
-    """Write a row per task: input, truth, and every arm's prediction for one held-out image."""
+def draw(results: Path, tasks: list[Task]) -> None:
+    """Write a row per task: input, truth, and every arm's prediction for one held-out image, the encoder frozen."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    arms = [arm for arm in ARMS if all(predicted(results, name, arm).exists() for name in tasks)]
-    titles = ("input", "truth", *arms)
+    titles = ("input", "truth", *ARMS)
     figure, axes = pyplot.subplots(len(tasks), len(titles), figsize=(2 * len(titles), 2.2 * len(tasks)), squeeze=False)
-    for row, name in zip(axes, tasks, strict=True):
-        task = load(name, wheels)
-        images, truth = task.test
-        middle = len(images) // 2
-        panels = [images[middle].permute(1, 2, 0), as_picture(task, truth[middle])]
-        panels += [as_picture(task, torch.load(predicted(results, name, arm))) for arm in arms]
+    for row, task in zip(axes, tasks, strict=True):
+        images, truth = (part[task.shown] for part in task.test)
+        predicted = [torch.load(results / f"{task.name}-{arm}.prediction.pt") for arm in ARMS]
+        panels = [images.permute(1, 2, 0), *(as_picture(task, values) for values in (truth, *predicted))]
         for axis, panel, title in zip(row, panels, titles, strict=True):
             axis.imshow(panel.numpy())
             axis.set_title(title, fontsize=9)
             axis.axis("off")
     figure.tight_layout()
-    figure.savefig(results / "pictures.png", dpi=90)
+    figure.savefig(results / "pictures.png", dpi=75)
 
 
 def main() -> None:
@@ -80,12 +81,13 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, required=True, help="where the packages with the data are kept")
     args = parser.parse_args()
     rows = [json.loads(line) for line in (args.results / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
-    text = table(rows)
+    tasks = [load(name, args.wheels) for name in TASKS]
+    noisy = tasks[-1]
+    text = table(rows) + f"\n\nheld-out images per task: {', '.join(f'{t.name} {len(t.test[0])}' for t in tasks)}"
+    text += f"; PSNR of the noisy images themselves: {figures(noisy, noisy.test[0], noisy.test[1])['PSNR']:.1f}"
     print(text)
     (args.results / "table.txt").write_text(text + "\n", encoding="utf-8")
-    drawn = [name for name in TASKS if all(predicted(args.results, name, arm).exists() for arm in ARMS[:2])]
-    if drawn:
-        draw(args.results, args.wheels, drawn)
+    draw(args.results, tasks)
 
 
 if __name__ == "__main__":

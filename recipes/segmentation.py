@@ -1,13 +1,15 @@
 """Fine-tune a segmentation model of segmentation_models_pytorch on a conv-stem ViT; start here, and change the data.
 
     pip install segmentation-models-pytorch
-    python recipes/segmentation.py FOLDER --encoder vit_s16_convstem_pyramid --decoder UPerNet --pretrained
+    python recipes/segmentation.py FOLDER --encoder vit_s16_convstem_pyramid --decoder UPerNet --pretrained --out OUT
 
-FOLDER has images/NAME.png and masks/NAME.png; a mask's pixels are class numbers, 255 where nothing is known. Every
-fifth image, by name, is held out. Sides are cropped to multiples of 32, for which smp asks.
+FOLDER has an image images/NAME.jpg (or .png, ...) and a mask masks/NAME.png for every NAME; a mask's pixels are class
+numbers, 255 where nothing is known. Every fifth image, by name, is held out, and evaluated whole.
 
 A segmentation batch is small (2 to 8 images), too small for BatchNorm: the stem is frozen, or has no norm
 (``--train-stem`` trains one without norm along with the rest).
+
+Afterwards ``smp.from_pretrained(OUT)`` is the model; give it images normalised as here.
 """
 
 from __future__ import annotations
@@ -16,40 +18,88 @@ import argparse
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pad
 
 import convstem
 
 UNKNOWN = 255
+STRIDE = 32
+"""smp takes images whose sides are multiples of it."""
+FILL = {tv_tensors.Image: 0, tv_tensors.Mask: UNKNOWN}
 
 
 class Folder(Dataset):
-    """Pairs of an image [3, side, side] in 0..1 and a mask [side, side] of class numbers."""
+    """Pairs of an image [3, height, width] and a mask [height, width] of class numbers.
 
-    def __init__(self, root: Path, held_out: bool, side: int) -> None:
-        names = sorted(path.name for path in (root / "images").iterdir())
-        self.names = [name for index, name in enumerate(names) if (index % 5 == 4) == held_out]
-        self.root, self.held_out, self.side = root, held_out, side
+    Args:
+        root: the folder with images/ and masks/.
+        names: which of them.
+        classes: the number of classes, to check the masks.
+        transform: of torchvision, for both.
+    """
+
+    def __init__(self, root: Path, names: list[str], classes: int, transform: v2.Transform) -> None:
+        self.images = {path.stem: path for path in (root / "images").iterdir()}
+        self.root, self.names, self.classes, self.transform = root, names, classes, transform
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one window: random for training, the middle one for validation."""
+        """Return a pair, transformed."""
         name = self.names[index]
-        image = pil_to_tensor(Image.open(self.root / "images" / name).convert("RGB")).float() / 255
-        mask = pil_to_tensor(Image.open(self.root / "masks" / name))[0].long()
-        spare = [size - self.side for size in mask.shape]
-        if min(spare) < 0:
-            raise SystemExit(f"{name} is {mask.shape[1]}x{mask.shape[0]} pixels: pass a --size of at most its sides")
-        top, left = (s // 2 if self.held_out else int(torch.randint(s + 1, ())) for s in spare)
-        window = (slice(top, top + self.side), slice(left, left + self.side))
-        return image[(slice(None), *window)], mask[window]
+        image = v2.functional.pil_to_tensor(Image.open(self.images[name]).convert("RGB"))
+        mask = v2.functional.pil_to_tensor(Image.open(self.root / "masks" / f"{name}.png")).long()
+        strange = sorted({int(label) for label in mask.unique()} - {*range(self.classes), UNKNOWN})
+        if strange or len(mask) != 1 or mask.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"masks/{name}.png must have one channel, the size of its image, and classes from 0 to "
+                f"{self.classes - 1} or {UNKNOWN} (see --classes); got shape {list(mask.shape)} for an image "
+                f"{list(image.shape)}, and the classes {strange} besides"
+            )
+        image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask[0]))
+        return image, mask
+
+
+def split(root: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the images to train on, and of those held out."""
+    if not (root / "images").is_dir():
+        raise SystemExit(f"{root} has no folder images/; it must hold images/NAME.jpg and masks/NAME.png")
+    names = sorted(path.stem for path in (root / "images").iterdir())
+    missing = [name for name in names if not (root / "masks" / f"{name}.png").exists()]
+    if missing:
+        raise SystemExit(f"no masks/NAME.png for {len(missing)} of {len(names)} images: {', '.join(missing[:5])}")
+    return [name for i, name in enumerate(names) if i % 5 != 4], names[4::5]
+
+
+def transforms(encoder: str, size: int) -> tuple[v2.Transform, v2.Transform]:
+    """Return the transforms for training (random windows, mirrored) and validation (whole images, padded)."""
+    cfg = timm.get_pretrained_cfg(encoder)
+    tensors = v2.Compose(
+        [
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.Normalize(cfg.mean, cfg.std),
+        ]
+    )
+    window = v2.RandomCrop(size, pad_if_needed=True, fill=FILL)
+    return v2.Compose([window, v2.RandomHorizontalFlip(), tensors]), v2.Compose([PadToStride(), tensors])
+
+
+class PadToStride(v2.Transform):
+    """Pads images and masks on the right and below."""
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Pad an image or a mask [..., height, width]; the mask's new pixels are unknown."""
+        height, width = inpt.shape[-2:]
+        return pad(inpt, [0, 0, -width % STRIDE, -height % STRIDE], fill=FILL[type(inpt)])
 
 
 def build(args: argparse.Namespace) -> nn.Module:
@@ -66,7 +116,7 @@ def build(args: argparse.Namespace) -> nn.Module:
 
 
 def groups(model: nn.Module, rate: float) -> list[dict]:
-    """Return the optimizer's groups: the pretrained encoder learns ten times slower than the fresh decoder."""
+    """Return the optimizer's groups: the encoder learns ten times slower than the fresh decoder."""
     encoder = {id(p) for p in model.encoder.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     slow, fast = ([p for p in trained if (id(p) in encoder) == inside] for inside in (True, False))
@@ -74,19 +124,38 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
 
 
 @torch.no_grad()
-def mean_iou(model: nn.Module, loader: DataLoader, classes: int, normalise: nn.Module, device: str) -> float:
+def mean_iou(model: nn.Module, loader: DataLoader, classes: int, device: str) -> float:
     """Return the mean IoU over the classes that occur, in per cent."""
-    both = torch.zeros(classes, classes)
+    counts = torch.zeros(3, classes)
+    model.eval()
     for images, masks in loader:
-        found = model.eval()(normalise(images.to(device))).argmax(1).cpu()
-        known = masks != UNKNOWN
-        both += torch.bincount(masks[known] * classes + found[known], minlength=classes**2).view(classes, classes)
-    union = both.sum(0) + both.sum(1) - both.diag()
-    return float(100 * (both.diag() / union)[union > 0].mean())
+        found = model(images.to(device)).argmax(1).cpu()
+        stats = smp.metrics.get_stats(found, masks, mode="multiclass", ignore_index=UNKNOWN, num_classes=classes)
+        counts += torch.stack([part.sum(0) for part in stats[:3]])
+    return float(100 * (counts[0] / counts.sum(0)).nanmean())
 
 
-def main() -> None:
-    """Train, and print the mean IoU on the held-out images after every epoch."""
+def train_epoch(
+    model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, schedule: object, device: str
+) -> float:
+    """Train on every image once; return the mean loss."""
+    dice = smp.losses.DiceLoss("multiclass", ignore_index=UNKNOWN)
+    cross_entropy = nn.CrossEntropyLoss(ignore_index=UNKNOWN)
+    losses = []
+    model.train()
+    for images, masks in loader:
+        logits, masks = model(images.to(device)), masks.to(device)
+        loss = dice(logits, masks) + cross_entropy(logits, masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return sum(losses) / len(losses)
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=2)
@@ -94,48 +163,43 @@ def main() -> None:
     parser.add_argument("--decoder", default="UPerNet", help="any of smp's: Unet, FPN, UPerNet, Segformer, ...")
     parser.add_argument("--pretrained", action="store_true", help="start from the encoder's pretrained weights")
     parser.add_argument("--train-stem", action="store_true", help="train the stem too, without norm")
-    parser.add_argument("--size", type=int, default=512, help="side of the square windows, a multiple of 32")
+    parser.add_argument("--size", type=int, default=512, help="side of the training windows, a multiple of 32")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the decoder; the encoder's is a tenth")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read images")
     parser.add_argument("--out", type=Path, help="where to save the model, as smp saves it")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, and print the mean IoU on the held-out images after every epoch."""
+    args = arguments()
+    train, held_out = split(args.folder)
+    if len(train) < args.batch_size or not held_out:
+        raise SystemExit(f"{len(train)} images to train on and {len(held_out)} held out are too few for a batch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(args).to(device)
-    cfg = model.encoder.model.pretrained_cfg
-    normalise = Normalise(cfg["mean"], cfg["std"]).to(device)
-    loaders = [
-        DataLoader(
-            Folder(args.folder, held_out, args.size), args.batch_size, shuffle=not held_out, drop_last=not held_out
-        )
-        for held_out in (False, True)
-    ]
+    windows, whole = transforms(args.encoder, args.size)
+    batches = DataLoader(
+        Folder(args.folder, train, args.classes, windows),
+        args.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.workers,
+    )
+    images = DataLoader(Folder(args.folder, held_out, args.classes, whole), num_workers=args.workers)
     optimizer = torch.optim.AdamW(groups(model, args.lr), weight_decay=0.05)
-    loss_of = smp.losses.DiceLoss("multiclass", ignore_index=UNKNOWN)
-    cross_entropy = nn.CrossEntropyLoss(ignore_index=UNKNOWN)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=args.epochs * len(batches)
+    )
     for epoch in range(args.epochs):
-        for images, masks in loaders[0]:
-            logits = model.train()(normalise(images.to(device)))
-            loss = loss_of(logits, masks.to(device)) + cross_entropy(logits, masks.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        print(f"epoch {epoch + 1}: mean IoU {mean_iou(model, loaders[1], args.classes, normalise, device):.1f} %")
+        loss = train_epoch(model, batches, optimizer, schedule, device)
+        iou = mean_iou(model, images, args.classes, device)
+        print(f"epoch {epoch + 1}: loss {loss:.3f}, mean IoU {iou:.1f} %", flush=True)
     if args.out:
+        model.config["encoder_weights"] = None  # what is saved holds the encoder, so loading it fetches nothing else
         model.save_pretrained(args.out)
-
-
-class Normalise(nn.Module):
-    """Subtracts the mean and divides by the standard deviation with which the encoder was trained."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images [batch, 3, height, width] in 0..1 to normalised ones."""
-        return (images - self.mean) / self.std
 
 
 if __name__ == "__main__":

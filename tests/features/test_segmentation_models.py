@@ -81,7 +81,7 @@ def test_dpt_takes_plain_features_as_before() -> None:
 
 def test_dilated_decoders_name_what_cannot_work() -> None:
     # A ViT computes at its patch's stride; a decoder that asks for a finer one cannot have it.
-    with pytest.raises(ValueError, match="output_stride must be at least 16, .*; got 8"):
+    with pytest.raises(ValueError, match="output_stride must be one of 16, 32 for this trunk.*; got 8"):
         build("DeepLabV3", encoder_output_stride=8)
 
 

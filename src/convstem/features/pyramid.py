@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ COARSEST = 32
 """Stride of the last level; those between the patch's and this one are pooled."""
 
 
-class FeaturePyramid(nn.Module):
-    """A backbone that maps images [batch, in_chans, height, width] to a list of feature maps.
+class PyramidLevels(nn.Module):
+    """What gives a conv-stem ViT's feature maps; the two classes below return them as either host wants them.
 
     The levels finer than the patch come from inside the stem, those at the patch's stride from blocks of the trunk
     (normed, without prefix tokens), and the coarser ones from max-pooling. At stride s an image of height x width
@@ -33,7 +34,7 @@ class FeaturePyramid(nn.Module):
         output_stride: the coarsest stride; the levels beyond repeat the one of this stride.
 
     Raises:
-        ArgumentError: a level or block that does not exist, or an output stride finer than the patch.
+        ArgumentError: a level, block, output format or output stride that does not exist.
         UnsupportedModelError: the model has no conv stem, or a trunk that does not give its blocks' outputs.
 
     Source: Li et al., arXiv 2203.16527 (ViTDet), for the last block and the pooling.
@@ -70,7 +71,7 @@ class FeaturePyramid(nn.Module):
         self.take = [made.index(index) for index in out]
         self.feature_info = FeatureInfo(info, tuple(out))
         self.out_channels: list[int] = self.feature_info.channels()
-        self.output_fmt = Format(output_fmt)
+        self.output_fmt = _format(output_fmt)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -91,17 +92,21 @@ class FeaturePyramid(nn.Module):
             maps.append(x)
         return [nchw_to(maps[index], self.output_fmt) for index in self.take]
 
+
+class FeaturePyramid(PyramidLevels):
+    """A backbone with timm's interface: a list of maps. See ``PyramidLevels``."""
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
         return self.collect(x)
 
 
-class FeaturePyramidDict(FeaturePyramid):
-    """A ``FeaturePyramid`` with torchvision's interface: an ``OrderedDict`` of maps, named "0", "1" and so on."""
+class FeaturePyramidDict(PyramidLevels):
+    """A backbone with torchvision's interface: an ``OrderedDict`` of maps, named "0", "1" and so on."""
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]  # as timm's do
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
-        maps = OrderedDict[str, Tensor]()
+        maps: dict[str, Tensor] = OrderedDict()
         for index, level in enumerate(self.collect(x)):
             maps[str(index)] = level
         return maps
@@ -113,9 +118,9 @@ def feature_pyramid(
     """Return a model's feature pyramid as a backbone for torchvision's detectors.
 
     Args:
-        model: a conv-stem ViT of timm or torchvision; see ``FeaturePyramid``. timm's takes images of any size if it
+        model: a conv-stem ViT of timm or torchvision; see ``PyramidLevels``. timm's takes images of any size if it
             was created with ``dynamic_img_size=True``, torchvision's always.
-        out_indices, pyramid_blocks: see ``FeaturePyramid``.
+        out_indices, pyramid_blocks: see ``PyramidLevels``.
 
     Returns:
         A module that maps images [batch, in_chans, height, width] to an ``OrderedDict`` of maps [batch, channels, rows,
@@ -143,26 +148,32 @@ def _level_info(
 
 def _pools(patch: int, output_stride: int) -> list[tuple[nn.Module, int]]:
     """Return the poolings from the patch's stride to the coarsest, with the stride behind each."""
-    if output_stride < patch:
+    strides = [patch]
+    while strides[-1] * 2 <= COARSEST:
+        strides.append(strides[-1] * 2)
+    if output_stride not in strides:
         raise ArgumentError(
-            f"output_stride must be at least {patch}, where this trunk's blocks work; got {output_stride}: a ViT "
-            "cannot dilate, use a smaller patch or take the finer maps of the stem"
+            f"output_stride must be one of {', '.join(map(str, strides))} for this trunk, whose blocks work at "
+            f"{patch}; got {output_stride!r}: a ViT cannot dilate, so a finer one needs a smaller patch, or the maps "
+            "of the stem"
         )
-    pools: list[tuple[nn.Module, int]] = []
-    stride = patch
-    while stride * 2 <= COARSEST:
-        stride *= 2
-        fits = stride <= output_stride
-        pool = nn.MaxPool2d(2, ceil_mode=True) if fits else nn.Identity()
-        pools.append((pool, min(stride, output_stride)))
-    return pools
+    return [
+        (nn.MaxPool2d(2, ceil_mode=True) if stride <= output_stride else nn.Identity(), min(stride, output_stride))
+        for stride in strides[1:]
+    ]
+
+
+def _format(name: str) -> Format:
+    if name not in list(Format):
+        raise ArgumentError(f"output_fmt must be one of {', '.join(sorted(Format))}; got {name!r}")
+    return Format(name)
 
 
 def _resolve(argument: str, indices: int | Sequence[int], choices: Sequence[str]) -> list[int]:
     """Return indices counted from the start; a number means the last ones."""
     count = len(choices)
     wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
-    if not wanted or not all(-count <= index < count for index in wanted):
+    if not wanted or not all(isinstance(index, Integral) and -count <= index < count for index in wanted):
         raise ArgumentError(
             f"{argument} must be indices from {-count} to {count - 1}, or how many of the last ones; got {indices!r}: "
             f"there are {', '.join(choices)}"
