@@ -1,7 +1,8 @@
 """What the autoload hook costs in ``import torch``, ``import timm`` and ``import torchvision``.
 
 Fresh processes, paired: with the hook and with ``CONVSTEM_AUTOLOAD=0``, alternating. The registration time is taken
-inside the process, where the noise of importing the host itself does not reach it.
+inside the process, where the noise of importing the host itself does not reach it; what it imports counts. Bytecode is
+kept, as pip keeps it for an installed package.
 
     python -m benchmarks.import_overhead [--repeats 15]
 """
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from importlib.metadata import version
+from typing import Any
 
 PROBE = """
 import json, sys, time
@@ -21,20 +23,28 @@ start = time.perf_counter(); import torch; torch_s = time.perf_counter() - start
 spent = {}
 sys.modules.pop("_convstem_autoload", None)  # torch has done all this once: do it again under the clock
 sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ConvStemFinder"]
-start = time.perf_counter(); import _convstem_autoload as hook; hook.install()
-spent["install"] = time.perf_counter() - start
+def clock(): return time.perf_counter(), time.process_time()
+def since(start): return [now - then for now, then in zip(clock(), start)]
+start = clock(); import _convstem_autoload as hook; hook.install()
+spent["install"] = since(start)
 real = hook.register
 def timed(host, path):
-    start = time.perf_counter(); real(host, path); spent[host] = time.perf_counter() - start
+    start = clock(); real(host, path); spent[host] = since(start)
 hook.register = timed
 start = time.perf_counter(); import timm, torchvision; hosts_s = time.perf_counter() - start
-print(json.dumps({"import torch": torch_s, "import timm, torchvision": hosts_s, **spent}))
+registration = sys.modules.get("convstem.hosts.registration")
+names = {host: len(record.names) for host, record in registration.RECORDS.items()} if registration else {}
+print(json.dumps({"import torch": torch_s, "import timm, torchvision": hosts_s, "spent": spent, "names": names}))
 """
 
+STEPS = (("install", "import and install the hook"), ("torchvision", "torchvision, first"), ("timm", "timm, second"))
+"""timm imports torchvision, which therefore registers first and pays for what both need."""
 
-def measure(autoload: str) -> dict[str, float]:
+
+def measure(autoload: str) -> dict[str, Any]:
     """Return the seconds one fresh process took, by what it did."""
-    env = {**os.environ, "CONVSTEM_AUTOLOAD": autoload}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env["CONVSTEM_AUTOLOAD"] = autoload
     done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -44,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
-    measure("1"), measure("0")  # warm the file cache
+    measure("1"), measure("0")  # warm the file cache, write the bytecode
     pairs = [(measure("1"), measure("0")) for _ in range(repeats)]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm")))
@@ -54,13 +64,13 @@ def main() -> None:
         on, off = ([pair[side][key] * 1e3 for pair in pairs] for side in (0, 1))
         difference = statistics.median(a - b for a, b in zip(on, off, strict=True))
         print(f"{key:<28}{statistics.median(on):>9.1f}{statistics.median(off):>9.1f}{difference:>19.1f}")
-    print("\nspent inside the hook itself (no noise from the hosts)")
-    for key, label in (
-        ("install", "import and install the hook"),
-        ("timm", "register with timm"),
-        ("torchvision", "with torchvision"),
-    ):
-        print(f"{label:<28}{statistics.median(pair[0].get(key, 0) for pair in pairs) * 1e3:>9.2f}")
+    print(f"\n{'spent inside the hook itself':<28}{'wall':>9}{'processor':>11}{'names':>8}")
+    runs, names = [on["spent"] for on, _ in pairs], pairs[0][0]["names"]
+    for step, label in STEPS:
+        wall, processor = (statistics.median(run[step][clock] for run in runs) * 1e3 for clock in (0, 1))
+        print(f"{label:<28}{wall:>9.2f}{processor:>11.2f}{names.get(step, ''):>8}")
+    total = statistics.median(run["timm"][1] + run["torchvision"][1] for run in runs) * 1e3
+    print(f"\nregistration with both hosts: {total:.1f} ms of processor time for {sum(names.values())} names")
 
 
 if __name__ == "__main__":

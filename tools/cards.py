@@ -10,16 +10,15 @@ from typing import Any
 
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import TEMPLATE, render
-from convstem.registry import tables
-from convstem.registry.records import WeightsSpec
+from convstem.registry import catalog
+from convstem.registry.names import rows
 
 FOLDER = Path(__file__).parents[1] / "hub_cards"
 
 
 def cards() -> dict[str, str]:
     """Return file name -> text of every card."""
-    rows = tables.read_rows(tables.data_dir("registry") / "weights.json", WeightsSpec)
-    return {f"{entry.name}.md": render(facts_of_entry(entry)) for entry in rows.values()}
+    return {f"{name}.md": render(facts_of_entry(catalog.weights()[name])) for name in rows("weights")}
 
 
 def differing(expected: Any, folder: Path) -> list[str]:

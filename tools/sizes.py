@@ -1,7 +1,8 @@
-"""Parameters and multiply-adds of a built model, counted on the meta device: nothing is computed."""
+"""Parameters, multiply-adds and file size of a built model, counted on the meta device: nothing is computed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -25,3 +26,17 @@ def macs(model: nn.Module, input_size: Sequence[int]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *input_size, device="meta"))
     return counter.get_total_flops() // 2
+
+
+def safetensors_bytes(model: nn.Module) -> int:
+    """Return the size of a float32 model's safetensors file, as timm saves it, without its values.
+
+    Source: the format's description, https://huggingface.co/docs/safetensors: eight bytes, a JSON header that is padded
+    to eight bytes, the tensors.
+    """
+    header, end = {}, 0
+    for name, tensor in sorted(model.state_dict().items()):
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"))
+    return 8 + -(-len(text) // 8) * 8 + end

@@ -28,7 +28,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
-from convstem.registry.trunks import RESIZED, resized_input
+from convstem.registry.names import RESIZED, resized_input
 from tools.generated import write_or_check
 from tools.sizes import macs, num_params
 

@@ -1,14 +1,20 @@
 """Write registry/timm_weights.json: the pretrained tags that timm has for the trunks of our architectures.
 
-    python -m tools.timm_weights [--check]
+    python -m tools.timm_weights [--check] [--results CSV --commit SHA]
 
 Each becomes a tag of ours whose stem is transplanted while loading. Tags of a trunk's 384-pixel twin end in ``_384``.
 Only repositories that timm's own registry lists are named. ``--check`` changes nothing and fails if the file is stale.
+
+``--results`` takes the accuracy of the sources from a copy of timm's ``results/results-imagenet.csv`` at that commit of
+https://github.com/huggingface/pytorch-image-models (no package has it); without, the figures that are there stay.
 """
 
 import argparse
+import csv
 import json
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,12 @@ import timm
 
 from convstem.hosts.timm_tags import dataset_of
 from convstem.registry import catalog
+from convstem.registry.names import rows as registry_rows
 from tools.generated import write_or_check
+from tools.sizes import safetensors_bytes
+from tools.timm_trunks import build
+
+SOURCE_FIELDS = ("source_metrics", "source_metrics_from")
 
 TARGET = Path(__file__).parents[1] / "registry" / "timm_weights.json"
 
@@ -52,17 +63,61 @@ def row(name: str, cfg: timm.models.PretrainedCfg) -> dict[str, Any]:
         "std": cfg.std,
         "interpolation": cfg.interpolation,
         "crop_pct": cfg.crop_pct,
+        "file_bytes": file_bytes(name.partition(".")[0], cfg.num_classes),
         "description": f"Transplanted from timm's {name}: function preserved, not trained further.",
     }
+
+
+@cache
+def file_bytes(architecture: str, num_classes: int) -> int:
+    """Return the size of the file that timm has of an architecture."""
+    return safetensors_bytes(build(architecture, num_classes=num_classes))
+
+
+def present_figures() -> dict[str, dict[str, Any]]:
+    """Return the accuracy of the sources that the file has now, by ``architecture.tag``."""
+    return {
+        name: {field: row[field] for field in SOURCE_FIELDS if field in row}
+        for name, row in registry_rows("timm_weights").items()
+    }
+
+
+def published_figures(found: Mapping[str, Mapping[str, Any]], results: Path, commit: str) -> dict[str, dict[str, Any]]:
+    """Return the accuracy that timm publishes of the sources of some rows, measured on images prepared as ours are.
+
+    Args:
+        found: the rows by ``architecture.tag``.
+        results: ``results-imagenet.csv``.
+        commit: of timm's repository.
+    """
+    with results.open(newline="", encoding="utf-8") as file:
+        published = {line["model"]: line for line in csv.DictReader(file)}
+    figures = {}
+    for name, row in found.items():
+        line = published.get(row["hf_hub_id"].removeprefix("timm/"))
+        if line is None:
+            continue
+        measured = (int(line["img_size"]), float(line["crop_pct"]), line["interpolation"])
+        assert measured == (row["input_size"][1], row["crop_pct"], row["interpolation"]), f"{name}: {measured}"
+        figures[name] = {
+            "source_metrics": {"acc@1": float(line["top1"]), "acc@5": float(line["top5"])},
+            "source_metrics_from": f"timm, results/results-imagenet.csv at commit {commit[:8]}",
+        }
+    return figures
 
 
 def main() -> int:
     """Write the file, or compare it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail if the file is stale")
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(fields)}" for name, fields in rows().items())
-    text = f"{{\n{lines}\n}}\n"
-    return write_or_check(TARGET, text, parser.parse_args().check, "timm_weights")
+    parser.add_argument("--results", type=Path, help="a copy of timm's results-imagenet.csv")
+    parser.add_argument("--commit", help="the commit of timm's repository that it is from")
+    args = parser.parse_args()
+    found = rows()
+    figures = published_figures(found, args.results, args.commit) if args.results else present_figures()
+    full = {name: {**fields, **figures.get(name, {})} for name, fields in found.items()}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(fields)}" for name, fields in full.items())
+    return write_or_check(TARGET, f"{{\n{lines}\n}}\n", args.check, "timm_weights")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
 from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path
 from convstem.hub.read import fetch_all
-from convstem.registry.catalog import PYRAMID
+from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
 from convstem.weights.devices import check_device
 

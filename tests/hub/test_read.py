@@ -155,6 +155,28 @@ def test_gated_cold_and_revoked(
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        "timm.create_model('vit_s16_dinov3_convstem', pretrained=True)",
+        "convstem.load('vit_s16_dinov3_convstem')",
+        "convstem.pull('vit_small_patch16_dinov3_convstem.lvd1689m')",
+        "convstem.transplant('vit_small_patch16_dinov3.lvd1689m')",
+    ],
+)
+def test_a_gated_source_says_where_to_accept_its_licence(call: str, hub: HubServer, anonymous: Client) -> None:
+    source = "timm/vit_small_patch16_dinov3.lvd1689m"
+    hub.store.create(source)
+    hub.store.commit(source, "main", {"model.safetensors": ONE, "config.json": b"{}"})
+    hub.store.repos[source].gated, hub.store.repos[source].readers = True, {"writer"}
+    outcome = anonymous(f"import timm, convstem\n{call}")
+    assert outcome.kind == "AccessDeniedError"
+    page = f"{hub.api.url}/{source}"
+    assert (
+        f"{source} is gated (401): accept its conditions at {page}, then log in with `hf auth login`" in outcome.error
+    )
+
+
+@pytest.mark.parametrize(
     ("files", "code", "message"),
     [
         ({"pytorch_model.bin": b"x"}, "fetch('org/m'{c})", "only pickled weights .* `convstem convert pytorch"),

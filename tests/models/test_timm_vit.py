@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convstem import convert
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
+from convstem.registry.names import families
 from tests.support.assertions import largest_difference, randomise
 
 NAMES = list(catalog.models())
@@ -49,7 +50,7 @@ def test_counted_parameters_and_macs_are_the_models(name: str) -> None:
 
 
 def test_names_tags_and_module() -> None:
-    names = {*catalog.architectures(), *(f"{name}_pyramid" for name in catalog.families())}
+    names = {*catalog.architectures(), *(f"{name}_pyramid" for name in families())}
     assert set(timm.list_models(module="convstem_timm")) == names
     assert timm.get_pretrained_cfg("vit_b16_convstem").first_conv == "patch_embed.backbone.0.conv"
 

@@ -3,12 +3,15 @@
 import copy
 import inspect
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torchvision.models import (
+    ViT_B_16_Weights,
+    Weights,
     WeightsEnum,
     get_model,
     get_model_builder,
@@ -42,6 +45,7 @@ def test_builder_enum_and_model(name: str) -> None:
     assert list(inspect.signature(builder).parameters) == ["weights", "progress", "kwargs"]
     assert issubclass(enum, WeightsEnum)
     assert getattr(torchvision.models, enum.__name__) is enum
+    assert getattr(torchvision.models, name) is builder
     assert len(enum) == 0 or hasattr(enum, "DEFAULT")
     with torch.device("meta"):
         model = get_model(name)
@@ -50,35 +54,62 @@ def test_builder_enum_and_model(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == num_params(spec)
 
 
+PERMITTED = {"categories", "license", "_metrics", "min_size", "num_params", "recipe", "_docs", "_ops", "_file_size"}
+"""Fields of a classifier's metadata; after torchvision's test_extended_models.py, test_schema_meta_validation."""
+
+REQUIRED = PERMITTED - {"license"}
+
+
+def schema_faults(meta: dict[str, Any]) -> list[str]:
+    """Return what torchvision's own test would refuse, and what ImageNet classifiers lack."""
+    faults = {f"not permitted: {field}" for field in meta.keys() - PERMITTED}
+    faults |= {f"missing: {field}" for field in REQUIRED - meta.keys()}
+    if len(meta["categories"]) == 1000:
+        faults |= {f"missing: {k}" for k in ("acc@1", "acc@5") if k not in meta["_metrics"].get("ImageNet-1K", {})}
+    return sorted(faults)
+
+
+def test_the_schema_passes_torchvisions_own_weights() -> None:
+    metas = [dict(weights.meta) for weights in ViT_B_16_Weights if len(weights.meta["categories"]) == 1000]
+    assert len(metas) == 3
+    assert [schema_faults(meta) for meta in metas] == [[], [], []]
+    wrong = {**metas[0], "convstem": "x", "_metrics": {"ImageNet-1k": metas[0]["_metrics"]["ImageNet-1K"]}}
+    assert schema_faults(wrong) == ["missing: acc@1", "missing: acc@5", "not permitted: convstem"]
+
+
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_schema_of_the_metadata(name: str) -> None:
-    """After torchvision's test_extended_models.py, test_schema_meta_validation; CIFAR-10 counts too."""
-    enum = get_model_weights(name)
-    needed = {
-        "categories",
-        "min_size",
-        "num_params",
-        "recipe",
-        "license",
-        "_metrics",
-        "_ops",
-        "_file_size",
-        "_docs",
-    }
+def test_metadata(name: str) -> None:
+    enum, timm_name = get_model_weights(name), catalog.torchvision_names()[name]
     for weights in enum:
-        assert needed <= set(weights.meta)
+        assert schema_faults(weights.meta) == []
         assert weights.name.isupper()
         with torch.device("meta"):
             classes, image_size = len(weights.meta["categories"]), weights.meta["min_size"][0]
             model = get_model(name, num_classes=classes, image_size=image_size)
         assert weights.meta["num_params"] == sum(p.numel() for p in model.parameters())
-        measured = catalog.weights()[weights.meta["convstem"]].metrics
-        assert list(weights.meta["_metrics"].values()) == [dict(measured)]
+        entry = catalog.weights()[f"{timm_name}.{weights.name.lower()}"]
+        ((dataset, figures),) = weights.meta["_metrics"].items()
+        assert figures == {**entry.metrics, **entry.source_metrics}
+        assert dataset.lower() == entry.dataset.lower()
         assert get_weight(f"{enum.__name__}.{weights.name}") is weights
         assert copy.deepcopy(weights) is weights
         assert pickle.loads(pickle.dumps(weights)) is weights
         size = weights.meta["min_size"]
         assert weights.transforms()(torch.zeros(3, 40, 60, dtype=torch.uint8)).shape == (3, *size)
+
+
+def test_metadata_of_known_weights() -> None:
+    """Figures that are public: timm's results, and the size that the Hub shows of the source's file."""
+    weights = get_weight("ViT_B_16_ConvStem_Weights.DEFAULT")
+    assert isinstance(weights.value, Weights)
+    assert weights.meta["_metrics"] == {"ImageNet-1K": {"acc@1": 85.108, "acc@5": 97.53}}
+    assert weights.meta["categories"] == ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"]
+    assert 330 < weights.meta["_file_size"] < 330.4
+    nano = get_weight("ViT_Nano_4_ConvStem_Weights.CIFAR10")
+    assert nano.meta["_file_size"] == round(Path(nano.url.removeprefix("file://")).stat().st_size / 1024 / 1024, 3)
+    assert nano != weights
+    assert nano.value != weights.value
+    assert nano.value == copy.copy(nano.value)
 
 
 def test_the_legacy_interface_still_works() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
-from convstem.registry.trunks import trunk_tables
+from convstem.registry.names import rows
 from convstem.transplanting.patch_embedding import find_patch_embedding
+from tools.sizes import safetensors_bytes
 from tools.timm_trunks import build, sizes
 
 ROOT = Path(__file__).parents[2]
@@ -53,19 +55,27 @@ def test_the_readmes_loading_times_are_the_benchmarks() -> None:
         assert re.findall(r"(\d+) ms", row + " ms") == medians
 
 
-@pytest.mark.parametrize("script", ["pages", "timm_weights"])
+@pytest.mark.parametrize("script", ["pages", pytest.param("timm_weights", marks=pytest.mark.full)])
 def test_the_generated_files_of_the_registry_are_current(script: str) -> None:
     subprocess.run([sys.executable, "-m", f"tools.{script}", "--check"], check=True, cwd=ROOT)
 
 
+@pytest.mark.full
 def test_the_generated_trunks_are_timms() -> None:
     """The whole sweep (tools/timm_trunks.py --check) takes minutes: every name here, every twentieth built."""
-    assert set(trunk_tables()) <= set(timm.list_models())
-    for name in list(trunk_tables())[::20]:
+    assert set(rows("timm_trunks")) <= set(timm.list_models())
+    for name in list(rows("timm_trunks"))[::20]:
         model = build(name)
         path, embedding = find_patch_embedding(model)
-        assert embedding.proj.kernel_size[0] in (8, 16, 32), (name, path)
-        assert sizes(name, model) == trunk_tables()[name], name
+        assert embedding.proj.kernel_size[0] in (8, 14, 16, 32), (name, path)
+        assert sizes(name, model) == rows("timm_trunks")[name], name
+
+
+def test_the_size_of_a_safetensors_file_is_known_without_its_values(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        expected = safetensors_bytes(timm.create_model("vit_tiny_patch16_224", depth=2))
+    timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224", depth=2), tmp_path, safe_serialization=True)
+    assert (tmp_path / "model.safetensors").stat().st_size == expected
 
 
 def test_recipes_name_real_models() -> None:

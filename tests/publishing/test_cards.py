@@ -1,3 +1,4 @@
+# ruff: noqa: F811 - pytest fixtures are arguments of the same name
 """Model cards: metadata that the Hub accepts, examples that run, and files that are up to date."""
 
 import re
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
@@ -13,8 +15,12 @@ from huggingface_hub import ModelCard
 from convstem.cli.main import main
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import card_of, render
+from convstem.publishing.folder import finish_config
+from convstem.publishing.stage import stage
 from convstem.registry import catalog
-from tests.support.processes import python
+from tests.support.assertions import randomise
+from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.fixtures import client, hub, server  # noqa: F401
 from tools import cards
 
 NANO = "vit_nano4_convstem.cifar10"
@@ -73,7 +79,8 @@ def test_the_card_of_a_name_by_rule_needs_no_registration() -> None:
     facts = replace(facts_of_entry(catalog.weights()[NANO]), architecture="vit_relpos_small_patch16_224_convstem")
     text = render(facts)
     code, *_ = re.search(r"```python\n(.*?)model = ", text, re.DOTALL).groups()
-    python(f"{code}\nassert timm.is_model({facts.architecture!r})")
+    assert "convstem" not in code
+    assert timm.is_model(facts.architecture)
     assert "register" not in text
 
 
@@ -103,3 +110,57 @@ def test_command() -> None:
     result = CliRunner().invoke(main, ["card", "vit_b16_convstem.x"])
     assert result.exit_code == 1
     assert "vit_b16_convstem has no pretrained tag 'x'; it has augreg2_in21k_ft_in1k, " in result.output
+
+
+RUN_CARD = r"""
+import re, torch
+from convstem.publishing.cards.render import card_of
+card, models = card_of("org/mine"), []
+for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+    scope = {}
+    exec(block, scope)
+    models.append(scope["model"])
+from transformers import AutoModelForImageClassification
+models.append(eval(re.search(r"In transformers: `(.*?)`", card)[1]).eval())
+x = torch.rand(1, 3, 32, 32)
+with torch.no_grad():
+    timms, torchvisions, theirs = (model(x) for model in models)
+assert len(set(map(type, models))) == 3
+torch.testing.assert_close(timms, torchvisions, atol=1e-5, rtol=1e-5)
+torch.testing.assert_close(timms, theirs.logits, atol=1e-5, rtol=1e-5)
+result = card
+"""
+
+
+@pytest.mark.parametrize("norm", ["batchnorm2d", "none"])
+def test_the_card_of_a_repository_of_ones_own_says_how_each_host_loads_it(
+    norm: str, hub: HubServer, client: Client, tmp_path: Path
+) -> None:
+    model = randomise(timm.create_model("vit_nano4_convstem", num_classes=3, stem_norm=norm))
+    stage(model, tmp_path)
+    finish_config(tmp_path, "mit")
+    hub.store.create("org/mine")
+    hub.store.commit("org/mine", "main", {path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    outcome = client(RUN_CARD)
+    assert outcome.error is None, outcome.output
+    assert ModelCard(outcome.value).data.license == "mit"
+    assert ("has BatchNorm" in outcome.value) is (norm == "batchnorm2d")
+
+
+def test_the_card_of_a_folder_says_so_too(tmp_path: Path) -> None:
+    stage(randomise(timm.create_model("vit_nano4_convstem", stem_norm="none")), tmp_path)
+    result = CliRunner().invoke(main, ["card", str(tmp_path), "--license", "mit"])
+    assert result.exit_code == 0, result.output
+    loads = ('"local-dir:.", pretrained=True', 'load(".", layout="torchvision")', 'from_pretrained(".")')
+    assert all(line in result.output for line in loads)
+    stage(randomise(timm.create_model("vit_nano4_convstem", stem_norm="layernorm2d")), tmp_path)
+    result = CliRunner().invoke(main, ["card", str(tmp_path), "--license", "mit"])
+    assert "torchvision's VisionTransformer cannot express this model; use timm." in result.output
+
+
+def test_the_card_of_a_transplant_knows_torchvision_and_the_accuracy_of_the_source() -> None:
+    text = card_of("vit_b16_convstem")
+    assert 'get_model("vit_b_16_convstem", weights="AUGREG2_IN21K_FT_IN1K")' in text
+    assert "That of timm/vit_base_patch16_224.augreg2_in21k_ft_in1k: acc@1 85.108 %, acc@5 97.53 % on Imag" in text
+    assert "; not measured again." in text
+    assert ModelCard(text).data.eval_results is None

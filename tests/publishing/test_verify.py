@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 import convstem
 from convstem.cli.main import main
 from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.licenses import check_license, license_metadata, license_of_card, refusal
 from convstem.publishing.cards.render import render
 from convstem.registry import catalog
+from convstem.registry.licenses import check_license, license_metadata, license_of_card, refusal
 
 NANO = "vit_nano4_convstem.cifar10"
 

@@ -12,7 +12,7 @@ from convstem.registry.catalog import check_torchvision_names
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.records import ModelSpec, WeightsSpec
 from convstem.registry.stem_spec import StemSpec
-from convstem.registry.tables import read_rows
+from convstem.registry.tables import make_rows, read_tables
 
 # Xiao et al., arXiv 2106.14881, table 2; counts recomputed from torchvision (PAPER.md section 1).
 PAPER = {
@@ -49,7 +49,7 @@ def test_72gf_lands_at_72_gmacs() -> None:
 def read(tmp_path: Path, text: str, record: Any) -> Any:
     path = tmp_path / "rows.json"
     path.write_text(text)
-    return read_rows(path, record)
+    return make_rows(path.name, read_tables(path), record)
 
 
 def changed(row: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -18,16 +18,18 @@ from convstem.registry import catalog
 @click.argument("pattern", default="")
 @click.option("--all", "everything", is_flag=True, help="Also the names made by rule, <timm name>_convstem.")
 @click.option("--pretrained", is_flag=True, help="Only models with weights, one line per tag.")
+@click.option("--license", metavar="ID", help="Only tags with this licence, such as apache-2.0; or permissive.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_command(pattern: str, everything: bool, pretrained: bool, as_json: bool) -> None:
+def list_command(pattern: str, everything: bool, pretrained: bool, license: str | None, as_json: bool) -> None:
     """List architectures (or pretrained tags) whose name matches PATTERN.
 
     PATTERN is in the shell's style ('vit_b16_*', quoted), or a word that the name holds (dinov3). Without one: our own
     families, then timm trunks under names of ours.
     """
-    names = list_models(pattern or "*" * everything, pretrained=pretrained)
+    pretrained = pretrained or license is not None
+    names = list_models(pattern or "*" * everything, pretrained, license)
     if not names:
-        raise UnknownModelError(no_match(pattern, pretrained))
+        raise UnknownModelError(no_match(pattern, pretrained, license))
     infos = [(describe if pretrained else summarise)(name) | {"name": name} for name in names]
     if as_json:
         click.echo(json.dumps(infos, indent=2))
@@ -38,8 +40,12 @@ def list_command(pattern: str, everything: bool, pretrained: bool, as_json: bool
         click.echo(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
 
 
-def no_match(pattern: str, pretrained: bool) -> str:
+def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
     """Return the sentence for a pattern that matches nothing: the nearest names, sorted."""
+    if license is not None and list_models(pattern, pretrained):
+        return f"no pretrained tag that matches {pattern!r} has the licence {license}; leave out --license to see them"
+    if pretrained and list_models(pattern):
+        return f"no name that matches {pattern!r} has pretrained weights; leave out --pretrained to see them"
     near = catalog.nearest(pattern.strip("*?"))
     hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
     return f"no {'pretrained tag' if pretrained else 'name'} matches {pattern!r}; {hint}"
@@ -151,14 +157,20 @@ def weights_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
     for entry in entries:
         _, height, width = entry["input_size"]
         image = pixels(height if height == width else (height, width))
-        metrics = ", ".join(f"{key} {value:g} %" for key, value in entry["metrics"].items()) or "-"
-        facts = [str(entry["num_classes"]), entry["license"], entry["dataset"], metrics, entry["location"]]
+        facts = [str(entry["num_classes"]), entry["license"], entry["dataset"], metrics(entry), entry["location"]]
         rows.append([entry["name"], image, *facts])
     return [table(rows), *(preprocessing(entries[0]) if len(entries) == 1 else [])]
+
+
+def metrics(entry: dict[str, Any]) -> str:
+    """Return the figures of a weights entry, measured or of its source."""
+    figures = ", ".join(f"{k} {v:g} %" for k, v in (entry["metrics"] or entry["source_metrics"]).items())
+    return f"{figures} (source)" if figures and not entry["metrics"] else figures or "-"
 
 
 def preprocessing(entry: dict[str, Any]) -> list[str]:
     """Return the description and the preprocessing of a weights entry."""
     mean, std = (", ".join(f"{value:g}" for value in entry[field]) for field in ("mean", "std"))
     resized = f"{entry['interpolation']}, crop {entry['crop_pct']:g}, mean {mean}, std {std}"
-    return ["", *filter(None, [entry["description"]]), f"preprocessing: {resized}"]
+    cited = f"metrics of the source: {entry['source_metrics_from']}" if entry["source_metrics"] else None
+    return ["", *filter(None, [entry["description"], cited]), f"preprocessing: {resized}"]

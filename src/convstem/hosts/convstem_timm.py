@@ -6,61 +6,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from convstem.hosts.timm_tags import trunk_cfgs
-from convstem.registry import catalog, tables
-from convstem.registry.catalog import PYRAMID
-from convstem.registry.records import ModelSpec, WeightsSpec
-from convstem.registry.trunks import trunks
-from convstem.stem.keys import FIRST_CONV
+from convstem.hosts.timm_cfgs import model_cfg, trunk_cfgs, weights_cfg
+from convstem.registry.names import PYRAMID, families, rows, trunks, weights_rows
 
 default_cfgs: dict[str, Any] = {}
 """timm looks this name up in an entrypoint's module."""
 
 
-def make_entrypoint(spec: ModelSpec) -> Callable[..., Any]:
+def make_entrypoint(name: str, source: str) -> Callable[..., Any]:
     """Return the function timm registers for an architecture: named after it and at home in this module."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
         from convstem.models.timm_vit import create_timm_model  # heavy, so only when a model is built
 
-        return create_timm_model(spec.name, pretrained, **kwargs)
+        return create_timm_model(name, pretrained, **kwargs)
 
-    doc = f"{spec.name}: conv-stem ViT, stem {list(spec.stem.channels)}. {spec.source}"
-    return _at_home(entrypoint, spec.name, doc)
-
-
-def model_cfg(spec: ModelSpec) -> dict[str, Any]:
-    """Return timm's pretrained cfg of an architecture without weights."""
-    return {
-        "num_classes": spec.num_classes,
-        "input_size": (3, spec.img_size, spec.img_size),
-        "fixed_input_size": True,
-        "mean": spec.mean,
-        "std": spec.std,
-        "crop_pct": spec.crop_pct,
-        "first_conv": FIRST_CONV,
-        "classifier": "head",
-        "paper_ids": "arXiv:2106.14881",
-        "paper_name": "Early Convolutions Help Transformers See Better",
-    }
-
-
-def weights_cfg(entry: WeightsSpec) -> dict[str, Any]:
-    """Return timm's pretrained cfg of a weights entry."""
-    return {
-        **model_cfg(catalog.models()[entry.architecture]),
-        "file": str(tables.data_dir("registry") / entry.file) if entry.file else None,
-        "hf_hub_id": entry.hf_hub_id,
-        "num_classes": entry.num_classes,
-        "input_size": entry.input_size,
-        "mean": entry.mean,
-        "std": entry.std,
-        "interpolation": entry.interpolation,
-        "crop_pct": entry.crop_pct,
-        "label_names": entry.label_names or None,
-        "license": entry.license,
-        "description": entry.description or None,
-    }
+    return _at_home(entrypoint, name, f"{name}: conv-stem ViT. {source}")
 
 
 def make_trunk_entrypoint(name: str, trunk: str) -> Callable[..., Any]:
@@ -102,16 +63,17 @@ def entrypoints() -> dict[str, Callable[..., Any]]:
 
     cfgs: dict[str, Any] = {}
     functions = {}
-    for spec in catalog.models().values():
-        entries = catalog.weights_of(spec.name)
-        cfgs.update({entry.name: weights_cfg(entry) for entry in entries} or {spec.name: model_cfg(spec)})
-        functions[spec.name] = make_entrypoint(spec)
+    weights = weights_rows()
+    for name, row in rows("architectures").items():
+        tags = weights.get(name, {})
+        cfgs.update({tag: weights_cfg(row, tags[tag]) for tag in tags} or {name: model_cfg(row)})
+        functions[name] = make_entrypoint(name, row.get("source", ""))
     for name, trunk in trunks().items():
         if is_model(trunk):  # another timm release may lack some
             cfgs.update(trunk_cfgs(name, trunk))
             functions[name] = make_trunk_entrypoint(name, trunk)
     default_cfgs.update(generate_default_cfgs(cfgs))
-    for name in [name for name in catalog.families() if name in functions]:
+    for name in [name for name in families() if name in functions]:
         functions[f"{name}{PYRAMID}"] = make_pyramid_entrypoint(name, functions[name])
         default_cfgs[f"{name}{PYRAMID}"] = default_cfgs[name]
     return functions

@@ -5,24 +5,18 @@ the real object in its ``weights`` annotation.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
-from torchvision.models import ViT_B_16_Weights, Weights, WeightsEnum
-from torchvision.transforms import InterpolationMode
+from torchvision.models import Weights, WeightsEnum
 
 from convstem.errors import ArgumentError
-from convstem.registry import catalog, tables
-from convstem.registry.complexity import macs, num_params
-from convstem.registry.records import ModelSpec, WeightsSpec
+from convstem.registry.names import Rows, rows, weights_rows
 from convstem.upstream.private import torchvision_legacy_interface
 
 HOME = "convstem.hosts"
 """The builders' ``__module__``: ``list_models(module=convstem)`` compares what is before its last dot."""
-
-_IMAGENET = ViT_B_16_Weights.IMAGENET1K_V1
-"""Weights of torchvision's own, from which the preset of transforms and ImageNet-1k's class names are taken."""
 
 _SPELLING = {"vit": "ViT", "vitc": "ViTC", "convstem": "ConvStem", "nano": "Nano", "ti": "Ti"}
 
@@ -38,12 +32,38 @@ class ConvStemWeights(WeightsEnum):
             check_hash: compare the file's sha256 with the registry's.
             stem: the ``StemSpec`` to transplant into; default: the architecture's own.
         """
-        from convstem.layouts.conversion import convert
-        from convstem.weights.entries import load_weights
+        from convstem.hosts.torchvision_weights import load_state_dict  # heavy, so only when weights are loaded
 
-        entry = catalog.weights()[self.meta["convstem"]]
-        state = load_weights(entry, check_hash=check_hash, progress=progress, stem=stem)
-        return convert(state, source="timm", target="torchvision").state_dict
+        return load_state_dict(self.value.entry, progress, check_hash, stem)
+
+
+class EntryWeights(Weights):
+    """torchvision's record of a weights entry, filled when it is first read: every import of torchvision makes all.
+
+    Args:
+        entry: ``architecture.tag``.
+    """
+
+    def __init__(self, entry: str) -> None:
+        self.entry = entry
+
+    @cached_property
+    def _record(self) -> Weights:
+        from convstem.hosts.torchvision_weights import make_weights
+
+        return make_weights(self.entry)
+
+    url = property(lambda self: self._record.url)
+    transforms = property(lambda self: self._record.transforms)
+    meta = property(lambda self: self._record.meta)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare names: enums ask for it when they are made and copied."""
+        return isinstance(other, EntryWeights) and self.entry == other.entry
+
+    def __hash__(self) -> int:
+        """Hash the name."""
+        return hash(self.entry)
 
 
 def enum_name(torchvision_name: str) -> str:
@@ -52,65 +72,37 @@ def enum_name(torchvision_name: str) -> str:
     return "_".join([*parts, "Weights"])
 
 
-def make_enum(spec: ModelSpec) -> type[ConvStemWeights]:
-    """Return the weights enum of an architecture: one upper-case member per tag, ``DEFAULT`` naming the first."""
-    entries = [entry for entry in catalog.weights_of(spec.name) if entry.num_classes]  # torchvision's ViT has a head
-    members = {entry.tag.upper().replace("-", "_"): make_weights(spec, entry) for entry in entries}
+def make_enum(torchvision_name: str, weights: Rows) -> type[ConvStemWeights]:
+    """Return the weights enum of an architecture: one upper-case member per tag, ``DEFAULT`` naming the first.
+
+    Args:
+        torchvision_name: of the architecture.
+        weights: its rows by ``architecture.tag``; those without a head are left out, for torchvision's ViT has one.
+    """
+    entries = [entry for entry, row in weights.items() if row["num_classes"]]
+    members = {entry.partition(".")[2].upper().replace("-", "_"): EntryWeights(entry) for entry in entries}
     if members:
         members["DEFAULT"] = next(iter(members.values()))
-    name = enum_name(str(spec.torchvision))
-    return ConvStemWeights(name, members, module=__name__)
+    return ConvStemWeights(enum_name(torchvision_name), members, module=__name__)
 
 
-def make_weights(spec: ModelSpec, entry: WeightsSpec) -> Weights:
-    """Return torchvision's record of a weights entry, with the metadata its own tests ask for."""
-    size = entry.input_size[1:]
-    sized = catalog.sized(spec, entry.num_classes, entry.img_size) or spec
-    params = num_params(sized)
-    return Weights(
-        url=(tables.data_dir("registry") / entry.file).as_uri() if entry.file else f"hf-hub:{entry.hf_hub_id}",
-        transforms=partial(
-            _IMAGENET.transforms,
-            crop_size=size[0],
-            resize_size=round(size[0] / entry.crop_pct),
-            mean=entry.mean,
-            std=entry.std,
-            interpolation=InterpolationMode(entry.interpolation),
-        ),
-        meta={
-            "categories": categories(entry),
-            "min_size": size,
-            "num_params": params,
-            "recipe": entry.recipe,
-            "license": entry.license,
-            "convstem": entry.name,
-            "_metrics": {entry.dataset: dict(entry.metrics)},
-            "_ops": round(macs(sized) / 1e9, 3),
-            "_file_size": round(4 * params / 1024**2, 3),  # float32
-            "_docs": entry.description,
-        },
-    )
+def make_builder(name: str, row: Mapping[str, Any], enum: type[ConvStemWeights]) -> Callable[..., Any]:
+    """Return the function torchvision registers: torchvision's own builder interface for one architecture.
 
-
-def categories(entry: WeightsSpec) -> Sequence[str | int]:
-    """Return the class names of a weights entry: ImageNet-1k's come from torchvision, unnamed classes are numbers."""
-    if entry.label_names:
-        return list(entry.label_names)
-    imagenet: Sequence[str] = _IMAGENET.meta["categories"]
-    return imagenet if entry.num_classes == len(imagenet) else range(entry.num_classes)
-
-
-def make_builder(spec: ModelSpec, enum: type[ConvStemWeights]) -> Callable[..., Any]:
-    """Return the function torchvision registers: torchvision's own builder interface for one architecture."""
+    Args:
+        name: timm name of the architecture.
+        row: its row.
+        enum: its weights.
+    """
 
     def builder(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> Any:
         from convstem.models.torchvision_vit import create_torchvision_model  # heavy, so only when a model is built
 
-        return create_torchvision_model(spec, verify(enum, weights), progress, **kwargs)
+        return create_torchvision_model(name, verify(enum, weights), progress, **kwargs)
 
-    builder.__name__ = builder.__qualname__ = str(spec.torchvision)
+    builder.__name__ = builder.__qualname__ = row["torchvision"]
     builder.__module__ = HOME
-    builder.__doc__ = f"{spec.torchvision}: conv-stem ViT, stem {list(spec.stem.channels)}. {spec.source}"
+    builder.__doc__ = f"{row['torchvision']}: conv-stem ViT. {row.get('source', '')}"
     builder.__annotations__["weights"] = enum | None
     legacy = torchvision_legacy_interface(weights=("pretrained", getattr(enum, "DEFAULT", None)))
     return legacy(builder)
@@ -132,14 +124,15 @@ def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
 
 def builders() -> tuple[dict[str, Callable[..., Any]], dict[str, type[ConvStemWeights]]]:
     """Create builders and enums as attributes of this module; return both by torchvision name."""
-    module = sys.modules[__name__]
+    module, weights = sys.modules[__name__], weights_rows()
     functions, enums = {}, {}
-    for spec in catalog.models().values():
-        if spec.torchvision is None:
+    for name, row in rows("architectures").items():
+        ours = row.get("torchvision")
+        if ours is None:
             continue
-        enum = getattr(module, enum_name(spec.torchvision), None) or make_enum(spec)
-        function = make_builder(spec, enum)
+        enum = getattr(module, enum_name(ours), None) or make_enum(ours, weights.get(name, {}))
+        function = make_builder(name, row, enum)
         setattr(module, enum.__name__, enum)
-        setattr(module, spec.torchvision, function)
-        functions[spec.torchvision], enums[spec.torchvision] = function, enum
+        setattr(module, ours, function)
+        functions[ours], enums[ours] = function, enum
     return functions, enums

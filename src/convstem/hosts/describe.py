@@ -14,26 +14,44 @@ from convstem.hosts.timm_tags import find_weights, weights_of
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.elsewhere import elsewhere
+from convstem.registry.licenses import admitted
 from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
-from convstem.registry.stem_spec import StemSpec
+from convstem.registry.stem_spec import StemSpec, choice
 
 
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
     """Return timm names: our own families first, then named timm trunks, then the names made by rule.
 
     Args:
         filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;
             ``*`` is everything. Default: all but the names made by rule, ``<timm name>_convstem``.
         pretrained: only models that have weights, one entry per tag; the pattern may then match the tag as well.
+        license: only pretrained tags under this licence, such as ``apache-2.0``; ``permissive`` are those that let
+            everybody use, change and sell the weights.
 
     The names that end in ``_pyramid`` are listed for a filter with this word only.
+
+    Raises:
+        ArgumentError: no weights have this licence; the message lists those that some have.
     """
-    if not pretrained:
+    if not pretrained and license is None:
         return catalog.matching(filter)
+    if license is not None:
+        choice("license", license, ["permissive", *_licenses()])
     pattern = catalog.as_pattern(filter)
     names = catalog.matching("*_pyramid" if "pyramid" in filter else "*" if filter else "")
-    names = [f"{name}.{entry.tag}" for name in names for entry in weights_of(catalog.find(name).name)]
-    return [name for name in names if any(fnmatch.fnmatch(name, p) for p in (pattern, f"{pattern}.*"))]
+    tags = {f"{name}.{entry.tag}": entry for name in names for entry in weights_of(catalog.find(name).name)}
+    return [
+        name
+        for name, entry in tags.items()
+        if any(fnmatch.fnmatch(name, p) for p in (pattern, f"{pattern}.*"))
+        and (license is None or admitted(entry.license, license))
+    ]
+
+
+def _licenses() -> set[str]:
+    """Return the licences of all pretrained tags."""
+    return {entry.license for name in catalog.architectures() for entry in weights_of(name)}
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -90,6 +108,8 @@ def _describe_weights(entry: WeightsSpec) -> dict[str, Any]:
     return {
         **{field: getattr(entry, field) for field in shared},
         "metrics": dict(entry.metrics),
+        "source_metrics": dict(entry.source_metrics),
+        "source_metrics_from": entry.source_metrics_from,
         "location": "embedded" if entry.file else entry.hf_hub_id,
         "input_size": list(entry.input_size),
         "mean": list(entry.mean),

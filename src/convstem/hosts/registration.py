@@ -86,27 +86,33 @@ def register_host(host: str, path: str) -> Record:
 
 
 def _register_timm(record: Record) -> None:
-    from timm.models import is_model, model_entrypoint, register_model
+    from timm import models  # the parent may still be importing: it has no attribute `models` yet
 
     from convstem.hosts import convstem_timm
 
+    def withdraw(name: str) -> None:
+        timm_unregister(name)
+        vars(models).pop(name, None)
+
     functions = convstem_timm.entrypoints()
-    taken = {name: model_entrypoint(name) for name in functions if is_model(name)}
+    taken = {name: models.model_entrypoint(name) for name in functions if models.is_model(name)}
     new = _unclaimed(record, functions, taken, convstem_timm.__name__)
-    with _all_or_none(new, timm_unregister):
+    with _all_or_none(new, withdraw):
         for name in new:
-            register_model(functions[name])
+            models.register_model(functions[name])
+            setattr(models, name, functions[name])  # where timm's own are
     record.names += sorted(set(functions) - set(record.refused))
 
 
 def _register_torchvision(record: Record) -> None:
-    from torchvision import models  # the parent may still be importing: it has no attribute `models` yet
+    from torchvision import models
 
     from convstem.hosts import convstem_torchvision
 
     def withdraw(name: str) -> None:
         torchvision_unregister(name)
-        vars(models).pop(enums[name].__name__, None)
+        for attribute in (name, enums[name].__name__):
+            vars(models).pop(attribute, None)
 
     builders, enums = convstem_torchvision.builders()
     taken = {name: models.get_model_builder(name) for name in set(models.list_models()) & set(builders)}
@@ -114,6 +120,7 @@ def _register_torchvision(record: Record) -> None:
     with _all_or_none(new, withdraw):
         for name in new:
             torchvision_register(name, builders[name])
+            setattr(models, name, builders[name])
             setattr(models, enums[name].__name__, enums[name])  # where get_weight() looks
     record.names += sorted(set(builders) - set(record.refused))
 

@@ -15,8 +15,8 @@ from torch import nn
 from convstem.features.on_request import pyramid_on_request
 from convstem.files.safetensors import check_header
 from convstem.hub.provenance import forget
+from convstem.registry.names import RESIZED, resized_from, resized_input
 from convstem.registry.stem_spec import StemSpec, check_arguments
-from convstem.registry.trunks import RESIZED, resized_from, resized_input
 from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
 from convstem.upstream.private import timm_feature_getter

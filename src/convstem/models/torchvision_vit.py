@@ -11,7 +11,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from convstem.errors import ArgumentError
 from convstem.layouts.diagnosis import explain_on_load
-from convstem.registry.records import ModelSpec
+from convstem.registry import catalog
 from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_img_size, check_stem_patch
 from convstem.stem.init import init_stem
 from convstem.stem.norms import fit_norm, layer_norm
@@ -21,7 +21,7 @@ from convstem.weights.devices import enough_memory, off_meta
 
 
 def create_torchvision_model(
-    spec: ModelSpec,
+    name: str,
     weights: WeightsEnum | None,
     progress: bool = True,
     conv_stem_configs: StemLike | None = None,
@@ -31,7 +31,7 @@ def create_torchvision_model(
     """Build one of our architectures as torchvision's ``VisionTransformer``.
 
     Args:
-        spec: the architecture.
+        name: timm name of the architecture.
         weights: a member of its weights enum, or None for random initialisation.
         progress: show a progress bar while downloading.
         conv_stem_configs: another stem (list of ``ConvStemConfig``, ``StemSpec`` or architecture name).
@@ -42,6 +42,7 @@ def create_torchvision_model(
         DeviceMemoryError: the default device has no room for the model.
         ValueError: sizes that do not fit together, or arguments that contradict the weights.
     """
+    spec = catalog.models()[name]
     check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
     if weights is not None:
         _fit_to_weights(kwargs, weights)

@@ -17,13 +17,13 @@ from convstem.hub.listing import list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch
 from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.licenses import refusal
 from convstem.publishing.cards.render import render
 from convstem.publishing.commit import Target, push_folder
 from convstem.publishing.folder import finish_config, save
 from convstem.publishing.stage import stage_embedded
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry import catalog
+from convstem.registry.licenses import refusal
 from convstem.registry.records import WeightsSpec
 from convstem.transplanting.algebra import ALGORITHM
 

@@ -14,12 +14,12 @@ from convstem.files.staging import scratch_folder
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.names import CARD, CONFIG, check_repo_id
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
-from convstem.publishing.cards.licenses import check_license, license_of_card
 from convstem.publishing.cards.render import located, render
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish_config
 from convstem.publishing.stage import stage
 from convstem.publishing.verify import require, verify_folder
+from convstem.registry.licenses import check_license, license_of_card
 
 
 def push(

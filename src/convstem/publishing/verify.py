@@ -14,8 +14,8 @@ from convstem.hub.config import check_fits_header, read_config
 from convstem.hub.listing import check_present, list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch_all
-from convstem.publishing.cards.licenses import license_of_card
 from convstem.publishing.config import meta_model
+from convstem.registry.licenses import license_of_card
 
 _KINDS = {True: "floating-point numbers", False: "integers"}
 

@@ -8,12 +8,10 @@ from dataclasses import replace
 from functools import cache
 
 from convstem.errors import RegistryError, UnknownModelError
+from convstem.registry.names import PYRAMID, by_rule, families, rows, without_size
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.tables import data_dir, read_rows
-from convstem.registry.trunks import by_rule, named_tables, named_trunks, rule_trunks, trunk_tables, without_size
-
-PYRAMID = "_pyramid"
-"""End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
+from convstem.registry.tables import make_rows
+from convstem.registry.trunks import named_trunks, rule_trunks
 
 
 @cache
@@ -23,9 +21,8 @@ def models() -> Mapping[str, ModelSpec]:
     Raises:
         RegistryError: a bad row, or a torchvision name given twice.
     """
-    path = data_dir("registry") / "architectures.json"
-    specs = read_rows(path, ModelSpec)
-    check_torchvision_names(specs, path.name)
+    specs = make_rows("architectures.json", rows("architectures"), ModelSpec)
+    check_torchvision_names(specs, "architectures.json")
     return specs
 
 
@@ -48,12 +45,12 @@ def weights() -> Mapping[str, WeightsSpec]:
         RegistryError: a bad row, or an entry for an architecture that does not exist.
     """
     entries: dict[str, WeightsSpec] = {}
-    for file in ("weights.json", "timm_weights.json"):
-        for entry in read_rows(data_dir("registry") / file, WeightsSpec).values():
+    for file in ("weights", "timm_weights"):
+        for entry in make_rows(f"{file}.json", rows(file), WeightsSpec).values():
             if entry.architecture not in models():
-                raise RegistryError(f"{file}: [{entry.name}]: {unknown_name(entry.architecture)}")
+                raise RegistryError(f"{file}.json: [{entry.name}]: {unknown_name(entry.architecture)}")
             if entry.name in entries:
-                raise RegistryError(f"{file}: [{entry.name}]: this name is taken by another file")
+                raise RegistryError(f"{file}.json: [{entry.name}]: this name is taken by another file")
             entries[entry.name] = entry
     return entries
 
@@ -74,11 +71,6 @@ def _weights_by_architecture() -> Mapping[str, list[WeightsSpec]]:
 def torchvision_names() -> dict[str, str]:
     """Return torchvision name -> timm name."""
     return {spec.torchvision: spec.name for spec in models().values() if spec.torchvision}
-
-
-def families() -> list[str]:
-    """Return the names of our own families and of named trunks, which also exist with ``_pyramid`` behind them."""
-    return [*models(), *named_tables()]
 
 
 @cache
@@ -172,7 +164,7 @@ def nearest(name: str) -> list[str]:
 
 def conv_stem_names(trunk: str) -> list[str]:
     """Return our names for a timm architecture on a conv stem, the one to prefer first; none if it is not a trunk."""
-    return list(dict.fromkeys([transplanted_name(trunk), by_rule(trunk)])) if trunk in trunk_tables() else []
+    return list(dict.fromkeys([transplanted_name(trunk), by_rule(trunk)])) if trunk in rows("timm_trunks") else []
 
 
 def transplanted_name(architecture: str) -> str:

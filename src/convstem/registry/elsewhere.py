@@ -8,7 +8,8 @@ from functools import cache
 
 from convstem.errors import RegistryError
 from convstem.registry import catalog
-from convstem.registry.tables import data_dir, read_rows
+from convstem.registry.names import rows
+from convstem.registry.tables import make_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def elsewhere() -> Mapping[str, ElsewhereSpec]:
         RegistryError: a bad row, or an entry for an architecture that does not exist.
     """
     file = "elsewhere.json"
-    entries = read_rows(data_dir("registry") / file, ElsewhereSpec)
+    entries = make_rows(file, rows("elsewhere"), ElsewhereSpec)
     for entry in entries.values():
         if entry.architecture not in catalog.models():
             raise RegistryError(f"{file}: [{entry.name}]: {catalog.unknown_name(entry.architecture)}")

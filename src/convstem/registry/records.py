@@ -50,8 +50,8 @@ class Architecture:
 
     @property
     def stem(self) -> StemSpec:
-        """The stem that is built unless the caller gives another."""
-        raise NotImplementedError
+        """The stem that is built unless the caller gives another: the default one of this patch size and width."""
+        return default_stem(self.patch_size, self.embed_dim)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -94,12 +94,16 @@ class ModelSpec(Architecture):
         check_heads(self.embed_dim, self.num_heads)
         choice("pos_embed", self.pos_embed, POS_EMBEDS)
         check_img_size((self.img_size, self.img_size), self.patch_size)
-        norms = ("batchnorm2d", "none")
-        if self.torchvision and (self.stem_norm not in norms or self.trunk_args or self.pos_embed != "learn"):
+        if self.torchvision and not self.fits_torchvision:
             raise ArgumentError(
                 "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
                 "leave `torchvision` out of this row"
             )
+
+    @property
+    def fits_torchvision(self) -> bool:
+        """Whether torchvision's ``VisionTransformer`` can express the architecture, under a name of its own or not."""
+        return self.stem.fits_torchvision and self.pos_embed == "learn" and not self.trunk_args
 
     @cached_property
     def stem(self) -> StemSpec:
@@ -137,11 +141,6 @@ class TrunkSpec(Architecture):
     unlike: tuple[str, ...] = ()
     """timm architectures that are named as other image sizes of the trunk, but differ in more than that."""
 
-    @property
-    def stem(self) -> StemSpec:
-        """The default stem of this patch size and width."""
-        return default_stem(self.patch_size, self.embed_dim)
-
 
 @dataclass(frozen=True)
 class WeightsSpec:
@@ -171,6 +170,12 @@ class WeightsSpec:
     """Measured figures, for example ``{"acc@1": 80.0}`` in per cent."""
     metrics_source: str = ""
     """The command that printed the metrics."""
+    source_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of a transplant: published figures of its source, in per cent, which it keeps with the function."""
+    source_metrics_from: str = ""
+    """Who published them where."""
+    file_bytes: int | None = None
+    """Size of the safetensors file on the Hub; None: embedded, or not known."""
     recipe: str = ""
 
     def __post_init__(self) -> None:

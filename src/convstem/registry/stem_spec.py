@@ -111,6 +111,11 @@ class StemSpec:
         """Pixels per token along each axis: the product of the strides."""
         return math.prod(self.strides)
 
+    @property
+    def fits_torchvision(self) -> bool:
+        """Whether torchvision's ``ConvStemConfig`` can express it, which has no LayerNorm and no bias before a norm."""
+        return self.norm != "layernorm2d" and self.bias == (self.norm == "none")
+
     def layers(self, img_size: int | Sequence[int] | None = None, in_chans: int = 3) -> tuple[StemLayer, ...]:
         """Return the layers before the last 1x1, in order.
 

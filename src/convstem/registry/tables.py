@@ -1,4 +1,4 @@
-"""Reads ``registry/*`` into frozen records. No torch in this file."""
+"""Reads ``registry/*``, and makes frozen records of its rows. No torch in this file."""
 
 from __future__ import annotations
 
@@ -24,17 +24,12 @@ def data_dir(name: str) -> Path:
     raise RegistryError(f"convstem's data folder {name!r} is missing from the installation; reinstall convstem")
 
 
-def read_rows(path: Path, record: type[Record]) -> dict[str, Record]:
-    """Read one JSON file of rows by name into records, in file order.
+def make_rows(file: str, rows: Mapping[str, Any], record: type[Record]) -> dict[str, Record]:
+    """Make records from the rows of a file, by name and in their order.
 
     Raises:
-        RegistryError: not JSON, a name given twice, an unknown or missing field, or a value the record refuses.
+        RegistryError: an unknown or missing field, or a value the record refuses.
     """
-    return make_rows(path.name, read_tables(path), record)
-
-
-def make_rows(file: str, rows: Mapping[str, Any], record: type[Record]) -> dict[str, Record]:
-    """Make records from the tables of a file; see ``read_rows``."""
     known = {f.name: f for f in fields(record) if f.name != "name"}  # type: ignore[arg-type]  # a dataclass
     required = frozenset(n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING)
     read = partial(_record, record, frozenset(known), required)
@@ -45,11 +40,11 @@ def read_tables(path: Path) -> dict[str, Any]:
     """Return the rows of a JSON file as they are, by name.
 
     Raises:
-        RegistryError: not JSON, or a name given twice.
+        RegistryError: no such file, not JSON, or a name given twice.
     """
     try:
         return dict(json.loads(path.read_bytes(), object_pairs_hook=_once))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RegistryError(f"{path.name}: {error}") from error
 
 
@@ -75,10 +70,11 @@ def _record(
         raise RegistryError(f"{where}: missing field {', '.join(missing)}")
     try:
         make: Any = record
-        return make(name=name, **{key: _freeze(value) for key, value in table.items()})
+        return make(name=name, **{key: freeze(value) for key, value in table.items()})
     except (TypeError, ValueError) as error:
         raise RegistryError(f"{where}: {error}") from error
 
 
-def _freeze(value: Any) -> Any:
+def freeze(value: Any) -> Any:
+    """Return a list of a JSON file as a tuple, anything else as it is."""
     return tuple(value) if isinstance(value, list) else value

@@ -90,7 +90,7 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     Raises:
         ValueError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
     """
-    if stem.norm not in _TORCHVISION_NORMS or stem.bias != (stem.norm == "none"):
+    if not stem.fits_torchvision:
         raise ArgumentError(
             f"torchvision's ConvStemConfig has stem_norm {', '.join(sorted(_TORCHVISION_NORMS))}, and stem_bias=False "
             f"before a norm; got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"

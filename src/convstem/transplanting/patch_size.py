@@ -18,7 +18,7 @@ from timm.layers import PatchEmbed, resample_patch_embed
 from torch import Tensor, nn
 
 from convstem.errors import UnsupportedModelError
-from convstem.registry.trunks import RESIZED, resized_input
+from convstem.registry.names import RESIZED, resized_input
 from convstem.transplanting.patch_embedding import find_patch_embedding
 
 

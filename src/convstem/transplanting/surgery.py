@@ -22,8 +22,8 @@ from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
 from convstem.layouts.engine import translate
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry.catalog import transplanted_name
+from convstem.registry.names import RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
-from convstem.registry.trunks import RESIZED
 from convstem.stem.embed import ConvStemEmbed, explain_patchify
 from convstem.stem.init import init_stem
 from convstem.stem.keys import FIRST_CONV

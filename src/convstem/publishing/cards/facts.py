@@ -32,6 +32,9 @@ class CardFacts:
     dataset: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     metrics_source: str = ""
+    source_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of a transplant: published figures of ``base_model``."""
+    source_metrics_from: str = ""
     recipe: str = ""
     base_model: str | None = None
     transplanted: bool = False
@@ -60,6 +63,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
     shared = ("license", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "description")
     ours = ("dataset", "metrics", "metrics_source", "recipe", "tag", "name", "architecture")
     spec = catalog.find(entry.architecture)
+    source = ("source_metrics", "source_metrics_from")
     return CardFacts(
         repo_id=repo_id,
         resized_from=spec.resized_from if isinstance(spec, TrunkSpec) else None,
@@ -67,7 +71,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
         base_model=entry.hub_name[0] if entry.hf_hub_id else None,
         transplanted=entry.transform == "transplant",
         measured_error=measured_error,
-        **{name: getattr(entry, name) for name in shared + ours},
+        **{name: getattr(entry, name) for name in shared + ours + source},
     )
 
 
@@ -111,8 +115,12 @@ def sized_spec(facts: CardFacts) -> Architecture | None:
     """Return the architecture as the weights have it, or None where not everything about it is known."""
     spec = catalog.architectures().get(facts.architecture)
     if isinstance(spec, ModelSpec):
-        names = {f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes")}
-        spec = replace(spec, **{key: _plain(value) for key, value in facts.model_args.items() if key in names})
+        names = {
+            f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes", "torchvision")
+        }
+        changes = {key: _plain(value) for key, value in facts.model_args.items() if key in names}
+        if changes:  # then it may be none that torchvision can express
+            spec = replace(spec, **changes, torchvision=None)
     elif spec is None or facts.model_args or facts.input_size[0] != 3:
         return None  # any argument may change what was measured
     _, height, width = facts.input_size

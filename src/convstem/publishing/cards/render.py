@@ -16,9 +16,9 @@ from convstem.hub.names import CARD, CONFIG
 from convstem.hub.provenance import TRANSPLANTED
 from convstem.hub.read import fetch
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
-from convstem.publishing.cards.licenses import check_license, license_metadata, license_of_card
 from convstem.registry import tables
 from convstem.registry.complexity import macs, num_params
+from convstem.registry.licenses import check_license, license_metadata, license_of_card
 from convstem.registry.records import Architecture, ModelSpec
 from convstem.registry.trunks import kept
 
@@ -212,13 +212,12 @@ def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
 
 
 def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
-    """Tell whether torchvision's class can express a model, under a name of its own or not."""
+    """Tell whether torchvision's class can express a model with this head and these images."""
     known = {*ModelSpec.__dataclass_fields__, "in_chans"}
     other = {key: value for key, value in facts.model_args.items() if key not in known}
-    plain = spec.stem_norm == "batchnorm2d" and spec.pos_embed == "learn" and not spec.trunk_args and not spec.stem_bias
     channels, height, width = facts.input_size
     square = channels == 3 and height == width
-    return bool(plain and square and facts.num_classes and other in ({}, {"global_pool": "token"}))
+    return bool(spec.fits_torchvision and square and facts.num_classes and other in ({}, {"global_pool": "token"}))
 
 
 def _transformers(facts: CardFacts) -> str:
@@ -247,8 +246,14 @@ def _origin(facts: CardFacts) -> str:
 def _accuracy(facts: CardFacts) -> str:
     if not facts.metrics:
         same = facts.transplanted and not facts.resized_from
-        return f"That of {facts.base_model}; not measured again." if same else "Not measured."
+        return _accuracy_of_source(facts) if same else "Not measured."
     rows = ["| dataset | metric | value |", "|---|---|---|"]
     rows += [f"| {facts.dataset} | {name} | {value:g} |" for name, value in sorted(facts.metrics.items())]
     source = f"\n\nSource: `{facts.metrics_source}`." if facts.metrics_source else ""
     return "\n".join(rows) + source
+
+
+def _accuracy_of_source(facts: CardFacts) -> str:
+    known = ", ".join(f"{name} {value:g} %" for name, value in facts.source_metrics.items())
+    figures = f": {known} on {facts.dataset} ({facts.source_metrics_from})" if known else ""
+    return f"That of {facts.base_model}{figures}; not measured again."

@@ -1,4 +1,4 @@
-"""Licences of weights: what counts as one, and which forbid passing derivatives on."""
+"""Licences of weights: what counts as one, which are permissive, and which forbid passing derivatives on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ _LISTED = """
 """What the Hub takes as the ``license`` of a card; it refuses a commit with any other. Source: Hub docs, "Licenses"."""
 
 
+PERMISSIVE = frozenset(
+    ["0bsd", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "cc-by-4.0"]
+    + ["cc0-1.0", "isc", "mit", "unlicense", "wtfpl", "zlib"]
+)
+"""Those that let everybody use, change and sell the weights, and ask for no more than to be named."""
+
+
 _NO_DERIVATIVES = {
     "cc-by-nc-nd-3.0": "forbids derivatives",
     "cc-by-nc-nd-4.0": "forbids derivatives",
@@ -50,6 +57,11 @@ def check_license(license: str | None) -> str:
             f"got {license!r}"
         )
     return license
+
+
+def admitted(license: str, wanted: str) -> bool:
+    """Tell whether a licence is the one that is wanted, or is ``permissive`` where that is."""
+    return license in PERMISSIVE if wanted == "permissive" else license == wanted
 
 
 def refusal(license: str) -> str | None:
