@@ -148,6 +148,9 @@ def test_show_leads_from_a_patchify_model_to_its_conv_stem_name() -> None:
     ours = "vit_b16_convstem or vit_base_patch16_224_convstem"
     assert text.startswith(f"vit_base_patch16_224 is a patchify model of timm; on a conv stem it is {ours}\n")
     assert text.partition("\n\n")[2] == run("show", "vit_b16_convstem")
+    assert run("show", "vit_base_patch16_224.dino").partition("\n\n")[2] == run("show", "vit_b16_convstem.dino")
+    name = "deit_tiny_patch16_224.fb_in1k"
+    assert run("show", name).startswith(f"{name} is a patchify model of timm; on a conv stem it is {RULE}.fb_in1k\n")
     assert run("show", "vit_b16_convstm", status=1).startswith(
         "Error: unknown convstem model 'vit_b16_convstm'; did you"
     )

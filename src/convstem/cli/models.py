@@ -10,7 +10,7 @@ import click
 
 from convstem.cli.tables import table
 from convstem.errors import UnknownModelError
-from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, stem_rows, summarise
+from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, on_conv_stem, stem_rows, summarise
 from convstem.registry import catalog
 
 
@@ -97,7 +97,7 @@ def show(name: str, as_json: bool) -> None:
     NAME is a timm or torchvision name, with or without a pretrained tag; of a patchify model of timm, its conv-stem
     name is shown.
     """
-    ours = catalog.conv_stem_names(name.split(".", 1)[0])
+    ours = on_conv_stem(name)
     info = describe(ours[0] if ours else name)
     if as_json:
         click.echo(json.dumps(info, indent=2))

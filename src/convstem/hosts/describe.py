@@ -54,6 +54,13 @@ def _licenses() -> set[str]:
     return {entry.license for name in catalog.architectures() for entry in weights_of(name)}
 
 
+def on_conv_stem(name: str) -> list[str]:
+    """Return our names of a patchify model of timm, with its tag where they have it; none for any other name."""
+    base, _, tag = name.partition(".")
+    names = catalog.conv_stem_names(base)
+    return [f"{ours}.{tag}" for ours in names for entry in weights_of(ours) if entry.tag == tag] or names
+
+
 def describe(name: str) -> dict[str, Any]:
     """Return everything that is known about an architecture, JSON-plain.
 
