@@ -379,7 +379,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_not_finite_weights_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     not_a_number(tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": NANO, "pretrained_cfg": {"num_classes": 10}}))
+    cfg = {"num_classes": 10, "input_size": [3, 32, 32]}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NANO, "pretrained_cfg": cfg}))
     with pytest.raises(ValueError, match="NaN or Inf"):
         convstem.load(tmp_path)
     assert convstem.load(tmp_path, allow_nonfinite=True).blocks[2].norm1.bias.isnan().any()

@@ -21,8 +21,10 @@ from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
 from convstem.upstream.private import timm_feature_getter
 from convstem.weights.pretrained import build_pretrained
+from convstem.weights.stated import checks_config
 
 
+@checks_config
 @pyramid_on_request
 def create_on_trunk(
     name: str,
@@ -31,6 +33,7 @@ def create_on_trunk(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     norm_eps: float | None = None,
+    as_saved: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a timm architecture on a conv stem, as timm's own entrypoint would.
@@ -42,6 +45,7 @@ def create_on_trunk(
         name: our name.
         trunk: timm name of the patchify architecture.
         norm_eps: epsilon of the trunk's LayerNorms; default: the trunk's own.
+        as_saved: see ``build_pretrained``.
         kwargs: the trunk's own arguments, and ``stem_channels`` etc. (see ``StemSpec``).
     """
     if norm_eps is not None:
@@ -51,7 +55,7 @@ def create_on_trunk(
     check_arguments(name, (key for key in kwargs if key.startswith("stem_")), stem_arguments)
     build = partial(_build, name, trunk, changes)
     if pretrained:
-        return build_pretrained(build, name, pretrained_cfg, pretrained_cfg_overlay, **kwargs)
+        return build_pretrained(build, name, pretrained_cfg, pretrained_cfg_overlay, as_saved=as_saved, **kwargs)
     model = build(False, resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay), **kwargs)
     forget(model)  # the cfg describes pretrained weights, and these are not
     return model

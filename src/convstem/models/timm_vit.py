@@ -33,6 +33,7 @@ from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import override_stem
 from convstem.transplanting.surgery import transplant_state_dict
 from convstem.weights.pretrained import build_pretrained
+from convstem.weights.stated import checks_config
 
 
 class ConvStemVisionTransformer(VisionTransformer):
@@ -169,13 +170,15 @@ def _fit_pos_embed(pos_embed: Tensor, model: VisionTransformer) -> Tensor:
     )
 
 
+@checks_config
 @pyramid_on_request
-def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_timm_model(name: str, pretrained: bool = False, as_saved: bool = False, **kwargs: Any) -> nn.Module:
     """Build one of our architectures through timm's builder.
 
     Args:
         name: timm name of the architecture.
         pretrained: load the weights that ``pretrained_cfg`` names.
+        as_saved: see ``build_pretrained``.
         kwargs: arguments of timm's builder and of ``ConvStemVisionTransformer``.
     """
     spec = catalog.models()[name]
@@ -189,7 +192,7 @@ def create_timm_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.
     kwargs.setdefault("in_chans", _input_channels(name, **kwargs))
     arguments = model_args(spec, kwargs)
     if pretrained:
-        return build_pretrained(build, name, **arguments)
+        return build_pretrained(build, name, as_saved=as_saved, **arguments)
     model = build(pretrained=False, **arguments)
     forget(model)  # the cfg describes pretrained weights, and these are not
     return model

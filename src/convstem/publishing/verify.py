@@ -10,7 +10,8 @@ from typing import Any
 from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
 from convstem.files.safetensors import Stored, check_finite_file, check_header
 from convstem.hub.cache import file_digest
-from convstem.hub.config import check_fits_header, read_config
+from convstem.hub.config import parts, read_config
+from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.read import fetch_all
@@ -122,11 +123,12 @@ def _header(path: Path, found: dict[str, Any]) -> str:
 
 def _config(path: Path, found: dict[str, Any]) -> str:
     config = read_config(path)
+    cfg, args = parts(config)
     if "header" in found:
-        check_fits_header(config.get("model_args") or {}, config.get("num_classes"), found["header"])
+        check_fits_header(args, cfg, found["header"])
     found["model"] = meta_model(path.parent)
     found["config"] = config
-    return f"{config['architecture']}, {config['pretrained_cfg'].get('num_classes', config.get('num_classes'))} classes"
+    return f"{config['architecture']}, {found['model'].num_classes} classes"
 
 
 def _shapes(found: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 from torch import nn
 
 from convstem.errors import ArgumentError, CheckpointError, ConvStemError, HubError, MissingPathError, UnknownModelError
-from convstem.files.safetensors import check_finite, check_weights, nonfinite_allowed
-from convstem.hub.config import check_fits_header, read_json
+from convstem.files.safetensors import Stored, check_finite, check_weights, nonfinite_allowed
+from convstem.hub.config import check_stated, parts, read_json
+from convstem.hub.kinds import short
+from convstem.hub.limits import check_as_saved, check_fits_header
 from convstem.hub.locate import LOCATION, locate
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.hub.provenance import LOADED, Step, add, forget, record
@@ -45,8 +48,10 @@ def create_source(name: str, pretrained: bool = True) -> nn.Module:
         return _from_hub(place, pretrained) if kind == "hf-hub" else _from_folder(Path(place), pretrained)
     except ConvStemError:
         raise
-    except RuntimeError as error:
-        raise CheckpointError(f"timm cannot load {name}: {error}") from error
+    except Exception as error:  # whatever timm and torch make of a config and weights from anywhere
+        raise CheckpointError(
+            f"timm cannot load {name} as its {CONFIG} describes it: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _from_hub(place: str, pretrained: bool) -> nn.Module:
@@ -64,16 +69,32 @@ def _from_hub(place: str, pretrained: bool) -> nn.Module:
 def _from_folder(folder: Path, pretrained: bool) -> nn.Module:
     if not (folder / CONFIG).is_file():
         raise MissingPathError(f"{folder} is not the folder of a timm model: it has no {CONFIG}")
-    config = read_json(folder / CONFIG)
-    if pretrained and (folder / WEIGHTS).is_file():
-        header = check_weights(folder / WEIGHTS)
-        check_fits_header(config.get("model_args") or {}, config.get("num_classes"), header)
+    header = _check_config(folder, pretrained)
     model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained).eval()
+    if "pos_embed" in header:
+        check_as_saved(model.state_dict(), {"pos_embed": header["pos_embed"]})
     if not pretrained:
         forget(model)
     if pretrained and not nonfinite_allowed():
         check_finite(model.state_dict(), folder.name)
     return model
+
+
+def _check_config(folder: Path, pretrained: bool) -> Mapping[str, Stored]:
+    """Refuse a config of any timm model that cannot be that of the weights beside it; return the weights' header."""
+    config = read_json(folder / CONFIG)
+    if "pretrained_cfg" not in config:  # all in one, as timm once wrote it
+        cfg = {name: value for name, value in config.items() if name not in ("labels", "num_features")}
+        config = {"architecture": config.get("architecture"), "pretrained_cfg": cfg}
+    cfg, args = parts(config)
+    if not timm.is_model(config["architecture"]):
+        raise CheckpointError(f"timm has no model {short(config['architecture'])}, which {CONFIG} names")
+    check_stated(config["architecture"], cfg, args)
+    if not (pretrained and (folder / WEIGHTS).is_file()):
+        return {}
+    header = check_weights(folder / WEIGHTS)
+    check_fits_header(args, cfg, header)
+    return header
 
 
 def _from_tag(name: str) -> nn.Module:

@@ -11,14 +11,12 @@ from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from torch import nn
 
 from convstem.files.safetensors import Stored, check_finite, check_weights, nonfinite_allowed
-from convstem.hub.config import check_fits_header
+from convstem.hub.limits import check_as_saved, check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_device, enough_memory, off_meta
-
-FROM_CONFIG = ("hf-hub", "local-dir")
-"""Sources of a pretrained cfg that came from a ``config.json``, which anybody may have written."""
+from convstem.weights.stated import FROM_CONFIG
 
 
 _OURS = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
@@ -31,6 +29,7 @@ def build_pretrained(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    as_saved: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a pretrained timm model without initialising or copying what its weights file holds.
@@ -39,6 +38,7 @@ def build_pretrained(
         build: takes ``pretrained``, ``pretrained_cfg``, ``cache_dir`` and ``kwargs``, as ``build_model_with_cfg`` does.
         name: timm name of the architecture.
         pretrained_cfg, pretrained_cfg_overlay, cache_dir: see ``timm.create_model``.
+        as_saved: the model of a config and a file is asked for as it is, so that nothing of it may be adapted.
         kwargs: passed to ``build``.
 
     Raises:
@@ -51,13 +51,16 @@ def build_pretrained(
     check_device(kwargs.get("device"))  # before anything is fetched
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
-    if cfg.source in FROM_CONFIG:
+    from_file = cfg.source in FROM_CONFIG
+    if from_file:
         cfg = _without_orders(cfg, name, overlay)
     located = locate(cfg, cache_dir)
     plan = cfg
     if located:
         header = check_weights(located.path)  # before anything is built
-        check_fits_header(kwargs.get("pretrained_model_args") or {}, cfg.num_classes, header)
+        if from_file:
+            saved = kwargs.get("pretrained_model_args") or {}
+            check_fits_header(saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)
         plan = replace(cfg, **located.overlay)
     adopt = bool(located and located.immutable)
     with off_meta(kwargs), enough_memory():
@@ -66,6 +69,8 @@ def build_pretrained(
         check_finite(dict(model.named_parameters()), "the checkpoint")
     restore_location(model.pretrained_cfg, cfg)
     if located:
+        if as_saved:
+            check_as_saved(model.state_dict(), header)
         _note_origin(model, located, name, cfg, header)
     return model
 
