@@ -18,7 +18,6 @@ from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_device, enough_memory, off_meta
 from convstem.weights.stated import FROM_CONFIG
 
-
 _OURS = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
 """Fields by which a cfg could change how weights are fetched or checked: never taken from a ``config.json``."""
 
