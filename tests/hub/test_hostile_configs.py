@@ -52,7 +52,7 @@ def blamed(error: str, mutation: Any) -> bool:
     return any(field in error for field in fields)
 
 
-ALL = {**HOSTILE, **OURS, **BROKEN}
+ALL: dict[str, Any] = {**HOSTILE, **OURS, **BROKEN}
 
 
 def test_what_is_not_spoilt_loads(folders: dict[str, Path]) -> None:
@@ -88,7 +88,7 @@ NOT_IN_BEIT = {"class_token a string"}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", {**HOSTILE, **BROKEN})
+@pytest.mark.parametrize("name", [*HOSTILE, *BROKEN])
 def test_the_source_of_a_transplant(name: str, spoilt: Callable[[str, Any], Path]) -> None:
     with pytest.raises(ConvStemError) as caught:
         create_source(f"local-dir:{spoilt('patchify', ALL[name])}")

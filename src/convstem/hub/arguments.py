@@ -53,8 +53,9 @@ def argument_kinds(architecture: str) -> Mapping[str, Any]:
     from torch import nn
 
     named = get_type_hints(model_entrypoint(trunks().get(architecture, architecture))).get("return")
-    ours = not (isinstance(named, type) and issubclass(named, nn.Module))  # our own families' functions name no class
-    model = VisionTransformer if ours else named
+    model: type = VisionTransformer  # our own families' functions name no class
+    if isinstance(named, type) and issubclass(named, nn.Module):
+        model = named
     kinds: dict[str, Any] = {}
     for cls in reversed(model.__mro__[:-1]):
         kinds |= get_type_hints(vars(cls).get("__init__", object.__init__))
