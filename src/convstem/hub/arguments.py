@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 
 from convstem.errors import InvalidFileError
 from convstem.hub.kinds import check_kinds
+from convstem.registry.names import trunks
 from convstem.registry.stem_spec import StemSpec
-from convstem.registry.trunks import trunks
 
 _OURS: dict[str, Any] = {
     **{f"stem_{name}": kind for name, kind in get_type_hints(StemSpec).items()},
