@@ -88,12 +88,13 @@ def groups(arguments: argparse.Namespace) -> Iterator[Group]:
     """Yield what is to be measured: an engine in the dtypes that it has, and training in float32 as it is written."""
     axes = product(arguments.sizes, arguments.engines, arguments.dtypes, arguments.batches, arguments.img_sizes)
     for size, engine, dtype, batch, img_size in axes:
-        if dtype in (ENGINES[engine].dtypes if arguments.kind != "train" else ("float32",)):
+        if dtype in (ENGINES[engine].dtypes if arguments.kind != "train" else ("float32", "tf32")):
             yield Group(arguments.kind, size, engine, dtype, batch, img_size, arguments.device)
 
 
 def measure(group: Group, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds of every peer's runs, the peers alternating, and what memory training takes."""
+    torch.set_float32_matmul_precision("high" if group.dtype == "tf32" else "highest")
     images = torch.randn(group.batch, 3, group.img_size, group.img_size).to(group.device)
     runs = {label: step for label in arguments.peers if (step := prepare(label, group, images))}
     seconds: dict[str, list[float]] = {label: [] for label in runs}

@@ -62,7 +62,7 @@ PEERS: dict[str, Build] = {
 """Label -> how to build the model; the paper takes one block away for the cost of the stem."""
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 """What the images are in; int8 is that of linear layers, weights and activations, each by its own range (dynamic)."""
 
 

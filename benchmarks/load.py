@@ -4,7 +4,7 @@ Files with random weights stand in a temporary Hub cache and torch home where th
 every load is a user's warm, offline one. Peer and ours alternate in one process with a warm file cache; medians and
 ratios are printed. Peak memory is measured in fresh processes, above what the imports need.
 
-    python -m benchmarks.load --out DIR [--repeats 9] [--sizes Ti S B L] [--device cuda]
+    python -m benchmarks.load --out DIR [--repeats 9] [--sizes Ti S B L] [--device cuda] [--cold]
 
 DIR gets ``load.json``, ``load.txt`` and ``load.png``.
 """
@@ -48,7 +48,9 @@ def main() -> None:
         "TORCH_HOME": str(home / "torch"),
     }
     files = {size: prepare(home, *SIZES[size]) for size in arguments.sizes}
-    results: dict[str, Any] = {"machine": machine(arguments.device), "repeats": arguments.repeats, "sizes": {}}
+    cache = "cold" if arguments.cold else "warm"
+    results: dict[str, Any] = {"machine": machine(arguments.device), "repeats": arguments.repeats, "cache": cache}
+    results["sizes"] = {}
     for size in arguments.sizes:
         results["sizes"][size] = measure(size, files[size], arguments)
         write(arguments.out, results)
@@ -62,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cold", action="store_true", help="put the files out of the system's cache before each load")
     return parser.parse_args()
 
 
@@ -134,6 +137,8 @@ def measure(size: str, file_bytes: int, arguments: argparse.Namespace) -> dict[s
     times: dict[str, list[tuple[float, float]]] = {label: [] for label in table}
     for round_ in range(arguments.repeats + 1):
         for label, expression in table.items():
+            if arguments.cold:
+                forget(Path(os.environ["TORCH_HOME"]).parent)
             pair = load_and_run(expression, arguments.device)
             if round_:  # the first round warms the file cache and ours
                 times[label].append(pair)
@@ -152,6 +157,15 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, Any]:
     medians = {label: statistics.median(values) for label, values in seconds.items()}
     speedup = {f"{a} / {b}": medians[b] / medians[a] for a, b in PAIRS if a in medians and b in medians}
     return {"seconds": seconds, "medians": medians, "speedup": speedup}
+
+
+def forget(home: Path) -> None:
+    """Put the files of a folder out of the system's cache."""
+    gc.collect()  # a file that a model still maps stays,
+    os.sync()  # and so does what is not on the disk yet
+    for path in filter(Path.is_file, home.rglob("*")):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load_and_run(expression: str, device: str) -> tuple[float, float]:

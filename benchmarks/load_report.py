@@ -12,7 +12,7 @@ def write(out: Path, results: dict[str, Any]) -> None:
     """Write the results as JSON, text and plot."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "load.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    lines = [results["machine"], f"median of {results['repeats']} alternating loads, warm file cache", ""]
+    lines = [results["machine"], f"median of {results['repeats']} alternating loads, {results['cache']} file cache", ""]
     heads = f"{'load, ms':>10}{'min':>8}{'max':>8}{'+ image':>10}{'min':>8}{'max':>8}{'peak / file':>13}{'+ image':>9}"
     lines.append(f"{'':4}{'':26}{heads}")
     for size, result in results["sizes"].items():
