@@ -94,6 +94,27 @@ def test_the_fast_path_gives_the_bits_of_the_slow_path(
         assert all(0 < float(h.detach().std()) < 0.1 for h in heads)
 
 
+LOADS: dict[str, Callable[[], Any]] = {
+    "timm": lambda: timm.create_model(NANO, pretrained=True),
+    "timm, transplanted": lambda: timm.create_model(TI16, pretrained=True, depth=1),
+    "a trunk by rule": lambda: timm.create_model("deit3_s16_convstem", pretrained=True, depth=1),
+    "load": lambda: convstem.load(NANO, layout="torchvision"),
+    "torchvision": lambda: torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT"),
+}
+
+
+@pytest.mark.parametrize("how", LOADS)
+def test_nothing_is_initialised_that_the_file_overwrites(how: str, hub_file: Callable[..., None]) -> None:
+    """Neither by a host nor by a check of ours that looks at a parameter too early."""
+    plain(SOURCES[TI16], hub_file)
+    plain(SOURCES["deit3_s16_convstem"], hub_file)
+    before = torch.get_rng_state()
+    LOADS[how]()
+    assert torch.equal(torch.get_rng_state(), before)  # no random number was drawn
+    timm.create_model(NANO)
+    assert not torch.equal(torch.get_rng_state(), before)  # negative control
+
+
 def test_torchvision_builders_too(hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     from convstem.models import torchvision_vit
 

@@ -21,9 +21,14 @@ _GETTERS = ("device", "dtype", "grad_fn", "is_leaf", "is_meta", "is_sparse", "la
 
 _METADATA = {getattr(Tensor, name).__get__ for name in _GETTERS} | {
     Tensor.dim,
+    Tensor.element_size,
+    Tensor.is_complex,
+    Tensor.is_contiguous,
+    Tensor.is_floating_point,
     Tensor.numel,
     Tensor.requires_grad_,
     Tensor.size,
+    Tensor.stride,
 }
 
 
