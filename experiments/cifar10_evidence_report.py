@@ -1,154 +1,197 @@
-"""Table and plots of experiments/cifar10_evidence.py, from the summary.csv files that timm's train.py wrote."""
+"""Table, claims and plots of experiments/cifar10_evidence.py, from the logs of its runs."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
-import platform
-import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-COLOURS = {"conv": "tab:blue", "patchify": "tab:orange"}
+from experiments.cifar10.checkpoints import LOG, read_log
+from experiments.cifar10.models import STEMS
+from experiments.cifar10.sweep import DIVERGED
+
+CHANCE = 10.0
+"""Accuracy, in per cent, of a run whose loss was lost."""
+
+COLOURS = dict(zip(STEMS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
 
 Key = tuple[str, str, str, float]
-"""Model, optimizer, stem and learning rate: what is averaged over seeds."""
+"""Model, optimizer, stem and learning rate."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One finished or unfinished run: test accuracy in per cent after each epoch."""
+    """One finished run: test accuracy in per cent after each epoch, and the head of its log."""
 
-    key: Key
-    seed: int
     accuracy: tuple[float, ...]
     diverged: bool
-    params: int
+    head: Mapping[str, Any]
 
 
-def read_curve(folder: Path) -> Curve | None:
-    """Return the run in a folder named ``MODEL-STEM-OPTIMIZER-RATE-SEED``, or None if it has no epoch yet."""
-    model, stem, optimizer, rest = folder.name.split("-", 3)
-    rate, seed = rest.rsplit("-", 1)
-    with open(folder / "summary.csv", encoding="utf-8") as file:
-        rows = {int(row["epoch"]): row for row in csv.DictReader(file) if row["epoch"].isdigit()}  # headers may repeat
-    if not rows:
-        return None
-    accuracy = tuple(float(rows[epoch]["eval_top1"]) for epoch in sorted(rows))
-    diverged = any(math.isnan(float(row["train_loss"])) for row in rows.values())
-    params = re.search(r"param count:(\d+)", (folder / "train.log").read_text(encoding="utf-8"))
-    return Curve((model, optimizer, stem, float(rate)), int(seed), accuracy, diverged, int(params[1]))
+Runs = dict[Key, dict[int, Curve]]
+"""By what is compared, then by seed."""
 
 
-def read_runs(out: Path) -> dict[Key, list[Curve]]:
-    """Return the longest runs, grouped over seeds; shorter ones are still under way."""
-    curves = [read_curve(path.parent) for path in sorted((out / "runs").glob("*/summary.csv"))]
-    found = [curve for curve in curves if curve is not None]
-    longest = max((len(curve.accuracy) for curve in found), default=0)
-    groups: dict[Key, list[Curve]] = defaultdict(list)
-    for curve in found:
-        if len(curve.accuracy) == longest:
-            groups[curve.key].append(curve)
+def read_curve(folder: Path) -> Curve:
+    """Return the run in a folder; one that diverged stays at chance."""
+    head, rows = read_log(folder) if (folder / LOG).exists() else ({}, [])
+    lost = (folder / DIVERGED).exists()
+    curve = [row["accuracy"] for row in rows]
+    return Curve((*curve, CHANCE) if lost else tuple(curve), lost, head)
+
+
+def read_runs(out: Path) -> Runs:
+    """Return the finished runs; those under way have shorter curves."""
+    groups: Runs = defaultdict(dict)
+    for folder in sorted(path for path in (out / "runs").glob("*") if path.is_dir()):
+        model, stem, optimizer, rest = folder.name.split("-", 3)
+        rate, seed = rest.rsplit("-", 1)
+        curve = read_curve(folder)
+        if curve.diverged or (curve.head and len(curve.accuracy) == curve.head["settings"]["epochs"]):
+            groups[model, optimizer, stem, float(rate)][int(seed)] = curve
     return dict(sorted(groups.items()))
 
 
-def final(curves: Iterable[Curve]) -> float:
-    """Return the mean accuracy after the last epoch."""
-    return statistics.fmean(curve.accuracy[-1] for curve in curves)
+def final(curves: Mapping[int, Curve]) -> float:
+    """Return the mean accuracy after the last epoch, over seeds."""
+    return statistics.fmean(curve.accuracy[-1] for curve in curves.values())
 
 
-def mean_curve(curves: list[Curve]) -> list[float]:
-    """Return the mean accuracy after each epoch."""
-    return [statistics.fmean(values) for values in zip(*(curve.accuracy for curve in curves), strict=True)]
+def spread(values: Iterable[float]) -> str:
+    """Return mean and sample standard deviation as text."""
+    values = list(values)
+    deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
 
 
-def cell(curves: list[Curve]) -> str:
-    """Return mean, spread over seeds and a mark for a loss that became NaN."""
-    values = [curve.accuracy[-1] for curve in curves]
-    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{final(curves):.2f}{spread}{' (nan)' if any(curve.diverged for curve in curves) else ''}"
+def cell(curves: Mapping[int, Curve]) -> str:
+    """Return mean, spread over seeds, and how many runs were lost."""
+    lost = sum(curve.diverged for curve in curves.values())
+    return spread(curve.accuracy[-1] for curve in curves.values()) + (f" ({lost} lost)" if lost else "")
 
 
-def settings(runs: dict[Key, list[Curve]]) -> list[tuple[str, str]]:
-    """Return the pairs of model and optimizer."""
-    return sorted({key[:2] for key in runs})
-
-
-def sweep(runs: dict[Key, list[Curve]], setting: tuple[str, str], stem: str) -> dict[float, list[Curve]]:
+def sweep(runs: Runs, model: str, optimizer: str, stem: str) -> dict[float, dict[int, Curve]]:
     """Return the runs of one model, optimizer and stem by learning rate."""
-    return {key[3]: curves for key, curves in runs.items() if key[:3] == (*setting, stem)}
+    return {key[3]: curves for key, curves in runs.items() if key[:3] == (model, optimizer, stem)}
 
 
-def best(rates: dict[float, list[Curve]]) -> float:
-    """Return the learning rate with the highest final accuracy."""
-    return max(rates, key=lambda rate: final(rates[rate]))
+def best(rates: Mapping[float, Mapping[int, Curve]]) -> Mapping[int, Curve]:
+    """Return the runs of the learning rate with the highest final accuracy."""
+    return max(rates.values(), key=final)
 
 
-def epochs_to(curve: list[float], accuracy: float) -> str:
-    """Return after how many epochs a curve reaches an accuracy."""
-    return next((str(epoch) for epoch, value in enumerate(curve, 1) if value >= accuracy), "never")
+def best_of_seeds(rates: Mapping[float, Mapping[int, Curve]]) -> dict[int, float]:
+    """Return, by seed, the final accuracy at the rate that is best on average."""
+    return {seed: curve.accuracy[-1] for seed, curve in best(rates).items()}
 
 
-def setting_lines(runs: dict[Key, list[Curve]], setting: tuple[str, str]) -> list[str]:
+def ranges(rates: Mapping[float, Mapping[int, Curve]]) -> dict[int, float]:
+    """Return, by seed, the best minus the worst final accuracy over rates; only seeds that all rates have."""
+    seeds = set.intersection(*(set(curves) for curves in rates.values()))
+    finals = {seed: [curves[seed].accuracy[-1] for curves in rates.values()] for seed in sorted(seeds)}
+    return {seed: max(values) - min(values) for seed, values in finals.items()}
+
+
+def epochs_to(curve: Sequence[float], accuracy: float) -> int:
+    """Return after how many epochs a curve reaches an accuracy; one more than it has if never."""
+    return next((epoch for epoch, value in enumerate(curve, 1) if value >= accuracy), len(curve) + 1)
+
+
+def verdict(name: str, differences: Mapping[int, float]) -> str:
+    """Return a claim's line: the difference in favour of the conv stem, paired by seed, and how many seeds agree."""
+    won = sum(value > 0 for value in differences.values())
+    return f"{name:<64}{spread(differences.values()):>16}   {won} of {len(differences)} seeds"
+
+
+def paired(conv: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """Return conv minus other for the seeds that both have."""
+    return {seed: conv[seed] - other[seed] for seed in sorted({*conv} & {*other})}
+
+
+def claims(runs: Runs, model: str, other: str) -> list[str]:
+    """Return the paper's claims about a model against one of its twins, each with its figure."""
+    lines, gaps = [], {}
+    for optimizer in sorted({key[1] for key in runs}):
+        conv, twin = (sweep(runs, model, optimizer, stem) for stem in ("conv", other))
+        if not conv or not twin:
+            continue
+        lines.append(verdict(f"{optimizer}: accuracy at the best rate", paired(*map(best_of_seeds, (conv, twin)))))
+        smaller = paired(*map(ranges, (twin, conv)))
+        if len(conv) > 1 and smaller:
+            lines.append(verdict(f"{optimizer}: smaller range over {len(conv)} rates", smaller))
+        ours, theirs = best(conv), best(twin)
+        epochs = len(next(iter(theirs.values())).accuracy)
+        early = {s: epochs - epochs_to(ours[s].accuracy, theirs[s].accuracy[-1]) for s in sorted({*ours} & {*theirs})}
+        lines.append(verdict(f"{optimizer}: epochs sooner at the twin's final accuracy, of {epochs}", early))
+        gaps[optimizer] = best_of_seeds(conv), best_of_seeds(twin)
+    if {"adamw", "sgd"} <= set(gaps):
+        conv_gap, twin_gap = (paired(gaps["adamw"][i], gaps["sgd"][i]) for i in range(2))
+        lines.append(verdict("smaller gap from AdamW to SGD", paired(twin_gap, conv_gap)))
+    return [f"{model}, conv stem against {other}", *lines, ""] if lines else []
+
+
+def table(runs: Runs, model: str, optimizer: str) -> list[str]:
     """Return the table of one model and optimizer."""
-    sweeps = {stem: rates for stem in COLOURS if (rates := sweep(runs, setting, stem))}
+    sweeps = {stem: rates for stem in STEMS if (rates := sweep(runs, model, optimizer, stem))}
     columns = sorted({rate for rates in sweeps.values() for rate in rates})
-    lines = ["", f"{setting[0]}, {setting[1]}", f"{'stem':<10}" + "".join(f"{f'lr {rate:g}':>18}" for rate in columns)]
+    lines = [f"{model}, {optimizer}", f"{'stem':<12}" + "".join(f"{f'lr {rate:g}':>18}" for rate in columns)]
     for stem, rates in sweeps.items():
-        lines.append(f"{stem:<10}" + "".join(f"{cell(rates[rate]) if rate in rates else '-':>18}" for rate in columns))
-    for stem, rates in sweeps.items():
-        values = [final(curves) for curves in rates.values()]
-        size = f"{next(iter(rates.values()))[0].params:,} parameters"
-        spread = max(values) - min(values)
-        lines.append(f"{stem} ({size}): best {max(values):.2f}, worst {min(values):.2f}, range {spread:.2f}")
-    if len(sweeps) == len(COLOURS):
-        target = final(sweeps["patchify"][best(sweeps["patchify"])])
-        reached = epochs_to(mean_curve(sweeps["conv"][best(sweeps["conv"])]), target)
-        lines.append(f"epochs for the conv stem to reach patchify's best final accuracy: {reached}")
-    return lines
+        lines.append(f"{stem:<12}" + "".join(f"{cell(rates[rate]) if rate in rates else '-':>18}" for rate in columns))
+    return [*lines, ""]
 
 
-def to_text(runs: dict[Key, list[Curve]]) -> str:
+def sizes(runs: Runs) -> list[str]:
+    """Return the size and cost of each model."""
+    heads = {key[0::2]: curve.head for key, curves in runs.items() for curve in curves.values() if curve.head}
+    return [f"{model}, {stem}: {head['parameters']:,} parameters, {head['gmacs']:.4f} GMACs"
+            for (model, stem), head in sorted(heads.items())]  # fmt: skip
+
+
+def circumstances(runs: Runs) -> list[str]:
+    """Return what all runs share, and on what they ran for how long."""
+    heads = [curve.head for curves in runs.values() for curve in curves.values() if curve.head]
+    shared, info = heads[0]["settings"], heads[0]["environment"]
+    hours = sum(head["cpu_hours"] for head in heads)
+    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+    images = shared["train_images"] or "all"
+    return [
+        f"{shared['epochs']} epochs of {images} training images, all test images; batch {shared['batch_size']}, "
+        f"label smoothing {shared['smoothing']:g}, clipped at {shared['clip_grad']:g}; float32",
+        f"{info['machine']}; {versions}; {hours:.1f} hours of processor time in {len(heads)} runs",
+    ]
+
+
+def to_text(runs: Runs) -> str:
     """Return the report."""
-    epochs = max((len(curve.accuracy) for curves in runs.values() for curve in curves), default=0)
-    seeds = sorted({curve.seed for curves in runs.values() for curve in curves})
-    head = f"CIFAR-10 test accuracy (%) after {epochs} epochs, from scratch; mean +- deviation over seeds {seeds}"
-    return "\n".join([head, *(line for setting in settings(runs) for line in setting_lines(runs, setting))]) + "\n"
+    models, optimizers = (sorted({key[index] for key in runs}) for index in range(2))
+    seeds = sorted({seed for curves in runs.values() for seed in curves})
+    lines = [f"CIFAR-10 test accuracy (%) from scratch; mean +- sample deviation over seeds {seeds}", ""]
+    lines += [line for model in models for name in optimizers for line in table(runs, model, name)]
+    lines += [
+        "In favour of the conv stem (points, or epochs), paired by seed; shown where all seeds agree",
+        "",
+    ]
+    lines += [line for model in models for other in STEMS[1:] for line in claims(runs, model, other)]
+    return "\n".join([*lines, *sizes(runs), *circumstances(runs)]) + "\n"
 
 
-def circumstances(out: Path) -> str:
-    """Return what all runs share, and the machine and versions of this report."""
-    shared = json.loads((out / "settings.json").read_text(encoding="utf-8"))
-    images = " and ".join(f"{shared[f'{part}_images'] or 'all'} {part}" for part in ("train", "test"))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
-    return (
-        f"{images} images (the first of each class), batch {shared['batch_size']}; timm's train.py, unmodified\n"
-        f"{platform.machine()}, {os.cpu_count()} cores; python {platform.python_version()}, {packages}"
-    )
-
-
-def plot(runs: dict[Key, list[Curve]], path: Path) -> None:
+def plot(runs: Runs, path: Path) -> None:
     """Draw, per model and optimizer, accuracy over epochs at the best rate, and final accuracy over the rate."""
     import matplotlib.pyplot as plt
 
-    rows = settings(runs)
+    rows = sorted({key[:2] for key in runs})
     figure, axes = plt.subplots(len(rows), 2, figsize=(10, 3.2 * len(rows)), layout="constrained", squeeze=False)
-    for (left, right), setting in zip(axes, rows, strict=True):
+    for (left, right), (model, optimizer) in zip(axes, rows, strict=True):
         for stem, colour in COLOURS.items():
-            rates = sweep(runs, setting, stem)
-            if not rates:
-                continue
-            rate = best(rates)
-            curve = mean_curve(rates[rate])
-            left.plot(range(1, len(curve) + 1), curve, color=colour, marker=".", label=f"{stem}, lr {rate:g}")
+            rates = sweep(runs, model, optimizer, stem)
+            for seed, curve in best(rates).items() if rates else ():
+                label = stem if seed == min(best(rates)) else None
+                left.plot(range(1, len(curve.accuracy) + 1), curve.accuracy, color=colour, alpha=0.7, label=label)
             right.plot(list(rates), [final(curves) for curves in rates.values()], color=colour, marker="o", label=stem)
-        left.set(title=f"{setting[0]}, {setting[1]}", xlabel="epoch", ylabel="test accuracy, %")
+        left.set(title=f"{model}, {optimizer}: at the best rate", xlabel="epoch", ylabel="test accuracy, %")
         right.set(title="final accuracy over learning rate", xlabel="learning rate", xscale="log")
         for place in (left, right):
             place.grid(alpha=0.25)
@@ -160,9 +203,9 @@ def plot(runs: dict[Key, list[Curve]], path: Path) -> None:
 def write(out: Path) -> None:
     """Print the table, and write it and the plots beside the runs."""
     runs = read_runs(out)
-    if not runs:
-        raise SystemExit(f"{out / 'runs'} has no summary.csv with a finished epoch")
-    text = f"{to_text(runs)}\n{circumstances(out)}\n"
+    if not any(curve.head for curves in runs.values() for curve in curves.values()):
+        raise SystemExit(f"{out / 'runs'} has no finished run yet")
+    text = to_text(runs)
     (out / "results.txt").write_text(text, encoding="utf-8")
     plot(runs, out / "curves.png")
     print(text, end="")

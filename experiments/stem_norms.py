@@ -28,7 +28,8 @@ from torch import nn
 
 from convstem import transplant
 from convstem.transplanting.surgery import swap_stem
-from experiments.transplant_cifar10 import environment, get_source
+from experiments.machine import environment
+from experiments.transplant_cifar10 import get_source
 from experiments.transplant_cifar10_data import Split, batches, load_split
 from experiments.transplant_cifar10_experiments import (
     CALIBRATION_BATCHES,

@@ -22,13 +22,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from tqdm import tqdm
 
 from convstem import transplant
 from experiments import transplant_cifar10_report as report
+from experiments.machine import environment
 from experiments.transplant_cifar10_data import BATCH, Split, batches, load_split
 from experiments.transplant_cifar10_experiments import (
     CALIBRATION_BATCHES,
@@ -84,27 +82,6 @@ def settings(args: argparse.Namespace, data: Split, test: Split) -> dict[str, An
         "batch": BATCH, "source_rate": SOURCE_RATE, "optimisers": {name: list(OPTIMISERS[name]) for name in OPTIMISERS},
         "clip": CLIP, "train_images": len(data.labels), "test_images": len(test.labels),
     }  # fmt: skip
-
-
-def environment(jobs: int) -> dict[str, Any]:
-    """Return machine and versions.
-
-    Args:
-        jobs: processes that share the threads.
-    """
-    packages = ("convstem", "torch", "timm", "torchvision")
-    return {
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {jobs} jobs",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-
-
-def cpu_name() -> str:
-    """Return the processor's name where the system tells it, else the architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {names[0]}" if names else platform.machine()
 
 
 def get_source(path: Path, epochs: int, data: Split) -> nn.Module:

@@ -55,7 +55,7 @@ def read_png(path: Path) -> numpy.ndarray:
 
 def normalise(images: Tensor) -> Tensor:
     """Return bytes [batch, 3, height, width] as normalised floats."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
     return (images / 255 - mean) / std
 
 

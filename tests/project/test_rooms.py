@@ -28,8 +28,8 @@ LEVELS = (
 
 LEVEL = {room: level for level, names in enumerate(LEVELS) for room in names}
 FILES_AT_THE_TOP = 6
-TEST_FOLDERS = {"libraries", "project", "support", "training"}
-"""Folders of tests/ that are about no room: the repository itself, helpers, and whole training runs."""
+TEST_FOLDERS = {"experiments", "libraries", "project", "support", "training"}
+"""Folders of tests/ that are about no room: the repository itself, helpers, scripts, and whole training runs."""
 
 
 def violations(package: Path) -> list[str]:

@@ -19,7 +19,6 @@ from tests.support.script_runs import Scripts, read_checkpoint
 RECIPES = Path(__file__).parents[2] / "recipes"
 README = (RECIPES / "README.md").read_text(encoding="utf-8")
 CONFIGS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))}
-WHOLE = {name: config for name, config in CONFIGS.items() if name != "cifar10_evidence"}  # the script adds its model
 
 COMMANDS = [
     shlex.split(line) for line in README.splitlines() if re.match(r"    (python|torchrun) .*train\.py --", line)
@@ -42,9 +41,9 @@ print("wrong keys:", sorted(wrong))
 """
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_recipes_model_builds_with_its_stem(name: str) -> None:
-    config = WHOLE[name]
+    config = CONFIGS[name]
     kwargs = {key: config[key] for key in ("num_classes", "in_chans") if key in config}
     with torch.device("meta"):
         model = timm.create_model(config["model"], **kwargs, **config.get("model_kwargs") or {})
@@ -92,7 +91,7 @@ def test_a_wrong_key_or_type_is_found(timm_scripts: Scripts, tmp_path: Path) -> 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_recipe_trains_the_small_model(timm_scripts: Scripts, name: str) -> None:
     """The recipe as it is, but for model, data, device and length."""
     small = "--model vit_nano4_convstem --num-classes 10 --device cpu --workers 0 --batch-size 20 --epochs 1"
@@ -100,7 +99,7 @@ def test_every_recipe_trains_the_small_model(timm_scripts: Scripts, name: str) -
     timm_scripts.run("train.py", *where, "--experiment", name, *small.split(), "--warmup-epochs", 0)
     saved = read_checkpoint(timm_scripts.out / name / "last.pth.tar")
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
-    assert ("state_dict_ema" in saved) == bool(WHOLE[name].get("model_ema"))
+    assert ("state_dict_ema" in saved) == bool(CONFIGS[name].get("model_ema"))
 
 
 def flags_of(command: Any) -> list[str]:
@@ -133,24 +132,3 @@ def test_the_papers_table_counts_what_the_paper_counts() -> None:
         assert re.search(rf"ViT_C-{size} .* {params}\n", printed)
     assert re.search(r"ViT_P-18GF +17\.5 +17\.56 +86\.6 +86,567,656\n", printed)
     assert "not trained here" in printed
-
-
-@pytest.mark.full
-def test_the_cifar10_evidence_trains_resumes_and_reports(timm_scripts: Scripts, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    evidence = [sys.executable, str(RECIPES / "cifar10_evidence.py"), "--out", str(tmp_path)]
-    where = ["--train-py", str(timm_scripts.folder / "train.py"), "--data-dir", str(timm_scripts.images)]
-    models = ["--models", "vit_nano4_convstem", "--train-images", "20", "--batch-size", "10", "--workers", "0"]
-    what = [*models, "--optimizers", "adamw", "--rates", "adamw=1e-3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def call(*flags: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*evidence, *flags], capture_output=True, text=True, env=environment, **options)
-
-    printed = call(*where, *what, "--epochs", "2", check=True).stdout
-    assert re.search(r"conv \(544,426 parameters\): best", printed)
-    assert re.search(r"patchify \(460,906 parameters\): best", printed)
-    assert (tmp_path / "curves.png").stat().st_size > 0
-    assert "finished" not in call(*where, *what, "--epochs", "2", check=True).stdout
-    assert "choose another --out" in call(*where, *what, "--epochs", "3", check=False).stderr
-    assert call("--report", check=True).stdout == printed[printed.index("CIFAR-10") :]

@@ -1,0 +1,58 @@
+"""Train one model on CIFAR-10, all images in memory, augmented a batch at a time.
+
+    python -m tools.cifar10 DATA
+    python -m experiments.cifar10 --data-dir DATA --out OUT --model vit_nano4_convstem --epochs 8 --threads 2
+
+OUT gets ``last.pth.tar``, written at the end of each epoch, and ``log.jsonl``. Interrupt or kill it freely: the same
+command goes on from the last whole epoch, to the same result, which timm's train.py does not promise: it keeps no
+random state. Nor has it reflected crops, alternating flips or kept logits of a teacher. All else is timm's: models,
+optimizers, schedules, mixing, averages of weights, loss.
+
+``--teacher FOLDER`` is the OUT of another training, whose probabilities are learned as far as ``--teacher-share`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from experiments.cifar10.checkpoints import read_log
+from experiments.cifar10.settings import add_flags, from_flags
+from experiments.cifar10.training import DivergedError, run
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="image folder written by tools/cifar10.py")
+    parser.add_argument("--out", type=Path, required=True, help="destination directory")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of the processor; default: torch's choice")
+    parser.add_argument("--teacher", type=Path, help="folder of a finished training")
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    if bool(args.teacher) != bool(args.teacher_share):
+        parser.error("--teacher and --teacher-share are needed both, or neither")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        run(from_flags(args), args.data_dir, args.out, args.device, args.teacher)
+    except (DivergedError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    head, rows = read_log(args.out)
+    print(f"{rows[-1]['accuracy']:.2f} %; {head['hours']:.2f} hours, {head['cpu_hours']:.2f} of processor time")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

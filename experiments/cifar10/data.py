@@ -1,0 +1,127 @@
+"""CIFAR-10 in memory: which images, and their augmentation, a batch at a time.
+
+Every random number comes from the seed, what it is for, and the epoch or view. So nothing of the random state has to be
+kept to go on with a training, and a view of an image can be drawn again for its teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from experiments.cifar10.settings import Settings
+from experiments.transplant_cifar10_data import Split, load_split, normalise
+from tools.cifar10 import CLASSES
+
+ORDER, SHIFT, FLIP, MIX, LAYERS = range(5)
+"""What a random number is for."""
+
+
+def derive_seed(*parts: int) -> int:
+    """Return a seed made of several numbers."""
+    return int(numpy.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def generator(*parts: int) -> torch.Generator:
+    """Return a generator seeded by several numbers."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def read(folder: Path, settings: Settings, device: str) -> tuple[Split, Split]:
+    """Return the images to train on and those to evaluate on, in channels-last memory.
+
+    Args:
+        folder: image folder written by tools/cifar10.py; keeps both splits as tensors, too.
+        device: where they are to lie.
+    """
+    train = load_split(folder / "train", folder / "train.pt", 0)
+    test = load_split(folder / "validation", folder / "validation.pt", 0)
+    if settings.holdout:
+        test = of_each_class(train, -settings.holdout, None)
+        train = of_each_class(train, None, -settings.holdout)
+    if settings.train_images:
+        train = of_each_class(train, None, settings.train_images)
+    return move(train, device), move(test, device)
+
+
+def of_each_class(split: Split, begin: int | None, end: int | None) -> Split:
+    """Return a slice of every class; the bounds count the images of all classes together."""
+    bounds = slice(*(None if bound is None else bound // len(CLASSES) for bound in (begin, end)))
+    rows = torch.cat([(split.labels == label).nonzero().flatten()[bounds] for label in range(len(CLASSES))])
+    return Split(split.images[rows], split.labels[rows])
+
+
+def move(split: Split, device: str) -> Split:
+    """Return a split on a device, its images in channels-last memory."""
+    images = split.images.to(device, memory_format=torch.channels_last)
+    return Split(images, split.labels.to(device))
+
+
+@dataclass(frozen=True)
+class View:
+    """One augmentation of all images: by how much each is shifted [2, count], and which are mirrored [count]."""
+
+    shift: Tensor
+    mirrored: Tensor
+
+    @classmethod
+    def draw(cls, count: int, number: int, settings: Settings) -> View:
+        """Return the view of a number; alternating flips begin at random and change with every number."""
+        shift = torch.randint(2 * settings.crop + 1, (2, count), generator=generator(settings.seed, SHIFT, number))
+        turn = 0 if settings.flip == "alternating" else number
+        mirrored = torch.rand(count, generator=generator(settings.seed, FLIP, turn)) < 0.5
+        if settings.flip == "alternating" and number % 2:
+            mirrored = ~mirrored
+        return cls(shift, mirrored if settings.flip != "none" else torch.zeros_like(mirrored))
+
+    def apply(self, images: Tensor, rows: Tensor, crop: int) -> Tensor:
+        """Return some images [count, 3, size, size] as bytes [rows, 3, size, size], shifted and mirrored."""
+        size = images.shape[-1]
+        source = functional.pad(torch.arange(size)[None].float(), (crop, crop), "reflect")[0].long()
+        down, right = (source[self.shift[:, rows, None] + torch.arange(size)]).to(images.device)
+        right = torch.where(self.mirrored[rows, None].to(images.device), right.flip(1), right)
+        rows = rows.to(images.device)
+        pixels = images.permute(0, 2, 3, 1)[rows[:, None, None], down[:, :, None], right[:, None, :]]
+        return pixels.permute(0, 3, 1, 2)
+
+
+def view_number(epoch: int, settings: Settings) -> int:
+    """Return which view of the images an epoch sees: a new one, or the kept ones in turn."""
+    return epoch % settings.views if settings.views else epoch
+
+
+def batches(data: Split, epoch: int, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the full batches of an epoch: normalised images [batch, 3, size, size], and their rows [batch]."""
+    view = View.draw(len(data.labels), view_number(epoch, settings), settings)
+    order = torch.randperm(len(data.labels), generator=generator(settings.seed, ORDER, epoch))
+    for rows in order[: steps_of(data, settings) * settings.batch_size].split(settings.batch_size):
+        images = normalise(view.apply(data.images, rows, settings.crop))
+        yield resize(images, settings.small_size if epoch < settings.small_epochs else settings.size), rows
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Return images [batch, 3, height, width] with sides of another size in pixels; 0: as they are."""
+    if size in (0, images.shape[-1]):
+        return images
+    return functional.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+def steps_of(data: Split, settings: Settings) -> int:
+    """Return the steps of an epoch.
+
+    Raises:
+        ValueError: there are fewer images than the steps take.
+    """
+    steps = settings.epoch_steps or max(len(data.labels) // settings.batch_size, 1)
+    if len(data.labels) < steps * settings.batch_size:
+        raise ValueError(
+            f"{len(data.labels)} images do not fill {steps} batches of {settings.batch_size}: "
+            "lower --batch-size or --epoch-steps"
+        )
+    return steps

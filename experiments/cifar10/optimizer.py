@@ -1,0 +1,93 @@
+"""The optimizer: timm's, and its Muon made faster for a processor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import Muon, create_optimizer_v2, param_groups_weight_decay
+from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
+from torch import Tensor, nn
+
+from experiments.cifar10.settings import Settings
+
+COEFFICIENTS = [(3.4445, -4.7750, 2.0315)]
+"""Of the Newton-Schulz iteration: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024."""
+
+
+class StackedMuon(Muon):
+    """timm's Muon; it orthogonalises the matrices of one shape together, on a processor in float32.
+
+    timm's does it one by one in bfloat16, which a processor without bfloat16 arithmetic has to emulate. Whatever is no
+    matrix is left to timm's AdamW, as in timm's Muon.
+
+    Args:
+        params: parameters or groups.
+        dtype: of the iteration; default: bfloat16 on an accelerator, float32 elsewhere.
+        kwargs: arguments of timm's Muon, of which ``conv_mode`` stays "flatten".
+    """
+
+    def __init__(self, params: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+        super().__init__(params, ns_coefficients=COEFFICIENTS, **kwargs)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update the matrices here, then everything else in timm's step, from which their gradients are hidden."""
+        hidden: list[tuple[Tensor, Tensor]] = []
+        for group in self.param_groups:
+            for matrices in by_shape(group["params"]):
+                self.update(matrices, group)
+                hidden += [(matrix, matrix.grad) for matrix in matrices]
+        for matrix, _ in hidden:
+            matrix.grad = None
+        super().step(closure)
+        for matrix, grad in hidden:
+            matrix.grad = grad
+
+    def update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """Update matrices of one shape, in place.
+
+        Args:
+            matrices: [outputs, inputs, ...]; all but the first axis are one.
+            group: rate, weight decay and momentum.
+        """
+        grads = [matrix.grad for matrix in matrices]
+        moments = [self.moment(matrix) for matrix in matrices]
+        torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
+        stack = torch.stack([moment.flatten(1) for moment in moments])
+        if group["nesterov"]:
+            stack = torch.stack([grad.flatten(1) for grad in grads]).lerp(stack, group["momentum"])
+        dtype = self.dtype or (torch.float32 if stack.device.type == "cpu" else torch.bfloat16)
+        turned = zeropower_via_newtonschulz(stack, group["ns_steps"], COEFFICIENTS, group["eps"], dtype=dtype)
+        scale = get_lr_scale(stack.shape, group["adjust_lr_fn"])
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        parts = [part.view_as(matrix) for part, matrix in zip(turned.to(stack.dtype), matrices, strict=True)]
+        torch._foreach_add_(matrices, parts, alpha=-group["lr"] * scale)
+
+    def moment(self, matrix: Tensor) -> Tensor:
+        """Return the momentum of a matrix, under timm's names."""
+        state = self.state[matrix]
+        if not state:
+            state.update(use_muon=True, momentum_buffer=torch.zeros_like(matrix))
+        return state["momentum_buffer"]
+
+
+def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Return the matrices among parameters with a gradient, grouped by shape; tokens and positions are none."""
+    groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.ndim > 1 and min(parameter.shape[:2]) > 1:
+            groups[parameter.shape].append(parameter)
+    return groups.values()
+
+
+def create(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, with timm's rule of what has no weight decay."""
+    shared = {"lr": settings.lr, "momentum": settings.momentum}
+    if settings.opt != "muon":
+        return create_optimizer_v2(model, settings.opt, weight_decay=settings.weight_decay, **shared)
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    return StackedMuon(param_groups_weight_decay(model, settings.weight_decay, exempt), **shared)

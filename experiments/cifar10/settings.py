@@ -1,0 +1,98 @@
+"""What the result of a training depends on, and its flags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from timm.utils import ParseKwargs
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a field with the help text of its flag."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the result depends on, JSON-plain; where timm's train.py has a flag, its name is used.
+
+    Raises:
+        ValueError: values that contradict each other, or an odd batch that should be mixed.
+    """
+
+    model: str = option("vit_nano4_convstem", "a name of timm's, or of experiments/cifar10/models.py")
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "NAME=VALUE ... for the model"})
+    epochs: int = option(8, "epochs of the schedule")
+    batch_size: int = option(128, "images of a step; what does not fill a batch is left out of its epoch")
+    opt: str = option("muon", "timm's name of the optimizer")
+    lr: float = option(5e-3, "peak learning rate")
+    momentum: float = option(0.9, "of optimizers that have one")
+    weight_decay: float = option(0.05, "not for norms, biases, class token and position embedding, as in timm")
+    clip_grad: float = option(0.0, "largest norm of the gradient; 0: unlimited")
+    sched: str = option("cosine", "timm's name of the schedule; with poly and decay rate 1 it is linear")
+    warmup_epochs: float = option(1.0, "epochs of linear warm-up, within the schedule")
+    crop: int = option(4, "pixels by which a crop may be shifted each way, over reflected borders")
+    flip: str = option("alternating", "alternating: every other epoch, at random in the first; random; none")
+    smoothing: float = option(0.1, "label smoothing")
+    mixup: float = option(0.0, "alpha of mixup; 0: none")
+    cutmix: float = option(0.0, "alpha of CutMix; 0: none")
+    mixup_prob: float = option(1.0, "share of the batches that are mixed")
+    mixup_off_epoch: int = option(0, "no mixing from this epoch on; 0: to the end")
+    model_ema_decay: float = option(0.0, "of the average of weights, which is what is evaluated; 0: none")
+    epoch_steps: int = option(0, "steps of an epoch; 0: as many as the images fill")
+    size: int = option(0, "side in pixels to which images are resized; 0: as they are")
+    small_epochs: int = option(0, "first epochs on smaller images")
+    small_size: int = option(24, "their side in pixels")
+    teacher_share: float = option(0.0, "share of the teacher's probabilities in the target")
+    temperature: float = option(1.0, "of the teacher's probabilities")
+    views: int = option(0, "augmented views of each image, used in turn, whose teacher logits are kept; even")
+    attack_steps: int = option(0, "adversarial training: steps of the attack on each batch; 0: none")
+    attack_radius: float = option(8.0, "of the attack: largest change of a pixel, in 1/255")
+    amp: bool = option(False, "bfloat16 autocast")
+    train_images: int = option(0, "first images of each class, in all; 0: all")
+    holdout: int = option(0, "evaluate on the last training images of each class, in all, instead of the test images")
+    eval_interval: int = option(0, "evaluate after this many epochs, for a curve; 0: after the last only")
+    seed: int = option(0, "of initialisation, order and augmentation")
+
+    def __post_init__(self) -> None:
+        """Check what no flag's type can."""
+        if self.flip not in (choices := ("alternating", "none", "random")):
+            raise ValueError(f"flip must be one of {', '.join(choices)}; got {self.flip!r}")
+        if self.teacher_share and (self.views < 2 or self.views % 2):
+            raise ValueError(f"a teacher needs an even number of views, because flips alternate; got {self.views}")
+        if self.mixed and self.batch_size % 2:
+            raise ValueError(f"timm's Mixup needs an even batch size; got {self.batch_size}")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether images are mixed at all."""
+        return bool(self.mixup or self.cutmix)
+
+
+def add_flags(parser: argparse.ArgumentParser, defaults: Settings | None = None) -> None:
+    """Add a flag for every field."""
+    defaults = defaults or Settings()
+    for row in fields(Settings):
+        flag, value = f"--{row.name.replace('_', '-')}", getattr(defaults, row.name)
+        how: dict[str, Any] = {"type": type(value)}
+        if isinstance(value, bool):
+            how = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(value, Mapping):
+            how = {"nargs": "*", "action": ParseKwargs}
+        parser.add_argument(flag, default=value, help=row.metadata["help"], **how)
+
+
+def from_flags(args: argparse.Namespace) -> Settings:
+    """Return the settings of a parsed command line."""
+    return Settings(**{row.name: getattr(args, row.name) for row in fields(Settings)})
+
+
+def differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return what differs between two records of settings, as text; empty if nothing does."""
+    found, settings = (json.loads(json.dumps(dict(record))) for record in (found, settings))  # tuples become lists
+    names = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
+    return "; ".join(f"{name} {found.get(name)!r}, not {settings.get(name)!r}" for name in names)

@@ -1,0 +1,46 @@
+"""A teacher's logits of every image in every kept view, computed once and kept in a folder."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convstem.files.writing import write_whole
+from experiments.cifar10.data import View
+from experiments.cifar10.settings import Settings
+from experiments.transplant_cifar10_data import Split, normalise
+
+BATCH = 500
+
+
+class Teacher:
+    """A trained model whose logits are computed when a view is first seen.
+
+    Args:
+        model: the teacher, in eval mode.
+        data: the images, on the teacher's device.
+        settings: of the student, which say what a view is.
+        folder: keeps one file for each view.
+    """
+
+    def __init__(self, model: nn.Module, data: Split, settings: Settings, folder: Path) -> None:
+        self.model, self.data, self.settings, self.folder = model, data, settings, folder
+
+    def logits(self, view: int) -> Tensor:
+        """Return the logits of all images in a view [count, classes], in half precision."""
+        path = self.folder / f"{view}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, partial(torch.save, self.compute(view).cpu()))
+        return torch.load(path, weights_only=True).to(self.data.labels.device)
+
+    @torch.inference_mode()
+    def compute(self, number: int) -> Tensor:
+        """Return the logits of all images in a view [count, classes], in half precision."""
+        view = View.draw(len(self.data.labels), number, self.settings)
+        parts = torch.arange(len(self.data.labels)).split(BATCH)
+        crop = self.settings.crop
+        return torch.cat([self.model(normalise(view.apply(self.data.images, rows, crop))).half() for rows in parts])

@@ -1,0 +1,154 @@
+"""The embedded model: vit_nano4_convstem on CIFAR-10, with a teacher and without, on two processor cores.
+
+    python -m tools.cifar10 DATA
+    python -m experiments.nano4 --data-dir DATA --out OUT --threads 2                 # teacher, then student
+    python -m experiments.nano4 --data-dir DATA --out OUT --threads 2 --stages plain  # the recipe without teacher
+    python -m experiments.nano4 --data-dir DATA --out OUT --jobs 2 --stages levers    # short runs, one change each
+    python -m experiments.nano4 --data-dir DATA --out OUT --stages report             # what is there, and the hours
+
+Each stage has a folder in OUT with a checkpoint for each epoch. Interrupt or kill it freely: the same command goes on
+from the last whole epoch, to the same result. The test images are looked at once, after the last epoch; the levers are
+judged on training images that are held out. The hours are the sum over epochs, so those of an epoch that was killed
+are not in them; hours of processor time over the number of cores are what quiet cores take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from experiments.cifar10 import sweep
+from experiments.cifar10.checkpoints import LOG, read_log
+from experiments.cifar10.settings import Settings
+from experiments.cifar10.training import DivergedError, run
+from experiments.cifar10_evidence_report import spread
+
+POOLED = {"global_pool": "avg", "class_token": False}
+"""64 tokens instead of 65, and one more matrix product less in the head's way."""
+
+TEACHER = Settings(model="convnet", epochs=14, batch_size=256, sched="poly")
+PLAIN = Settings(
+    model_kwargs=POOLED, epochs=160, lr=5e-3, weight_decay=0.05, warmup_epochs=3, cutmix=1.0, mixup_prob=0.5,
+    mixup_off_epoch=140, model_ema_decay=0.999,
+)  # fmt: skip
+STUDENT = replace(PLAIN, teacher_share=0.8, views=32, temperature=1.0)
+
+STAGES = {"teacher": TEACHER, "student": STUDENT, "plain": PLAIN}
+
+SHORT = Settings(model_kwargs=POOLED, epochs=3, train_images=10_000, holdout=5_000)
+"""What the levers change, one at a time."""
+
+LEVERS = {
+    "as it is": {},
+    "class token": {"model_kwargs": {}},
+    "AdamW 2e-3": {"opt": "adamw", "lr": 2e-3},
+    "muon 1e-2": {"lr": 1e-2},
+    "muon 2.5e-3": {"lr": 2.5e-3},
+    "momentum 0.95": {"momentum": 0.95},
+    "batch 64": {"batch_size": 64},
+    "batch 256": {"batch_size": 256},
+    "linear schedule": {"sched": "poly"},
+    "flips at random": {"flip": "random"},
+    "no crops": {"crop": 0},
+    "no label smoothing": {"smoothing": 0.0},
+    "CutMix, half of the batches": {"cutmix": 1.0, "mixup_prob": 0.5},
+    "24 pixels in the first epoch": {"small_epochs": 1},
+    "GELU in the stem": {"model_kwargs": {**POOLED, "stem_act": "gelu"}},
+    "width 112, depth 5": {"model_kwargs": {**POOLED, "embed_dim": 112, "depth": 5, "num_heads": 4}},
+}
+SEEDS = (0, 1)
+
+
+def lever_runs() -> dict[str, Settings]:
+    """Return the short runs by name."""
+    return {
+        f"{name.replace(' ', '_')}-{seed}": replace(SHORT, **changes, seed=seed)
+        for seed, (name, changes) in product(SEEDS, LEVERS.items())
+    }
+
+
+def lever_lines(out: Path) -> list[str]:
+    """Return the table of the levers: accuracy on held-out images, what each adds, paired by seed, and its time."""
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for name, seed in product(LEVERS, SEEDS):
+        folder = out / "levers" / "runs" / f"{name.replace(' ', '_')}-{seed}"
+        if sweep.finished(folder, lever_runs()[folder.name]) and (folder / LOG).exists():
+            head, rows = read_log(folder)
+            found.setdefault(name, {})[seed] = rows[-1]["accuracy"], 3600 * head["cpu_hours"]
+    if not found:
+        return []
+    base = found.get("as it is", {})
+    lines = [f"{SHORT.epochs} epochs of {SHORT.train_images} images, {SHORT.holdout} held-out training images; seeds "
+             f"{SEEDS}", f"{'lever':<32}{'accuracy %':>16}{'gain':>16}{'processor s':>13}"]  # fmt: skip
+    for name, runs in found.items():
+        gains = [score - base[seed][0] for seed, (score, _) in runs.items() if seed in base]
+        seconds = sum(time for _, time in runs.values()) / len(runs)
+        scores = spread(score for score, _ in runs.values())
+        lines.append(f"{name:<32}{scores:>16}{spread(gains) if gains else '':>16}{seconds:>13.0f}")
+    return [*lines, ""]
+
+
+def stage_lines(out: Path) -> list[str]:
+    """Return the table of the long runs: how far, accuracy after the last epoch, size, hours."""
+    lines = [
+        f"{'stage':<10}{'epochs':>10}{'accuracy %':>12}{'parameters':>12}{'GMACs':>8}{'hours':>8}{'of processor':>14}"
+    ]
+    for name, settings in STAGES.items():
+        if not (out / name / LOG).exists():
+            continue
+        head, rows = read_log(out / name)
+        score = f"{rows[-1]['accuracy']:.2f}" if len(rows) == settings.epochs else "-"
+        lines.append(
+            f"{name:<10}{f'{len(rows)}/{settings.epochs}':>10}{score:>12}{head['parameters']:>12,}{head['gmacs']:>8.4f}"
+            f"{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
+        )
+    return lines
+
+
+def report(out: Path) -> str:
+    """Return what is there."""
+    return "\n".join([*lever_lines(out), *stage_lines(out)]) + "\n"
+
+
+def carry_out(stage: str, args: argparse.Namespace) -> None:
+    """Do one stage, from where it was."""
+    if stage == "report":
+        print(report(args.out), end="")
+    elif stage == "levers":
+        sweep.run_all(lever_runs(), sweep.Where(args.data_dir, args.out / "levers", args.device, args.jobs))
+    else:
+        teacher = args.out / "teacher" if stage == "student" else None
+        run(STAGES[stage], args.data_dir, args.out / stage, args.device, teacher)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sweep.add_flags(parser)
+    parser.add_argument("--threads", type=int, help="of the processor; default: torch's choice")
+    stages = [*STAGES, "levers", "report"]
+    parser.add_argument("--stages", nargs="+", default=["teacher", "student", "report"], choices=stages)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        for stage in args.stages:
+            carry_out(stage, args)
+    except (DivergedError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Is a conv stem more robust against adversarial images than its patchify twins? Adversarially trained nano models.
+
+Singh et al. (arXiv 2303.01870) report about four points of AutoAttack accuracy for a conv stem at the size of ViT-S on
+ImageNet. This asks for the sign at the smallest scale: every stem is trained on images moved by projected gradient
+descent within a radius, and then attacked within the same radius.
+
+    pip install "convstem[robustness]"
+    python -m tools.cifar10 DATA
+    python -m experiments.robustness --data-dir DATA --out OUT --epochs 10 --seeds 0 1 2 --jobs 2
+
+The attacks are those of the Adversarial Robustness Toolbox: PGD-50 on ``--attacked`` test images, and AutoAttack on
+``--autoattacked`` of them, with three of its four parts: APGD on cross-entropy and on the difference of logits ratio,
+and Square (FAB is missing). Interrupt it freely: the same command goes on. OUT gets ``results.txt``; a run's figures
+lie in OUT/runs/NAME/robustness.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from convstem.files.writing import write_whole
+from experiments.cifar10 import data, sweep
+from experiments.cifar10.checkpoints import load_trained, read_log
+from experiments.cifar10.models import STEMS, twin_settings
+from experiments.cifar10.settings import Settings
+from experiments.cifar10_evidence_report import paired, spread, verdict
+from experiments.transplant_cifar10_data import MEAN, STD, Split
+from tools.cifar10 import CLASSES, SIZE
+
+FIGURES = "robustness.json"
+ATTACKS = ("clean", "PGD-50", "AutoAttack")
+
+
+def classifier(model: nn.Module, device: str) -> Any:
+    """Return a model as the toolbox wants it: images in 0 to 1, normalisation inside."""
+    from art.estimators.classification import PyTorchClassifier
+
+    statistics = tuple(numpy.array(values, dtype=numpy.float32).reshape(3, 1, 1) for values in (MEAN, STD))
+    return PyTorchClassifier(
+        model.eval(), nn.CrossEntropyLoss(), (3, SIZE, SIZE), len(CLASSES), clip_values=(0.0, 1.0),
+        preprocessing=statistics, device_type="gpu" if device.startswith("cuda") else "cpu",
+    )  # fmt: skip
+
+
+def attacks(target: Any, radius: float) -> dict[str, Any]:
+    """Return the attacks on a classifier within a radius in 1/255, by name."""
+    from art.attacks.evasion import AutoAttack, AutoProjectedGradientDescent, ProjectedGradientDescent, SquareAttack
+
+    reach = radius / 255
+    shared = {"eps": reach, "batch_size": 250, "verbose": False}
+    apgd = partial(AutoProjectedGradientDescent, target, eps_step=2 * reach, max_iter=100, nb_random_init=1, **shared)
+    parts = [apgd(loss_type=loss) for loss in ("cross_entropy", "difference_logits_ratio")]
+    parts.append(SquareAttack(target, max_iter=5000, p_init=0.8, nb_restarts=1, **shared))
+    return {
+        "PGD-50": ProjectedGradientDescent(target, eps_step=reach / 10, max_iter=50, num_random_init=1, **shared),
+        "AutoAttack": AutoAttack(target, eps=reach, attacks=parts, batch_size=250),
+    }
+
+
+def attacked_accuracy(target: Any, attack: Any, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images that a classifier still gets right, in per cent.
+
+    Args:
+        attack: of the toolbox; None: the images as they are.
+        images: bytes [count, 3, height, width].
+        labels: classes [count].
+    """
+    pixels, truth = (images.float() / 255).contiguous().cpu().numpy(), labels.cpu().numpy()
+    moved = attack.generate(pixels, truth) if attack else pixels
+    return 100 * float((target.predict(moved, batch_size=250).argmax(1) == truth).mean())
+
+
+def measure(model: nn.Module, test: Split, settings: Settings, counts: dict[str, int], device: str) -> dict[str, float]:
+    """Return the accuracy under each attack, on so many images, spread evenly over the test images."""
+    target = classifier(model, device)
+    found = {"clean": None, **attacks(target, settings.attack_radius)}
+    figures = {}
+    for name in ATTACKS:
+        rows = torch.linspace(0, len(test.labels) - 1, counts[name]).long()
+        numpy.random.seed(settings.seed)  # the toolbox draws from numpy's
+        figures[name] = attacked_accuracy(target, found[name], test.images[rows], test.labels[rows])
+    return figures
+
+
+def carry_out(folder: Path, settings: Settings, where: sweep.Where, counts: dict[str, int]) -> None:
+    """Train and attack one model, and write down its figures."""
+    sweep.train_one(folder, settings, where)
+    if (folder / sweep.DIVERGED).exists():
+        return
+    _, test = data.read(where.data_dir, settings, where.device)
+    figures = measure(load_trained(folder, where.device), test, settings, counts, where.device)
+    record = {"counts": counts, "figures": figures}
+    write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+
+
+def read_figures(out: Path, seeds: list[int]) -> dict[str, dict[int, dict[str, float]]]:
+    """Return the figures of the finished runs by stem and seed."""
+    found: dict[str, dict[int, dict[str, float]]] = {stem: {} for stem in STEMS}
+    for stem, seed in product(STEMS, seeds):
+        path = out / "runs" / f"{stem}-{seed}" / FIGURES
+        if path.exists():
+            found[stem][seed] = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return {stem: runs for stem, runs in found.items() if runs}
+
+
+def to_text(out: Path, seeds: list[int], counts: dict[str, int]) -> str:
+    """Return the report."""
+    figures = read_figures(out, seeds)
+    images = ", ".join(f"{name} on {count}" for name, count in counts.items())
+    lines = [
+        "CIFAR-10 accuracy (%) of adversarially trained models; mean +- sample deviation over seeds",
+        images,
+    ]
+    lines += ["", f"{'stem':<12}{'runs':>5}" + "".join(f"{name:>18}" for name in ATTACKS)]
+    for stem, runs in figures.items():
+        cells = "".join(f"{spread(run[name] for run in runs.values()):>18}" for name in ATTACKS)
+        lines.append(f"{stem:<12}{len(runs):>5}{cells}")
+    lines += ["", "conv stem minus its twin (points), paired by seed"]
+    for stem, name in product(STEMS[1:], ATTACKS):
+        conv, twin = ({seed: run[name] for seed, run in figures.get(s, {}).items()} for s in ("conv", stem))
+        if gain := paired(conv, twin):
+            lines.append(verdict(f"{name}, against {stem}", gain))
+    return "\n".join([*lines, "", *circumstances(out, figures)]) + "\n"
+
+
+def circumstances(out: Path, figures: dict[str, Any]) -> list[str]:
+    """Return how the models were trained, on what, and for how long."""
+    heads = [read_log(out / "runs" / f"{stem}-{seed}")[0] for stem, runs in figures.items() for seed in runs]
+    if not heads:
+        return ["no run has finished yet"]
+    shared, info = heads[0]["settings"], heads[0]["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+    return [
+        f"{shared['epochs']} epochs; attack of {shared['attack_steps']} steps within {shared['attack_radius']:g}/255; "
+        f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}",
+        f"{info['machine']}; {versions}; {sum(head['cpu_hours'] for head in heads):.1f} hours of processor time",
+    ]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sweep.add_flags(parser)
+    parser.add_argument("--model", default="vit_nano4_convstem")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--train-images", type=int, default=0, help="first images of each class, in all; 0: all")
+    parser.add_argument("--attack-steps", type=int, default=3, help="of training")
+    parser.add_argument("--attack-radius", type=float, default=4.0, help="in 1/255")
+    parser.add_argument("--attacked", type=int, default=1000, help="test images that PGD-50 attacks")
+    parser.add_argument("--autoattacked", type=int, default=200, help="test images that AutoAttack attacks")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and attack what is missing, then report."""
+    args = parse_args(argv)
+    common = Settings(
+        opt="adamw", lr=2e-3, clip_grad=1.0, epochs=args.epochs, batch_size=args.batch_size,
+        train_images=args.train_images, attack_steps=args.attack_steps, attack_radius=args.attack_radius,
+    )  # fmt: skip
+    runs = {
+        f"{stem}-{seed}": Settings(**{**asdict(common), **twin_settings(args.model, stem), "seed": seed})
+        for seed, stem in product(args.seeds, STEMS)
+    }
+    counts = {"clean": args.attacked, "PGD-50": args.attacked, "AutoAttack": args.autoattacked}
+    sweep.run_all(runs, sweep.Where.from_flags(args), partial(carry_out, counts=counts), FIGURES)
+    text = to_text(args.out, args.seeds, counts)
+    (args.out / "results.txt").write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""What is a transplant good for? A good patchify ViT fine-tuned as it is, with a transplanted stem, and with a new one.
+
+Every start is trained by AdamW and by SGD, in batches of 128 and of 8, whole and with a frozen trunk; for as many steps
+as the patchify model, and for as long (a conv stem's steps take longer, so it gets fewer).
+
+    python -m tools.cifar10 DATA
+    python -m experiments.cifar10 --data-dir DATA --out SOURCE --model vit_tiny_patch16_224 --epochs 80 \\
+        --cutmix 1 --mixup-prob 0.5 --mixup-off-epoch 70 --model-ema-decay 0.999 \\
+        --model-kwargs img_size=32 patch_size=4 embed_dim=96 depth=7 num_heads=3 mlp_ratio=2
+    python -m experiments.transplant_gain --data-dir DATA --out OUT --source SOURCE --jobs 2
+    python -m tools.dinov2_vit_small FILE
+    python -m experiments.transplant_gain --data-dir DATA --out OUT --source FILE --size 64 --steps 60 --jobs 2
+
+A source is the folder of a training, or the file of the real DINOv2 ViT-S, which gets a new head. OUT/runs.jsonl gets a
+line when a run is done, and the same command goes on from there; OUT/results.txt is the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing, nn
+from tqdm import tqdm
+
+from convstem import transplant
+from convstem.files.writing import write_whole
+from convstem.registry.stem_spec import default_stem
+from convstem.transplanting.surgery import swap_stem
+from experiments.cifar10 import data, sweep
+from experiments.cifar10.checkpoints import load_trained
+from experiments.cifar10.settings import Settings
+from experiments.cifar10.training import Training, accuracy
+from experiments.cifar10_evidence_report import paired, spread
+from experiments.machine import environment
+from experiments.transplant_cifar10_data import MEAN, STD, Split
+from tools.cifar10 import CLASSES
+from tools.dinov2_vit_small import load_patch16
+
+STARTS = ("patchify", "transplant", "new stem")
+SCOPES = ("all", "stem and head")
+BUDGETS = ("steps", "time")
+RATES = {("adamw", 128): 1e-3, ("adamw", 8): 2.5e-4, ("sgd", 128): 0.02, ("sgd", 8): 0.00125}
+"""Peak rates, the same for every start: with the batch, AdamW's goes by the square root, SGD's in proportion."""
+
+DECAY = {"adamw": 0.05, "sgd": 0.0}
+STEPS_MORE = 4
+"""How many more steps of 8 images are taken than of 128."""
+
+TIMED_STEPS = 8
+LAST = 20
+"""Steps over which the last training loss is averaged."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning run to be done."""
+
+    start: str
+    scope: str
+    optimizer: str
+    batch: int
+    budget: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with: accuracy in per cent, mean loss of the last steps, and how many steps it took how long."""
+
+    accuracy: float
+    loss: float
+    steps: int
+    cpu_seconds: float
+
+
+def load_source(path: Path, device: str, size: int) -> nn.Module:
+    """Return the patchify model, in eval mode; a file is the real ViT-S, at an image size, with a new head."""
+    if path.is_dir():
+        return load_trained(path, device)
+    model: Any = load_patch16(path)
+    model.set_input_size(img_size=size)
+    torch.manual_seed(0)
+    model.reset_classifier(len(CLASSES))
+    model.pretrained_cfg.update(mean=MEAN, std=STD)  # what it will see here
+    return model.to(device).eval()
+
+
+def start_model(job: Job, source: nn.Module) -> nn.Module:
+    """Return a fresh copy of the model that a run starts from, with what its scope does not train frozen."""
+    model: Any = copy.deepcopy(source)
+    if job.start == "transplant":
+        model = transplant(source)
+    if job.start == "new stem":
+        torch.manual_seed(job.seed)
+        patch, channels = model.patch_embed.patch_size[0], model.patch_embed.proj.in_channels
+        swap_stem(model, default_stem(patch, model.embed_dim, channels), transplanted=False)
+    if job.scope != "all":
+        model.requires_grad_(False)
+        for part in (model.patch_embed, model.get_classifier()):
+            part.requires_grad_(True)
+    return model
+
+
+def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
+    """Return how a run trains, in one long epoch."""
+    return Settings(
+        epochs=1, epoch_steps=steps, batch_size=job.batch, opt=job.optimizer, lr=RATES[job.optimizer, job.batch],
+        weight_decay=DECAY[job.optimizer], clip_grad=1.0, warmup_epochs=0.05, size=args.size, seed=job.seed,
+    )  # fmt: skip
+
+
+def step_time(job: Job, source: nn.Module, images: Split, args: argparse.Namespace) -> float:
+    """Return the median time of a training step, in seconds."""
+    settings = settings_of(job, args, TIMED_STEPS)
+    training = Training(settings, images, args.device, model=start_model(job, source).train())
+    times = []
+    for update, (batch, rows) in enumerate(data.batches(images, 0, settings)):
+        begin = time.perf_counter()
+        training.step(batch, training.targets(rows, None), update)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def time_ratios(out: Path, source: nn.Module, images: Split, args: argparse.Namespace) -> dict[str, float]:
+    """Return how much longer a step takes with a conv stem, by scope and batch; measured once, then kept."""
+    path = out / "time_ratios.json"
+    if not path.exists():
+        ratios = {}
+        for scope, batch in product(SCOPES, args.batches):
+            plain, stem = (Job(start, scope, "adamw", batch, "steps", 0) for start in STARTS[:2])
+            pairs = [[step_time(job, source, images, args) for job in (plain, stem)] for _ in range(3)]
+            ratios[f"{scope}, {batch}"] = statistics.median(second / first for first, second in pairs)
+        write_whole(path, lambda file: file.write_text(json.dumps(ratios), encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def steps_of(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -> int:
+    """Return how many steps a run takes."""
+    steps = args.steps * (1 if job.batch == max(args.batches) else STEPS_MORE)
+    slower = ratios[f"{job.scope}, {job.batch}"] if job.budget == "time" and job.start != "patchify" else 1
+    return max(round(steps / slower), 1)
+
+
+def carry_out(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -> Result:
+    """Fine-tune one model and return what was measured; in a process of its own."""
+    settings = settings_of(job, args, steps_of(job, args, ratios))
+    images, test = data.read(args.data_dir, settings, args.device)
+    images, test = (data.of_each_class(part, None, args.images or None) for part in (images, test))
+    images, test = (data.move(part, args.device) for part in (images, test))
+    model = start_model(job, load_source(args.source, args.device, args.size))
+    training = Training(settings, images, args.device, model=model)
+    row = training.run_epoch(0)
+    score = accuracy(model.eval(), test, args.size)
+    return Result(score, statistics.fmean(training.losses[-LAST:]), training.steps, row["cpu_seconds"])
+
+
+def planned(args: argparse.Namespace) -> list[Job]:
+    """Return all runs, seed by seed and the starts side by side; a patchify model has one budget only."""
+    combined = product(args.seeds, ("adamw", "sgd"), args.batches, SCOPES, BUDGETS, STARTS)
+    jobs = [Job(start, scope, name, batch, budget, seed) for seed, name, batch, scope, budget, start in combined]
+    return [job for job in jobs if job.budget == "steps" or job.start == "transplant"]
+
+
+def read_results(path: Path) -> dict[Job, Result]:
+    """Return the runs that are done."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    kinds = [tuple(row.name for row in fields(kind)) for kind in (Job, Result)]
+    return {Job(**{n: row[n] for n in kinds[0]}): Result(**{n: row[n] for n in kinds[1]}) for row in rows}
+
+
+def write_results(path: Path, done: Mapping[Job, Result]) -> None:
+    """Write the runs that are done, a line each."""
+    text = "".join(json.dumps(asdict(job) | asdict(result)) + "\n" for job, result in done.items())
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> dict[Job, Result]:
+    """Do the runs that are not done, several at a time; keep each as it ends."""
+    path = args.out / "runs.jsonl"
+    done = read_results(path)
+    jobs = planned(args)
+    todo = [job for job in jobs if job not in done]
+    threads = max(torch.get_num_threads() // args.jobs, 1)
+    with ProcessPoolExecutor(
+        args.jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        futures = {pool.submit(carry_out, job, args, ratios): job for job in todo}
+        for future in tqdm(as_completed(futures), "runs", len(jobs), initial=len(jobs) - len(todo)):
+            done[futures[future]] = future.result()
+            write_results(path, done)
+    return done
+
+
+def by_seed(done: Mapping[Job, Result], **wanted: Any) -> dict[int, Result]:
+    """Return the results of one setting by seed."""
+    return {job.seed: result for job, result in done.items()
+            if all(getattr(job, name) == value for name, value in wanted.items())}  # fmt: skip
+
+
+def table(done: Mapping[Job, Result]) -> Iterable[str]:
+    """Yield the lines of the table: each start, and its gain over the patchify model of the same setting and seed."""
+    columns = ("runs", "accuracy %", "minus patchify", "last loss", "steps", "processor s")
+    yield line(("optimizer", "batch", "trained", "start", "as many"), columns)
+    keys = {(job.optimizer, job.batch, job.scope, STARTS.index(job.start), job.budget) for job in done}
+    for optimizer, batch, scope, start, budget in sorted(keys):
+        shared = {"optimizer": optimizer, "batch": batch, "scope": scope}
+        found = by_seed(done, **shared, start=STARTS[start], budget=budget)
+        base = by_seed(done, **shared, start=STARTS[0])
+        scores, other = ({seed: run.accuracy for seed, run in runs.items()} for runs in (found, base))
+        gains = paired(scores, other) if start else {}
+        runs = list(found.values())
+        cells = (
+            len(runs), spread(scores.values()), spread(gains.values()) if gains else "",
+            spread(run.loss for run in runs), runs[0].steps, f"{statistics.fmean(run.cpu_seconds for run in runs):.0f}",
+        )  # fmt: skip
+        yield line((optimizer, batch, scope, STARTS[start], budget), cells)
+
+
+def line(names: Iterable[object], cells: Iterable[object]) -> str:
+    """Return a line of the table: names to the left, cells to the right."""
+    left = "".join(f"{name!s:<{width}}" for name, width in zip(names, (11, 7, 15, 12, 8), strict=True))
+    return left + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sweep.add_flags(parser)
+    parser.add_argument("--source", type=Path, required=True, help="folder of a training, or DINOv2's file")
+    parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: as they are")
+    parser.add_argument("--steps", type=int, default=390, help="of the larger batch; four times as many of the smaller")
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 8], choices=[128, 8])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=0, help="first images of each class, in all; 0: all")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what is missing, then print the table."""
+    args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    images, test = data.read(args.data_dir, Settings(), args.device)
+    source = load_source(args.source, args.device, args.size)
+    ratios = time_ratios(args.out, source, images, args)
+    score = accuracy(source, test, args.size)
+    done = run_all(args, ratios)
+    info = environment(args.jobs, device=args.device)
+    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+    head = [
+        f"Fine-tuning on CIFAR-10 from {args.source.name}: {score:.2f} % of {len(test.labels)} test images before",
+        f"{info['machine']}; {versions}",
+        "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
+    ]
+    text = "\n".join([*head, "", *table(done)]) + "\n"
+    write_whole(args.out / "results.txt", lambda path: path.write_text(text, encoding="utf-8"))
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The sweeps of the experiments: what is finished is not done again, a lost run is a result, the claims are counted."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from experiments import cifar10_evidence, cifar10_evidence_report, nano4
+from experiments.cifar10 import models, sweep
+from experiments.cifar10.checkpoints import LOG
+from experiments.cifar10.settings import Settings
+from tests.experiments.test_cifar10 import random_split
+
+
+def write_log(folder: Path, settings: Settings, accuracies: list[float]) -> None:
+    """Write the log of a training as far as a report reads it."""
+    head = {"settings": asdict(settings), "parameters": 1000, "gmacs": 0.04, "hours": 0.5, "cpu_hours": 1.0,
+            "environment": {"machine": "a machine", "versions": {"torch": "9.9"}}}  # fmt: skip
+    rows = [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(accuracies)]
+    folder.mkdir(parents=True)
+    (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)), encoding="utf-8")
+
+
+def evidence_args(tmp_path: Path, *more: str) -> Any:
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--device", "cpu"]
+    return cifar10_evidence.parse_args([*where, "--epochs", "3", *more])
+
+
+def test_every_stem_optimizer_rate_and_seed_is_planned_once(tmp_path: Path) -> None:
+    runs = cifar10_evidence.planned(evidence_args(tmp_path))
+    assert len({run.name for run in runs}) == len(runs) == 3 * 2 * 5 * 3
+    assert {run.stem for run in runs[:3]} == set(models.STEMS)  # side by side
+
+
+def test_the_twins_share_the_trunk_and_the_deeper_one_the_cost() -> None:
+    counts = {stem: models.count(models.create(Settings(**models.twin_settings("vit_nano4_convstem", stem))))
+              for stem in models.STEMS}  # fmt: skip
+    assert [counts[stem]["parameters"] for stem in models.STEMS] == [544_426, 460_906, 535_690]
+    cost = {stem: count["gmacs"] for stem, count in counts.items()}
+    assert cost["patchify"] < 0.88 * cost["conv"]
+    assert cost["patchify+1"] == pytest.approx(cost["conv"], rel=0.04)
+
+
+def test_claims_are_counted_by_seed(tmp_path: Path) -> None:
+    args = evidence_args(tmp_path, "--seeds", "0", "1", "--rates", "adamw=1e-3,1e-2", "sgd=0.1,1")
+    gain = {"conv": 10.0, "patchify": 0.0, "patchify+1": 12.0}
+    for run in cifar10_evidence.planned(args):
+        low = 5.0 * (run.rate in (1e-2, 1.0)) * (1 + (run.stem == "patchify")) + 3.0 * (run.optimizer == "sgd")
+        curve = [40.0 + epoch * 10 + gain[run.stem] - low - run.seed for epoch in range(3)]
+        write_log(tmp_path / "runs" / run.name, run.settings(args), curve)
+    cifar10_evidence.main(["--data-dir", str(tmp_path), "--out", str(tmp_path), "--report"])
+    text = (tmp_path / "results.txt").read_text(encoding="utf-8")
+    twin, deeper = text.split("conv stem against patchify+1")
+    assert re.search(r"adamw: accuracy at the best rate +10\.00 \+- 0\.00   2 of 2 seeds", twin)
+    assert re.search(r"adamw: smaller range over 2 rates +5\.00 \+- 0\.00   2 of 2 seeds", twin)
+    assert re.search(r"adamw: epochs sooner at the twin's final accuracy, of 3 +1\.00", twin)
+    assert re.search(r"smaller gap from AdamW to SGD +0\.00 \+- 0\.00   0 of 2 seeds", twin)
+    assert re.search(r"adamw: accuracy at the best rate +-2\.00 \+- 0\.00   0 of 2 seeds", deeper)
+    assert re.search(r"sgd: epochs sooner at the twin's final accuracy, of 3 +-1\.00", deeper)
+    assert "8.0 hours" not in text
+    assert "24.0 hours of processor time in 24 runs" in text
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_a_lost_run_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
+    split = random_split(20)
+    for name in ("train", "validation"):
+        torch.save(asdict(split), tmp_path / f"{name}.pt")
+    kwargs = {"embed_dim": 24, "depth": 1, "stem_channels": (8, 16)}
+    good = Settings(model_kwargs=kwargs, epochs=1, batch_size=10)
+    lost = Settings(model_kwargs=kwargs, epochs=1, batch_size=10, opt="sgd", lr=1e30, warmup_epochs=0)
+    where = sweep.Where(tmp_path, tmp_path)
+    for name, settings in {"good": good, "lost": lost}.items():
+        folder = tmp_path / "runs" / name
+        assert not sweep.finished(folder, settings)
+        sweep.train_one(folder, settings, where)
+        assert sweep.finished(folder, settings)
+    assert [(tmp_path / "runs" / name / sweep.DIVERGED).exists() for name in ("good", "lost")] == [False, True]
+    assert cifar10_evidence_report.read_curve(tmp_path / "runs" / "lost").accuracy == (10.0,)
+    assert not sweep.finished(tmp_path / "runs" / "good", good, "another-result.json")
+    with pytest.raises(ValueError, match=r"was begun with lr 0.005, not 0.1: choose another --out"):
+        sweep.finished(tmp_path / "runs" / "good", Settings(model_kwargs=kwargs, epochs=1, batch_size=10, lr=0.1))
+
+
+@pytest.mark.parametrize("stage", nano4.STAGES)
+def test_the_stages_of_nano4_fit_the_goal(stage: str) -> None:
+    settings = nano4.STAGES[stage]
+    found = models.count(models.create(settings))
+    assert settings.holdout == settings.train_images == settings.eval_interval == 0  # the test images once, at the end
+    if stage != "teacher":
+        assert found["parameters"] <= 600_000
+        assert found["gmacs"] <= 0.05
+        assert settings.model in timm.list_models("vit_nano4*")
+
+
+def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Path) -> None:
+    runs = nano4.lever_runs()
+    assert all(settings.holdout for settings in runs.values())
+    for name, settings in runs.items():
+        better = 2.0 if name.startswith("batch_64") else 0.0
+        write_log(tmp_path / "levers" / "runs" / name, settings, [30.0, 40.0, 50.0 + settings.seed + better])
+    text = nano4.report(tmp_path)
+    assert re.search(r"as it is +50\.50 \+- 0\.71 +0\.00 \+- 0\.00 +3600", text)
+    assert re.search(r"batch 64 +52\.50 \+- 0\.71 +2\.00 \+- 0\.00 +3600", text)
+    assert len(text.splitlines()) == 4 + len(nano4.LEVERS)

@@ -1,0 +1,81 @@
+"""Attacks stay within their radius and hurt; the script trains, attacks and reports."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from timm.loss import SoftTargetCrossEntropy
+
+from experiments import robustness
+from experiments.cifar10 import models
+from experiments.cifar10.attack import perturb
+from experiments.cifar10.settings import Settings
+from experiments.cifar10.training import Training
+from experiments.transplant_cifar10_data import STD, Split, normalise
+from tests.experiments.test_cifar10 import random_split
+
+TINY = Settings(model_kwargs={"embed_dim": 24, "depth": 1, "stem_channels": (8, 16)}, batch_size=10)
+
+
+def flat_split(count: int) -> Split:
+    """Return images whose class is their brightness, which is learned in a few steps."""
+    labels = torch.arange(count) % 10
+    return Split((25 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous(), labels)
+
+
+def test_an_attack_stays_within_its_radius_and_raises_the_loss() -> None:
+    model, images = models.create(TINY).train(), normalise(random_split(10).images)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss, targets = SoftTargetCrossEntropy(), torch.eye(10)
+    moved = perturb(model, images, targets, loss, radius=4, steps=3)
+    reach = 4 / 255 / torch.tensor(STD).view(3, 1, 1)
+    assert 0.5 < float(((moved - images) / reach).abs().max()) <= 1 + 1e-5
+    pixels = (moved - normalise(torch.zeros_like(images))) * torch.tensor(STD).view(3, 1, 1)
+    assert -1e-6 < float(pixels.min()) < float(pixels.max()) < 1 + 1e-6
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.eval()
+    assert loss(model(moved), targets) > loss(model(images), targets)
+
+
+def test_adversarial_training_is_another_training() -> None:
+    split = random_split(20)
+    losses = [Training(settings, split).run_epoch(0)["loss"] for settings in (TINY, Settings(**asdict(TINY) | {
+        "attack_steps": 2}))]  # fmt: skip
+    assert losses[0] != losses[1]
+
+
+def test_pgd_lowers_the_accuracy_of_a_model_that_has_learned() -> None:
+    pytest.importorskip("art")
+    settings = Settings(**asdict(TINY) | {"lr": 2e-2, "epochs": 30, "crop": 0, "warmup_epochs": 0})
+    split = flat_split(40)
+    training = Training(settings, split)
+    for epoch in range(settings.epochs):
+        training.run_epoch(epoch)
+    target = robustness.classifier(training.model, "cpu")
+    clean = robustness.attacked_accuracy(target, None, split.images, split.labels)
+    attacked = robustness.attacked_accuracy(
+        target, robustness.attacks(target, 16.0)["PGD-50"], split.images, split.labels
+    )
+    right = training.model.eval()(normalise(split.images)).argmax(1) == split.labels
+    assert clean == pytest.approx(100 * float(right.double().mean()))
+    assert clean > 60
+    assert attacked < clean - 20
+
+
+@pytest.mark.full
+def test_the_script_trains_attacks_goes_on_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("art")
+    for name in ("train", "validation"):
+        torch.save(asdict(random_split(20)), tmp_path / f"{name}.pt")
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu", "--epochs", "1"]
+    call = [*where, "--batch-size", "10", "--attack-steps", "1", "--attacked", "10", "--autoattacked", "2"]
+    robustness.main([*call, "--seeds", "0"])
+    once = capsys.readouterr().out
+    robustness.main([*call, "--seeds", "0"])
+    assert capsys.readouterr().out == once
+    assert "PGD-50 on 10, AutoAttack on 2" in once
+    assert "of 1 seeds" in once
+    assert once.count("AutoAttack, against patchify") == 2

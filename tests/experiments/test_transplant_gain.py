@@ -1,0 +1,92 @@
+"""What a transplant is good for: the starts are what they are called, budgets are equal, and a killed sweep goes on."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import transplant_gain
+from experiments.cifar10 import checkpoints
+from experiments.cifar10.settings import Settings
+from experiments.cifar10.training import Training
+from experiments.transplant_cifar10_data import normalise
+from experiments.transplant_gain import Job, Result
+from tests.experiments.test_cifar10 import random_split
+
+SOURCE = Settings(
+    model="vit_tiny_patch16_224", batch_size=10, epochs=1,
+    model_kwargs={"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3},
+)  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """The folder of a finished training of a tiny patchify model, beside its images."""
+    for name in ("train", "validation"):
+        torch.save(asdict(random_split(80)), tmp_path / f"{name}.pt")
+    training = Training(SOURCE, random_split(40))
+    (tmp_path / "source").mkdir()
+    checkpoints.save(training, tmp_path / "source")
+    return tmp_path / "source"
+
+
+def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path) -> None:
+    images = normalise(random_split(4).images)
+    model = transplant_gain.load_source(source, "cpu", 0)
+    starts = {start: transplant_gain.start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
+              for start in transplant_gain.STARTS}  # fmt: skip
+    assert not torch.allclose(starts["new stem"](images), model(images), atol=1e-3)
+    shapes = [{name: tensor.shape for name, tensor in starts[start].state_dict().items()} for start in starts]
+    assert shapes[1] == shapes[2] != shapes[0]
+    torch.testing.assert_close(starts["transplant"](images), model(images), rtol=1e-4, atol=1e-5)
+    assert torch.equal(starts["patchify"](images), model(images))
+
+
+def test_a_frozen_trunk_does_not_train(source: Path) -> None:
+    model = transplant_gain.load_source(source, "cpu", 0)
+    for start in transplant_gain.STARTS:
+        found = transplant_gain.start_model(Job(start, "stem and head", "sgd", 8, "steps", 0), model)
+        trained = {name.split(".")[0] for name, parameter in found.named_parameters() if parameter.requires_grad}
+        assert trained == {"patch_embed", "head"}
+
+
+def test_equal_time_takes_fewer_steps_of_a_slower_model(tmp_path: Path) -> None:
+    args = transplant_gain.parse_args(
+        ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--source", str(tmp_path), "--steps", "100"]
+    )
+    ratios = {"all, 128": 1.25, "all, 8": 2.0}
+    steps = {(start, batch, budget): transplant_gain.steps_of(Job(start, "all", "sgd", batch, budget, 0), args, ratios)
+             for start in ("patchify", "transplant") for batch in (128, 8) for budget in ("steps", "time")}  # fmt: skip
+    assert steps["transplant", 128, "steps"] == steps["patchify", 128, "steps"] == 100
+    assert steps["transplant", 128, "time"] == 80
+    assert (steps["patchify", 8, "steps"], steps["transplant", 8, "time"]) == (400, 200)
+    jobs = transplant_gain.planned(args)
+    assert len(jobs) == len(set(jobs)) == 2 * 2 * 2 * 3 * 4  # three starts, and the transplant in equal time
+
+
+def test_gains_are_paired_by_seed_and_what_is_done_is_read_again(tmp_path: Path) -> None:
+    done = {
+        Job(start, "all", "sgd", 8, "steps", seed): Result(80.0 + 5 * seed + gain, 0.5, 10, 3.0)
+        for start, gain in {"patchify": 0.0, "transplant": 1.0}.items() for seed in (0, 1)
+    }  # fmt: skip
+    transplant_gain.write_results(tmp_path / "runs.jsonl", done)
+    assert transplant_gain.read_results(tmp_path / "runs.jsonl") == done
+    _, patchify, transplanted = transplant_gain.table(done)
+    assert "82.50 +- 3.54" in patchify
+    assert "83.50 +- 3.54    1.00 +- 0.00" in transplanted
+
+
+@pytest.mark.full
+def test_the_script_trains_goes_on_and_reports(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = source.parent / "out"
+    where = ["--data-dir", str(source.parent), "--out", str(out), "--source", str(source), "--device", "cpu"]
+    call = [*where, "--steps", "2", "--batches", "8", "--seeds", "0"]
+    transplant_gain.main(call)
+    once = capsys.readouterr().out
+    lines = (out / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 * 2 * 4
+    (out / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")  # the last one was killed
+    transplant_gain.main(call)
+    strip = [line.rsplit(maxsplit=1)[0] for line in once.splitlines()]  # all but the seconds
+    assert [line.rsplit(maxsplit=1)[0] for line in capsys.readouterr().out.splitlines()] == strip
