@@ -28,7 +28,7 @@ class Settings:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "NAME=VALUE ... for the model"})
     epochs: int = option(8, "epochs of the schedule")
     batch_size: int = option(128, "images of a step; what does not fill a batch is left out of its epoch")
-    opt: str = option("muon", "timm's name of the optimizer")
+    opt: str = option("stackedmuon", "timm's name of the optimizer, or stackedmuon: timm's muon, faster on processors")
     lr: float = option(5e-3, "peak learning rate")
     momentum: float = option(0.9, "of optimizers that have one")
     weight_decay: float = option(0.05, "not for norms, biases, class token and position embedding, as in timm")
