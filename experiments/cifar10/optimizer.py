@@ -36,7 +36,7 @@ class StackedMuon(Muon):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Update the matrices here, then everything else in timm's step, from which their gradients are hidden."""
-        hidden: list[tuple[Tensor, Tensor]] = []
+        hidden: list[tuple[Tensor, Tensor | None]] = []
         for group in self.param_groups:
             for matrices in by_shape(group["params"]):
                 self.update(matrices, group)
