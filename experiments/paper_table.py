@@ -108,9 +108,13 @@ def optimizer_lines() -> list[str]:
     """Return the comparison of optimizers: the paper's, then ours at CIFAR scale where it has been run."""
     lines = [f"{'4GF, 50 epochs':<16}{'AdamW':>8}{'SGD':>8}{'gap':>8}"]
     lines += [f"{stem:<16}{adamw:>8}{sgd:>8}{sgd - adamw:>8.1f}" for stem, (adamw, sgd) in OPTIMIZERS.items()]
-    for path in sorted(RESULTS.glob("cifar10_evidence*/results.txt")):
-        lines += ["", "here, at CIFAR scale:", *path.read_text(encoding="utf-8").splitlines()]
-    return lines
+    return [*lines, "", "here, at CIFAR scale:", *run_here("cifar10_evidence*")]
+
+
+def run_here(folders: str) -> list[str]:
+    """Return the reports in some folders of experiments/results, or that there are none."""
+    paths = sorted(RESULTS.glob(f"{folders}/results.txt"))
+    return [line for path in paths for line in (*path.read_text(encoding="utf-8").splitlines(), "")] or ["not run here"]
 
 
 def cifar_lines() -> list[str]:
@@ -133,6 +137,8 @@ def main() -> None:
         "ImageNet-1k top-1 error, % (paper)": error_lines(),
         "AdamW against SGD, top-1 error, % (paper)": optimizer_lines(),
         "Norm of the stem, 4GF, 100 epochs, top-1 error, % (paper; not trained here)": norms,
+        "What a transplant is good for (nothing of it is in the paper)": run_here("transplant_gain*"),
+        "Robustness (Singh et al. 2023: +4 points of AutoAttack accuracy at ViT-S)": run_here("robustness*"),
         "CIFAR-10 from scratch, 200 epochs (Compact Transformers), and ours": cifar_lines(),
     }
     print("\n\n".join("\n".join([title, "", *lines]) for title, lines in sections.items()))

@@ -15,6 +15,7 @@ from convstem.files.writing import write_whole
 from experiments.cifar10.models import count, create
 from experiments.cifar10.settings import Settings, differences
 from experiments.machine import environment
+from tools.cifar10 import SIZE
 
 if TYPE_CHECKING:
     from experiments.cifar10.training import Training
@@ -28,7 +29,7 @@ def save(training: Training, folder: Path) -> None:
     head = {
         "settings": asdict(training.settings),
         "environment": environment(device=training.device),
-        **count(training.result),
+        **count(training.result, training.settings.size or SIZE),
         "hours": sum(row["seconds"] for row in training.history) / 3600,
         "cpu_hours": sum(row["cpu_seconds"] for row in training.history) / 3600,
     }

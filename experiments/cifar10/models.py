@@ -83,10 +83,10 @@ def create(settings: Settings) -> nn.Module:
     return build(num_classes=len(CLASSES), **arguments).to(memory_format=torch.channels_last)
 
 
-def count(model: nn.Module) -> dict[str, Any]:
-    """Return a model's parameters and GMACs on one image."""
+def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:
+    """Return a model's parameters and GMACs on one image of a size in pixels."""
     device = next(model.parameters()).device
     with FlopCounterMode(display=False) as flops, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, SIZE, SIZE, device=device))
+        model.eval()(torch.zeros(1, 3, size, size, device=device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "gmacs": flops.get_total_flops() / 2e9}
