@@ -33,7 +33,8 @@ from convstem.registry.catalog import models
 from convstem.registry.complexity import stem_macs
 from convstem.registry.stem_spec import default_stem
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "stem_candidates"
+PARTS = ("accuracy", "errors", "forward")
 SIZES = {"Ti": 192, "S": 384, "B": 768, "L": 1024}
 PATCHES = (8, 16, 32)
 COLUMNS = ("size", "candidate", "channels", "default", "GMACs", "exact for", "float32 in range", "noise of 3 std",
@@ -82,8 +83,8 @@ def cells(size: str, patch: int, width: int, results: dict[str, Any]) -> Iterato
     """Yield the table's rows of one trunk size and patch; a dash is what was not measured."""
     row = replace(models()["vit_s16_convstem"], patch_size=patch, embed_dim=width, stem_channels=())
     for name, stem in candidates(patch, width).items():
-        found = results["errors"].get(f"{size}/{patch}/{name}", {})
-        times = [results["forward"].get(f"{size}/{patch}/{batch}", {}) for batch in (1, 8)]
+        found = results["errors"]["values"].get(f"{size}/{patch}/{name}", {})
+        times = [results["forward"]["values"].get(f"{size}/{patch}/{batch}", {}) for batch in (1, 8)]
         form = {"scope": "{}", "factor": "{:.2f}"}
         yield [
             f"{size}/{patch}", name, ", ".join(map(str, stem.channels)),
@@ -113,35 +114,37 @@ def accuracy_table(runs: dict[str, list[float]]) -> str:
 def to_text(results: dict[str, Any]) -> str:
     """Return everything that was measured."""
     rows = [row for patch, size in product(PATCHES, SIZES) for row in cells(size, patch, SIZES[size], results)]
-    parts = [results["machine"], "", markdown([COLUMNS, ["---"] * len(COLUMNS), *rows])]
-    if results["accuracy"]:
+    parts = [f"{part}: {found['machine']}" for part, found in results.items() if "machine" in found]
+    parts += ["", markdown([COLUMNS, ["---"] * len(COLUMNS), *rows])]
+    if "settings" in (found := results["accuracy"]):
         heading = "Fine-tuning on CIFAR-10 after a transplant, patch 4, width 64:"
-        parts += ["", heading, "", results["accuracy_settings"], "", accuracy_table(results["accuracy"])]
+        parts += ["", heading, found["settings"], "", accuracy_table(found["values"])]
     return "\n".join(parts) + "\n"
 
 
-def measure(args: argparse.Namespace, results: dict[str, Any], save: Callable[[], None]) -> None:
+def measure(args: argparse.Namespace, found: dict[str, Any], save: Callable[[], None]) -> None:
     """Measure what is asked for and not known yet; save after each."""
+    values = found["values"]
     for patch, size in product(args.patches, args.sizes):
         stems = candidates(patch, SIZES[size])
         if args.part == "errors":
             for name, stem in stems.items():
-                if (key := f"{size}/{patch}/{name}") not in results["errors"]:
-                    results["errors"][key] = errors(patch, SIZES[size], stem)
+                if (key := f"{size}/{patch}/{name}") not in values:
+                    values[key] = errors(patch, SIZES[size], stem)
                     save()
         for batch in args.batches if args.part == "forward" else ():
-            if (key := f"{size}/{patch}/{batch}") not in results["forward"]:
-                results["forward"][key] = forward(size, patch, stems, batch, args.repeats)
+            if (key := f"{size}/{patch}/{batch}") not in values:
+                values[key] = forward(size, patch, stems, batch, args.repeats)
                 save()
     if args.part == "accuracy":
         stems = {name: StemSpec(rule(4, 64), norm="none") for name, rule in RULES.items()}
-        results["accuracy_settings"] = fine_tuning(args.data_dir, args.cache, stems, results["accuracy"], save)
+        found["settings"] = fine_tuning(args.data_dir, args.cache, stems, values, save)
 
 
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("accuracy", "errors", "forward"))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--patches", nargs="+", type=int, choices=PATCHES, default=list(PATCHES))
     parser.add_argument("--batches", nargs="+", type=int, choices=(1, 8), default=[1, 8])
@@ -151,18 +154,28 @@ def main() -> None:
     args = parser.parse_args()
     if args.part == "accuracy" and not (args.data_dir and args.cache):
         parser.error("accuracy needs --data-dir and --cache")
-    file = RESULTS / "stem_candidates.json"
-    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    results = {"errors": {}, "forward": {}, "accuracy": {}, **results}
-    results["machine"] = f"{machine('cpu')}; {torch.get_num_threads()} thread(s)"
+    results = {part: read(part) for part in PARTS}
+    found = results[args.part]
+    found["machine"] = f"{machine('cpu')}; {torch.get_num_threads()} thread(s)"
 
     def save() -> None:
-        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        file_of(args.part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
-    measure(args, results, save)
+    RESULTS.mkdir(exist_ok=True)
+    measure(args, found, save)
     save()
-    (RESULTS / "stem_candidates.txt").write_text(to_text(results), encoding="utf-8")
+    RESULTS.with_suffix(".txt").write_text(to_text(results), encoding="utf-8")
     print(to_text(results))
+
+
+def file_of(part: str) -> Path:
+    """Return where the values of a part are kept."""
+    return RESULTS / f"{part}.json"
+
+
+def read(part: str) -> dict[str, Any]:
+    """Return the values of a part as far as they were measured."""
+    return json.loads(file_of(part).read_text(encoding="utf-8")) if file_of(part).exists() else {"values": {}}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from timm.layers import PatchEmbed
@@ -28,14 +29,23 @@ def spread_over_bands(weight: Tensor, in_chans: int, bands: Sequence[int]) -> Te
         ArgumentError: bands out of range, named twice, or not as many as ``weight`` has channels.
     """
     channels = weight.shape[1]
-    if len(bands) != channels or len({*bands}) != channels or not all(0 <= band < in_chans for band in bands):
+    in_chans, *chosen = map(_whole, (in_chans, *bands))
+    if len(chosen) != channels or len({*chosen}) != channels or not all(0 <= band < in_chans for band in chosen):
         raise ArgumentError(
             f"bands must name {channels} different bands from 0 to {in_chans - 1}, one for each input channel of the "
             f"source; got {list(bands)}. Sentinel-2's red, green and blue are bands 3, 2, 1 of 13"
         )
     result = weight.new_zeros(len(weight), in_chans, *weight.shape[2:])
-    result[:, list(bands)] = weight
+    result[:, chosen] = weight
     return result
+
+
+def _whole(number: Any) -> int:
+    """Return a whole number, of whatever library; raise ``ArgumentError`` for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise ArgumentError(f"in_chans and bands are whole numbers, bands as many in a list; got {number!r}") from error
 
 
 def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -> None:
@@ -44,7 +54,7 @@ def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -
     Raises:
         ArgumentError: one of the two is missing, or the bands do not fit.
     """
-    if in_chans is None or bands is None:
+    if in_chans is None or not isinstance(bands, Iterable):
         raise ArgumentError(
             f"in_chans and bands belong together; got in_chans={in_chans}, bands={bands}: bands says which of the new "
             "input channels take the filters of the model's own, in their order, and the others start at zero. For "
