@@ -4,6 +4,7 @@ docs/libraries.md says what to call where; each of its claims is here.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,15 @@ def backbone_error(name: str, size: int, auto: bool) -> float:
         return relative_error(backbone(x).feature_maps[-1], expected)
 
 
+@pytest.fixture
+def no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer for the Hub, which AutoBackbone asks first whether a timm name is a repository; nothing is online here."""
+    from transformers.models.auto import auto_factory
+
+    monkeypatch.setattr(auto_factory, "hf_api", lambda: SimpleNamespace(repo_exists=lambda name: False))
+
+
+@pytest.mark.usefixtures("no_such_repository")
 @pytest.mark.parametrize("auto", [False, True], ids=["TimmBackbone", "AutoBackbone"])
 @pytest.mark.parametrize("name", [f"vit_tiny_patch16_224.{TAG}", f"vit_ti16_convstem.{TAG}"])
 def test_transformers_backbones_keep_the_weights(name: str, auto: bool, hub_file: Any) -> None:
@@ -197,6 +207,7 @@ def test_transformers_backbones_keep_the_weights(name: str, auto: bool, hub_file
     assert backbone_error(name, 224, auto) < 1e-5
 
 
+@pytest.mark.usefixtures("no_such_repository")
 @pytest.mark.parametrize("auto", [False, True], ids=["TimmBackbone", "AutoBackbone"])
 def test_transformers_backbones_reset_batchnorm(auto: bool) -> None:
     assert backbone_error("vit_nano4_convstem.cifar10", 32, auto) > 0.1

@@ -103,6 +103,11 @@ def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(stem: convstem.St
     assert largest_difference(again, model, images) == 0
 
 
+def test_an_image_size_of_the_source_is_answered_with_ours() -> None:
+    with pytest.raises(ValueError, match=r"img_size 518 is of patches of 14 pixels, .* have 592 x 592: pass"):
+        timm.create_model(DINOV2, depth=1, img_size=518)
+
+
 def test_patch_14_by_name_needs_strides_that_make_it() -> None:
     with pytest.raises(ValueError, match=r"must equal patch_size 14; .* reduce the image by 16: pass stem_strides"):
         timm.create_model(DINOV2, depth=1, patch_size=14, img_size=224)

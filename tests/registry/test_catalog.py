@@ -148,4 +148,6 @@ def test_unknown_names_list_the_nearest() -> None:
         catalog.find("vit_b16_convstm")
     with pytest.raises(KeyError, match="convstem list"):
         catalog.find("resnet50")
+    near = catalog.nearest("vitc_19gf")  # both hosts have the paper's names
+    assert len(near) == len({*near}) > 1
     assert catalog.find("ViT_B_16_convstem.some_tag").name == "vit_b16_convstem"

@@ -181,7 +181,8 @@ def test_the_epsilon_of_a_trunk_of_timm() -> None:
 
 
 def test_an_epsilon_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"norm_eps must be a positive number.*got norm_eps=0"):
-        timm.create_model(NANO, norm_eps=0)
+    for eps in (0, "1e-5"):
+        with pytest.raises(ValueError, match=rf"norm_eps must be a positive number.*got norm_eps={eps!r}"):
+            timm.create_model(NANO, norm_eps=eps)
     with pytest.raises(ValueError, match="norm_layer=.* as well: give one of them"):
         timm.create_model(NANO, norm_eps=1e-5, norm_layer="rmsnorm")

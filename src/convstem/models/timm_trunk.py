@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, to_2tuple
 from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolve_pretrained_cfg
 from torch import nn
 
+from convstem.errors import ArgumentError
 from convstem.features.on_request import pyramid_on_request
 from convstem.files.safetensors import check_header
 from convstem.hub.provenance import forget
@@ -71,6 +72,8 @@ def _build(
     size, patch = pretrained_cfg.input_size, resized_from(trunk)
     if patch:  # timm resizes filters while it loads, and positions if the grid changes: it has to know the source's
         kwargs = {"patch_size": RESIZED, "img_size": size[1:], **kwargs}
+        if kwargs["patch_size"] == RESIZED:
+            _check_size(kwargs["img_size"], patch)
         patchify = replace(patchify, input_size=resized_input(size, RESIZED, patch))
     model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify, **kwargs)
     resized = None if kwargs.get("patch_size") == patch else patch
@@ -87,6 +90,17 @@ def _build(
             filter_fn=getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None),
         )
     return model
+
+
+def _check_size(img_size: Any, patch: int) -> None:
+    """Raise ``ArgumentError`` for an image that fits the source's patches, but not those they became."""
+    sides = to_2tuple(img_size or 0)
+    if any(side % RESIZED for side in sides) and not any(side % patch for side in sides):
+        _, *larger = resized_input((3, *sides), patch, RESIZED)
+        raise ArgumentError(
+            f"img_size {img_size} is of patches of {patch} pixels, the source's; here they have {RESIZED}, and as many "
+            f"have {larger[0]} x {larger[1]}: pass img_size={larger}"
+        )
 
 
 def _has_stem(cfg: PretrainedCfg) -> bool:

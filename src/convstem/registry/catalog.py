@@ -153,7 +153,7 @@ def nearest(name: str) -> list[str]:
     """Return at most five names, of timm or torchvision, that hold this one or look most like it."""
     import difflib  # only when a name is wrong
 
-    known, wanted = [*architectures(), *torchvision_names()], name.lower()
+    known, wanted = list(dict.fromkeys([*architectures(), *torchvision_names()])), name.lower()
     holding = [other for other in known if wanted in other]
     alike = holding or difflib.get_close_matches(wanted, known, n=5, cutoff=0.5)
     if not alike:  # a word of a name, such as dinov4

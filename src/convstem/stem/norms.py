@@ -23,7 +23,7 @@ def layer_norm(norm: type[nn.Module], eps: float, given: object) -> Callable[...
     Raises:
         ArgumentError: an epsilon that is not positive, or another norm layer is ``given`` as well.
     """
-    if given is not None or not eps > 0:
+    if given is not None or not (isinstance(eps, (int, float)) and eps > 0):
         what = f"norm_layer={given!r} as well: give one of them" if given is not None else f"norm_eps={eps!r}"
         raise ArgumentError(f"norm_eps must be a positive number, of the trunk's own LayerNorm; got {what}")
     return partial(norm, eps=eps)

@@ -26,10 +26,12 @@ def spread_over_bands(weight: Tensor, in_chans: int, bands: Sequence[int]) -> Te
         [embed_dim, in_chans, p, p], zero for the bands that are not named.
 
     Raises:
-        ArgumentError: bands out of range, named twice, or not as many as ``weight`` has channels.
+        ArgumentError: too few channels; bands out of range, named twice, or not as many as ``weight`` has channels.
     """
     channels = weight.shape[1]
     in_chans, *chosen = map(_whole, (in_chans, *bands))
+    if in_chans < channels:
+        raise ArgumentError(f"in_chans must be at least {channels}, as many as the source has; got {in_chans}")
     if len(chosen) != channels or len({*chosen}) != channels or not all(0 <= band < in_chans for band in chosen):
         raise ArgumentError(
             f"bands must name {channels} different bands from 0 to {in_chans - 1}, one for each input channel of the "
