@@ -16,12 +16,8 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-try:
-    from torch.distributed.fsdp import fully_shard
-except ImportError:  # torch 2.5
-    from torch.distributed._composable.fsdp import fully_shard  # type: ignore[attr-defined]
 
 NAME = "vit_nano4_convstem"
 MEAN = "patch_embed.backbone.0.bn.running_mean"
