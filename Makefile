@@ -1,6 +1,7 @@
 # `make help` lists the targets. Two commands on a fresh machine: `make demo && make test`. Everything lives in .venv.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= test
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ help:  ## this list
 $(VENV)/.installed: pyproject.toml src/_convstem_autoload.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
 install: $(VENV)/.installed  ## this checkout and the tools for tests, editable, in .venv; the targets below do it themselves

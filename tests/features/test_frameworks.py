@@ -19,6 +19,7 @@ from transformers import (
 
 import convstem
 from convstem.features.pyramid import FeaturePyramid
+from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
 NAME = "vit_nano4_convstem"
 PYRAMID: dict[str, Any] = {"feature_cls": "pyramid"}
@@ -58,6 +59,7 @@ def test_upernet_trains() -> None:
     assert gradient_of_the_stem(model) > 0
 
 
+@pytest.mark.skipif(not TRANSFORMERS_5, reason=NEEDS_TRANSFORMERS_5)
 def test_detr_trains() -> None:
     config = DetrConfig(
         backbone_config=TimmBackboneConfig(backbone=f"{NAME}_pyramid", out_indices=(0, 1, 2, 3)),
@@ -85,6 +87,7 @@ def gradient_of_the_stem(model: nn.Module) -> float:
     return 0.0 if gradient is None else float(gradient.abs().sum())
 
 
+@pytest.mark.skipif(not TRANSFORMERS_5, reason=NEEDS_TRANSFORMERS_5)
 @pytest.mark.filterwarnings("ignore:the BatchNorm of this checkpoint's stem was folded:UserWarning")
 def test_pretrained_maps_survive_transformers_without_batchnorm() -> None:
     def backbone(**kwargs: Any) -> Any:

@@ -287,7 +287,8 @@ def test_disk_full(hub: HubServer, client: Client, cache: str, repo: Callable[..
     process = run_python(limit + FETCH.format(cache=cache), **hub.env)
     assert "HubError: cannot store org/m@" in process.stderr
     assert "files may not become so large here; HF_HUB_CACHE chooses another folder" in process.stderr
-    assert list(Path(cache).glob("models--*/blobs/*")) == []
+    kept = [path.suffix for path in Path(cache).glob("models--*/blobs/*")]
+    assert set(kept) <= {".incomplete"}  # which huggingface_hub 0.x leaves for the next try
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
 
 

@@ -16,6 +16,7 @@ from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.unwrap import unwrap
 from tests.support.assertions import randomise, relative_error
 from tests.support.layout_cases import CASES, TRANSFORMERS, Case, file_keys
+from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
 
 def build(converted: Converted) -> nn.Module:
@@ -53,6 +54,7 @@ def test_what_users_hold_comes_home(case: Case) -> None:
     check_outputs(case, reference, converted)
 
 
+@pytest.mark.skipif(not TRANSFORMERS_5, reason=NEEDS_TRANSFORMERS_5)
 @pytest.mark.parametrize("case", TRANSFORMERS, ids=lambda case: case.name)
 def test_the_keys_of_transformers_files_come_home_too(case: Case, tmp_path: Path) -> None:
     reference = case.build()
@@ -68,6 +70,8 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_round_trips_are_bit_exact(case: Case) -> None:
+    if case in TRANSFORMERS and not TRANSFORMERS_5:
+        pytest.skip(NEEDS_TRANSFORMERS_5)
     held = case.hold(case.build().state_dict())
     inward = convert(held, use_ema=case.use_ema, **case.facts)
     if not LAYOUTS[case.layout].invertible:

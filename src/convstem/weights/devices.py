@@ -59,7 +59,8 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
     Warns:
         UserWarning: the meta device was asked for, or is the default device; the model is loaded on the CPU.
     """
-    if torch.device(kwargs.get("device") or torch.get_default_device()).type != "meta":
+    default = torch.empty(0).device  # get_default_device of torch 2.6 does not see `with torch.device(...)`
+    if torch.device(kwargs.get("device") or default).type != "meta":
         yield
         return
     warn(
