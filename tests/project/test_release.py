@@ -1,0 +1,56 @@
+"""What a release consists of agrees: versions, floors, the environments of CI, and the counting of skips."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import convstem
+from tests.support.checkout import ROOT
+from tools import environments, skips
+
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_one_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (stated,) = re.findall(r'^version = "(.*)"', PYPROJECT, re.M)
+    assert {stated, str(citation["version"])} == {convstem.__version__}
+
+
+def test_every_dependency_has_a_floor_and_its_reason() -> None:
+    pins = environments.floors(PYPROJECT)
+    assert len(pins) >= 9
+    assert len(re.findall(r'^    "[\w.-]+>=[\w.]+", +# \S', PYPROJECT, re.M)) >= len(pins)
+
+
+def test_a_dependency_without_a_floor_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"expected NAME>=VERSION; got numpy, torch<3$"):
+        environments.floors('dependencies = [\n    "numpy",\n    "timm>=1.0",  # because\n    "torch<3",\n]\n')
+
+
+def test_a_python_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    absent = environments.Environment("python9.99", "none has it")
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {"future": absent})
+    assert environments.main(["future"]) == 0
+    assert capsys.readouterr().out == "environment future: not run: there is no python9.99 here\n"
+    with pytest.raises(SystemExit, match="unknown environment past; there are future"):
+        environments.main(["past"])
+
+
+def test_the_pythons_of_ci_are_those_that_are_promised() -> None:
+    promised = set(re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PYPROJECT))
+    tested = {environment.python.removeprefix("python") for environment in environments.ENVIRONMENTS.values()}
+    (least,) = re.findall(r'^requires-python = ">=(.*)"', PYPROJECT, re.M)
+    assert least in promised
+    assert {"3.10", "3.13"} <= promised & tested
+
+
+def test_skips_are_counted_by_reason(tmp_path: Path, capsys: Any) -> None:
+    case = "<testcase><skipped message='{}'/></testcase>"
+    cases = "".join([*map(case.format, ["slow", "slow", "no make"]), "<testcase/>"])
+    (tmp_path / "full.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    skips.main([str(tmp_path / "full.xml")])
+    assert capsys.readouterr().out == "full: 3 tests skipped\n  2 x slow\n  1 x no make\n"
