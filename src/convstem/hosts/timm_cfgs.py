@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from convstem.registry.names import RESIZED, resized_from, resized_input, rows, without_size
+from convstem.registry.names import FIRST_CONV, RESIZED, resized_from, resized_input, rows, without_size
 from convstem.registry.tables import data_dir, freeze
-from convstem.stem.keys import FIRST_CONV
 from convstem.upstream.private import timm_cfgs
 
 _MODEL = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from convstem.errors import CheckpointError, InvalidFileError
 from convstem.files.safetensors import Stored
 from convstem.hub.kinds import is_number, short
-from convstem.stem.keys import FIRST_CONV
+from convstem.registry.names import FIRST_CONV
 
 LARGEST_SIZE = {
     "depth": 512,

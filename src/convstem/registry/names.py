@@ -15,6 +15,9 @@ from convstem.registry import tables
 PYRAMID = "_pyramid"
 """End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
 
+FIRST_CONV = "patch_embed.backbone.0.conv"
+"""Key of a stem's first convolution in timm's layout; timm adapts it to other channel counts."""
+
 RESIZED = 16
 """Pixels per patch of a model whose own patch size stride-2 layers cannot make: the nearest power of two to 14."""
 

@@ -22,11 +22,10 @@ from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
 from convstem.layouts.engine import translate
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry.catalog import transplanted_name
-from convstem.registry.names import RESIZED
+from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.stem.embed import ConvStemEmbed, explain_patchify
 from convstem.stem.init import init_stem
-from convstem.stem.keys import FIRST_CONV
 from convstem.stem.norms import fit_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
 from convstem.transplanting.algebra import transplant_stem
