@@ -38,6 +38,7 @@ def detector(kind: str, host: str) -> Any:
     return kinds[kind](backbone(host), 3, anchor_generator=one, **sizes)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("host", ["timm", "torchvision"])
 @pytest.mark.parametrize("kind", ["FasterRCNN", "RetinaNet", "FCOS"])
 def test_a_detector_trains_and_predicts(kind: str, host: str) -> None:

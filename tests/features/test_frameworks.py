@@ -21,6 +21,8 @@ import convstem
 from convstem.features.pyramid import FeaturePyramid
 from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
+pytestmark = pytest.mark.full  # other people's libraries, whose imports alone take seconds
+
 NAME = "vit_nano4_convstem"
 PYRAMID: dict[str, Any] = {"feature_cls": "pyramid"}
 

@@ -11,6 +11,8 @@ from torch import nn
 import convstem
 from convstem.features.pyramid import FeaturePyramid
 
+pytestmark = pytest.mark.full  # other people's libraries, whose imports alone take seconds
+
 PLAIN = "tu-vit_tiny_patch16_224"
 ENCODER = "tu-vit_ti16_convstem_pyramid"
 
