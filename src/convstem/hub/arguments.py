@@ -23,8 +23,10 @@ _EXTRACTOR: dict[str, Any] = {
     "features_only": bool,
     "out_indices": int | list[int],
     "output_fmt": str,
+    "output_stride": int,
+    "pyramid_blocks": int | list[int],
 }
-"""Arguments of timm's builder that are part of a saved feature extractor."""
+"""Arguments that are part of a saved feature extractor, timm's or our pyramid."""
 
 
 _NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")

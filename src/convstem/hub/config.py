@@ -18,6 +18,14 @@ FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hu
 """A config has no business to say where weights are: they lie beside it."""
 
 
+_WIDER: dict[str, Any] = {
+    "classifier": str | list[str] | None,
+    "first_conv": str | list[str] | None,
+    "label_names": list[str] | dict[str, str] | None,
+}
+"""Fields that hold more in timm's own cfgs than their annotation says."""
+
+
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest-exact", "random")
 
 
@@ -77,7 +85,7 @@ def check_stated(architecture: str, cfg: Mapping[str, Any], args: Mapping[str, A
     """
     from timm.models import PretrainedCfg
 
-    known = {**get_type_hints(PretrainedCfg), "label_names": list[str] | dict[str, str] | None}
+    known = {**get_type_hints(PretrainedCfg), **_WIDER}
     unknown = sorted(set(cfg) - set(known))
     if unknown:
         raise InvalidFileError(f"config.json: timm knows no {', '.join(unknown)} in pretrained_cfg, so it cannot load")

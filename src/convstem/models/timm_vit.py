@@ -147,7 +147,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
         cfg, in_chans = model.pretrained_cfg, model.in_chans
         state_dict = transplant_state_dict(state_dict, model.stem_spec, cfg["mean"], cfg["std"], in_chans)
         cfg["input_size"] = (in_chans, *cfg["input_size"][1:])  # the stem is adapted: timm has nothing left to do
-    if "pos_embed" in state_dict and model.pos_embed is not None:
+    if "pos_embed" in state_dict and model.pos_embed is not None and state_dict["pos_embed"].ndim == 3:
         state_dict = {**state_dict, "pos_embed": _fit_pos_embed(state_dict["pos_embed"], model)}
     state_dict = dict(state_dict)
     fit_norm(model.patch_embed.backbone, state_dict, "patch_embed.backbone.")
