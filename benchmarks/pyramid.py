@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from benchmarks.load import machine
+
 DECODERS = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "UPerNet", "Segformer", "PAN", "DeepLabV3Plus", "PSPNet")
 NAMES = (
     "vit_tiny_patch16_224",
@@ -98,7 +100,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     warnings.simplefilter("ignore")
-    print("decoders of segmentation_models_pytorch", smp.__version__, "with their defaults, 256 x 256 pixels\n")
+    print(machine("cpu"), f"{torch.get_num_threads()} threads", sep=", ")
+    print("\ndecoders of segmentation_models_pytorch", smp.__version__, "with their defaults, 256 x 256 pixels\n")
     print(f"{'':<34}" + "".join(f"{decoder:>15}" for decoder in DECODERS))
     for name in NAMES:
         print(f"{name:<34}" + "".join(f"{runs(decoder, name)[:14]:>15}" for decoder in DECODERS), flush=True)

@@ -73,14 +73,13 @@ def main() -> None:
     args = parser.parse_args()
     photo = photograph()
     panels = {f"image\n3 x {SIDE} x {SIDE}": photo, **levels(args.weights, photo)}
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(2 * len(panels), 2.5))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(2 * len(panels), 2.5), layout="tight")
     for axis, (title, panel) in zip(axes, panels.items(), strict=True):
         axis.imshow(panel, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
-    figure.tight_layout(pad=0.3)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=80)
+    figure.savefig(args.out, dpi=80, bbox_inches="tight")
 
 
 if __name__ == "__main__":
