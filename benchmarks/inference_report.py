@@ -38,9 +38,24 @@ def medians(group: dict[str, Any]) -> dict[str, float]:
     return {label: statistics.median(values) for label, values in group["seconds"].items()}
 
 
+def ratios(group: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Return each peer's share of the patchify model's time in the same round: median and quartiles.
+
+    Peers alternate, so what slows a whole round down falls out.
+    """
+    rounds = group["seconds"][REFERENCE]
+    table = {}
+    for label, times in group["seconds"].items():
+        low, middle, high = statistics.quantiles(
+            (a / b for a, b in zip(times, rounds, strict=True)), method="inclusive"
+        )
+        table[label] = middle, low, high
+    return table
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     """Return every group as a row: the patchify model's milliseconds, and the others' share of them."""
-    lines = [results["machine"], ""]
+    lines = [results["machine"], "", "Ratios: time / patchify's in the same round, median and [quartiles].", ""]
     kinds = {group["kind"] for group in results["groups"].values()}
     for kind in sorted(kinds):
         chosen = [group for group in results["groups"].values() if group["kind"] == kind]
@@ -54,10 +69,15 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 def row(group: dict[str, Any], labels: list[str]) -> str:
     """Return one group as a row of the table; the spread is that of the patchify model's runs."""
-    middle, times = medians(group), group["seconds"][REFERENCE]
-    spread = f"{(max(times) - min(times)) / middle[REFERENCE]:.0%}"
-    ratios = [f"{middle[label] / middle[REFERENCE]:.2f}" if label in middle else "-" for label in labels]
-    cells = [*(str(group[name]) for name in COLUMNS), f"{1e3 * middle[REFERENCE]:.1f}", spread, *ratios]
+    times, shares = group["seconds"][REFERENCE], ratios(group)
+    middle = statistics.median(times)
+    cells = [
+        *(str(group[name]) for name in COLUMNS),
+        f"{1e3 * middle:.1f}",
+        f"{(max(times) - min(times)) / middle:.0%}",
+    ]
+    for label in labels:
+        cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*shares[label]) if label in shares else "-")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -72,8 +92,8 @@ def memory(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
     ]
     for group in measured:
         peak = group["peak_bytes"]
-        ratios = [f"{peak[label] / peak[REFERENCE]:.2f}" if label in peak else "-" for label in labels]
-        cells = [group["size"], str(group["batch"]), f"{peak[REFERENCE] / 1e6:.0f}", *ratios]
+        shares = [f"{peak[label] / peak[REFERENCE]:.2f}" if label in peak else "-" for label in labels]
+        cells = [group["size"], str(group["batch"]), f"{peak[REFERENCE] / 1e6:.0f}", *shares]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 
@@ -146,8 +166,8 @@ def draw_panel(panel: Any, groups: list[dict[str, Any]]) -> None:
     """Draw the bars of each group, with their values."""
     width = 0.8 / len(DRAWN)
     for place, label in enumerate(DRAWN):
-        found = [(i, medians(group)) for i, group in enumerate(groups) if label in group["seconds"]]
-        heights = [values[label] / values[REFERENCE] for _, values in found]
+        found = [(i, ratios(group)[label][0]) for i, group in enumerate(groups) if label in group["seconds"]]
+        heights = [share for _, share in found]
         positions = [i + (place - (len(DRAWN) - 1) / 2) * width for i, _ in found]
         bars = panel.bar(positions, heights, width, label=label)
         panel.bar_label(bars, fmt="%.2f", fontsize=6, rotation=90, padding=2)
