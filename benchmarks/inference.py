@@ -62,8 +62,8 @@ def main() -> None:
     for group in groups(arguments):
         if group.key not in results["groups"]:
             results["groups"][group.key] = {**vars(group), **measure(group, arguments)}
-            write(arguments.out, results)
-    write(arguments.out, results)
+            write(arguments.out, results, arguments.plot)
+    write(arguments.out, results, arguments.plot)
     print((arguments.out / "inference.md").read_text(encoding="utf-8"))
 
 
@@ -72,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("forward", "train", "scale"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="PNG to draw; default: inference.png in DIR")
     parser.add_argument("--sizes", nargs="+", default=["B"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["eager"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 REFERENCE = "patchify"
+DRAWN_SIZE = "B"
 DRAWN = ("ours", "ours, lean", "torchvision's conv stem")
 PARAMETERS = {"Ti": 5.7e6, "S": 22.1e6, "B": 86.6e6, "L": 304.3e6}
 """Of timm's patchify models."""
@@ -25,12 +26,15 @@ AXES: dict[str, tuple[str, Callable[[Any], float]]] = {
 COLUMNS = ("size", "engine", "dtype", "batch", "img_size")
 
 
-def write(out: Path, results: dict[str, Any]) -> None:
-    """Write the results as JSON, as a table in Markdown, and as a plot."""
+def write(out: Path, results: dict[str, Any], plot: Path | None = None) -> None:
+    """Write the results as JSON and as a table in Markdown, and draw the forward passes of one size."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "inference.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / "inference.md").write_text(to_markdown(results), encoding="utf-8")
-    draw(out / "inference.png", [group for group in results["groups"].values() if group["kind"] == "forward"])
+    groups = [
+        group for group in results["groups"].values() if group["kind"] == "forward" and group["size"] == DRAWN_SIZE
+    ]
+    draw(plot or out / "inference.png", groups)
 
 
 def medians(group: dict[str, Any]) -> dict[str, float]:
@@ -155,7 +159,7 @@ def draw(path: Path, groups: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, len(batches), figsize=(1.5 + 0.9 * sum(widths), 3.4), **options)
     for panel, batch in zip(axes[0], batches, strict=True):
         draw_panel(panel, [group for group in groups if group["batch"] == batch])
-        panel.set_title(f"batch {batch}", fontsize=9)
+        panel.set_title(f"ViT-{DRAWN_SIZE}/16, batch {batch}", fontsize=9)
     axes[0][0].set_ylabel("time / timm's patchify ViT, same engine", fontsize=8)
     axes[0][-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=130)
@@ -171,7 +175,7 @@ def draw_panel(panel: Any, groups: list[dict[str, Any]]) -> None:
         positions = [i + (place - (len(DRAWN) - 1) / 2) * width for i, _ in found]
         bars = panel.bar(positions, heights, width, label=label)
         panel.bar_label(bars, fmt="%.2f", fontsize=6, rotation=90, padding=2)
-    names = [f"{group['size']}/16\n{group['engine']}\n{group['dtype']}" for group in groups]
+    names = [f"{group['engine']}\n{group['dtype']}" for group in groups]
     panel.set_xticks(range(len(groups)), names, fontsize=7)
     panel.axhline(1, color="black", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

@@ -99,7 +99,6 @@ LOADS: dict[str, Callable[[], Any]] = {
     "timm, transplanted": lambda: timm.create_model(TI16, pretrained=True, depth=1),
     "a trunk by rule": lambda: timm.create_model("deit3_s16_convstem", pretrained=True, depth=1),
     "load": lambda: convstem.load(NANO, layout="torchvision"),
-    "torchvision": lambda: torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT"),
 }
 
 
@@ -113,6 +112,17 @@ def test_nothing_is_initialised_that_the_file_overwrites(how: str, hub_file: Cal
     assert torch.equal(torch.get_rng_state(), before)  # no random number was drawn
     timm.create_model(NANO)
     assert not torch.equal(torch.get_rng_state(), before)  # negative control
+
+
+def test_of_torchvisions_builder_only_the_positions_are() -> None:
+    """It draws them into a plain tensor, before there is a parameter."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT")
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert not torch.equal(torch.get_rng_state(), after)  # negative control
+    torch.empty(model.encoder.pos_embedding.shape).normal_(std=0.02)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_torchvision_builders_too(hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
