@@ -29,6 +29,7 @@ from convstem.errors import (
 from convstem.hub.read import HubFile
 from convstem.weights import pretrained as timm_loading
 from tests.support.assertions import largest_difference, randomise, relative_error
+from tests.support.everyday import mostly_in_ci
 
 NANO = "vit_nano4_convstem"
 TI16 = "vit_ti16_convstem"
@@ -75,7 +76,7 @@ CASES += [(name, arguments) for name in SOURCES if name != TI16 for arguments in
 CASES.remove(("beit_b16_convstem", {"img_size": 96}))
 
 
-@pytest.mark.parametrize(("name", "arguments"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "arguments"), mostly_in_ci(CASES, [TI16]), ids=str)
 def test_the_fast_path_gives_the_bits_of_the_slow_path(
     name: str, arguments: Any, hub_file: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

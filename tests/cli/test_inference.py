@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from convstem.cli.main import main
 
 
+@pytest.mark.full
 def test_export_writes_and_compares(tmp_path: Path) -> None:
     out = tmp_path / "nano.pt2"
     done = CliRunner().invoke(

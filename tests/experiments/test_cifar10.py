@@ -85,6 +85,7 @@ def weights(folder: Path) -> Tensor:
     return torch.cat([tensor.flatten().double() for tensor in both])
 
 
+@pytest.mark.full
 def test_a_killed_training_ends_as_an_unbroken_one(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, *flags(images, tmp_path / "killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

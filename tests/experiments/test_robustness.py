@@ -47,6 +47,7 @@ def test_adversarial_training_is_another_training() -> None:
     assert losses[0] != losses[1]
 
 
+@pytest.mark.full
 def test_pgd_lowers_the_accuracy_of_a_model_that_has_learned() -> None:
     pytest.importorskip("art")
     settings = Settings(**asdict(TINY) | {"lr": 2e-2, "epochs": 30, "crop": 0, "warmup_epochs": 0})

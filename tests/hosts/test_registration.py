@@ -92,6 +92,7 @@ def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code() 
         assert f"convstem.registry.{slow}'" not in loaded
 
 
+@pytest.mark.full
 def test_torchvision_alone_never_imports_timm() -> None:
     code = """
     import sys, torchvision
@@ -187,6 +188,7 @@ def test_registration_is_atomic_and_the_host_survives(host: str) -> None:
     python(code)
 
 
+@pytest.mark.full
 def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path: Path) -> None:
     code = """
     import sys, warnings, pathlib

@@ -154,6 +154,7 @@ def test_gated_cold_and_revoked(
     assert "Using the copy in the cache, commit" in outcome.warnings[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "call",
     [

@@ -44,6 +44,7 @@ def test_what_is_written_computes_the_same(name: str, to: str, tmp_path: Path) -
     assert result.bytes > 4 * 0.9 * sum(p.numel() for p in model.parameters())  # float32, all of it
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["plain", "timm"])
 def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None:
     """The negative control of the comparison that ``export`` makes."""

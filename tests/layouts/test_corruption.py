@@ -89,6 +89,7 @@ def test_the_sound_state_dict_converts(case: Case) -> None:  # negative control 
     assert len(convert(state, case.layout, **facts)) > 20
 
 
+@pytest.mark.full
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=SLOW)
 @given(corrupted())
 def test_the_library_reports_it(example: tuple[Case, str, State, State]) -> None:

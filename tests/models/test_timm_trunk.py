@@ -21,6 +21,7 @@ from convstem.registry.records import TrunkSpec
 from convstem.transplanting.patch_size import enlarge_patches
 from convstem.upstream.private import timm_cfgs
 from tests.support.assertions import largest_difference, randomise, relative_error
+from tests.support.everyday import mostly_in_ci
 
 DINOV2, SOURCE = "vit_s16_dinov2_convstem", "vit_small_patch14_dinov2"
 KEPT = convstem.StemSpec((12, 588), strides=(2, 7), kernel_sizes=(3, 13))
@@ -53,15 +54,18 @@ def test_images_grow_so_that_the_grid_stays() -> None:
 
 @pytest.mark.parametrize(
     ("name", "source"),
-    [
-        (DINOV2, "vit_small_patch14_dinov2.lvd142m"),
-        ("vit_s16_reg4_dinov2_convstem", "vit_small_patch14_reg4_dinov2.lvd142m"),
-        ("eva02_ti16_convstem.mim_in22k", "eva02_tiny_patch14_224.mim_in22k"),
-        ("eva02_ti16_convstem.mim_in22k_ft_in1k_336", "eva02_tiny_patch14_336.mim_in22k_ft_in1k"),
-        ("vit_l16_clip_convstem.openai", "vit_large_patch14_clip_224.openai"),
-        ("vit_so400m16_siglip14_convstem.webli_378", "vit_so400m_patch14_siglip_378.webli"),
-        ("vit_pe_core_l16_convstem", "vit_pe_core_large_patch14_336.fb"),
-    ],
+    mostly_in_ci(
+        [
+            (DINOV2, "vit_small_patch14_dinov2.lvd142m"),
+            ("vit_s16_reg4_dinov2_convstem", "vit_small_patch14_reg4_dinov2.lvd142m"),
+            ("eva02_ti16_convstem.mim_in22k", "eva02_tiny_patch14_224.mim_in22k"),
+            ("eva02_ti16_convstem.mim_in22k_ft_in1k_336", "eva02_tiny_patch14_336.mim_in22k_ft_in1k"),
+            ("vit_l16_clip_convstem.openai", "vit_large_patch14_clip_224.openai"),
+            ("vit_so400m16_siglip14_convstem.webli_378", "vit_so400m_patch14_siglip_378.webli"),
+            ("vit_pe_core_l16_convstem", "vit_pe_core_large_patch14_336.fb"),
+        ],
+        ["eva02_ti16_convstem.mim_in22k"],
+    ),
 )
 def test_a_tag_is_its_source_with_larger_patches(name: str, source: str, hub_file: Callable[..., None]) -> None:
     plain = randomise(timm.create_model(source, depth=1)).eval()
@@ -115,6 +119,7 @@ def test_patch_14_by_name_needs_strides_that_make_it() -> None:
     assert model.patch_embed.grid_size == (16, 16)
 
 
+@pytest.mark.full
 def test_a_folder_of_a_resized_transplant_says_what_is_exact(tmp_path: Path) -> None:
     result = transplant_to_folder(SOURCE, tmp_path / "out", pretrained=False)
     assert (result.architecture, result.report.resized_from) == (DINOV2, 14)

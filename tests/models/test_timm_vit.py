@@ -23,9 +23,11 @@ from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.names import families
 from tests.support.assertions import largest_difference, randomise
+from tests.support.everyday import mostly_in_ci
 
 NAMES = list(catalog.models())
 NANO = "vit_nano4_convstem"
+EVERYDAY = [NANO, "vit_ti16_convstem", "vitc_1gf", "vit_conv_small"]
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def nano() -> Any:
     return randomise(timm.create_model(NANO)).eval()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_in_ci(NAMES, EVERYDAY))
 def test_counted_parameters_and_macs_are_the_models(name: str) -> None:
     spec = catalog.models()[name]
     with torch.device("meta"):
@@ -128,7 +130,7 @@ def test_drop_path_and_grad_checkpointing_train() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", [NANO, "vit_s16_cvst", "vit_conv_small"])
+@pytest.mark.parametrize("name", mostly_in_ci([NANO, "vit_s16_cvst", "vit_conv_small"], [NANO]))
 def test_compile_export_fx_and_script(name: str) -> None:
     spec = catalog.models()[name]
     small = dict(depth=1, embed_dim=96, num_heads=3, stem_channels=spec.stem.channels, img_size=2 * spec.patch_size)

@@ -87,6 +87,7 @@ def test_every_room_says_that_it_is_not_public() -> None:
     assert [str(path) for path in rooms if "Not public: " not in path.read_text(encoding="utf-8")] == []
 
 
+@pytest.mark.full
 def test_importing_convstem_is_light() -> None:
     code = """
 import sys

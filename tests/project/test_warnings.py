@@ -41,6 +41,7 @@ NARROW_CALLS = {
 }
 
 
+@pytest.mark.full
 def test_a_narrow_stem(hub_file: Callable[..., None], tmp_path: Path) -> None:
     for name in (TINY, TRUNK):
         hub_file(f"timm/{name}", randomise(timm.create_model(name)).state_dict())
@@ -98,5 +99,6 @@ assert [(w.filename, w.lineno) for w in caught] == [("<string>", 7), ("<string>"
 """
 
 
+@pytest.mark.full
 def test_names_left_to_their_owners() -> None:
     subprocess.run([sys.executable, "-c", CLASH], check=True, env={**os.environ, "CONVSTEM_AUTOLOAD": "0"})

@@ -132,6 +132,7 @@ result = card
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("norm", ["batchnorm2d", "none"])
 def test_the_card_of_a_repository_of_ones_own_says_how_each_host_loads_it(
     norm: str, hub: HubServer, client: Client, tmp_path: Path

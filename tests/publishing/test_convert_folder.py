@@ -21,6 +21,7 @@ from convstem.cli.main import main
 from convstem.files.checkpoint import read_checkpoint
 from tests.support import reference_vits as vits
 from tests.support.assertions import randomise, relative_error
+from tests.support.everyday import mostly_in_ci
 from tests.support.layout_cases import CASES, RESTATED, Case
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -100,7 +101,7 @@ FULL_SIZE = {
 }
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", mostly_in_ci([*FULL_SIZE], ["vitc_1gf"]))
 def test_published_sizes_are_named_without_being_told(name: str) -> None:
     with torch.device("meta"):
         model: Any = FULL_SIZE[name]()
@@ -127,6 +128,7 @@ def plain(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_plain_vit_is_recognised_and_transplanted_on_request(tmp_path: Path) -> None:
     source = plain(tmp_path / "source")
     text = run(source, "--out", tmp_path / "plain", "--check")

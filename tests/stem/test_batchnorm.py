@@ -167,6 +167,7 @@ def drift(model: Any, batch_size: int, steps: int = 20) -> float:
     return relative_error(model.eval()(everything), expected)
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_small_batches_move_the_function_more_than_large_ones() -> None:
     settled, everything = randomise(create()), images(64)

@@ -55,6 +55,7 @@ def test_bands_keep_the_rgb_function_and_ignore_the_others() -> None:
     assert new.isfinite().all()
 
 
+@pytest.mark.full
 def test_new_bands_learn() -> None:
     twin = convstem.transplant(small(), **SENTINEL).train()
     optimiser = torch.optim.SGD(twin.parameters(), lr=1e-2)
@@ -132,6 +133,7 @@ def test_wrong_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...]) -> 
         normalised_range(mean, std, 1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("in_chans", [1, 4, 13])
 def test_names_adapt_by_timms_rule_and_say_so(in_chans: int, tmp_path: Path, caplog: Any) -> None:
     """The plain ViT, given the same checkpoint and the same argument, is the reference."""

@@ -1,0 +1,24 @@
+"""Parameters of which the everyday tests take a few, and CI all."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+
+
+def mostly_in_ci(values: Sequence[Any], everyday: Collection[Any]) -> list[Any]:
+    """Mark those values for ``--full`` that are not among the everyday ones.
+
+    Args:
+        values: of ``parametrize``; a tuple is one set of parameters.
+        everyday: some of them, or of the first of each set.
+    """
+    return [value if _first(value) in everyday else _in_ci(value) for value in values]
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _in_ci(value: Any) -> Any:
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
