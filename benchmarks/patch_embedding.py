@@ -76,7 +76,6 @@ def rows(batch: int, device: str, dtype: torch.dtype) -> list[tuple[str, float, 
         gap = (spelling(images, proj) - tokens).abs().max() / tokens.abs().max()
         found.append((what, milliseconds(partial(spelling, images, proj)), float(gap)))
     found.append(("conv stem", milliseconds(lambda: ours.patch_embed(images)), float("nan")))
-    found.append(("whole patchify model", milliseconds(lambda: patchify(images)), float("nan")))
     return found
 
 

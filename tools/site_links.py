@@ -44,7 +44,7 @@ def linked(pages: list[Path]) -> set[Path]:
     found: set[Path] = set()
     for page in pages:  # the list grows while it is read
         links = LINK.findall(page.read_text(encoding="utf-8"))
-        new = {path for link in links if (path := resolved(page, link)) and path.parent != DOCS} - found
+        new = {path for link in links if (path := resolved(page, link)) and not path.is_relative_to(DOCS)} - found
         found |= new
         pages += [path for path in sorted(new) if path.suffix == ".md"]
     return found
@@ -59,5 +59,5 @@ def resolved(page: Path, link: str) -> Path | None:
 
 def site_path(path: Path) -> str:
     """Return a file's path in the sources of the site."""
-    inside = path.relative_to(DOCS) if path.parent == DOCS else Path("repository") / path.relative_to(ROOT)
+    inside = path.relative_to(DOCS) if path.is_relative_to(DOCS) else Path("repository") / path.relative_to(ROOT)
     return inside.as_posix()
