@@ -58,6 +58,8 @@ def _version(package: str) -> str | None:
 
 
 def _advice(report: dict[str, Any]) -> str:
+    if missing := [name for name, found in report["packages"].items() if found is None and name != "convstem"]:
+        return f"{', '.join(missing)} not installed: pip install {' '.join(missing)}"
     off = [f"{name}=0" for name in _SWITCHES if report["switches"][name] == "0"]
     if off:
         return (

@@ -1,0 +1,36 @@
+"""Without timm torchvision's half works, and what needs timm names it. (timm cannot do without torchvision.)"""
+
+import pytest
+
+from convstem.hosts import doctor
+from tests.support.processes import python
+
+WITHOUT_TIMM = """
+import sys
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "timm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Gone())
+"""
+
+
+def test_torchvisions_half_works_without_timm() -> None:
+    code = """
+import torch, torchvision
+model = torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT").eval()
+print(tuple(model(torch.zeros(1, 3, 32, 32)).shape))
+"""
+    assert python(WITHOUT_TIMM + code).stdout == "(1, 10)\n"
+    assert "No module named 'timm'" in python(WITHOUT_TIMM + "import timm", check=False).stderr  # negative control
+
+
+def test_what_needs_timm_names_it() -> None:
+    code = "import convstem\nconvstem.load('vit_nano4_convstem')"
+    assert "ModuleNotFoundError: No module named 'timm'" in python(WITHOUT_TIMM + code, check=False).stderr
+
+
+def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "timm" else "1.0")
+    report = {"packages": {name: doctor._version(name) for name in doctor._PACKAGES}, "switches": {}}
+    assert doctor._advice(report) == "timm not installed: pip install timm"
