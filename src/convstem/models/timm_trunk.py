@@ -72,7 +72,7 @@ def _build(
     size, patch = pretrained_cfg.input_size, resized_from(trunk)
     if patch:  # timm resizes filters while it loads, and positions if the grid changes: it has to know the source's
         kwargs = {"patch_size": RESIZED, "img_size": size[1:], **kwargs}
-        if kwargs["patch_size"] == RESIZED:
+        if kwargs["patch_size"] == RESIZED and not kwargs.get("dynamic_img_size"):
             _check_size(kwargs["img_size"], patch)
         patchify = replace(patchify, input_size=resized_input(size, RESIZED, patch))
     model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify, **kwargs)
