@@ -81,7 +81,7 @@ def candidates(patch: int, width: int) -> dict[str, StemSpec]:
 
 def cells(size: str, patch: int, width: int, results: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the table's rows of one trunk size and patch; a dash is what was not measured."""
-    row = replace(models()["vit_s16_convstem"], patch_size=patch, embed_dim=width, stem_channels=())
+    row = replace(models()["vit_s16_convstem"], patch_size=patch, embed_dim=width, num_heads=width // 64)
     for name, stem in candidates(patch, width).items():
         found = results["errors"]["values"].get(f"{size}/{patch}/{name}", {})
         times = [results["forward"]["values"].get(f"{size}/{patch}/{batch}", {}) for batch in (1, 8)]
