@@ -116,9 +116,9 @@ def to_text(results: dict[str, Any]) -> str:
     rows = [row for patch, size in product(PATCHES, SIZES) for row in cells(size, patch, SIZES[size], results)]
     parts = [f"{part}: {found['machine']}" for part, found in results.items() if "machine" in found]
     parts += ["", markdown([COLUMNS, ["---"] * len(COLUMNS), *rows])]
-    if "settings" in (found := results["accuracy"]):
+    if (found := results["accuracy"])["values"]:
         heading = "Fine-tuning on CIFAR-10 after a transplant, patch 4, width 64:"
-        parts += ["", heading, found["settings"], "", accuracy_table(found["values"])]
+        parts += ["", heading, found.get("settings", "(not finished)"), "", accuracy_table(found["values"])]
     return "\n".join(parts) + "\n"
 
 
@@ -160,11 +160,11 @@ def main() -> None:
 
     def save() -> None:
         file_of(args.part).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.with_suffix(".txt").write_text(to_text(results), encoding="utf-8")
 
     RESULTS.mkdir(exist_ok=True)
     measure(args, found, save)
     save()
-    RESULTS.with_suffix(".txt").write_text(to_text(results), encoding="utf-8")
     print(to_text(results))
 
 
