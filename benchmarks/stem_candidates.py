@@ -115,6 +115,7 @@ def to_text(results: dict[str, Any]) -> str:
     """Return everything that was measured."""
     rows = [row for patch, size in product(PATCHES, SIZES) for row in cells(size, patch, SIZES[size], results)]
     parts = [f"{part}: {found['machine']}" for part, found in results.items() if "machine" in found]
+    parts += ["Where two rules give one stem, the difference of its times is the noise of the machine."]
     parts += ["", markdown([COLUMNS, ["---"] * len(COLUMNS), *rows])]
     if (found := results["accuracy"])["values"]:
         heading = "Fine-tuning on CIFAR-10 after a transplant, patch 4, width 64:"
