@@ -5,7 +5,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs audit clean
+.PHONY: help install demo test lint docs licences audit clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /make \1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
@@ -44,8 +44,10 @@ $(VENV)/.audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[audit]"
 	touch $@
 
-audit: $(VENV)/.audit  ## licences of the dependencies, and their known vulnerabilities, which need a network
+licences: $(VENV)/.audit  ## licences of everything that is installed here
 	$(BIN)/pip-licenses --order=license
+
+audit: $(VENV)/.audit  ## known vulnerabilities of the dependencies; asks the Python Package Index about each
 	$(BIN)/pip-audit --local --skip-editable
 
 clean:  ## remove .venv and what was built or printed into this folder
