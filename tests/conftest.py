@@ -1,8 +1,10 @@
 """Shared switches and fixtures. The everyday tests need no network: the Hub is offline, its cache temporary."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 from torch import Tensor
 
 from tests.support.script_runs import Scripts
+
+TESTS = Path(__file__).parent
+MARKED = re.compile(r"^pytestmark = \[?pytest\.mark\.full", re.MULTILINE)
 
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +24,22 @@ os.environ["CONVSTEM_CACHE"] = tempfile.mkdtemp(prefix="convstem-cache-")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the slow tests that CI runs")
+
+
+def pytest_ignore_collect(collection_path: Path, config: Any) -> bool | None:
+    """Leave out the files that are for CI as a whole: to import what they drive takes longer than many tests."""
+    return True if not config.getoption("--full") and collection_path in _ci_files() else None
+
+
+def pytest_report_header(config: Any) -> list[str]:
+    left_out = [] if config.getoption("--full") else [str(path.relative_to(TESTS)) for path in _ci_files()]
+    return [f"with --full only: {', '.join(left_out)}"] if left_out else []
+
+
+@cache
+def _ci_files() -> list[Path]:
+    """Return the test files that are marked as a whole."""
+    return [path for path in sorted(TESTS.rglob("test_*.py")) if MARKED.search(path.read_text(encoding="utf-8"))]
 
 
 def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:

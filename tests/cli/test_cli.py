@@ -81,6 +81,7 @@ def test_transplant_writes_a_loadable_folder(source: str, tmp_path: Path) -> Non
     assert model.pretrained_cfg["architecture"] == "vit_ti16_convstem"
 
 
+@pytest.mark.full
 def test_transplant_places_the_filters_on_bands(source: str, tmp_path: Path) -> None:
     out = tmp_path / "bands"
     run("transplant", source, "--out", str(out), "--in-chans", "5", "--bands", "2,1,0")

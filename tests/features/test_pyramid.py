@@ -20,6 +20,7 @@ from convstem.features.pyramid import FeaturePyramid
 from convstem.registry import catalog
 from convstem.registry.trunks import named_trunks
 from tests.support.assertions import randomise
+from tests.support.everyday import mostly_in_ci
 
 NANO = "vit_nano4_convstem"
 TINY = "vit_ti16_convstem"
@@ -34,7 +35,7 @@ def sizes(maps: list[Tensor]) -> list[tuple[int, ...]]:
     return [tuple(m.shape[2:]) for m in maps]
 
 
-@pytest.mark.parametrize("name", [*catalog.models(), *named_trunks()])
+@pytest.mark.parametrize("name", mostly_in_ci([*catalog.models(), *named_trunks()], [NANO, "vit_s16_dinov3_convstem"]))
 def test_every_name_has_five_levels_and_says_so(name: str) -> None:
     side = timm.get_pretrained_cfg(name).input_size[-1]
     with torch.device("meta"):
@@ -85,7 +86,7 @@ def test_the_maps_are_those_the_model_computes(stem: dict[str, Any], layers: lis
 
 
 @pytest.mark.parametrize("side", [32, 45])
-@pytest.mark.parametrize("name", [NANO, "vitc_18gf"])
+@pytest.mark.parametrize("name", mostly_in_ci([NANO, "vitc_18gf"], [NANO]))
 def test_both_hosts_have_the_same_maps(name: str, side: int) -> None:
     sizes = {"img_size": 32, "depth": 2} if name != NANO else {}
     ours: Any = randomise(timm.create_model(name, dynamic_img_size=True, num_classes=10, **sizes)).eval().double()
@@ -275,6 +276,7 @@ def test_gradient_checkpointing(host: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # torch 2.15 deprecates TorchScript
 @pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")  # of torch's own check
 def test_torchscript_where_the_host_allows() -> None:
@@ -291,6 +293,7 @@ def test_torchscript_where_the_host_allows() -> None:
             torch.jit.script(timms)
 
 
+@pytest.mark.full
 def test_export() -> None:
     model, x = pyramid().eval(), torch.rand(2, 3, 32, 32)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))

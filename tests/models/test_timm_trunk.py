@@ -95,6 +95,7 @@ def test_other_image_sizes_resample_positions_as_the_source_does(hub_file: Calla
     assert relative_error(features(model, enlarge_patches(x, 14)), features(plain, x)) < 2e-5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stem", [None, KEPT], ids=["patch 16", "patch 14 kept"])
 def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(stem: convstem.StemSpec | None, tmp_path: Path) -> None:
     model = convstem.transplant(randomise(timm.create_model(SOURCE, depth=1, num_classes=3)).eval(), stem)

@@ -26,6 +26,7 @@ from convstem.hosts import convstem_torchvision
 from convstem.registry import catalog
 from convstem.registry.complexity import num_params
 from tests.support.assertions import largest_difference
+from tests.support.everyday import mostly_in_ci
 
 NAMES = list(catalog.torchvision_names())
 WITH_WEIGHTS = [n for n, timm_name in catalog.torchvision_names().items() if catalog.weights_of(timm_name)]
@@ -77,7 +78,7 @@ def test_the_schema_passes_torchvisions_own_weights() -> None:
     assert schema_faults(wrong) == ["missing: acc@1", "missing: acc@5", "not permitted: convstem"]
 
 
-@pytest.mark.parametrize("name", WITH_WEIGHTS)
+@pytest.mark.parametrize("name", mostly_in_ci(WITH_WEIGHTS, [NANO, "vit_ti_16_convstem", "vit_s_8_convstem"]))
 def test_metadata(name: str) -> None:
     enum, timm_name = get_model_weights(name), catalog.torchvision_names()[name]
     for weights in enum:
