@@ -21,6 +21,7 @@ from convstem.publishing.stage import stage
 from tests.support.assertions import randomise
 from tests.support.hub_server import HubServer, run_python
 from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa: F401
+from tests.support.script_runs import CLASSES, Scripts, largest_gap, train
 
 NANO = "vit_nano4_convstem"
 TI = "vit_tiny_patch16_224"
@@ -169,20 +170,27 @@ torch.testing.assert_close(a, c, atol=1e-4, rtol=1e-4)
 """
 
 
-@pytest.mark.full
-def test_transplant_push_train_push_verify_load_everywhere(hub: HubServer, cache: str, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    timm.models.save_for_hf(randomise(timm.create_model(TI, num_classes=5)), source, safe_serialization=True)
-    state = load_file(source / "model.safetensors")
-    save_file(state, source / "model.safetensors", {"format": "pt"})
+def put_source(hub: HubServer, folder: Path, **changes: Any) -> str:
+    """Commit a patchify model to ``org/source`` and return the commit."""
+    timm.models.save_for_hf(randomise(timm.create_model(TI, **changes)), folder, safe_serialization=True)
+    state = load_file(folder / "model.safetensors")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
     hub.store.create("org/source")
-    commit = hub.store.commit("org/source", "main", {p.name: p.read_bytes() for p in source.iterdir()})
-    env = {**hub.env, "HF_TOKEN": "writer", "HF_HUB_CACHE": cache, "HF_HUB_DOWNLOAD_TIMEOUT": "30"}
-    path = str(tmp_path / "last.pth.tar")
-    push = f"import convstem\nconvstem.push({path!r}, 'writer/tuned', license='mit')"
-    for code in (TRANSPLANT, TRAIN.format(path=path), push, LOAD):
+    return hub.store.commit("org/source", "main", {p.name: p.read_bytes() for p in folder.iterdir()})
+
+
+def run_all(env: dict[str, str], *codes: str) -> None:
+    """Run each piece of code in a process of its own."""
+    for code in codes:
         done = run_python(code, timeout=300, **env)
         assert done.returncode == 0, done.stderr
+
+
+def hub_settings(hub: HubServer, cache: str) -> dict[str, str]:
+    return {**hub.env, "HF_TOKEN": "writer", "HF_HUB_CACHE": cache, "HF_HUB_DOWNLOAD_TIMEOUT": "30"}
+
+
+def check_cards(hub: HubServer, commit: str) -> None:
     first = ModelCard(hub.store.read("writer/twin", "README.md").decode())
     assert f"Transplanted from org/source at commit {commit}." in first.text
     assert first.data.base_model == "org/source"
@@ -190,3 +198,35 @@ def test_transplant_push_train_push_verify_load_everywhere(hub: HubServer, cache
     assert f"Transplanted from org/source at commit {commit}. Fine-tuned from writer/twin." in second.text
     assert "not trained further" not in second.text
     assert second.data.base_model == "writer/twin"
+
+
+def push(path: Path) -> str:
+    return f"import convstem\nconvstem.push({str(path)!r}, 'writer/tuned', license='mit')"
+
+
+@pytest.mark.full
+def test_transplant_push_train_push_verify_load_everywhere(hub: HubServer, cache: str, tmp_path: Path) -> None:
+    commit = put_source(hub, tmp_path / "source", num_classes=5)
+    path = tmp_path / "last.pth.tar"
+    run_all(hub_settings(hub, cache), TRANSPLANT, TRAIN.format(path=str(path)), push(path), LOAD)
+    check_cards(hub, commit)
+
+
+@pytest.mark.full
+def test_the_same_with_timms_own_train_py(hub: HubServer, cache: str, tmp_path: Path, timm_scripts: Scripts) -> None:
+    commit = put_source(hub, tmp_path / "source", num_classes=CLASSES, depth=2)
+    settings = hub_settings(hub, cache)
+    run_all(settings, TRANSPLANT)
+    env = {**settings, "HF_HUB_OFFLINE": "0"}  # the tests' own processes are offline
+    run = train(timm_scripts, "life", "--model", "hf-hub:writer/twin", "--pretrained", env=env)
+    assert run.checkpoint["arch"] == "hf-hub:writer/twin"
+    twin, tuned = tmp_path / "twin.safetensors", run.weights
+    twin.write_bytes(hub.store.read("writer/twin", "model.safetensors"))
+    started = load_file(twin)
+    gap = float((started["head.weight"] - tuned["head.weight"]).abs().max())
+    assert 0 < gap < 0.1  # trained, and from there: Adam's steps are 1e-3
+    run_all(settings, push(run.folder / "last.pth.tar"), LOAD)
+    check_cards(hub, commit)
+    pushed = tmp_path / "tuned.safetensors"
+    pushed.write_bytes(hub.store.read("writer/tuned", "model.safetensors"))
+    assert largest_gap(load_file(pushed), tuned) == 0

@@ -4,7 +4,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,18 @@ class Scripts:
     out: Path
 
     def run(
-        self, script: str, *arguments: Any, launcher: Iterable[str] = (), code: str | None = None, fails: bool = False
+        self,
+        script: str,
+        *arguments: Any,
+        launcher: Iterable[str] = (),
+        code: str | None = None,
+        fails: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> str:
         """Run a script (or ``python -c CODE``) in its folder; return what it printed, logs and all."""
         target = ["-c", code] if code else [*launcher, script]
         command = [sys.executable, *target, *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": import_path()}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": import_path(), **(env or {})}
         done = subprocess.run(command, cwd=self.folder, env=environment, check=False, capture_output=True, text=True)
         printed = done.stdout + done.stderr
         assert bool(done.returncode) == fails, f"exit code {done.returncode}\n{printed[-6000:]}"
