@@ -114,19 +114,19 @@ def variants(model: nn.Module, calibration: Tensor, folder: Path) -> dict[str, C
     stem = [f"layer {index}" for index in range(len(convolutions(model)))]
     return {
         "float32": lambda: model,
-        "bfloat16": partial(in_precision, model, torch.bfloat16),
-        "float16": partial(in_precision, model, torch.float16),
-        "int8 weights alone, linear layers (torchao)": partial(torchao, model, Int8WeightOnlyConfig()),
-        "int8 dynamic, linear layers (torchao)": partial(torchao, model, Int8DynamicActivationInt8WeightConfig()),
-        "int8 dynamic, linear layers (onnxruntime)": partial(onnx_dynamic, model, ready),
-        "int8 static, linear layers, stem in float (onnxruntime)": partial(static, LINEAR),
-        "int8 static, all layers (onnxruntime)": partial(static, (*LINEAR, "Conv")),
         "int8 static, stem alone (onnxruntime)": partial(static, ("Conv",)),
         **{
             f"int8 static, stem alone, its {name} in float": partial(static, ("Conv",), index)
             for index, name in enumerate(stem)
             if len(stem) > 1
         },
+        "int8 static, linear layers, stem in float (onnxruntime)": partial(static, LINEAR),
+        "int8 static, all layers (onnxruntime)": partial(static, (*LINEAR, "Conv")),
+        "int8 weights alone, linear layers (torchao)": partial(torchao, model, Int8WeightOnlyConfig()),
+        "int8 dynamic, linear layers (torchao)": partial(torchao, model, Int8DynamicActivationInt8WeightConfig()),
+        "int8 dynamic, linear layers (onnxruntime)": partial(onnx_dynamic, model, ready),
+        "bfloat16": partial(in_precision, model, torch.bfloat16),
+        "float16": partial(in_precision, model, torch.float16),
     }
 
 
