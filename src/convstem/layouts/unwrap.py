@@ -112,6 +112,9 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
     opened = Unwrapped(dict(checkpoint))
     while _nested(opened.state_dict):
         _open(opened, use_ema)
+    odd = sorted(repr(key) for key in opened.state_dict if not isinstance(key, str))
+    if odd:
+        raise ConversionError(f"the keys of a state dict are text; this one has {', '.join(odd[:5])}")
     while _strip(opened, use_ema):
         pass
     _unstack(opened)
@@ -120,10 +123,14 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         raise ConversionError(f"there are no averaged weights{inside}: leave use_ema (--use-ema) out")
     if not opened.state_dict:
         raise ConversionError("this state dict is empty")
-    wrong = sorted(key for key, value in opened.state_dict.items() if not hasattr(value, "shape"))
+    wrong = sorted(key for key, value in opened.state_dict.items() if not _is_dense(value))
     if wrong:
-        raise ConversionError(f"a state dict holds tensors; this one has {', '.join(wrong[:5])} besides")
+        raise ConversionError(f"a state dict holds dense tensors; {', '.join(wrong[:5])} is none")
     return opened
+
+
+def _is_dense(value: Any) -> bool:
+    return hasattr(value, "shape") and not getattr(value, "is_sparse", False)
 
 
 def _nested(content: Mapping[str, Any]) -> bool:
