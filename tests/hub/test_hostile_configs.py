@@ -2,6 +2,7 @@
 """A config from anywhere ends in one of our errors that names what is wrong, before anything is built."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,15 @@ from typing import Any
 
 import pytest
 import timm
+import torch
+from safetensors.torch import load_file, save_file
 
 import convstem
 from convstem.errors import CheckpointError, ConvStemError, InvalidFileError
+from convstem.hub.config import check_stated
 from convstem.publishing.stage import stage
+from convstem.registry import catalog
+from convstem.registry.names import trunks
 from convstem.transplanting.source import create_source
 from tests.support.assertions import randomise
 from tests.support.hostile_configs import BROKEN, HOSTILE, OURS, Both, Change, change
@@ -108,6 +114,17 @@ def test_positions_are_resized_for_a_caller_and_never_for_a_config(
         timm.create_model(f"local-dir:{spoilt('ours', HOSTILE['images of twice the size'])}", pretrained=True)
 
 
+def test_every_config_that_timm_or_convstem_has_is_taken() -> None:
+    names = [name for name in (*catalog.architectures(), *trunks().values()) if timm.is_model(name)]
+    assert len(names) > 400
+    for name in names:
+        for tag, cfg in timm.models.get_arch_pretrained_cfgs(name).items():
+            saved = json.loads(json.dumps(cfg.to_dict()))
+            check_stated(name, saved, {})
+            with pytest.raises(InvalidFileError):  # negative control
+                check_stated(name, {**saved, "mean": tag}, {})
+
+
 ABSURD = (
     "10^6 blocks",
     "400 blocks",
@@ -173,3 +190,18 @@ def test_deep_nesting_is_no_crash(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(BROKEN["deep"])
     with pytest.raises(InvalidFileError, match="config.json is not JSON"):
         convstem.load(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (1, 1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("key", ["pos_embed", "cls_token", "head.weight", "patch_embed.backbone.0.conv.weight"])
+def test_tensors_of_other_shapes(key: str, shape: tuple[int, ...], folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["ours"], tmp_path / "ours")
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, key: torch.zeros(shape)}, folder / "model.safetensors")
+    with pytest.raises(ConvStemError, match=re.escape(key)):
+        convstem.load(folder)
+    with pytest.raises(RuntimeError, match=re.escape(key)):  # torch's own sentence, or ours
+        timm.create_model("vit_nano4_convstem").load_state_dict({**state, key: torch.zeros(shape)})
+    with pytest.raises(RuntimeError, match=re.escape(key)):
+        overlay = {"file": None, "state_dict": {**state, key: torch.zeros(shape)}}
+        timm.create_model("vit_nano4_convstem", pretrained=True, pretrained_cfg_overlay=overlay)
