@@ -141,7 +141,18 @@ def test_compile_export_fx_and_script(name: str) -> None:
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x), expected)
         torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
+        traced, plain = symbolic(model), symbolic(timm.create_model("vit_tiny_patch16_224", depth=1))
+        assert (traced is None) == (plain is None)
+        if traced is not None:
+            torch.testing.assert_close(traced(x), expected)
+
+
+def symbolic(model: Any) -> Any:
+    """Return a model traced by torch.fx, or None where timm's attention cannot be traced, as by torch 2.6."""
+    try:
+        return torch.fx.symbolic_trace(model)
+    except TypeError:
+        return None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -1,5 +1,7 @@
 """The transplant of a patch embedding into a conv stem, against the patch embedding itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -271,7 +273,9 @@ def test_auto_shift_follows_the_dtype(dtype: torch.dtype, shift: str) -> None:
     weight, bias = filters(16, 3, 8)
     spec = StemSpec((12, 48, 16))
     automatic, chosen = (transplant(spec, weight, bias, dtype=dtype, shift=s) for s in ("auto", shift))
-    assert automatic[1] == chosen[1]
+    errors = [report.predicted_relative_error for _, report in (automatic, chosen)]
+    assert max(errors) < 1e-14  # the last digits of a float64 computation differ from run to run
+    assert replace(automatic[1], predicted_relative_error=0) == replace(chosen[1], predicted_relative_error=0)
     assert automatic[0][2].bn.bias.dtype == dtype
 
 
