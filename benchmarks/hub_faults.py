@@ -1,8 +1,10 @@
 """What the stock Hub client and convstem do under faults: every row is run, over real HTTP.
 
 python -m benchmarks.hub_faults > benchmarks/results/hub_faults.txt
+python -m benchmarks.hub_faults calls > benchmarks/results/hub_calls.txt  # only the calls that read a whole model
 """
 
+import sys
 import tempfile
 import time
 from functools import partial
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.call_table import CALL_ROWS, CALLS, put_models, run_call
 from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_killed, run_row, run_together
 from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
 
@@ -33,18 +36,44 @@ def table(cases: Any, stock: Any, convstem: Any, hub: HubServer, client: Client)
                 print(f"  {who:<9}{time.perf_counter() - start:6.1f} s  {outcome[:150]}", flush=True)
 
 
+def downloads(hub: HubServer, client: Client) -> None:
+    """Print the table of single files that are read."""
+    print("\nDOWNLOADS")
+    table(DOWNLOADS, STOCK, CONVSTEM, hub, client)
+
+
+def pushes(hub: HubServer, client: Client) -> None:
+    """Print the table of pushes."""
+    print("\n\nPUSHES (stock: HfApi.upload_folder)")
+    table(PUSHES, STOCK_PUSH, CONVSTEM_PUSH, hub, client)
+
+
+def calls(hub: HubServer, client: Client) -> None:
+    """Run every call that reads a model under every fault and print the outcomes."""
+    print("\n\nCALLS that read a model: right, healed, clear error, RAW ERROR or SILENT; after an error, once more")
+    with tempfile.TemporaryDirectory() as models:
+        put_models(hub, Path(models))
+    for row in CALL_ROWS:
+        print(f"\n{row.name}")
+        for call in CALLS:
+            with tempfile.TemporaryDirectory() as folder:
+                print(f"  {call:<14}{run_call(hub, client, row, call, Path(folder) / 'cache')}", flush=True)
+
+
+PARTS = {"downloads": downloads, "pushes": pushes, "calls": calls}
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables that the command line names; without names, all."""
     import huggingface_hub
 
     hub = HubServer()
     with tempfile.TemporaryDirectory() as home:
         client = Client(**hub.env, HF_HOME=home, HF_TOKEN="writer")
         client("import timm, torchvision, convstem.publishing.push")  # so that no row is charged for it
-        print(f"huggingface_hub {huggingface_hub.__version__}, timeouts of 2 and 5 s\n\nDOWNLOADS")
-        table(DOWNLOADS, STOCK, CONVSTEM, hub, client)
-        print("\n\nPUSHES (stock: HfApi.upload_folder)")
-        table(PUSHES, STOCK_PUSH, CONVSTEM_PUSH, hub, client)
+        print(f"huggingface_hub {huggingface_hub.__version__}, timeouts of 2 and 5 s")
+        for part in sys.argv[1:] or PARTS:
+            PARTS[part](hub, client)
         client.close()
     hub.close()
 

@@ -1,6 +1,7 @@
 """Every fault that the server can inject: the right bytes, or one clear error and a cache that lies about nothing."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.hub_server import Client, HubServer
+from tests.support.hub_server.call_table import CALL_ROWS, CALLS, RAW, SILENT, put_models, run_call
 from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_row
 from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
 
@@ -61,3 +63,14 @@ def test_negative_control_the_stock_client_opens_two_pull_requests(
 ) -> None:
     row = next(row for row in PUSH_ROWS if row.create_pr and row.twice)
     assert "2 pull requests" in run_push_row(hub, client, row, STOCK_PUSH, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_under_every_fault(hub: HubServer, client: Client, call: str, tmp_path: Path) -> None:
+    put_models(hub, tmp_path)
+    for row in CALL_ROWS:
+        outcome = run_call(hub, client, row, call, tmp_path / "cache")
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        assert SILENT not in outcome, (row.name, outcome)
+        assert RAW not in outcome or call in row.raw, (row.name, outcome)
