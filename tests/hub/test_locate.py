@@ -191,7 +191,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "blocks": ({"model_args": {"depth": 10**6}}, "depth = 1000000 is absurd"),
     "more blocks than tensors": ({"model_args": {"depth": 500}}, "more than the weights beside it"),
     "classes": ({"num_classes": 10**9, "root": {"num_classes": 10**9}}, "num_classes = 1000000000 is absurd"),
-    "width": ({"model_args": {"embed_dim": 16384}}, "more than the weights beside it"),
+    "width": ({"model_args": {"embed_dim": 15360}}, "more than the weights beside it"),
     "two heads": ({"model_args": {"num_classes": 7}}, "contradicts itself about num_classes"),
     "unknown field": ({"colour": "red"}, "timm knows no colour in pretrained_cfg"),
     "mean": ({"mean": None}, "mean must be a list of numbers; got null"),

@@ -42,6 +42,7 @@ def checks_config(create: _Create) -> _Create:
         if not (isinstance(cfg, Mapping) and cfg.get("source") in FROM_CONFIG):
             return create(name, *args, **kwargs)
         check_stated(name, cfg, saved)
+        kwargs["pretrained_cfg"] = cfg = _with_size(name, cfg)
         try:
             return create(name, *args, as_saved=not _overridden(kwargs, saved), **kwargs)
         except (CheckpointError, DeviceMemoryError, HubError, InvalidFileError, PathError):
@@ -56,6 +57,12 @@ def checks_config(create: _Create) -> _Create:
             raise
 
     return answer  # type: ignore[return-value]  # it has the signature of `create`
+
+
+def _with_size(name: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with its architecture's image size where it states none; without it timm takes 224 pixels."""
+    own = resolve_pretrained_cfg(name)
+    return {"input_size": own.input_size, "fixed_input_size": own.fixed_input_size, **cfg}
 
 
 def _build_saved(create: Callable[..., nn.Module], name: str, cfg: Any, saved: Mapping[str, Any]) -> nn.Module:
