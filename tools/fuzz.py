@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(one(chosen[0], options.seed, options.case, Path(folder)))
             return 0
         for reader in chosen:
-            reader.run(random.Random(0), Path(folder))  # imports, which no case is charged for
+            many(reader, options.seed, lambda case: case == 1, Path(folder))  # imports, which no case is charged for
             result = many(reader, options.seed, for_seconds(options.seconds / len(chosen)), Path(folder))
             failures += result.failures
             print(f"{reader.name:<9}{result}", flush=True)

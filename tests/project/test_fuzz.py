@@ -1,11 +1,12 @@
 """A short run of the fuzzer, the same each time; ``python -m tools.fuzz`` runs longer ones."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
 
-from tools.fuzz import many, one
+from tools.fuzz import main, many, one
 from tools.fuzz_mutations import spoil_bytes, spoil_tree
 from tools.fuzz_readers import READERS, Reader, WrongContentError, compare, small_weights
 
@@ -19,6 +20,13 @@ def test_damaged_files_are_read_right_or_refused(name: str, tmp_path: Path) -> N
     assert result.failures == []
     assert result.counts["right"] > 0, result  # some damage is none
     assert result.counts.total() > result.counts["right"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_counts_every_reader(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CONVSTEM_CACHE", "")  # restored afterwards: the command sets it
+    assert main(["--seconds", "1", "--seed", "7"]) == 0
+    assert re.findall(r"^(\w+) .* cases: .* 0 failures$", capsys.readouterr().out, re.M) == list(READERS)
 
 
 def test_what_is_neither_right_nor_refused_is_a_failure(tmp_path: Path) -> None:

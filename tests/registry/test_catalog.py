@@ -73,6 +73,7 @@ def test_a_good_row(tmp_path: Path) -> None:
         ({"img_size": 230}, r"\[a\]: img_size must be a multiple of the patch size 16; got 230x230"),
         ({"num_classes": -1}, r"\[a\]: num_classes must be 0 \(no head\) or more; got -1"),
         ({"stem_norm": "bn"}, "stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d, none; got 'bn'"),
+        ({"patch_size": [4, 4], "stem_channels": None}, r"\[a\]: .* a power of two .* got \(4, 4\)"),
         ({"depth": "one"}, r"\[a\]: depth must be a non-empty list of positive integers; got 'one'"),
     ],
 )
@@ -85,6 +86,8 @@ def test_a_bad_architecture_names_file_and_row(tmp_path: Path, change: dict[str,
     ("text", "message"),
     [
         (f'{{"a": {json.dumps(ROW)}, "a": {json.dumps(ROW)}}}', "rows.json: 'a' is given twice"),
+        ("[1]", "rows.json: expected an object of rows by name; got list"),
+        ("5", "rows.json: expected an object of rows by name; got int"),
         ('{"a": {"depth": 1, "depth": 2}}', "rows.json: 'depth' is given twice"),
         ('{"a": 3}', r"rows.json: \[a\]: expected a table of fields, got 3"),
         ('{"a": {"depth": one}}', "rows.json: Expecting value: line 1"),

@@ -147,6 +147,8 @@ HOSTILE: dict[str, Change | Both] = {
     "another cfg": arg(pretrained_cfg={"file": "/tmp/x"}),
     "an overlay": arg(pretrained_cfg_overlay={"file": "/tmp/x"}),
     # nesting
+    "model_args false": root(model_args=False),
+    "model_args null": root(model_args=None),
     "model_args a list": root(model_args=[1]),
     "model_args a string": root(model_args="depth=1"),
     "pretrained_cfg a list": root(pretrained_cfg=[1]),

@@ -66,7 +66,7 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: one of them is missing or of the wrong type.
     """
     kinds = {"architecture": str, "pretrained_cfg": dict, "model_args": dict}
-    found = {**config, "model_args": config.get("model_args") or {}}
+    found = {"model_args": {}, **config}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong:
         raise InvalidFileError(f"config.json is not timm's: {', '.join(wrong)} is missing or of the wrong type")

@@ -166,8 +166,8 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
     Raises:
         ValueError: ``patch_size`` is not a power of two.
     """
-    depth = patch_size.bit_length() - 1
-    if patch_size < 2 or 2**depth != patch_size:
+    depth = patch_size.bit_length() - 1 if isinstance(patch_size, int) else 0  # a row may hold anything
+    if depth < 1 or 2**depth != patch_size:
         raise ArgumentError(
             f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
             "pass a stem with other strides and kernel sizes"

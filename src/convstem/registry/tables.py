@@ -43,9 +43,12 @@ def read_tables(path: Path) -> dict[str, Any]:
         RegistryError: no such file, not JSON, or a name given twice.
     """
     try:
-        return dict(json.loads(path.read_bytes(), object_pairs_hook=_once))
+        rows = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except (OSError, ValueError) as error:
         raise RegistryError(f"{path.name}: {error}") from error
+    if not isinstance(rows, dict):
+        raise RegistryError(f"{path.name}: expected an object of rows by name; got {type(rows).__name__}")
+    return rows
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
