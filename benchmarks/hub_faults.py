@@ -4,7 +4,7 @@ python -m benchmarks.hub_faults > benchmarks/results/hub_faults.txt
 python -m benchmarks.hub_faults calls > benchmarks/results/hub_calls.txt  # only the calls that read a whole model
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.call_table import CALL_ROWS, CALLS, put_models, run_call
 from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_killed, run_row, run_together
-from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
+from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUBLISH, PUSH_ROWS, STOCK_PUSH, run_push_row
 
 DOWNLOADS = {
     **{row.name: partial(run_row, row=row) for row in ROWS},
@@ -25,11 +25,11 @@ DOWNLOADS = {
 PUSHES = {row.name: partial(run_push_row, row=row) for row in PUSH_ROWS}
 
 
-def table(cases: Any, stock: Any, convstem: Any, hub: HubServer, client: Client) -> None:
-    """Run every case with both codes and print the outcomes."""
+def table(cases: Any, codes: dict[str, Any], hub: HubServer, client: Client) -> None:
+    """Run every case with every code and print the outcomes."""
     for name, run in cases.items():
         print(f"\n{name}")
-        for who, code in (("stock", stock), ("convstem", convstem)):
+        for who, code in codes.items():
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
                 outcome = run(hub=hub, client=client, code=code, cache=Path(folder))
@@ -39,13 +39,13 @@ def table(cases: Any, stock: Any, convstem: Any, hub: HubServer, client: Client)
 def downloads(hub: HubServer, client: Client) -> None:
     """Print the table of single files that are read."""
     print("\nDOWNLOADS")
-    table(DOWNLOADS, STOCK, CONVSTEM, hub, client)
+    table(DOWNLOADS, {"stock": STOCK, "convstem": CONVSTEM}, hub, client)
 
 
 def pushes(hub: HubServer, client: Client) -> None:
     """Print the table of pushes."""
-    print("\n\nPUSHES (stock: HfApi.upload_folder)")
-    table(PUSHES, STOCK_PUSH, CONVSTEM_PUSH, hub, client)
+    print("\n\nPUSHES (stock: HfApi.upload_folder; publish makes no pull requests)")
+    table(PUSHES, {"stock": STOCK_PUSH, "push": CONVSTEM_PUSH, "publish": PUBLISH}, hub, client)
 
 
 def calls(hub: HubServer, client: Client) -> None:
@@ -67,12 +67,16 @@ def main() -> None:
     """Print the tables that the command line names; without names, all."""
     import huggingface_hub
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parts = parser.parse_args().parts
+
     hub = HubServer()
     with tempfile.TemporaryDirectory() as home:
         client = Client(**hub.env, HF_HOME=home, HF_TOKEN="writer")
         client("import timm, torchvision, convstem.publishing.push")  # so that no row is charged for it
         print(f"huggingface_hub {huggingface_hub.__version__}, timeouts of 2 and 5 s")
-        for part in sys.argv[1:] or PARTS:
+        for part in parts:
             PARTS[part](hub, client)
         client.close()
     hub.close()

@@ -11,7 +11,7 @@ import pytest
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.call_table import CALL_ROWS, CALLS, RAW, SILENT, put_models, run_call
 from tests.support.hub_server.fault_table import CONVSTEM, ROWS, STOCK, run_row
-from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUSH_ROWS, STOCK_PUSH, run_push_row
+from tests.support.hub_server.push_table import CONVSTEM_PUSH, PUBLISH, PUSH_ROWS, STOCK_PUSH, run_push_row
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,12 @@ def test_negative_control_the_stock_client_loads_wrong_bytes(
 @pytest.mark.parametrize("row", cases(PUSH_ROWS, lambda row: False))
 def test_push(hub: HubServer, client: Client, row: Any, tmp_path: Path) -> None:
     assert run_push_row(hub, client, row, CONVSTEM_PUSH, tmp_path) == row.expected
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row", cases([row for row in PUSH_ROWS if not row.create_pr], lambda row: False))
+def test_publish(hub: HubServer, client: Client, row: Any, tmp_path: Path) -> None:
+    assert run_push_row(hub, client, row, PUBLISH, tmp_path) == row.expected
 
 
 @pytest.mark.full

@@ -12,7 +12,9 @@ from tests.support.hub_server.client import Outcome
 from tests.support.hub_server.faults import Fault
 from tests.support.hub_server.store import Store
 
-REPO = "writer/pushed"
+NAMESPACE, ENTRY = "writer", "vit_nano4_convstem.cifar10"
+REPO = f"{NAMESPACE}/{ENTRY}"
+"""Where ``publish`` puts the entry; the other codes push there too."""
 DONE = "one commit with the right files"
 
 
@@ -72,17 +74,26 @@ import convstem
 result = convstem.push({folder!r}, {repo!r}, license="apache-2.0", create_pr={create_pr}).commit
 """
 
+PUBLISH = f"""
+import convstem
+[row] = convstem.publish({NAMESPACE!r}, only={ENTRY!r})
+assert row.action in ("published", "same", "skip"), row.detail
+result = row.action
+"""
+
 
 @functools.cache
 def model_folder() -> Path:
     """Return a folder with our smallest model, made once."""
     import convstem.publishing.pull
 
-    return convstem.publishing.pull.pull("vit_nano4_convstem.cifar10", out=tempfile.mkdtemp(prefix="convstem-test-"))
+    return convstem.publishing.pull.pull(ENTRY, out=tempfile.mkdtemp(prefix="convstem-test-"))
 
 
 def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache: str | Path) -> str:
     """Run one row and return its outcome in words."""
+    if row.create_pr and code == PUBLISH:
+        return "not asked: it makes no pull requests"
     hub.arm()
     hub.store.repos.pop(REPO, None)
     hub.store.contents.clear()
@@ -90,7 +101,9 @@ def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache:
     hub.chunk = row.chunk
     folder = Path(cache) / "model"
     shutil.copytree(model_folder(), folder)
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files: dict[str, bytes | None] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if code == PUBLISH:  # it writes its own config and card
+        files = {**dict.fromkeys(files, None), "README.md": None, "model.safetensors": files["model.safetensors"]}
     if row.create_pr or row.stale:
         hub.store.create(REPO)
         hub.store.commit(REPO, "main", {"README.md": b"old", "pytorch_model.bin": b"pickle"}, message="earlier")
@@ -102,8 +115,8 @@ def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache:
     return describe(hub.store, row, outcome, files)
 
 
-def describe(store: Store, row: PushRow, outcome: Outcome, files: dict[str, bytes]) -> str:
-    """Return an outcome in words, judged by what the server holds."""
+def describe(store: Store, row: PushRow, outcome: Outcome, files: dict[str, bytes | None]) -> str:
+    """Return an outcome in words, judged by what the server holds; a file of any content is None in ``files``."""
     words = f"{outcome.kind}: {' '.join(outcome.error.split())}" if outcome.error else ""
     if REPO not in store.repos:
         return words
@@ -116,7 +129,8 @@ def describe(store: Store, row: PushRow, outcome: Outcome, files: dict[str, byte
     commits = len(store.history(REPO, revision)) - before
     state = [f"{commits} commits"] if commits != 1 else []
     state += [f"{len(repo.pulls)} pull requests"] if row.create_pr and len(repo.pulls) != 1 else []
-    state += ["wrong files"] if any(held.get(name) != content for name, content in files.items()) else []
+    wrong = any(name not in held or content not in (None, held[name]) for name, content in files.items())
+    state += ["wrong files"] if wrong else []
     state += [f"stale {name}" for name in sorted(set(held) - set(files))]
     held_now = ", ".join(state) or DONE
     return f"{words} [but: {held_now}]" if words else held_now
