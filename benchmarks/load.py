@@ -41,12 +41,7 @@ def main() -> None:
     """Prepare the files, measure, print and draw."""
     arguments = parse()
     home = Path(tempfile.mkdtemp(prefix="convstem-load-"))
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(home / "hub"),
-        "CONVSTEM_CACHE": str(home / "convstem"),
-        "TORCH_HOME": str(home / "torch"),
-    }
+    os.environ |= environment(home)
     files = {size: prepare(home, *SIZES[size]) for size in arguments.sizes}
     cache = "cold" if arguments.cold else "warm"
     results: dict[str, Any] = {"machine": machine(arguments.device), "repeats": arguments.repeats, "cache": cache}
@@ -55,6 +50,16 @@ def main() -> None:
         results["sizes"][size] = measure(size, files[size], arguments)
         write(arguments.out, results)
     print((arguments.out / "load.txt").read_text(encoding="utf-8"))
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables that make a folder the caches of everything that loads."""
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "CONVSTEM_CACHE": str(home / "convstem"),
+        "TORCH_HOME": str(home / "torch"),
+    }
 
 
 def parse() -> argparse.Namespace:
