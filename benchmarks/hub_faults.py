@@ -68,8 +68,8 @@ def main() -> None:
     import huggingface_hub
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parts = parser.parse_args().parts
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="default: all")
+    parts = parser.parse_args().parts or PARTS
 
     hub = HubServer()
     with tempfile.TemporaryDirectory() as home:
