@@ -184,3 +184,12 @@ def test_several_processes_at_once_compute_one_stem(cache: Path, plain: Any) -> 
     assert len({digest for _, digest in results}) == 1
     assert len(stems(cache)) == 1
     assert not list(Path(cache).rglob(".writing-*"))
+
+
+def test_a_cache_that_may_not_be_cleared_is_one_sentence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    done = CliRunner().invoke(main, ["cache", "--clear"])
+    assert done.exit_code == 1 and f"cannot clear {cache / 'checked'}: Permission denied" in done.output

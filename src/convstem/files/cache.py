@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from convstem.files.paths import path_errors
 from convstem.files.writing import write_whole
 
 KINDS = ("checked", "stems")
@@ -42,11 +43,15 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove everything and return the bytes that were freed; models that are loaded keep working."""
+    """Remove everything and return the bytes that were freed; models that are loaded keep working.
+
+    Raises:
+        PathError: the cache cannot be written.
+    """
     size = sum(entry.size for entry in entries())
-    for kind in KINDS:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(root() / kind)
+    for folder in (root() / kind for kind in KINDS):
+        with path_errors("clear", folder), suppress(FileNotFoundError):
+            shutil.rmtree(folder)
     return size
 
 

@@ -27,7 +27,7 @@ def path_errors(doing: str, path: str | Path) -> Iterator[None]:
     """Raise ``PathError`` for what the file system refuses inside.
 
     Args:
-        doing: what is tried, for the message: ``read`` or ``write``.
+        doing: what is tried, for the message, such as ``read`` or ``write``.
         path: the file or folder that the user named.
     """
     from safetensors import SafetensorError  # imports numpy

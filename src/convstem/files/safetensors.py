@@ -22,7 +22,6 @@ ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
 does the same for every load of a process. Not an argument: between ``load`` and the file is ``timm.create_model``,
 which records every argument that it passes on as part of the model, and so in every config that is saved."""
 
-
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How files start that ``torch.save`` and ``pickle`` write."""
 
@@ -39,8 +38,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, mapped: read from the disk when they are first used.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a safetensors file, a damaged one, or weights that are not finite.
+        MissingPathError: no such file.
+        InvalidFileError: not a safetensors file, a damaged one, or weights that are not finite.
     """
     check_weights(path)
     return load_file(path)
@@ -50,8 +49,8 @@ def check_weights(path: Path) -> dict[str, Stored]:
     """Check that a safetensors file's values are finite, which is remembered, and return its header.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a safetensors file, a damaged one, or weights that are not finite.
+        MissingPathError: no such file.
+        InvalidFileError: not a safetensors file, a damaged one, or weights that are not finite.
     """
     if not path.is_file():
         raise MissingPathError(f"there is no weights file {path}: give the path of a .safetensors file")
@@ -67,7 +66,7 @@ def nonfinite_allowed() -> bool:
 
 
 def check_finite_file(path: Path) -> None:
-    """Raise ``ValueError`` naming the tensors of a safetensors file that hold NaN or Inf."""
+    """Raise ``InvalidFileError`` naming the tensors of a safetensors file that hold NaN or Inf."""
     check_finite(load_file(path), path.name)
 
 
@@ -75,7 +74,7 @@ def check_header(path: Path) -> dict[str, Stored]:
     """Return what a safetensors file holds, from its header alone.
 
     Raises:
-        ValueError: not a safetensors file, or one that is truncated or otherwise damaged.
+        InvalidFileError: not a safetensors file, or one that is truncated or otherwise damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -91,7 +90,7 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
     if start.startswith(_PICKLES):
         return (
             f"{path.name} is a pickle under a safetensors name: opening it could run any code, so it was not opened. "
-            f"If you trust it, run `convstem convert` on it under its own suffix, such as .pth"
+            "If you trust it, run `convstem convert` on it under its own suffix, such as .pth"
         )
     return (
         f"{path.name} is not a valid safetensors file ({error}; {path.stat().st_size:,} bytes): it is truncated, "
@@ -100,7 +99,7 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
 
 
 def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
-    """Raise ``ValueError`` naming the tensors of a state dict that hold NaN or Inf.
+    """Raise ``InvalidFileError`` naming the tensors of a state dict that hold NaN or Inf.
 
     Args:
         state_dict: the tensors.
