@@ -14,7 +14,7 @@ from convstem.errors import ArgumentError, MissingPathError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
-from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path
+from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path, split_revision
 from convstem.hub.read import fetch_all
 from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
@@ -83,10 +83,9 @@ def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> 
         return f"local-dir:{folder}"
     if isinstance(source, os.PathLike) or is_path(name):
         raise _no_folder(name, folder.exists())
-    repository = name.removeprefix("hf-hub:")
-    if "/" in repository:
-        repository, _, revision = repository.partition("@")
-        commit = _fetch_checked(repository, revision or None, cache_dir)
+    if "/" in name:
+        repository, revision = split_revision(name)
+        commit = _fetch_checked(repository, revision, cache_dir)
         return f"hf-hub:{repository}@{commit}"
     entry = find_weights(name)
     return entry.name.replace(".", f"{PYRAMID}.", 1) if PYRAMID in name else entry.name

@@ -39,7 +39,7 @@ def test_where_the_client_puts_blobs_snapshots_and_refs(
 def test_the_client_finds_what_we_put(tmp_path: Path) -> None:
     ours, commit, digest = RepoCache(REPO, tmp_path), "c" * 40, hashlib.sha256(CONTENT).hexdigest()
     assert try_to_load_from_cache(REPO, WEIGHTS, cache_dir=tmp_path) is None
-    partial = ours.partial(digest)
+    partial = ours.partial_download(digest)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(CONTENT)
     ours.adopt(partial, digest, commit, WEIGHTS)

@@ -1,5 +1,6 @@
 """``convstem cache verify``: what size and time cannot see."""
 
+import errno
 import json
 import os
 import shutil
@@ -57,6 +58,14 @@ def test_changed_and_missing_files_are_no_damage(weights: Path) -> None:
     weights.unlink()
     assert verify(0) == {weights.name: "gone"}
     assert verify(0) == {}
+
+
+def test_a_file_that_cannot_be_read_is_as_bad_as_a_damaged_one(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("convstem.hub.recheck.file_digest", refuse)
+    assert verify(1) == {weights.name: "unreadable"}
 
 
 def test_a_damaged_stem_is_removed(weights: Path, hub_file: object, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
 @cache.command("verify")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cache_verify(as_json: bool) -> None:
-    """Hash every verified file and kept stem anew; exit status 1 if one is damaged.
+    """Hash every verified file and kept stem anew; exit status 1 if one is damaged or unreadable.
 
     In daily use a file counts as verified while its size and time of change stay: this finds what that cannot see.
     """
@@ -97,9 +97,9 @@ def cache_verify(as_json: bool) -> None:
         click.echo(json.dumps([row.to_json() for row in rows], indent=2))
     else:
         for row in rows:
-            click.echo(f"{row.state:<8} {row.file}")
-        click.echo(f"{len(rows)} files, {sum(row.state == 'damaged' for row in rows)} damaged")
-    sys.exit(1 if any(row.state == "damaged" for row in rows) else 0)
+            click.echo(f"{row.state:<10} {row.file}")
+        click.echo(f"{len(rows)} files, {sum(row.bad for row in rows)} damaged or unreadable")
+    sys.exit(1 if any(row.bad for row in rows) else 0)
 
 
 def parse_channels(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:

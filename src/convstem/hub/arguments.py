@@ -11,11 +11,11 @@ from convstem.hub.kinds import check_kinds
 from convstem.registry.names import trunks
 from convstem.registry.stem_spec import StemSpec
 
-_OURS: dict[str, Any] = {
+_STEM: dict[str, Any] = {
     **{f"stem_{name}": kind for name, kind in get_type_hints(StemSpec).items()},
     "norm_eps": float | None,
 }
-"""What every name of ours takes."""
+"""Arguments that every name of ours takes beyond those of its trunk."""
 
 
 _EXTRACTOR: dict[str, Any] = {
@@ -30,6 +30,7 @@ _EXTRACTOR: dict[str, Any] = {
 
 
 _NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")
+"""Names among a constructor's annotations that are no argument, or none that belongs to a saved model."""
 
 
 def check_arguments(architecture: str, args: Mapping[str, Any]) -> None:
@@ -61,4 +62,4 @@ def argument_kinds(architecture: str) -> Mapping[str, Any]:
     kinds: dict[str, Any] = {}
     for cls in reversed(model.__mro__[:-1]):
         kinds |= get_type_hints(vars(cls).get("__init__", object.__init__))
-    return {name: kind for name, kind in (kinds | _OURS | _EXTRACTOR).items() if name not in _NOT_IN_FILES}
+    return {name: kind for name, kind in (kinds | _STEM | _EXTRACTOR).items() if name not in _NOT_IN_FILES}

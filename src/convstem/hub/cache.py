@@ -59,7 +59,7 @@ class RepoCache:
         """Return where the file of a commit lies, present or not."""
         return self.folder / "snapshots" / commit / filename
 
-    def partial(self, digest: str) -> Path:
+    def partial_download(self, digest: str) -> Path:
         """Return where a download in pieces grows."""
         return self.folder / "blobs" / f"{digest}.convstem-incomplete"
 

@@ -43,10 +43,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the content of a timm ``config.json`` of ours, checked as far as possible without building the model.
 
     Raises:
-        FileNotFoundError: no such file.
-        TypeError: another architecture.
-        ValueError: not a config, locations in it, fields that contradict each other or that timm
-            does not know, preprocessing that cannot be, or sizes beyond reason.
+        InvalidFileError: not a config, locations in it, fields that contradict each other or that timm does not know,
+            preprocessing that cannot be, or sizes beyond reason.
+        MissingPathError: no such file.
+        UnsupportedModelError: another architecture.
     """
     config = read_json(path)
     cfg, args = parts(config)
@@ -63,7 +63,7 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``pretrained_cfg``, with the classes and labels that the root states, and ``model_args`` of a config.
 
     Raises:
-        ValueError: one of them is missing or of the wrong type.
+        InvalidFileError: one of them is missing or of the wrong type.
     """
     kinds = {"architecture": str, "pretrained_cfg": dict, "model_args": dict}
     found = {"model_args": {}, **config}
@@ -76,7 +76,7 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_stated(architecture: str, cfg: Mapping[str, Any], args: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless a config can describe a saved model of ours: known fields of the right types.
+    """Raise ``InvalidFileError`` unless a config can describe a saved model of ours: known fields of the right types.
 
     Args:
         architecture: timm name.
@@ -103,8 +103,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a small JSON file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: too large, or not a JSON object.
+        InvalidFileError: too large, or not a JSON object.
+        MissingPathError: no such file.
     """
     if not path.is_file():
         raise MissingPathError(
@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_ours(architecture: str) -> None:
-    """Raise ``TypeError`` unless this is a conv-stem architecture of this package."""
+    """Raise ``UnsupportedModelError`` unless this is a conv-stem architecture of this package."""
     if architecture in catalog.architectures():
         return
     raise UnsupportedModelError(
@@ -133,7 +133,7 @@ def check_ours(architecture: str) -> None:
 
 
 def _check_heads(architecture: str, args: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if the heads do not divide the width: some models fail only at their first image."""
+    """Raise ``InvalidFileError`` if the heads do not divide the width: some models fail only at their first image."""
     spec = catalog.architectures().get(architecture)
     width, heads = (args.get(name) or getattr(spec, name, 0) for name in ("embed_dim", "num_heads"))
     if width and heads and width % heads:
@@ -141,7 +141,7 @@ def _check_heads(architecture: str, args: Mapping[str, Any]) -> None:
 
 
 def _check_classes(tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ``ValueError`` if the places that state the number of classes differ: the head would be a random one."""
+    """Raise ``InvalidFileError`` if the stated numbers of classes differ: the head would be a random one."""
     stated = {place: table["num_classes"] for place, table in tables.items() if table.get("num_classes") is not None}
     if len(set(map(str, stated.values()))) > 1:
         places = ", ".join(f"{value} in {place}" for place, value in sorted(stated.items()))

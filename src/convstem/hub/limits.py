@@ -41,7 +41,7 @@ LARGEST_PATCH = 64
 
 
 def check_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
-    """Raise ``ValueError`` if a number of a config is beyond reason, whatever weights lie beside it.
+    """Raise ``InvalidFileError`` if a number of a config is beyond reason, whatever weights lie beside it.
 
     Args:
         sizes: fields and their values; what is not a number or a list of numbers is skipped.
@@ -73,7 +73,7 @@ def check_fits_header(args: Mapping[str, Any], cfg: Mapping[str, Any], header: M
         header: of the safetensors file.
 
     Raises:
-        ValueError: a size beyond what the file holds, or another number of input channels.
+        InvalidFileError: a size beyond what the file holds, or another number of input channels.
     """
     _check_channels(args, cfg, header)
     sizes = stated_sizes(args, cfg)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from convstem.errors import HubError, MissingFileError
 from convstem.hub.cache import DIGEST
 from convstem.hub.errors import explain, is_transient, retry_after, root_cause
+from convstem.hub.names import PICKLES
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
-from convstem.hub.names import PICKLES
 
 ATTEMPTS = 4
 
@@ -57,7 +57,12 @@ def list_files(
 ) -> Listing:
     """Return the commit of a revision and what it holds, with hashes, in one request.
 
-    A mirror's listing may lack hashes: those of the files in ``wanted`` are then taken from the files' own headers.
+    Args:
+        repo_id: ``org/name``.
+        revision: branch, tag or commit; default: main.
+        wanted: files whose hashes are needed: where a mirror's listing lacks them, the files' own headers are asked.
+        token: a token, or False for none; default: huggingface_hub's login.
+        attempts: how often a request is made until one succeeds.
 
     Raises:
         HubError: the repository cannot be read.
@@ -114,7 +119,7 @@ def retried(
 
 
 def check_present(repo_id: str, listing: Listing, filename: str) -> None:
-    """Raise ``HubError`` if a commit lacks a file, naming the way out for a repository that has only pickles."""
+    """Raise ``MissingFileError`` if a commit lacks a file, naming the way out where there are only pickles."""
     if filename in listing.files:
         return
     pickles = sorted(name for name in listing.files if name.endswith(PICKLES))

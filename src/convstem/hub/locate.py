@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from convstem.errors import HubError, InvalidFileError, RevisionMissingError
 from convstem.files.notes import check_once
 from convstem.hub.cache import file_digest
-from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.names import CONFIG, WEIGHTS, split_revision
 from convstem.hub.read import cached_config, fetch, fetch_all
 from convstem.registry import catalog, tables
 
@@ -58,18 +58,19 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Located |
     None where the cfg names something else (a URL, a folder without safetensors, a state dict, a pickle).
 
     Raises:
+        ArgumentError: the Hub file asked for is not a safetensors file.
         HubError: the file cannot be had from the Hub.
-        ValueError: the Hub file asked for is not a safetensors file, or the embedded one is damaged.
+        InvalidFileError: the embedded file is damaged.
     """
     if cfg.source != "hf-hub" and (cfg.state_dict or cfg.file):
         return _local(cfg)
     if not cfg.hf_hub_id:
         return None
-    repository, _, revision = cfg.hf_hub_id.partition("@")
+    repository, revision = split_revision(cfg.hf_hub_id)
     filename = _SAFE_NAMES.get(cfg.hf_hub_filename, cfg.hf_hub_filename)
     if cfg.source == "hf-hub":
-        return _beside_config(repository, revision or None, filename, cache_dir)
-    file = fetch(repository, filename, revision or None, cache_dir=cache_dir)
+        return _beside_config(repository, revision, filename, cache_dir)
+    file = fetch(repository, filename, revision, cache_dir=cache_dir)
     return Located(file.path, True, repository, file.commit)
 
 
@@ -107,7 +108,7 @@ def check_embedded(path: Path) -> None:
     """Compare a file of the registry with the hash in its row, once.
 
     Raises:
-        ValueError: the content's sha256 differs.
+        InvalidFileError: the content's sha256 differs.
     """
     known: Mapping[str, str | None] = {str(e.file): e.sha256 for e in catalog.weights().values() if e.file}
     expected = known.get(path.relative_to(tables.data_dir("registry")).as_posix())
@@ -116,7 +117,7 @@ def check_embedded(path: Path) -> None:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise ``ValueError`` unless the file's content has this sha256; hashed once, and again when the file changes."""
+    """Raise ``InvalidFileError`` unless a file has this sha256; it is hashed once, and again when it changes."""
     check_once(path, f"sha256 {expected}", partial(_hash, path, expected))
 
 

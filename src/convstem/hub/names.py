@@ -26,6 +26,15 @@ def is_path(source: str) -> bool:
     return spelt or source.endswith((".safetensors", *PICKLES)) or Path(source).is_file()
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Return repository and revision of ``org/name@revision``, with timm's ``hf-hub:`` before it or not.
+
+    The revision is None where none is given: the newest commit is meant.
+    """
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
+    return repo_id, revision or None
+
+
 def check_repo_id(repo_id: str) -> None:
     """Raise ``ArgumentError`` unless the Hub could have a repository of this name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
@@ -37,7 +46,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def check_filename(filename: str) -> None:
-    """Raise ``ValueError`` unless this is a plain path of a file that is safe to read from the Hub."""
+    """Raise ``ArgumentError`` unless this is a plain path of a file that is safe to read from the Hub."""
     path = PurePosixPath(filename)
     plain = filename == str(path) and not path.is_absolute() and ".." not in path.parts and "\\" not in filename
     if not plain or (path.suffix != ".safetensors" and filename not in (CARD, CONFIG)):

@@ -14,10 +14,8 @@ from convstem.errors import AccessDeniedError, HubError, MissingFileError, Unrea
 from convstem.hub.cache import RepoCache, is_commit
 from convstem.hub.errors import explain, web_page
 from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, check_filename, check_repo_id
+from convstem.hub.names import CONFIG, WEIGHTS, check_filename, check_repo_id
 from convstem.hub.transfer import download
-
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "HubFile", "cached_config", "fetch", "fetch_all"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ def fetch(
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
+        ArgumentError: an invalid ``repo_id``, or a file that is never read from the Hub.
         HubError: the file cannot be had, or its content is not what the Hub lists.
-        ValueError: an invalid ``repo_id``, or a file that is never read from the Hub.
     """
     return fetch_all(repo_id, [filename], revision, cache_dir=cache_dir, token=token)[filename]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,12 @@ class Recheck:
 
     file: str
     state: str
-    """``right``, ``damaged``, ``changed`` (its next use checks it anyway) or ``gone``."""
+    """``right``, ``damaged``, ``unreadable``, ``changed`` (its next use checks it anyway) or ``gone``."""
+
+    @property
+    def bad(self) -> bool:
+        """Whether the file, or the disk below it, cannot be trusted."""
+        return self.state in ("damaged", "unreadable")
 
     def to_json(self) -> dict[str, Any]:
         """Return it JSON-plain."""
@@ -51,5 +55,5 @@ def _state(file: Path, note: dict[str, Any], digest: str) -> str:
         return "right" if file_digest(file, len(digest)) == digest else "damaged"
     except FileNotFoundError:
         return "gone"
-    except OSError as error:
-        return f"unreadable: {json.dumps(str(error))}"
+    except OSError:  # a dying disk says so too
+        return "unreadable"

@@ -29,7 +29,7 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
     if not digest:  # nothing to compare with: what the client itself accepts
         retried(lambda: _ask_client(cache, listing, name, token), cache.repo_id, listing.commit, token)
         return
-    first = [] if cache.partial(digest).exists() else [_by_client]
+    first = [] if cache.partial_download(digest).exists() else [_by_client]
     ways = itertools.chain(first, itertools.repeat(_by_pieces))
     actual: str | None = None
     for _ in range(2):
@@ -63,7 +63,7 @@ def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> No
 def _by_pieces(cache: RepoCache, listing: Listing, name: str, token: Any) -> str | None:
     """Download in pieces and return the content's hash; only right content gets into the cache."""
     digest = listing.digest(name)
-    partial = cache.partial(digest)
+    partial = cache.partial_download(digest)
     try:
         download_pieces(cache.repo_id, listing.commit, name, listing.files[name].size or 0, partial, token)
     except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from convstem.errors import ArgumentError, ConvStemError
 from convstem.hub.config import check_ours, read_config
-from convstem.hub.names import CONFIG
+from convstem.hub.names import CONFIG, split_revision
 from convstem.hub.provenance import SCRATCH, TRANSPLANTED, TUNED, Step, steps
 from convstem.hub.read import fetch
 from convstem.registry import catalog
@@ -46,8 +46,8 @@ def resolve_architecture(arch: str) -> tuple[str, dict[str, Any]]:
 def _config_folder(kind: str, place: str) -> Path:
     if kind == "local-dir":
         return Path(place)
-    repository, _, revision = place.partition("@")
-    return fetch(repository, CONFIG, revision or None).path.parent
+    repository, revision = split_revision(place)
+    return fetch(repository, CONFIG, revision).path.parent
 
 
 def history(arch: str, args: Mapping[str, Any]) -> list[Step]:

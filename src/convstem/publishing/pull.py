@@ -10,7 +10,7 @@ from convstem.errors import ArgumentError, MissingFileError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
 from convstem.hosts.timm_tags import find_weights
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.names import CARD, CONFIG, WEIGHTS, split_revision
 from convstem.hub.read import fetch, fetch_all
 from convstem.registry.records import WeightsSpec
 
@@ -30,7 +30,8 @@ def pull(
             is transplanted while loading, what is pulled is its source, so that it loads offline from then on.
         revision: branch, tag or commit.
         out: copy the files into this folder; default: stay in the Hub's cache. Needed for embedded weights.
-        cache_dir, token: see ``convstem.hub.fetch``.
+        cache_dir: another Hub cache.
+        token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
         ArgumentError: an invalid repository id, or embedded weights without ``out``.
@@ -42,17 +43,12 @@ def pull(
     entry = None if "/" in source else find_weights(source)
     if entry is not None and entry.file:
         return _write_embedded(entry, out)
-    repo_id, at = entry.hub_name if entry else _split(source)
+    repo_id, at = entry.hub_name if entry else split_revision(source)
     files = fetch_all(repo_id, [CONFIG, WEIGHTS], revision or at, cache_dir=cache_dir, token=token)
     with suppress(MissingFileError):  # a card is welcome, not needed
         commit = files[WEIGHTS].commit
         files[CARD] = fetch(repo_id, CARD, commit, cache_dir=cache_dir, token=token)
     return _deliver({name: file.path for name, file in files.items()}, out)
-
-
-def _split(source: str) -> tuple[str, str | None]:
-    repo_id, _, revision = source.partition("@")
-    return repo_id, revision or None
 
 
 def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:

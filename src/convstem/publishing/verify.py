@@ -13,7 +13,7 @@ from convstem.hub.cache import file_digest
 from convstem.hub.config import parts, read_config
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.names import CARD, CONFIG, WEIGHTS, split_revision
 from convstem.hub.read import fetch_all
 from convstem.publishing.config import meta_model
 from convstem.registry.licenses import license_of_card
@@ -56,7 +56,7 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
     Args:
         source: ``org/name``, ``org/name@revision`` or a folder.
         revision: branch, tag or commit.
-        token: see ``convstem.hub.fetch``.
+        token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
         HubError: the repository cannot be read.
@@ -64,10 +64,10 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
     """
     if Path(source).is_dir():
         return verify_folder(Path(source), str(source))
-    repo_id, _, at = str(source).removeprefix("hf-hub:").partition("@")
+    repo_id, at = split_revision(str(source))
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise MissingPathError(f"{source!s} is neither a folder nor a repository id of the form org/name")
-    listing = list_files(repo_id, revision or at or None, token=token)
+    listing = list_files(repo_id, revision or at, token=token)
     names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]
     if WEIGHTS not in names:
         check_present(repo_id, listing, WEIGHTS)

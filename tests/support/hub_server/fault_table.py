@@ -28,7 +28,7 @@ class Row:
     Args:
         name: what happens.
         faults: what the server does.
-        expected: what ``convstem.hub.fetch`` gives: ``RIGHT``, that and a warning, or a pattern of the error.
+        expected: what ``fetch`` gives: ``RIGHT``, that and a warning, or a pattern of the error.
         size: of the file, in bytes.
         warm: fetch once before.
         before: changes the server's store after the warm fetch.

@@ -12,7 +12,7 @@ from convstem.errors import MissingFileError
 from convstem.hosts.describe import STEM_COLUMNS, stem_rows
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
-from convstem.hub.names import CARD, CONFIG
+from convstem.hub.names import CARD, CONFIG, split_revision
 from convstem.hub.provenance import TRANSPLANTED
 from convstem.hub.read import fetch
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
@@ -97,8 +97,8 @@ def card_of(source: str, license: str | None = None) -> str:
     if Path(source).is_dir():
         return _card_of_config(Path(source), None, license)
     if "/" in source:
-        repo_id, _, revision = source.removeprefix("hf-hub:").partition("@")
-        file = fetch(repo_id, CONFIG, revision or None)
+        repo_id, revision = split_revision(source)
+        file = fetch(repo_id, CONFIG, revision)
         with suppress(MissingFileError):
             fetch(repo_id, CARD, file.commit)
         return _card_of_config(file.path.parent, repo_id, license)
