@@ -9,7 +9,8 @@ import torchvision
 from torch import nn
 
 from convstem.errors import ArgumentError, ExistingPathError
-from convstem.inference.export import FORMATS, OPSETS, compare, example, export, installed, trace
+from convstem.inference.export import OPSETS, compare, example, export, trace
+from convstem.inference.formats import FORMATS, installed
 from tests.support.assertions import randomise
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
@@ -54,6 +55,11 @@ def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None
     with torch.no_grad():
         model.head.bias += 1
     assert compare(model, FORMATS["torch-export"].run, out, example(model)) > 1e-2
+
+
+def test_a_model_whose_outputs_are_zero_has_a_difference_too() -> None:
+    model = torchvision.models.get_model("vit_nano_4_convstem").eval()  # torchvision's fresh head
+    assert compare(model, lambda out, images: model(images), Path(), example(model)) == 0
 
 
 @pytest.mark.full
@@ -104,7 +110,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.onnx").touch()
     with pytest.raises(ExistingPathError, match=r"m\.onnx exists: name another file"):
         export(model, "onnx", tmp_path / "m.onnx")
-    monkeypatch.setattr("convstem.inference.export.installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr("convstem.inference.formats.installed", lambda package: package != "onnxscript")
     with pytest.raises(
         ModuleNotFoundError, match=r"needs onnxscript, which is not installed: pip install onnx onnxscript"
     ):
