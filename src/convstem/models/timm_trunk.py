@@ -21,8 +21,8 @@ from convstem.registry.stem_spec import StemSpec, check_arguments
 from convstem.stem.norms import layer_norm
 from convstem.transplanting.surgery import swap_stem
 from convstem.upstream.private import timm_feature_getter
+from convstem.weights.from_config import checks_config
 from convstem.weights.pretrained import build_pretrained
-from convstem.weights.stated import checks_config
 
 
 @checks_config

@@ -23,8 +23,8 @@ def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
         progress: show a progress bar while downloading.
 
     Raises:
-        FileNotFoundError: the installation lacks the embedded file.
         HubError: the file cannot be had from the Hub.
+        MissingPathError: the installation lacks the embedded file.
     """
     if entry.file is None:
         from convstem.hub.read import fetch  # only for weights on the Hub
@@ -55,9 +55,9 @@ def load_weights(
         stem: what to transplant into; default: the architecture's own stem.
 
     Raises:
-        FileNotFoundError: the embedded file is missing.
         HubError: the file cannot be had from the Hub.
-        ValueError: the content's hash differs, or the weights are damaged or not finite.
+        InvalidFileError: the content's hash differs, or the weights are damaged or not finite.
+        MissingPathError: the installation lacks the embedded file.
     """
     path = weights_path(entry, progress)
     if check_hash and entry.sha256:

@@ -16,9 +16,9 @@ from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_device, enough_memory, off_meta
-from convstem.weights.stated import FROM_CONFIG
+from convstem.weights.from_config import FROM_CONFIG
 
-_OURS = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
+_UNTRUSTED = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
 """Fields by which a cfg could change how weights are fetched or checked: never taken from a ``config.json``."""
 
 
@@ -45,25 +45,25 @@ def build_pretrained(
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
-        ValueError: the file is damaged or holds NaN or Inf, or the config beside it is absurd or contradicts itself.
+        InvalidFileError: the file is damaged or holds NaN or Inf, or its config is absurd or contradicts itself.
     """
     check_device(kwargs.get("device"))  # before anything is fetched
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
-    from_file = cfg.source in FROM_CONFIG
-    if from_file:
-        cfg = _without_orders(cfg, name, overlay)
+    from_config = cfg.source in FROM_CONFIG
+    if from_config:
+        cfg = _without_untrusted(cfg, name, overlay)
     located = locate(cfg, cache_dir)
-    plan = cfg
+    local_cfg = cfg
     if located:
         header = check_weights(located.path)  # before anything is built
-        if from_file:
+        if from_config:
             saved = kwargs.get("pretrained_model_args") or {}
             check_fits_header(saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)
-        plan = replace(cfg, **located.overlay)
+        local_cfg = replace(cfg, **located.overlay)
     adopt = bool(located and located.immutable)
     with off_meta(kwargs), enough_memory():
-        model = _build_deferred(build, adopt, pretrained_cfg=plan, cache_dir=cache_dir, **kwargs)
+        model = _build_deferred(build, adopt, pretrained_cfg=local_cfg, cache_dir=cache_dir, **kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
         check_finite(dict(model.named_parameters()), "the checkpoint")
     restore_location(model.pretrained_cfg, cfg)
@@ -88,11 +88,12 @@ def _note_origin(model: Any, located: Located, name: str, cfg: PretrainedCfg, he
         add(model, Step(LOADED if ours else TRANSPLANTED, source))
 
 
-def _without_orders(cfg: PretrainedCfg, name: str, overlay: Mapping[str, Any]) -> PretrainedCfg:
-    """Return a cfg read from a ``config.json`` with the fields in ``_OURS`` as the architecture has them."""
+def _without_untrusted(cfg: PretrainedCfg, name: str, overlay: Mapping[str, Any]) -> PretrainedCfg:
+    """Return a cfg read from a ``config.json`` whose ``_UNTRUSTED`` fields are the architecture's or the overlay's."""
     own = resolve_pretrained_cfg(name)
-    neutral = dict.fromkeys(_OURS) | {"custom_load": False, "first_conv": own.first_conv, "classifier": own.classifier}
-    return replace(cfg, **neutral | {field: overlay[field] for field in _OURS if field in overlay})
+    ours = {"custom_load": False, "first_conv": own.first_conv, "classifier": own.classifier}
+    callers = {field: overlay[field] for field in _UNTRUSTED if field in overlay}
+    return replace(cfg, **dict.fromkeys(_UNTRUSTED) | ours | callers)
 
 
 def restore_location(stored: Any, cfg: PretrainedCfg) -> None:

@@ -1,4 +1,4 @@
-"""Building a model from a ``config.json`` that anybody may have written: looked through before, blamed afterwards."""
+"""Building a model from a ``config.json`` that anybody may have written: checked before, and blamed for what fails."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ _Create = TypeVar("_Create", bound=Callable[..., nn.Module])
 
 
 def checks_config(create: _Create) -> _Create:
-    """Make a function that builds timm models answer for the config that its arguments come from.
+    """Decorate a function that builds timm models: where its arguments come from a config, that is checked.
 
     What cannot be is refused before anything is built. An error of timm or torch while building is the config's fault
-    if the model that it describes, without the caller's arguments, cannot be built either or is not the file's. The
-    function is told ``as_saved``: whether the caller asks for the saved model as it is.
+    if the model that it describes, without the caller's arguments, cannot be built either or is not the file's.
+
+    Args:
+        create: takes a timm name, the arguments of an entrypoint, and ``as_saved``: whether the caller asks for the
+            saved model as it is.
     """
 
     @functools.wraps(create)
-    def answer(name: str, *args: Any, **kwargs: Any) -> nn.Module:
+    def checked(name: str, *args: Any, **kwargs: Any) -> nn.Module:
         cfg, saved = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_model_args") or {}
         if not (isinstance(cfg, Mapping) and cfg.get("source") in FROM_CONFIG):
             return create(name, *args, **kwargs)
@@ -56,7 +59,7 @@ def checks_config(create: _Create) -> _Create:
                 check_as_saved(model.state_dict(), check_header(located.path))
             raise
 
-    return answer  # type: ignore[return-value]  # it has the signature of `create`
+    return checked  # type: ignore[return-value]  # it has the signature of `create`
 
 
 def _with_size(name: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
