@@ -18,7 +18,9 @@ from torch import nn
 
 import convstem
 from convstem.cli.main import main
+from convstem.errors import InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
+from convstem.publishing.convert_folder import convert_to_folder
 from tests.support import reference_vits as vits
 from tests.support.assertions import randomise, relative_error
 from tests.support.everyday import mostly_in_ci
@@ -295,6 +297,25 @@ def test_bad_files_are_one_sentence(name: str, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(convstem.ConvStemError, match=message):
         raise convstem.ConvStemError(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == [file]
+
+
+BAD_NEIGHBOURS = {
+    "no JSON": ("config.json", b"{half", "config.json is not JSON"),
+    "no text": ("config.json", b"\xff\xfe\0", "config.json is not JSON"),
+    "a list": ("config.json", b"[1]", "config.json .* expected a JSON object, got a list"),
+    "one mean": ("preprocessor_config.json", b'{"image_mean": 0.5}', "image_mean must be a list of numbers; got 0.5"),
+    "a word": ("preprocessor_config.json", b'{"image_std": "abc"}', "image_std must be a list of numbers; got abc"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_NEIGHBOURS)
+def test_a_bad_config_beside_a_checkpoint_is_one_sentence(name: str, tmp_path: Path) -> None:
+    neighbour, content, message = BAD_NEIGHBOURS[name]
+    torch.save(RESTATED[0].build().state_dict(), tmp_path / "a.pth")
+    (tmp_path / neighbour).write_bytes(content)
+    with pytest.raises(InvalidFileError, match=message):
+        convert_to_folder(tmp_path / "a.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_plan_publish_skip_and_repair(hub: HubServer, client: Client) -> None:
     assert hub.store.names(f"org/{NANO}") == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_what_is_there_with_a_broken_config_is_published_again(hub: HubServer, client: Client) -> None:
+    client("import convstem")
+    publish(client, f"{NANO!r}")
+    hub.store.commit(f"org/{NANO}", "main", {"config.json": b"{half"})
+    assert actions(publish(client, f"{NANO!r}")) == ["published"]
+    assert actions(publish(client, f"{NANO!r}")) == ["skip"]
+
+
 def test_a_licence_that_forbids_it_is_refused_with_the_reason(hub: HubServer, client: Client) -> None:
     client("import convstem")
     (row,) = publish(client, "'*bamboo*'")

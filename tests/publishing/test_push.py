@@ -18,7 +18,8 @@ from safetensors.torch import load
 from convstem.errors import HubError
 from convstem.hub.listing import Listed, Listing
 from convstem.publishing import commit as hub_commit
-from convstem.publishing.commit import Target
+from convstem.publishing.push import write_card
+from convstem.publishing.target import Target
 from tests.support.hub_server import Client, Fault, HubServer, run_python
 from tests.support.hub_server.client import Outcome, environment
 from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa: F401
@@ -211,6 +212,13 @@ def test_bad_input_sends_nothing(
     assert re.search(message, outcome.error), outcome.error
     assert [path for method, path in writes(hub) if path != "/api/repos/create"] == []
     assert "writer/x" not in hub.store.repos
+
+
+def test_a_card_that_is_a_path_is_read_whatever_its_suffix(tmp_path: Path) -> None:
+    card = tmp_path / "card.txt"
+    card.write_text("---\nlicense: mit\n---\nOurs.\n")
+    write_card(tmp_path, "org/m", "mit", None, card, {})
+    assert (tmp_path / "README.md").read_text() == card.read_text()
 
 
 @pytest.mark.full

@@ -156,7 +156,14 @@ def transplant(
     if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
     result = transplant_to_folder(
-        source, out, stem or name, calibration, margin, tolerance, in_chans=in_chans, bands=bands
+        source,
+        out,
+        stem=stem or name,
+        calibration=calibration,
+        margin=margin,
+        in_chans=in_chans,
+        bands=bands,
+        tolerance=tolerance,
     )
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))

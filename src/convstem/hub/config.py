@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise InvalidFileError(f"{path.name} is not timm's: expected a JSON object, got a {type(content).__name__}")
+        raise InvalidFileError(f"{path.name} is not a config: expected a JSON object, got a {type(content).__name__}")
     return content
 
 

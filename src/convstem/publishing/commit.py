@@ -3,76 +3,38 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
 from convstem.hub.cache import file_digest
+from convstem.hub.config import read_json
 from convstem.hub.errors import explain, is_transient, status_of, web_page, without_password
-from convstem.hub.listing import ATTEMPTS, WAIT_SECONDS, Listing, list_files, retried
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
-
-FILES = (CONFIG, WEIGHTS, CARD)
-
+from convstem.hub.listing import ATTEMPTS, WAIT_SECONDS, Listing, retried
+from convstem.hub.names import CONFIG
+from convstem.publishing.target import FILES, PushResult, Target
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Pickled twins of the weights, which earlier pushes by other tools left behind."""
 
 
 CONFLICT = (409, 412)
-
-
-@dataclass(frozen=True)
-class PushResult:
-    """What a push did, or would do."""
-
-    repo_id: str
-    commit: str | None
-    """The commit that has the files; None for a dry run that would make one."""
-    url: str | None
-    files: Mapping[str, str]
-    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``."""
-    changed: bool
-    """Whether there was anything to send."""
-    pr_url: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result JSON-plain."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where to push: a repository's branch, or a new pull request on it."""
-
-    repo_id: str
-    revision: str | None = None
-    private: bool = False
-    create_pr: bool = False
-    token: str | bool | None = field(default=None, repr=False)
-
-    @property
-    def api(self) -> Any:
-        """The Hub client."""
-        from huggingface_hub import HfApi
-
-        return HfApi(library_name="convstem", token=self.token)
-
-    def listing(self, revision: str | None = None) -> Listing:
-        """Return what the branch holds, or another revision."""
-        return list_files(self.repo_id, revision or self.revision, FILES, token=self.token)
-
-    def url(self, commit: str) -> str:
-        """Return the web page of a commit."""
-        return web_page(self.repo_id, "commit", commit)
+"""HTTP statuses of a commit whose parent is not the newest commit any more."""
 
 
 def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
-    """Commit a staged folder, unless the repository has the same content already."""
+    """Commit a staged folder, unless the repository has the same content already.
+
+    Args:
+        folder: has the ``FILES``.
+        target: where to.
+        dry_run: only tell what would be done.
+
+    Raises:
+        HubError: the Hub refuses, does not answer, or holds something else afterwards; or somebody else pushed
+            meanwhile.
+    """
     remote = _current(target)
     if remote is not None and not target.create_pr and _is_done(folder, remote):
         return _result(target, folder, remote, remote.commit, changed=False)
@@ -128,23 +90,14 @@ def _create(target: Target) -> Listing:
 
 
 def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    parent = remote.commit
+    parent, architecture = remote.commit, read_json(folder / CONFIG)["architecture"]
     for attempt in range(ATTEMPTS):
-        actions = plan(folder, remote)
-        operations: list[Any] = [
-            CommitOperationDelete(name)
-            if action == "remove"
-            else CommitOperationAdd(name, str(folder / name))
-            for name, action in actions.items()
-            if action != "same"
-        ]  # fmt: skip
+        operations = _operations(folder, remote)  # new ones for each try: huggingface_hub takes none twice
         try:
             info = target.api.create_commit(
                 target.repo_id,
                 operations,
-                commit_message=f"Push {_architecture(folder)} with convstem",
+                commit_message=f"Push {architecture} with convstem",
                 revision=target.revision,
                 parent_commit=parent,
                 create_pr=target.create_pr,
@@ -159,6 +112,18 @@ def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
         else:
             return _verified(folder, target, info.oid, remote, info.pr_url and without_password(info.pr_url))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _operations(folder: Path, remote: Listing) -> list[Any]:
+    """Return what the plan sends and removes, in huggingface_hub's terms."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    actions = plan(folder, remote)
+    removed = [CommitOperationDelete(name) for name, action in actions.items() if action == "remove"]
+    sent = [
+        CommitOperationAdd(name, str(folder / name)) for name, action in actions.items() if action in ("add", "update")
+    ]
+    return [*sent, *removed]
 
 
 def _upload_failed(error: Exception, attempt: int) -> bool:
@@ -222,8 +187,6 @@ def _verified(folder: Path, target: Target, commit: str, before: Listing, pr_url
 def _result(
     target: Target, folder: Path, before: Listing, commit: str, changed: bool, pr_url: str | None = None
 ) -> PushResult:
-    return PushResult(target.repo_id, commit, target.url(commit), plan(folder, before), changed, pr_url)
-
-
-def _architecture(folder: Path) -> str:
-    return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"])
+    return PushResult(
+        target.repo_id, commit, web_page(target.repo_id, "commit", commit), plan(folder, before), changed, pr_url
+    )

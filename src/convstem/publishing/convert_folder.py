@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,21 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from convstem.errors import CheckpointError, ExistingPathError, MissingPathError
+from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite
 from convstem.files.staging import replacing
+from convstem.hub.config import read_json
+from convstem.hub.kinds import fits, short
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.layouts.conversion import Converted, convert
-from convstem.layouts.diagnosis import some_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.report import ConversionReport
 from convstem.layouts.transformers import facts_of_config, layout_of_config
 from convstem.publishing.cards.facts import facts_of_config as card_facts
 from convstem.publishing.cards.render import render
+from convstem.publishing.converted_model import build
 from convstem.publishing.folder import finish_config, save
 from convstem.publishing.references import compare
 from convstem.publishing.transplant_folder import TransplantResult, write_transplant
@@ -32,10 +31,6 @@ from convstem.upstream.private import timm_set_metadata
 
 _NAMES = (WEIGHTS, "pytorch_model.bin")
 """What the weights are called in a folder of transformers or timm, the safe one first."""
-
-_ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
-           "paper_name", "source", "tag", "url")  # fmt: skip
-"""Fields of a pretrained cfg that belong to the registry's weights of the architecture, not to these."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +116,8 @@ def convert_to_folder(
     Raises:
         ExistingPathError: there is a model in ``folder`` already.
         ConversionError, CheckpointError: the checkpoint is not whole, or not of the architecture.
+        InvalidFileError: the checkpoint, or a config of transformers beside it, is damaged.
+        MissingPathError: no such checkpoint.
         TransplantError: the transplant would be too inaccurate, or has no name of ours.
     """
     taken = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
@@ -139,7 +136,8 @@ def convert_to_folder(
         if converted.norm_eps != 1e-6:
             timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
         written = write_transplant(model, f"local-dir:{path.name}", folder, license=license)
-        return result(written.architecture, _model_args(folder), False, transplant=written)
+        args = read_json(folder / CONFIG).get("model_args") or {}
+        return result(written.architecture, args, False, transplant=written)
     with path_errors("write", folder), replacing(folder, last=CONFIG) as staged:
         if target == "timm":
             _write_timm(model, converted, staged, path.name, license)
@@ -150,59 +148,8 @@ def convert_to_folder(
 
 def _write_timm(model: Any, converted: Converted, folder: Path, name: str, license: str) -> None:
     save(model, folder, ours=not converted.patchify)
-    finish_config(folder, license)
-    (folder / CARD).write_text(_card(folder, name, converted, license), encoding="utf-8")
-
-
-def _model_args(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_args") or {})
-
-
-def build(converted: Converted) -> Any:
-    """Return the timm model of a converted checkpoint, with its weights.
-
-    Raises:
-        CheckpointError: a key or shape is not the architecture's.
-    """
-    import timm
-
-    name = converted.architecture
-    model = timm.create_model(
-        name,
-        device="meta",
-        num_classes=converted.sizes.num_classes,
-        in_chans=converted.sizes.in_chans,
-        pretrained_cfg=_cfg(converted),
-        **converted.model_args,
-    )
-    _require_fit(converted, model)
-    model.load_state_dict(converted.state_dict, assign=True)
-    if converted.patchify:
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = converted.norm_eps
-    return model.eval()
-
-
-def _cfg(converted: Converted) -> dict[str, Any]:
-    """Return a pretrained cfg: the architecture's own, without the origin of the registry's weights."""
-    from timm.models import resolve_pretrained_cfg
-
-    own = resolve_pretrained_cfg(converted.architecture).to_dict()
-    return {**{key: value for key, value in own.items() if key not in _ORIGIN}, **converted.pretrained_cfg}
-
-
-def _require_fit(converted: Converted, model: nn.Module) -> None:
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    actual = {key: tuple(tensor.shape) for key, tensor in converted.items()}
-    findings = {
-        "missing": expected.keys() - actual.keys(),
-        "surplus": actual.keys() - expected.keys(),
-        "of another shape": {key for key in expected.keys() & actual.keys() if expected[key] != actual[key]},
-    }
-    wrong = [f"{what}: {some_of(keys)}" for what, keys in findings.items() if keys]
-    if wrong:
-        raise CheckpointError(f"this checkpoint is not a {converted.architecture}; {'; '.join(wrong)}")
+    config = finish_config(folder, license)
+    (folder / CARD).write_text(_card(config, name, converted, license), encoding="utf-8")
 
 
 def _weights_in(source: Path) -> Path:
@@ -219,13 +166,21 @@ def _beside(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     config, preprocessing = path.with_name(CONFIG), path.with_name("preprocessor_config.json")
     if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config)
         if layout_of_config(content):
             facts |= {**facts_of_config(content), "layout": layout_of_config(content)}
     if preprocessing.is_file():
-        content = json.loads(preprocessing.read_text(encoding="utf-8"))
-        facts |= {key: tuple(content[f"image_{key}"]) for key in ("mean", "std") if content.get(f"image_{key}")}
+        facts |= _mean_and_std(preprocessing)
     return facts
+
+
+def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
+    content = read_json(preprocessing)
+    found = {name: content[f"image_{name}"] for name in ("mean", "std") if content.get(f"image_{name}")}
+    for name, values in found.items():
+        if not fits(values, list[float]):
+            raise InvalidFileError(f"{preprocessing.name}: image_{name} must be a list of numbers; got {short(values)}")
+    return {name: tuple(values) for name, values in found.items()}
 
 
 def _write_layout(converted: Converted, target: str, folder: Path) -> None:
@@ -236,8 +191,7 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _card(folder: Path, name: str, converted: Converted, license: str) -> str:
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
     origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     if not converted.patchify:
         return render(card_facts(config, None, license, name=converted.architecture, description=origin))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ def fold_to_folder(model: Any, source: str, folder: Path) -> Any:
     description = f"`{source}` with the BatchNorm of its stem folded into the convolutions: the same function."
     with path_errors("write", folder), replacing(folder, last=CONFIG) as staged:
         save(folded, staged)
-        finish_config(staged, license)
-        config = json.loads((staged / CONFIG).read_text(encoding="utf-8"))
+        config = finish_config(staged, license)
         card = render(facts_of_config(config, None, license, description=description))
         (staged / CARD).write_text(card, encoding="utf-8")
     return folded

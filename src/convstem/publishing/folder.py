@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import ArgumentError
-from convstem.hub.config import check_ours
+from convstem.hub.config import check_ours, read_json
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.upstream.private import timm_save_config
 
@@ -23,7 +23,8 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
         ours: insist on an architecture of ours.
 
     Raises:
-        ValueError: another architecture, or a model without storage.
+        ArgumentError: a model on the meta device, which has no weights.
+        UnsupportedModelError: another architecture.
     """
     from safetensors.torch import save_file
 
@@ -41,8 +42,8 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
     timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
 
 
-def finish_config(folder: Path, license: str, **extra: Any) -> None:
-    """Make a timm config state the licence, and readable by transformers.
+def finish_config(folder: Path, license: str, **extra: Any) -> dict[str, Any]:
+    """Make a timm config state the licence, and readable by transformers; return what it says then.
 
     Args:
         folder: where ``config.json`` lies.
@@ -50,10 +51,11 @@ def finish_config(folder: Path, license: str, **extra: Any) -> None:
         extra: further fields.
     """
     path = folder / CONFIG
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
     config = {**before, **extra, "pretrained_cfg": {**before["pretrained_cfg"], "license": license}}
     args = dict(before.get("model_args") or {})
     if args.pop("num_classes", None) is not None:  # stated at the root too; transformers' TimmWrapper fails on both
         config["model_args"] = args
     if config != before:
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return config

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, RevisionMissingError
+from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, InvalidFileError, RevisionMissingError
 from convstem.files.staging import scratch_folder
+from convstem.hub.config import read_json
 from convstem.hub.listing import list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.names import CARD, CONFIG
 from convstem.hub.read import fetch
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import render
-from convstem.publishing.commit import Target, push_folder
+from convstem.publishing.commit import push_folder
 from convstem.publishing.folder import finish_config, save
 from convstem.publishing.stage import stage_embedded
+from convstem.publishing.target import FILES, Target
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import refusal
@@ -80,7 +81,10 @@ def publish(
 
 
 def plan(namespace: str, only: str = "*", token: str | bool | None = None) -> Iterator[Publication]:
-    """Yield what is to be done for every weights entry that matches, without making anything."""
+    """Yield what is to be done for every weights entry that matches, without making anything.
+
+    Args and errors are those of ``publish``.
+    """
     entries = [entry for entry in catalog.weights().values() if fnmatch.fnmatch(entry.name, only)]
     if not entries:
         raise ArgumentError(f"no weights match {only!r}; `convstem list --pretrained` prints all")
@@ -108,15 +112,17 @@ def provenance(entry: WeightsSpec, repo_id: str) -> dict[str, Any]:
 
 
 def _published(repo_id: str, token: Any) -> dict[str, Any]:
-    """Return the provenance of what the repository holds; empty where it is absent or not complete."""
+    """Return the provenance of what the repository holds; empty where it is absent, not complete or damaged."""
     try:
         listing = list_files(repo_id, token=token)
     except (AccessDeniedError, RevisionMissingError):
         return {}
-    if not {CONFIG, WEIGHTS, CARD} <= set(listing.files):
+    if not {*FILES} <= set(listing.files):
         return {}
-    config = fetch(repo_id, CONFIG, listing.commit, token=token).path.read_text(encoding="utf-8")
-    found = json.loads(config).get(PROVENANCE)
+    try:
+        found = read_json(fetch(repo_id, CONFIG, listing.commit, token=token).path).get(PROVENANCE)
+    except InvalidFileError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 

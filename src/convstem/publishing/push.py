@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,14 @@ from convstem.errors import ArgumentError
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.timm_tags import find_weights
+from convstem.hub.config import read_json
 from convstem.hub.names import CARD, CONFIG, check_repo_id
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.render import located, render
-from convstem.publishing.commit import PushResult, Target, push_folder
+from convstem.publishing.commit import push_folder
 from convstem.publishing.folder import finish_config
 from convstem.publishing.stage import stage
+from convstem.publishing.target import PushResult, Target
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry.licenses import check_license, license_of_card
 
@@ -53,7 +54,8 @@ def push(
         private: create the repository private.
         revision: branch to push to, created if needed; default: main.
         create_pr: open a pull request instead of committing.
-        card: a model card, as text or the path of a markdown file; default: the folder's README.md, or a generated one.
+        card: a model card, as text, as a ``Path``, or as a string that ends in ``.md``; default: the folder's
+            README.md, or a generated one.
         metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
         dataset: what the metrics were measured on.
         use_ema: of a checkpoint, push the averaged weights.
@@ -64,9 +66,13 @@ def push(
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
-        ArgumentError: no licence, an invalid ``repo_id``, or a model of another kind.
+        ArgumentError: no licence, a card of another licence, an invalid ``repo_id``, metrics without their dataset, or
+            a model without weights or stem.
+        ArgumentTypeError: neither a model nor a path.
         HubError: the Hub refuses, somebody else pushed meanwhile, or the weights are not those of the config.
-        InvalidFileError, MissingPathError: the folder or checkpoint is not what it should be.
+        InvalidFileError, PathError: the folder or checkpoint is not what it should be, or cannot be read.
+        UnknownModelError: no such ``tag``.
+        UnsupportedModelError: a model of another kind.
     """
     check_license(license)
     check_repo_id(repo_id)
@@ -85,7 +91,18 @@ def push(
 def write_card(
     folder: Path, repo_id: str, license: str, tag: str | None, card: str | Path | None, more: Mapping[str, Any]
 ) -> None:
-    """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``."""
+    """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``.
+
+    Args:
+        folder: the staged model.
+        repo_id, license, tag, card: see ``push``.
+        more: further fields of ``CardFacts`` for a generated card; empty ones are left out.
+
+    Raises:
+        ArgumentError: the card names another licence.
+        PathError: the card cannot be read.
+        UnknownModelError: no such tag.
+    """
     path = folder / CARD
     if card is not None:
         text = _text(card)
@@ -100,16 +117,17 @@ def write_card(
 
 
 def _text(card: str | Path) -> str:
-    if not str(card).endswith(".md"):
-        return str(card)
+    if isinstance(card, str) and not card.endswith(".md"):
+        return card
     with path_errors("read", card):
         return Path(card).read_text(encoding="utf-8")
 
 
 def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapping[str, Any]) -> CardFacts:
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     known: dict[str, Any] = {}
     if tag is not None:
         facts = facts_of_entry(find_weights(tag))
         known = {k: getattr(facts, k) for k in ("dataset", "description", "metrics", "metrics_source", "recipe")}
-    return facts_of_config(config, repo_id, license, **{**known, **{k: v for k, v in more.items() if v}})
+    return facts_of_config(
+        read_json(folder / CONFIG), repo_id, license, **{**known, **{k: v for k, v in more.items() if v}}
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import CheckpointError
+from convstem.hub.config import read_json
 from convstem.hub.names import CONFIG
 from convstem.layouts.conversion import Converted
 from convstem.layouts.unwrap import unwrap
@@ -80,7 +80,7 @@ def _torchvision(state: Mapping[str, Tensor], path: Path, converted: Converted, 
 
 def _transformers_config(path: Path) -> dict[str, Any]:
     config = path.with_name(CONFIG)
-    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    content = read_json(config) if config.is_file() else {}
     return content if content.get("architectures") else {}
 
 

@@ -31,9 +31,11 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
         arch: of a checkpoint, its architecture, where what the checkpoint names cannot be found any more.
 
     Raises:
-        FileNotFoundError: no such file, or a folder that lacks one of the two.
-        TypeError: something else was given.
-        ValueError: a model or checkpoint of another architecture, or a checkpoint that cannot be opened safely.
+        ArgumentError: a model without weights or conv stem, or a checkpoint whose architecture cannot be found.
+        ArgumentTypeError: something else was given.
+        InvalidFileError: a checkpoint of another kind, or one that cannot be opened safely.
+        MissingPathError: no such file, or a folder that lacks one of the two.
+        UnsupportedModelError: a model or checkpoint of another architecture.
     """
     from torch import nn
 

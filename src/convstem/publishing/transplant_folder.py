@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
 from convstem.registry import catalog
-from convstem.stem.vocabulary import StemLike
-from convstem.transplanting.calibration import Calibration
 from convstem.transplanting.patch_size import enlarge_patches
 from convstem.transplanting.pixels import normalised_range
 from convstem.transplanting.report import TransplantReport
@@ -47,49 +44,46 @@ class TransplantResult:
         return {**asdict(self), "folder": str(self.folder), "summary": self.report.summary()}
 
 
-def transplant_to_folder(
-    source: str,
-    folder: Path,
-    stem: StemLike | None = None,
-    calibration: Calibration | None = None,
-    margin: float = 0.25,
-    tolerance: float = 1e-4,
-    pretrained: bool = True,
-    in_chans: int | None = None,
-    bands: Sequence[int] | None = None,
-) -> TransplantResult:
+def transplant_to_folder(source: str, folder: Path, *, pretrained: bool = True, **options: Any) -> TransplantResult:
     """Transplant a timm model and write ``config.json``, ``model.safetensors`` and a model card.
 
     Args:
         source: timm name (with tag), ``hf-hub:...`` or ``local-dir:...``.
         folder: where to write; created if needed.
-        stem, calibration, margin: see ``convstem.transplant``.
-        tolerance: largest relative error of the features, on the probe batch, that is accepted.
         pretrained: False transplants random weights, to try things out.
-        in_chans, bands: see ``convstem.transplant``.
+        options: see ``write_transplant``.
 
     Raises:
         PathError: the folder cannot be written.
         TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
     """
-    model = create_source(source, pretrained)
-    return write_transplant(model, source, folder, stem, calibration, margin, tolerance, in_chans=in_chans, bands=bands)
+    return write_transplant(create_source(source, pretrained), source, folder, **options)
 
 
 def write_transplant(
     model: nn.Module,
     source: str,
     folder: Path,
-    stem: StemLike | None = None,
-    calibration: Calibration | None = None,
-    margin: float = 0.25,
+    *,
     tolerance: float = 1e-4,
     license: str | None = None,
-    in_chans: int | None = None,
     bands: Sequence[int] | None = None,
+    **options: Any,
 ) -> TransplantResult:
-    """Do the same for a model that is built already; ``source`` is what the card calls it."""
-    twin = transplant(model, stem, calibration, margin, in_chans=in_chans, bands=bands).eval()
+    """Do the same for a model that is built already.
+
+    Args:
+        model: a patchify model of timm.
+        source: what the card calls it.
+        folder: where to write; created if needed.
+        tolerance: largest relative error of the features, on the probe batch, that is accepted.
+        license: of the weights; default: the one in the model's pretrained cfg.
+        bands, options: further arguments of ``convstem.transplant``.
+
+    Raises:
+        PathError, TransplantError: see ``transplant_to_folder``.
+    """
+    twin = transplant(model, bands=bands, **options).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if cfg["architecture"] not in catalog.architectures():
         raise TransplantError(
@@ -107,8 +101,8 @@ def write_transplant(
     result = TransplantResult(source, cfg["architecture"], license, error, report, Path(folder))
     with path_errors("write", folder), replacing(Path(folder), last=CONFIG) as staged:
         save(twin, staged)
-        finish_config(staged, result.license)
-        (staged / CARD).write_text(card(result, staged), encoding="utf-8")
+        config = finish_config(staged, license)
+        (staged / CARD).write_text(_card(result, config), encoding="utf-8")
     return result
 
 
@@ -151,9 +145,7 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
 
 
-def card(result: TransplantResult, folder: Path) -> str:
-    """Return the model card of a transplanted model that lies in a folder."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+def _card(result: TransplantResult, config: Mapping[str, Any]) -> str:
     facts = facts_of_config(
         config,
         None,

@@ -13,9 +13,9 @@ from convstem.hub.cache import file_digest
 from convstem.hub.config import parts, read_config
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, split_revision
+from convstem.hub.names import CARD, CONFIG, WEIGHTS, is_path, split_revision
 from convstem.hub.read import fetch_all
-from convstem.publishing.config import meta_model
+from convstem.publishing.meta_model import meta_model
 from convstem.registry.licenses import license_of_card
 
 _KINDS = {True: "floating-point numbers", False: "integers"}
@@ -65,7 +65,7 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
     if Path(source).is_dir():
         return verify_folder(Path(source), str(source))
     repo_id, at = split_revision(str(source))
-    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
+    if "/" not in repo_id or is_path(str(source)):
         raise MissingPathError(f"{source!s} is neither a folder nor a repository id of the form org/name")
     listing = list_files(repo_id, revision or at, token=token)
     names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]
@@ -88,7 +88,14 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
 def verify_folder(
     folder: Path, source: str, commit: str | None = None, sha256: str | None = None, before: tuple[Check, ...] = ()
 ) -> Report:
-    """Examine a folder with ``config.json``, ``model.safetensors`` and ``README.md``."""
+    """Examine a folder with ``config.json``, ``model.safetensors`` and ``README.md``.
+
+    Args:
+        folder: what is examined.
+        source: what the report calls it.
+        commit, sha256: of a repository, the commit, and the hash of its weights; default: the file is hashed.
+        before: checks that were made already.
+    """
     weights = folder / WEIGHTS
     found: dict[str, Any] = {}
     questions: tuple[tuple[str, Callable[[], str]], ...] = (
