@@ -106,7 +106,8 @@ def test_transplant_refuses_what_is_not_accurate_enough(source: str, tmp_path: P
     [
         (("resnet18", "--out", "x"), "Error: ResNet has no patch_embed"),
         (("vit_base_patch16_223", "--out", "x"), "Error: timm has no model 'vit_base_patch16_223'; did you mean"),
-        (("vit_tiny_patch16_224", "--out", "x", "--stem-channels", "a,b"), "such as 24,96,384,1536; got 'a,b'"),
+        (("vit_tiny_patch16_224", "--out", "x", "--stem-channels", "a,b"), "such as 3,2,1; got 'a,b'"),
+        (("vit_tiny_patch16_224", "--out", "x", "--stem-channels", "0,8"), "Error: stem_channels"),
         (("vit_tiny_patch16_224", "--out", "x", "--to", "a", "--stem-channels", "8"), "not both"),
         (("vit_tiny_patch16_224", "--out", "x", "--calibration", "nowhere"), "nowhere"),
     ],

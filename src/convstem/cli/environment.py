@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import subprocess
@@ -14,19 +13,20 @@ from typing import Any
 
 import click
 
+from convstem.cli.options import AS_JSON, FOLDER, print_json
 from convstem.files.paths import path_errors
 from convstem.registry import tables
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def doctor(as_json: bool) -> None:
     """Tell what was registered with timm and torchvision, by which path, and what was refused and why."""
     from convstem.hosts.doctor import examine
 
     report = examine()
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         versions = ", ".join(f"{name} {value or 'not installed'}" for name, value in report["packages"].items())
         click.echo(f"python {report['python']}, {versions}")
@@ -69,7 +69,7 @@ def run(script: str, args: Sequence[str]) -> None:
 
 
 @click.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("demo_output"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("demo_output"), show_default=True)
 def demo(out: Path) -> None:
     """Classify the CIFAR-10 test images shipped with the package, in timm and in torchvision."""
     with path_errors("write", out):

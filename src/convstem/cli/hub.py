@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 import convstem
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-
+from convstem.cli.options import AS_JSON, FOLDER, print_json
 
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
-
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -73,7 +67,7 @@ def push(
         dry_run=dry_run,
     )
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        print_json(result.to_json())
         return
     for name, action in result.files.items():
         click.echo(f"{action:<7} {name}")
@@ -111,7 +105,7 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
     """Examine SOURCE (ORG/NAME or a folder): hashes, header, shapes, finite values, config, licence."""
     report = convstem.verify(source, revision)
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        print_json(report.to_json())
     else:
         for check in report.checks:
             click.echo(f"{'ok' if check.ok else 'FAILED':<7} {check.name:<8} {check.detail}")
@@ -135,7 +129,7 @@ def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bo
 
     rows = convstem.publish(namespace, only, dry_run=dry_run, private=private, report=report)
     if as_json:
-        click.echo(json.dumps([row.to_json() for row in rows], indent=2))
+        print_json([row.to_json() for row in rows])
     sys.exit(1 if any(row.action == "failed" for row in rows) else 0)
 
 

@@ -1,8 +1,7 @@
-"""The commands that prepare a model for inference: export."""
+"""The commands that prepare a model for inference: export, fold."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 import convstem
+from convstem.cli.options import AS_JSON, OUT_FOLDER, print_json
 
 
 @click.command()
@@ -18,7 +18,7 @@ import convstem
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .pte, .onnx, .xml or .pt2.")
 @click.option("--opset", type=int, help="ONNX operator set.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any size in whole patches.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: bool, as_json: bool) -> None:
     """Write the model SOURCE (a name, ORG/NAME or a folder) for another runtime, and compare the two.
 
@@ -31,7 +31,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     model = convstem.load(source, **options)
     result = export(model, to, out, opset)
     if as_json:
-        click.echo(json.dumps({**asdict(result), "path": str(result.path)}, indent=2))
+        print_json({**asdict(result), "path": str(result.path)})
         return
     shape = " x ".join(map(str, result.inputs))
     click.echo(f"{result.path}: {result.format}, {result.bytes / 1e6:.1f} MB, images {shape}")
@@ -43,7 +43,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 
 @click.command()
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@OUT_FOLDER
 def fold(source: str, out: Path) -> None:
     """Fold the BatchNorm of the model SOURCE (a name, ORG/NAME or a folder) into its convolutions.
 

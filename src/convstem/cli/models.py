@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from convstem.cli.options import AS_JSON, print_json
 from convstem.cli.tables import table
 from convstem.errors import UnknownModelError
 from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, on_conv_stem, stem_rows, summarise
@@ -19,7 +19,7 @@ from convstem.registry import catalog
 @click.option("--all", "everything", is_flag=True, help="Also the names made by rule, <timm name>_convstem.")
 @click.option("--pretrained", is_flag=True, help="Only models with weights, one line per tag.")
 @click.option("--license", metavar="ID", help="Only tags with this licence, such as apache-2.0; or permissive.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def list_command(pattern: str, everything: bool, pretrained: bool, license: str | None, as_json: bool) -> None:
     """List architectures (or pretrained tags) whose name matches PATTERN.
 
@@ -32,7 +32,7 @@ def list_command(pattern: str, everything: bool, pretrained: bool, license: str 
         raise UnknownModelError(no_match(pattern, pretrained, license))
     infos = [(describe if pretrained else summarise)(name) | {"name": name} for name in names]
     if as_json:
-        click.echo(json.dumps(infos, indent=2))
+        print_json(infos)
         return
     click.echo(table([(TAG_COLUMNS if pretrained else COLUMNS), *map(tag_row if pretrained else list_row, infos)]))
     if not pattern and not everything:
@@ -90,7 +90,7 @@ def weights_cell(info: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def show(name: str, as_json: bool) -> None:
     """Show one architecture: stem, sizes, parameters, weights and licences.
 
@@ -100,7 +100,7 @@ def show(name: str, as_json: bool) -> None:
     ours = on_conv_stem(name)
     info = describe(ours[0] if ours else name)
     if as_json:
-        click.echo(json.dumps(info, indent=2))
+        print_json(info)
         return
     if ours:
         click.echo(f"{name} is a patchify model of timm; on a conv stem it is {' or '.join(ours)}\n")

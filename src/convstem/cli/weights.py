@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from convstem.cli.options import AS_JSON, OUT_FOLDER, integers, print_json
 from convstem.cli.tables import table
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
 
 
-def _integers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    try:
-        return tuple(int(number) for number in value.split(",")) if value else None
-    except ValueError:
-        raise click.BadParameter(f"expected integers separated by commas, got {value!r}") from None
-
-
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@OUT_FOLDER
 @click.option("--from", "layout", type=click.Choice(sorted(LAYOUTS)), help="Layout of SOURCE; default: found out.")
 @click.option(
     "--to",
@@ -36,12 +29,12 @@ def _integers(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--use-ema", is_flag=True, default=None, help="Take the averaged weights of a training checkpoint.")
 @click.option("--architecture", help="timm name of the model, where the checkpoint does not tell it.")
 @click.option("--num-heads", type=int, help="Attention heads, where the checkpoint does not tell them.")
-@click.option("--stem-strides", callback=_integers, help="Strides of the stem's layers, comma-separated, likewise.")
-@click.option("--img-size", callback=_integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
+@click.option("--stem-strides", callback=integers, help="Strides of the stem's layers, comma-separated, likewise.")
+@click.option("--img-size", callback=integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def convert(source: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Turn the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub understand.
 
@@ -52,14 +45,14 @@ def convert(source: Path, out: Path, as_json: bool, **options: Any) -> None:
 
     result = convert_to_folder(source, out, **options)
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        print_json(result.to_json())
         return
     click.echo(table(result.rows()))
 
 
 @click.group(invoke_without_command=True)
 @click.option("--clear", "clear_it", is_flag=True, help="Remove everything; it is made again when needed.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 @click.pass_context
 def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
     """Show what convstem keeps beside the Hub's cache: transplanted stems, and notes about checked files."""
@@ -72,7 +65,7 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
     freed = cache.clear() if clear_it else 0
     sizes = {kind: {"files": len(found), "bytes": sum(e.size for e in found)} for kind, found in kinds.items()}
     if as_json:
-        click.echo(json.dumps({"folder": str(cache.root()), "kinds": sizes, "freed_bytes": freed}, indent=2))
+        print_json({"folder": str(cache.root()), "kinds": sizes, "freed_bytes": freed})
         return
     click.echo(f"folder: {cache.root()}")
     for kind, size in sizes.items():
@@ -82,7 +75,7 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
 
 
 @cache.command("verify")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def cache_verify(as_json: bool) -> None:
     """Hash every verified file and kept stem anew; exit status 1 if one is damaged or unreadable.
 
@@ -94,7 +87,7 @@ def cache_verify(as_json: bool) -> None:
     rows = list(recheck())
     rows += [Recheck(str(path), "right" if right else "damaged") for path, right in kept.recheck().items()]
     if as_json:
-        click.echo(json.dumps([row.to_json() for row in rows], indent=2))
+        print_json([row.to_json() for row in rows])
     else:
         for row in rows:
             click.echo(f"{row.state:<10} {row.file}")
@@ -102,39 +95,29 @@ def cache_verify(as_json: bool) -> None:
     sys.exit(1 if any(row.bad for row in rows) else 0)
 
 
-def parse_channels(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:
-    """Return the stem of ``24,96,384,1536``."""
-    try:
-        return StemSpec(tuple(int(channels) for channels in text.split(",")), norm="none") if text else None
-    except ValueError as error:
-        raise click.BadParameter(f"expected channels such as 24,96,384,1536; got {text!r}") from error
-
-
-def parse_bands(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
-    """Return the bands of ``3,2,1``."""
-    try:
-        return [int(band) for band in text.split(",")] if text else None
-    except ValueError as error:
-        raise click.BadParameter(f"expected bands such as 3,2,1; got {text!r}") from error
+def stem_of(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:
+    """Return the stem whose layers have these channels; the callback of an option."""
+    channels = integers(context, option, text)
+    return StemSpec(channels, norm="none") if channels else None
 
 
 @click.command()
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
+@OUT_FOLDER
 @click.option("--to", "name", help="Take the stem of this architecture.")
 @click.option(
     "--stem-channels",
     "stem",
-    callback=parse_channels,
+    callback=stem_of,
     metavar="C1,C2,...",
     help="Channels of the stem's layers, comma-separated; strides are 2.",
 )
 @click.option("--calibration", type=click.Path(exists=True, file_okay=False), help="Folder of typical images.")
 @click.option("--margin", default=0.25, show_default=True, help="Reach beyond the pixel range, normalised units.")
 @click.option("--in-chans", type=int, help="Give the model more input channels; needs --bands.")
-@click.option("--bands", callback=parse_bands, metavar="R,G,B", help="New channels that take SOURCE's own filters.")
+@click.option("--bands", callback=integers, metavar="R,G,B", help="New channels that take SOURCE's own filters.")
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def transplant(
     source: str,
     out: Path,
@@ -143,7 +126,7 @@ def transplant(
     calibration: str | None,
     margin: float,
     in_chans: int | None,
-    bands: list[int] | None,
+    bands: tuple[int, ...] | None,
     tolerance: float,
     as_json: bool,
 ) -> None:
@@ -166,7 +149,7 @@ def transplant(
         tolerance=tolerance,
     )
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        print_json(result.to_json())
         return
     click.echo(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
     click.echo(f"{result.report.summary()}\nmeasured relative error of the features: {result.measured_error:.1e}")

@@ -1,0 +1,28 @@
+"""What several commands share: options, the reading of their values, and how a result is printed as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+
+
+def integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Return the numbers of ``3,2,1``; the callback of an option."""
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else None
+    except ValueError:
+        raise click.BadParameter(f"expected whole numbers separated by commas, such as 3,2,1; got {text!r}") from None
+
+
+def print_json(value: Any) -> None:
+    """Print a result for other programs."""
+    click.echo(json.dumps(value, indent=2))
