@@ -15,7 +15,7 @@ reported = set()
 
 
 def install():
-    """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; called by torch, and by ``import convstem``."""
+    """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; torch calls this, our entry point in ``torch.backends``."""
     try:
         import os
 
@@ -26,7 +26,7 @@ def install():
 
 
 def install_finder(path):
-    """Put the finder first on ``sys.meta_path`` unless one is there; ``path`` says who asked."""
+    """Put the finder first on ``sys.meta_path`` unless one is there; ``path`` says who asked, for `convstem doctor`."""
     if not any(type(finder).__name__ == "ConvStemFinder" for finder in sys.meta_path):
         sys.meta_path.insert(0, ConvStemFinder(path))
 
