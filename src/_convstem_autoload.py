@@ -15,7 +15,7 @@ reported = set()
 
 
 def install():
-    """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; torch calls this, our entry point in ``torch.backends``."""
+    """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; torch calls it, by our ``torch.backends`` entry point."""
     try:
         import os
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -228,11 +229,19 @@ def test_somebody_else_was_faster(hub: HubServer, pusher: Client) -> None:
     before = hub.store.repos[REPO].resolve("main")
     pusher("nano.head.bias.data += 1")
     hub.arm(Fault(origin="hub", method="POST", path="/preupload/", wait=1.0))
+    hub.log.clear()
     theirs = []
-    timer = threading.Timer(0.6, lambda: theirs.append(hub.store.commit(REPO, "main", {"theirs.txt": b"x"})))
-    timer.start()
+
+    def commit_theirs() -> None:
+        deadline = time.monotonic() + 60
+        while not any("/preupload/" in path for _, path in writes(hub)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        theirs.append(hub.store.commit(REPO, "main", {"theirs.txt": b"x"}))
+
+    somebody = threading.Thread(target=commit_theirs)
+    somebody.start()
     outcome = push(pusher)
-    timer.join()
+    somebody.join()
     assert f"expected commit {before}, found {theirs[0]}" in outcome.error
     assert hub.store.repos[REPO].resolve("main") == theirs[0]
     assert push(pusher).error is None

@@ -9,28 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import ExistingPathError, InvalidFileError, MissingPathError
+from convstem.errors import ExistingPathError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite
 from convstem.files.staging import replacing
 from convstem.hub.config import read_json
-from convstem.hub.kinds import fits, short
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.layouts.conversion import Converted, convert
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.report import ConversionReport
-from convstem.layouts.transformers import facts_of_config, layout_of_config
-from convstem.publishing.cards.facts import facts_of_config as card_facts
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.converted_model import build
 from convstem.publishing.folder import finish_config, save
+from convstem.publishing.neighbours import facts_beside, weights_in
 from convstem.publishing.references import compare
 from convstem.publishing.transplant_folder import TransplantResult, write_transplant
 from convstem.upstream.private import timm_set_metadata
-
-_NAMES = (WEIGHTS, "pytorch_model.bin")
-"""What the weights are called in a folder of transformers or timm, the safe one first."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +119,8 @@ def convert_to_folder(
     taken = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
     if taken:
         raise ExistingPathError(f"{folder} has a {' and a '.join(taken)} already: name another folder")
-    path = _weights_in(source)
-    content, beside = read_checkpoint(path), _beside(path)
+    path = weights_in(source)
+    content, beside = read_checkpoint(path), facts_beside(path)
     layout = layout or beside.pop("layout", None)
     known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
     converted = convert(content, layout, architecture=architecture, use_ema=use_ema, **known)
@@ -152,37 +148,6 @@ def _write_timm(model: Any, converted: Converted, folder: Path, name: str, licen
     (folder / CARD).write_text(_card(config, name, converted, license), encoding="utf-8")
 
 
-def _weights_in(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    found = [source / name for name in _NAMES if (source / name).is_file()]
-    if not found:
-        raise MissingPathError(f"{source} has no {' and no '.join(_NAMES)}: give the path of a checkpoint")
-    return found[0]
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """Return what the files of transformers beside the weights say that shapes do not."""
-    facts: dict[str, Any] = {}
-    config, preprocessing = path.with_name(CONFIG), path.with_name("preprocessor_config.json")
-    if config.is_file():
-        content = read_json(config)
-        if layout_of_config(content):
-            facts |= {**facts_of_config(content), "layout": layout_of_config(content)}
-    if preprocessing.is_file():
-        facts |= _mean_and_std(preprocessing)
-    return facts
-
-
-def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
-    content = read_json(preprocessing)
-    found = {name: content[f"image_{name}"] for name in ("mean", "std") if content.get(f"image_{name}")}
-    for name, values in found.items():
-        if not fits(values, list[float]):
-            raise InvalidFileError(f"{preprocessing.name}: image_{name} must be a list of numbers; got {short(values)}")
-    return {name: tuple(values) for name, values in found.items()}
-
-
 def _write_layout(converted: Converted, target: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
@@ -194,7 +159,7 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
     origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     if not converted.patchify:
-        return render(card_facts(config, None, license, name=converted.architecture, description=origin))
+        return render(facts_of_config(config, None, license, name=converted.architecture, description=origin))
     notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "

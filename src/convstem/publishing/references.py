@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import CheckpointError
-from convstem.hub.config import read_json
-from convstem.hub.names import CONFIG
 from convstem.layouts.conversion import Converted
 from convstem.layouts.unwrap import unwrap
+from convstem.publishing.neighbours import transformers_config
 from convstem.registry.stem_spec import StemSpec
 
 TOLERANCE = 1e-4
@@ -40,7 +39,7 @@ def compare(
     reference = _REFERENCES.get(library)
     if reference is None:
         return f"not compared: no library that could be installed has the model of the layout {converted.source}"
-    if library == "transformers" and not _transformers_config(path):
+    if library == "transformers" and not transformers_config(path):
         return "not compared: there is no config.json of transformers beside the weights"
     size = model.pretrained_cfg["input_size"]  # type: ignore[index]
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
@@ -78,16 +77,10 @@ def _torchvision(state: Mapping[str, Tensor], path: Path, converted: Converted, 
     return output
 
 
-def _transformers_config(path: Path) -> dict[str, Any]:
-    config = path.with_name(CONFIG)
-    content = read_json(config) if config.is_file() else {}
-    return content if content.get("architectures") else {}
-
-
 def _transformers(state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor) -> Tensor:
     import transformers
 
-    name = _transformers_config(path)["architectures"][0]
+    name = transformers_config(path)["architectures"][0]
     twin = getattr(transformers, name).from_pretrained(path.parent, dtype=torch.float32).eval()
     outputs = twin.vision_model(images) if hasattr(twin, "text_model") else twin(images)
     for field in ("logits", "image_embeds"):
