@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from convstem import convert
+from convstem.errors import ArgumentTypeError, ConversionError
 from convstem.layouts.conversion import Converted
+from convstem.layouts.outward import LACKS
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.unwrap import unwrap
 from tests.support.assertions import randomise, relative_error
@@ -115,3 +117,41 @@ def test_what_is_left_out_has_a_ground() -> None:
     assert dropped["head.0.weight"] == "the projector is only for pre-training"
     assert dropped["module.predictor.0.weight"] == "the predictor is only for pre-training"
     assert "the averaged twin" in dropped["module.momentum_encoder.cls_token"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("args", "text"), ("args", {"model_kwargs": [1]}), ("args", {"mean": 3}), ("cfg", "VIT: ["), ("cfg", "VIT:")]
+    + [("input_args", {"config": {"model": None}}), ("input_args", {"config": {"model": {"conv_stem_layers": 3}}})],
+)
+def test_settings_of_another_form_do_not_stop_a_conversion(key: str, value: Any) -> None:
+    case = next(case for case in CASES if case.name == "torchvision")
+    state = case.build().state_dict()
+    converted = convert({"model": state, key: value}, **case.facts)
+    assert same(converted.state_dict, convert(state, **case.facts).state_dict)
+    assert f"the checkpoint's '{key}' could not be read" in converted.report.summary()
+
+
+def test_errors_that_are_no_numbers_choose_nothing() -> None:
+    case = next(case for case in CASES if case.name == "torchvision")
+    state = case.build().state_dict()
+    held = {"model": state, "model_ema": state, "test_err": "low", "ema_err": 1.0}
+    assert convert(held, **case.facts).report.weights == "raw"
+
+
+@pytest.mark.parametrize("given", [None, torch.nn.Linear(1, 1), 5, [1], "checkpoint.pth"], ids=repr)
+def test_what_is_no_checkpoint(given: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=f"a checkpoint is a mapping.* got {type(given).__name__}: pass model"):
+        convert(given)
+
+
+def test_no_model_in_a_classyvision_checkpoint() -> None:
+    with pytest.raises(ConversionError, match="no model in this ClassyVision checkpoint: expected classy_state"):
+        convert({"classy_state_dict": {"base_model": {}}})
+
+
+def test_what_a_layout_lacks_has_words() -> None:
+    assert {field for layout in LAYOUTS.values() for field in layout.expresses} <= LACKS.keys()
+    state = timm.create_model("vit_small_patch14_dinov2", depth=1, num_classes=3).state_dict()
+    with pytest.raises(ConversionError, match="transformers_dinov2 cannot express this model: it has a classifier"):
+        convert(state, "timm", "transformers_dinov2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import HALF, Layout, Refusal, Row
 from convstem.layouts.operations import (
     FLATTEN_HEADS,
     HEADS_TO_LINEAR,
@@ -11,6 +10,7 @@ from convstem.layouts.operations import (
     KERNEL_HWIO,
     TRANSPOSE,
 )
+from convstem.layouts.rows import HALF, Layout, Refusal, Row
 
 _BLOCK = "Transformer/encoderblock_{i}/"
 _ATTENTION = f"{_BLOCK}MultiHeadDotProductAttention_1/"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import IMAGENET, Layout, Refusal, Row
 from convstem.layouts.operations import SEQUENCE_FIRST
+from convstem.layouts.rows import IMAGENET, Layout, Refusal, Row
 from convstem.layouts.torchvision import ENCODER_CAN
 
 _LAYER = "encoder.layers.layer_{i}."

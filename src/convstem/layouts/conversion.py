@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from convstem.errors import ArgumentError, ConversionError
-from convstem.layouts.architecture import Given, resolve
-from convstem.layouts.engine import Layout, Translation, counterpart, fill, match, stem_layers, translate
+from convstem.errors import ArgumentError
+from convstem.layouts.architecture import resolve
+from convstem.layouts.given import Given
+from convstem.layouts.inward import check_whole, own_spelling, to_timm
+from convstem.layouts.outward import from_timm
 from convstem.layouts.positions import is_moco_sincos
-from convstem.layouts.recognise import LAYOUTS, recognise, require_layout
+from convstem.layouts.recognise import LAYOUTS, require_layout
 from convstem.layouts.report import ConversionReport
-from convstem.layouts.sizes import Sizes, measure, mismatches
+from convstem.layouts.rows import Layout
+from convstem.layouts.sizes import Sizes
+from convstem.layouts.templates import match
 from convstem.layouts.unwrap import Unwrapped, unwrap
 
 if TYPE_CHECKING:
@@ -80,7 +84,7 @@ class Converted(Mapping[str, "Tensor"]):
     @property
     def norm_eps(self) -> float:
         """Epsilon of the trunk's LayerNorms."""
-        return float({**LAYOUTS[self.source].facts, **self._given.facts}.get("norm_eps", 1e-6))
+        return _epsilon(LAYOUTS[self.source], self._given)
 
     @property
     def patchify(self) -> bool:
@@ -106,12 +110,19 @@ def convert(
         architecture: timm name of the model, where shapes and layout do not tell it.
         use_ema: take the averaged weights of a training checkpoint; default: the raw ones, or those that the
             checkpoint says are better.
-        facts: ``num_heads``, ``stem_strides``, ``img_size`` or ``norm_eps``, where shapes and layout do not tell.
+        facts: ``num_heads``, ``stem_strides``, ``img_size``, ``norm_eps``, ``act_layer``, ``mean`` or ``std``, where
+            shapes, layout and checkpoint do not tell.
+
+    Returns:
+        A mapping of the tensors by key. Its ``report`` says where each key came from; ``architecture`` and
+        ``model_args`` build the timm model.
 
     Raises:
-        ArgumentError: unknown layout, or something that only you can know is missing.
+        ArgumentError: unknown layout or fact, or something that only you can know is missing.
+        ArgumentTypeError: ``state_dict`` is no mapping.
         ConversionError: not a ViT of this layout, keys missing or surplus, shapes that do not fit together, or a model
             that the target cannot express.
+        UnknownModelError: there is no ``architecture`` of this name.
     """
     for name in (source, target):
         if name is not None and name not in LAYOUTS:
@@ -123,8 +134,8 @@ def convert(
     layout, why = _layout(opened, source)
     given = Given.of(architecture, {**_heads(opened.state_dict, layout), **facts}, opened)
     inward, dropped = to_timm(opened.state_dict, layout)
-    sizes = _check(inward, layout, given)
-    outward = _outward(inward, sizes, LAYOUTS[target])
+    sizes = check_whole(inward, layout, square="img_size" not in given.facts)
+    outward = from_timm(inward, sizes, LAYOUTS[target])
     report = ConversionReport(
         layout=layout.name,
         why=why,
@@ -142,10 +153,11 @@ def convert(
 
 def _heads(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
     """Return the number of heads, where a shape has it."""
-    key, axis = layout.heads
-    found = [tensor.shape[axis] for k, tensor in state_dict.items()
-             if key and match(key, _own_spelling(k, layout)) is not None and tensor.ndim > axis]  # fmt: skip
-    return {"num_heads": found[0]} if found else {}
+    template, axis = layout.heads
+    for key, tensor in state_dict.items() if template else ():
+        if match(template, own_spelling(key, layout)) is not None and tensor.ndim > axis:
+            return {"num_heads": tensor.shape[axis]}
+    return {}
 
 
 def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:
@@ -158,151 +170,12 @@ def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:
     return found.layout, found.why
 
 
-def to_timm(
-    state_dict: Mapping[str, Tensor], layout: Layout, complete: bool = True
-) -> tuple[Translation, dict[str, str]]:
-    """Return a flat state dict in timm's layout, and the keys left out with their grounds.
-
-    Args:
-        state_dict: tensors by key.
-        layout: their layout.
-        complete: it is a whole model's, not a part of one.
-
-    Raises:
-        ConversionError: keys that the layout does not have, or lacks, or two that become one.
-    """
-    for refusal in layout.refusals:
-        if any(match(refusal.keys, key) is not None for key in state_dict):
-            raise ConversionError(f"this is {layout.title}, but {refusal.reason}")
-    kept, dropped, spelled = _sort_out(state_dict, layout)
-    translation = translate(kept, layout.rows, "timm", stem_layers(kept, layout))
-    if translation.unknown:
-        raise ConversionError(_unknown_sentence(translation.unknown, state_dict, layout))
-    missing = [key for key in layout.has if key not in translation.state_dict]
-    if missing and complete:
-        named = ", ".join(counterpart(key, layout.rows, 0) for key in missing)
-        raise ConversionError(f"this is {layout.title}, but it lacks {named}")
-    translation.sources = {new: tuple(spelled.get(k, k) for k in old) for new, old in translation.sources.items()}
-    return translation, dropped
-
-
-def _sort_out(
-    state_dict: Mapping[str, Tensor], layout: Layout
-) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Return the tensors under the layout's own spelling, the keys to drop, and which spelling was replaced."""
-    kept: dict[str, Tensor] = {}
-    dropped: dict[str, str] = {}
-    spelled: dict[str, str] = {}
-    for key, tensor in state_dict.items():
-        ground = next((drop.ground for drop in layout.drops if match(drop.keys, key) is not None), None)
-        if ground is not None:
-            dropped[key] = ground
-            continue
-        own = _own_spelling(key, layout)
-        if own in kept:
-            raise ConversionError(f"two keys of this state dict mean the same: {spelled.get(own, own)!r} and {key!r}")
-        kept[own] = tensor
-        spelled[own] = key
-    return kept, dropped, spelled
-
-
-def _own_spelling(key: str, layout: Layout) -> str:
-    for other, own in layout.spellings:
-        values = match(other, key)
-        if values is not None:
-            return fill(own, values)
-    return key
-
-
-def _unknown_sentence(unknown: list[str], state_dict: Mapping[str, Any], layout: Layout) -> str:
-
-    some = ", ".join(sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
-    found = recognise(state_dict)
-    what = found.layout.title if found.layout not in (None, layout) else found.foreign
-    hint = f"; this is {what}" if what else ""
-    return f"{len(unknown)} of {len(state_dict)} keys are not in the layout {layout.name!r}: {some}{hint}"
-
-
-def _check(inward: Translation, layout: Layout, given: Given) -> Sizes:
-    """Return the sizes; raise if a key is missing or surplus, or a shape wrong."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in inward.state_dict.items()}
-    try:
-        sizes = measure(shapes)
-    except ConversionError as error:
-        raise ConversionError(f"{error} (timm's name of the key; the layout is {layout.name!r})") from None
-    wrong = mismatches(shapes, sizes, square="img_size" not in given.facts)
-    if wrong:
-        named = [f"{_named(key, inward, layout)}: {what}" for key, what in sorted(wrong.items())]
-        more = f"; and {len(named) - 5} more" if len(named) > 5 else ""
-        raise ConversionError(f"this state dict does not fit together: {'; '.join(named[:5])}{more}")
-    _check_ties(inward)
-    return sizes
-
-
-def _named(key: str, inward: Translation, layout: Layout) -> str:
-    """Return a timm key with the name that the source has for it."""
-    if layout.name == "timm":
-        return key
-    if key in inward.sources:
-        return f"{', '.join(inward.sources[key])} ({key} in timm)"
-    own = counterpart(key, layout.rows, stem_layers(inward.state_dict, LAYOUTS["timm"]))
-    return key if own == key else f"{own} ({key} in timm)"
-
-
-def _check_ties(inward: Translation) -> None:
-    owners: dict[tuple[int, int], str] = {}
-    for key, tensor in inward.state_dict.items():
-        if tensor.device.type == "meta" or not tensor.numel():
-            continue
-        other = owners.setdefault((tensor.data_ptr(), tensor.numel()), key)
-        if other != key:
-            names = ", ".join(sorted({*inward.sources[other], *inward.sources[key]}))
-            raise ConversionError(
-                f"these keys share one tensor: {names}. No ViT ties its weights, and a file would not keep the tie; "
-                "clone one of them if the values are meant"
-            )
-
-
-def _outward(inward: Translation, sizes: Sizes, target: Layout) -> Translation:
-    """Return the state dict in the target's layout."""
-    for name, values in target.expresses.items():
-        if getattr(sizes, name) not in values:
-            raise ConversionError(f"{target.name} cannot express this model: {_INEXPRESSIBLE[name]}")
-    translation = translate(inward.state_dict, target.rows, "other", stem_layers(inward.state_dict, LAYOUTS["timm"]))
-    if translation.unknown:
-        some = ", ".join(sorted(translation.unknown)[:5])
-        raise ConversionError(f"{target.name} cannot express this model: it has no place for {some}")
-    return _rooted(translation, target) if sizes.num_classes else translation
-
-
-def _rooted(translation: Translation, target: Layout) -> Translation:
-    prefix, classifier = target.root
-    new = {key: key if match(classifier, key) is not None else prefix + key for key in translation.state_dict}
-    return Translation(
-        {new[key]: tensor for key, tensor in translation.state_dict.items()},
-        {new[key]: sources for key, sources in translation.sources.items()},
-    )
-
-
-_INEXPRESSIBLE = {
-    "class_token": "it has no class token",
-    "class_position": "its class token has no position",
-    "reg_tokens": "it has register tokens",
-    "layer_scale": "it has LayerScale",
-    "qk_norm": "it normalises queries and keys",
-    "qkv_bias": "its qkv projection has no bias",
-    "pre_norm": "it has a norm before the blocks",
-    "fc_norm": "it has a norm after pooling",
-    "map_pool": "it pools by attention",
-    "gated_mlp": "its MLP is gated",
-    "stem_norm": "its stem has another norm",
-    "stem_bias": "the convolutions of its stem have no biases",
-    "biased_norm": "the convolutions of its stem have biases before their norms",
-}
+def _epsilon(layout: Layout, given: Given) -> float:
+    return float({**layout.facts, **given.facts}.get("norm_eps", 1e-6))
 
 
 def _epsilon_notes(sizes: Sizes, layout: Layout, given: Given) -> list[str]:
-    epsilon = {**layout.facts, **given.facts}.get("norm_eps", 1e-6)
+    epsilon = _epsilon(layout, given)
     if epsilon == 1e-6:
         return []
     how = "" if sizes.stem else "; timm's own ViT takes it as norm_layer=partial(torch.nn.LayerNorm, eps=...)"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convstem.errors import CheckpointError, ConversionError
-from convstem.layouts.conversion import to_timm
+from convstem.layouts.inward import to_timm
 from convstem.layouts.recognise import LAYOUTS, recognise
 from convstem.layouts.unwrap import unwrap
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import IMAGENET, Drop, Layout, Row
+from convstem.layouts.rows import IMAGENET, PLAIN_TRUNK, Drop, Layout, Row
 from convstem.layouts.timm import PATCHIFY, TRUNK_ROWS
 
 _STEM = "patch_embed.proj."
@@ -23,14 +23,7 @@ MOCO_V3 = Layout(
     stem=(f"{_STEM}{{3i}}.weight", 0),
     drops=(Drop("head.{i}.{*}", "the projector is only for pre-training"),),
     expresses={
-        "class_token": (True,),
-        "class_position": (True,),
-        "reg_tokens": (0,),
-        "layer_scale": (False,),
-        "qk_norm": (False,),
-        "pre_norm": (False,),
-        "fc_norm": (False,),
-        "map_pool": (False,),
+        **PLAIN_TRUNK,
         "stem_norm": ("", "batchnorm2d"),
         "biased_norm": (False,),
     },

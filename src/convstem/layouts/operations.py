@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from convstem.errors import ConversionError
-from convstem.layouts.engine import Operation
+from convstem.layouts.rows import Operation
 
 if TYPE_CHECKING:
     from torch import Tensor

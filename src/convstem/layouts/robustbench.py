@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convstem.layouts.engine import IMAGENET, Layout, Row
+from convstem.layouts.rows import IMAGENET, Layout, Row
 from convstem.layouts.timm import TRUNK_ROWS
 
 _STEM = "patch_embed.proj.stem."

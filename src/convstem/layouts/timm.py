@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convstem.layouts.engine import Drop, Layout, Row
+from convstem.layouts.rows import Drop, Layout, Row
 
 
 @dataclass(frozen=True)
 class Key:
-    """Keys of timm's, the shape of their tensors in the symbols of ``sizes.symbols``, and when a model has them.
+    """Keys of timm's, the shape of their tensors in the symbols of ``shapes.symbols``, and when a model has them.
 
     ``when`` names a field of ``Sizes`` that must hold; without it every model has the key.
     """

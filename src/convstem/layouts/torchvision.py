@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convstem.layouts.engine import IMAGENET, Layout, Row
+from convstem.layouts.rows import IMAGENET, PLAIN_TRUNK, Layout, Row
 
 ENCODER_CAN: Mapping[str, tuple[Any, ...]] = {
-    "class_token": (True,),
-    "class_position": (True,),
-    "reg_tokens": (0,),
-    "layer_scale": (False,),
-    "qk_norm": (False,),
+    **PLAIN_TRUNK,
     "qkv_bias": (True,),
-    "pre_norm": (False,),
-    "fc_norm": (False,),
-    "map_pool": (False,),
     "gated_mlp": (False,),
     "stem_norm": ("", "batchnorm2d"),
     "biased_norm": (False,),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convstem.layouts.engine import HALF, IMAGENET, Drop, Layout, Refusal, Row
 from convstem.layouts.operations import (
     ABSORB_POSITION,
     ADD_AXIS,
@@ -18,6 +17,7 @@ from convstem.layouts.operations import (
     JOIN_TWO,
     SPLIT_Q_KV,
 )
+from convstem.layouts.rows import HALF, IMAGENET, PLAIN_TRUNK, Drop, Layout, Refusal, Row
 
 _MASK = Drop("embeddings.mask_token", "only masked-image training uses the mask token")
 _POOLER = Drop("pooler.dense.{p}", "the pooler is a layer of pre-training; the class token after the last norm is kept")
@@ -63,14 +63,7 @@ VIT = Layout(
     markers=("layers.{i}.layernorm_before.{p}", "encoder.layer.{i}.layernorm_before.{p}"),
     drops=(_MASK, _POOLER),
     expresses={
-        "class_token": (True,),
-        "class_position": (True,),
-        "reg_tokens": (0,),
-        "layer_scale": (False,),
-        "qk_norm": (False,),
-        "pre_norm": (False,),
-        "fc_norm": (False,),
-        "map_pool": (False,),
+        **PLAIN_TRUNK,
         "gated_mlp": (False,),
         "stem_norm": ("",),
     },

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convstem.errors import ConversionError
-from convstem.layouts.engine import Drop, match
+from convstem.errors import ArgumentTypeError, ConversionError
+from convstem.layouts.prefixes import PREFIXES, Prefix
+from convstem.layouts.settings import read_settings
+from convstem.layouts.templates import match
 
 RAW, AVERAGED = "raw", "averaged"
 
@@ -49,56 +51,6 @@ CONTAINERS = (
 )
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """A prefix of keys, stripped only if every key without it is listed here."""
-
-    text: str
-    outside: tuple[Drop, ...] = ()
-    beside: tuple[str, ...] = ()
-    """Keys without the prefix that belong to the model all the same, such as a classifier."""
-    averaged: bool | None = None
-    """Whether what it holds is averaged; None if the prefix does not tell."""
-    layout: str | None = None
-
-
-_NORMALISATION = tuple(Drop(f"normalize.{name}", "states the preprocessing, which goes into the config") for name in
-                       ("mean", "std"))  # fmt: skip
-_PREDICTOR = Drop("predictor.{*}", "the predictor is only for pre-training")
-_TEXT = (
-    Drop("text_model.{*}", "the text tower is not part of the image model"),
-    Drop("text_projection.weight", "the text tower is not part of the image model"),
-    Drop("logit_scale", "compares images with texts"),
-    Drop("logit_bias", "compares images with texts"),
-)
-
-PREFIXES = (
-    Prefix("module.", (Drop("n_averaged", "counts the averaging steps"),)),
-    Prefix("_orig_mod."),
-    Prefix(
-        "base_encoder.",
-        (Drop("momentum_encoder.{*}", "the averaged twin of the encoder; --use-ema takes it instead"), _PREDICTOR),
-        averaged=False,
-        layout="moco_v3",
-    ),
-    Prefix(
-        "momentum_encoder.",
-        (Drop("base_encoder.{*}", "the raw twin of the averaged encoder"), _PREDICTOR),
-        averaged=True,
-        layout="moco_v3",
-    ),
-    Prefix("base_model.", _NORMALISATION),
-    Prefix("model.", _NORMALISATION),
-    Prefix("vit.", beside=("classifier.{p}",)),
-    Prefix("dinov2.", beside=("classifier.{p}",)),
-    Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
-    Prefix("vision_model.", _TEXT, beside=("classifier.{p}", "visual_projection.weight")),
-    Prefix("opt/target/", (Drop("opt/state/{*}", "state of the optimizer"),)),
-    Prefix("params/img/", (Drop("params/{*}", "the text tower is not part of the image model"),)),
-    Prefix("params/", (Drop("opt/{*}", "state of the optimizer"),)),
-)
-
-
 def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrapped:
     """Return the state dict inside a checkpoint.
 
@@ -107,8 +59,14 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         use_ema: take the averaged weights; None takes the raw ones, or what the checkpoint says is better.
 
     Raises:
+        ArgumentTypeError: it is no mapping.
         ConversionError: there is no state dict in it, more than one that could be meant, or no averaged weights.
     """
+    if not isinstance(checkpoint, Mapping):
+        raise ArgumentTypeError(
+            f"a checkpoint is a mapping: tensors by key, or what a training script saved around them; got "
+            f"{type(checkpoint).__name__}: pass model.state_dict(), or what torch.load returned"
+        )
     opened = Unwrapped(dict(checkpoint))
     while _nested(opened.state_dict):
         _open(opened, use_ema)
@@ -140,22 +98,26 @@ def _nested(content: Mapping[str, Any]) -> bool:
 def _open(opened: Unwrapped, use_ema: bool | None) -> None:
     content = opened.state_dict
     if "classy_state_dict" in content:
-        return _open_classy(opened)
-    names = next(
-        (found for key in ("raw", "averaged") for c in CONTAINERS if key in (found := _present(content, c))), {}
-    )
+        _open_classy(opened)
+        return
+    names = next((found for kind in (RAW, AVERAGED) for c in CONTAINERS if kind in (found := _present(content, c))), {})
     if not names:
         raise ConversionError(
             f"no state dict in this checkpoint: it holds {', '.join(sorted(map(str, content))[:8])}; expected one of "
             f"{', '.join(sorted({c.raw for c in CONTAINERS}))}"
         )
     kind = _choose(opened, names, use_ema)
-    opened.facts |= _facts(content)
-    opened.preprocessing |= {name: opened.facts.pop(name) for name in ("mean", "std") if name in opened.facts}
+    _take_settings(opened)
     opened.weights = kind
     opened.path.append(str(names[kind]))
     opened.state_dict = dict(content[names[kind]])
-    return None
+
+
+def _take_settings(opened: Unwrapped) -> None:
+    facts, notes = read_settings(opened.state_dict)
+    opened.preprocessing |= {name: facts.pop(name) for name in ("mean", "std") if name in facts}
+    opened.facts |= facts
+    opened.notes += notes
 
 
 def _present(content: Mapping[str, Any], container: Container) -> dict[str, str]:
@@ -165,27 +127,38 @@ def _present(content: Mapping[str, Any], container: Container) -> dict[str, str]
 
 def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None) -> str:
     """Return which of the weights to take, ``raw`` or ``averaged``."""
-    errors = {kind: opened.state_dict.get(key) for kind, key in ((RAW, "test_err"), (AVERAGED, "ema_err"))}
-    if use_ema is None and len(names) == 2 and None not in errors.values():
-        kind = min(errors, key=lambda kind: float(errors[kind] or 0))
-        opened.notes.append(
-            f"{kind} weights taken: their error is the lower one (raw {errors[RAW]}, averaged {errors[AVERAGED]})"
-        )
+    raw, averaged = (_number(opened.state_dict.get(key)) for key in ("test_err", "ema_err"))
+    if use_ema is None and len(names) == 2 and raw is not None and averaged is not None:
+        kind = RAW if raw <= averaged else AVERAGED
+        opened.notes.append(f"{kind} weights taken: their error is the lower one (raw {raw}, averaged {averaged})")
         return kind
     if AVERAGED in names and RAW in names and not use_ema:
         opened.notes.append(f"averaged weights are there too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
     return AVERAGED if AVERAGED in names and (use_ema or RAW not in names) else RAW
 
 
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def _open_classy(opened: Unwrapped) -> None:
     """ClassyVision keeps the trunk and every head apart; heads are told by where they are attached and their id."""
-    state = opened.state_dict["classy_state_dict"]["base_model"]["model"]
-    heads = [head for block in state.get("heads", {}).values() for head in block.values()]
+    try:
+        state = opened.state_dict["classy_state_dict"]["base_model"]["model"]
+        trunk, heads = state["trunk"], [head for block in state.get("heads", {}).values() for head in block.values()]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConversionError(
+            "no model in this ClassyVision checkpoint: expected classy_state_dict > base_model > model, which has a "
+            "trunk and heads"
+        ) from error
     if len(heads) > 1:
         raise ConversionError(f"this ClassyVision checkpoint has {len(heads)} heads; expected one: remove the others")
-    opened.facts |= _facts(opened.state_dict)
+    _take_settings(opened)
     opened.path.append("classy_state_dict")
-    opened.state_dict = {**state["trunk"], **{f"head.{k}": v for head in heads for k, v in head.items()}}
+    opened.state_dict = {**trunk, **{f"head.{k}": v for head in heads for k, v in head.items()}}
     opened.layout = "classyvision"
 
 
@@ -235,48 +208,3 @@ def _unstack(opened: Unwrapped) -> None:
             flat[key] = value
     opened.state_dict = flat
     opened.path.append("blocks stacked by scan")
-
-
-def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a container says about the model besides its weights."""
-    facts: dict[str, Any] = {}
-    for key, read in _READERS.items():
-        if content.get(key) is not None:
-            facts |= {name: value for name, value in read(content[key]).items() if value is not None}
-    return facts
-
-
-def _pycls_facts(text: Any) -> dict[str, Any]:
-    import yaml
-
-    config = yaml.safe_load(text) if isinstance(text, str) else {}
-    vit = (config or {}).get("VIT", {})
-    return {
-        "num_heads": vit.get("NUM_HEADS"),
-        "stem_strides": tuple(vit.get("C_STEM_STRIDES") or ())[:-1] or None,
-        "norm_eps": (config or {}).get("LN", {}).get("EPS"),
-    }
-
-
-def _classy_facts(arguments: Any) -> dict[str, Any]:
-    model = arguments.get("config", {}).get("model", {}) if isinstance(arguments, Mapping) else {}
-    layers = model.get("conv_stem_layers") or []
-    strides = tuple(layer["stride"] if isinstance(layer, Mapping) else layer[1] for layer in layers)
-    return {"num_heads": model.get("num_heads"), "stem_strides": strides or None}
-
-
-def _script_facts(arguments: Any) -> dict[str, Any]:
-    """timm's train.py keeps the model's arguments in a Namespace; torchvision's keeps only the model's name."""
-    values = arguments if isinstance(arguments, Mapping) else vars(arguments)
-    given = values.get("model_kwargs") or {}
-    names = ("num_heads", "stem_strides", "norm_eps", "img_size")
-    preprocessing = {name: tuple(values[name]) for name in ("mean", "std") if values.get(name)}
-    return {**{name: given.get(name) for name in names}, **preprocessing, "architecture": values.get("model")}
-
-
-_READERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
-    "cfg": _pycls_facts,
-    "input_args": _classy_facts,
-    "args": _script_facts,
-    "arch": lambda name: {"architecture": name if isinstance(name, str) else None},
-}
