@@ -18,9 +18,8 @@ from torch import Tensor
 
 from convstem.cli.main import main
 from convstem.files import cache as local_cache
-from convstem.transplanting import algebra
+from convstem.transplanting import algebra, state_dicts, surgery
 from convstem.transplanting import kept as transplant_cache
-from convstem.transplanting import surgery as transplant_model
 from tests.support.assertions import randomise
 
 TI16 = "vit_ti16_convstem"
@@ -51,7 +50,7 @@ def transplants(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(args)
         return compute(*args, **kwargs)
 
-    monkeypatch.setattr(transplant_model, "transplant_stem", count)
+    monkeypatch.setattr(state_dicts, "transplant_stem", count)
     return calls
 
 
@@ -96,7 +95,7 @@ def test_the_report_comes_back_and_every_tensor_in_its_place(cache: Path) -> Non
     for _ in range(2):
         model = timm.create_model("vit_tiny_patch16_224", depth=1)
         model.load_state_dict(plain.state_dict())
-        transplant_model.swap_stem(model, cached=True)
+        surgery.swap_stem(model, cached=True)
         reports.append(model.transplant_report)
         states.append(model.state_dict())
     assert same(*states)
@@ -165,9 +164,9 @@ def test_the_cache_command_shows_and_clears(cache: Path, plain: Any, transplants
 
 PROCESS = """
 import hashlib, sys, timm
-from convstem.transplanting import surgery as transplant_model
-compute, calls = transplant_model.transplant_stem, []
-transplant_model.transplant_stem = lambda *a, **k: calls.append(1) or compute(*a, **k)
+from convstem.transplanting import state_dicts
+compute, calls = state_dicts.transplant_stem, []
+state_dicts.transplant_stem = lambda *a, **k: calls.append(1) or compute(*a, **k)
 model = timm.create_model("vit_ti16_convstem", pretrained=True, depth=1)
 digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in model.state_dict().values()))
 print(len(calls), digest.hexdigest())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convstem.registry.stem_spec import StemSpec, default_stem, scope
-from convstem.transplanting.plan import balance, pivots
+from convstem.transplanting.reduction import balance, pivots
 from convstem.transplanting.statistics import image_statistics
 from tests.support.everyday import mostly_in_ci
 from tests.support.stem_transplants import HIGH, LOW, filters, relative_error, smooth_images, transplant, white_images

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import convstem
 from convstem import StemSpec
+from convstem.errors import ArgumentError, ArgumentTypeError
 from convstem.registry.stem_spec import default_stem
 from convstem.stem.init import init_stem
 from convstem.transplanting.pixels import normalised_range
@@ -153,6 +154,29 @@ def test_calibration_from_tensor_loader_and_folder(tmp_path: Path) -> None:
             assert relative_error(twin(x), source(x)) < 5e-6
     with pytest.raises(FileNotFoundError, match="no calibration images"):
         convstem.transplant(source, calibration=tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"calibration": 5}, ArgumentTypeError, "calibration is a tensor of images, .*; got int"),
+        ({"calibration": [{"pixel_values": 1}]}, ArgumentTypeError, "begins with one; got dict: pass a generator"),
+        ({"calibration": [[]]}, ArgumentTypeError, "got list: pass a generator that takes the images out"),
+        ({"model": {}}, ArgumentTypeError, "transplant takes a patchify ViT or the name of one; got dict"),
+        ({"pixel_range": 5}, ArgumentError, r"pixel_range is \(low, high\), .*; got 5"),
+        ({"pixel_range": ("a", "b")}, ArgumentError, "low and high need one value for each of 3 input channels"),
+        ({"margin": "x"}, ArgumentError, "margin must be zero or positive, and finite; got 'x'"),
+    ],
+)
+def test_arguments_of_another_kind(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        convstem.transplant(**{"model": small(), **arguments})
+
+
+def test_a_pixel_range_is_a_tensor_too() -> None:
+    source, ends = small(), ([-2.0] * 3, [2.0] * 3)
+    twins = [convstem.transplant(source, (48, 96, 192, 384), pixel_range=end) for end in (ends, torch.tensor(ends))]
+    assert all(map(torch.equal, *(twin.state_dict().values() for twin in twins)))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from convstem.stem.embed import ConvStemEmbed, feature_size
 from convstem.stem.init import init_stem
 from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import override_stem
-from convstem.transplanting.surgery import transplant_state_dict
+from convstem.transplanting.state_dicts import transplant_state_dict
 from convstem.weights.from_config import checks_config
 from convstem.weights.pretrained import build_pretrained
 

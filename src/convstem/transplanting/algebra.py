@@ -1,13 +1,14 @@
 """Training-free conversion of a patch embedding into a conv stem that computes the same function.
 
-Tensors in, tensors out: ``transplant_plan`` decides what every layer carries, ``transplant_install`` turns
-that into parameters, and this file checks what comes in and reports what went out.
+Tensors in, tensors out: ``plan`` decides what every layer carries, ``install`` turns that into parameters, and this
+file checks what comes in and reports what went out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ from torch import Tensor
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec, check_stem_patch, choice
 from convstem.transplanting.install import Target, install
-from convstem.transplanting.plan import LayerPlan, floored, plan_layers
+from convstem.transplanting.plan import LayerPlan, plan_layers
 from convstem.transplanting.report import LayerReport, TransplantReport
-from convstem.transplanting.statistics import PatchStatistics, prior_statistics
+from convstem.transplanting.statistics import PatchStatistics, floored, prior_statistics
 
 ALGORITHM = 2
 """Raise it whenever ``transplant_stem`` gives another result: kept stems and published weights are made again."""
@@ -122,7 +123,7 @@ def _pixel_range(
     low: Sequence[float] | Tensor, high: Sequence[float] | Tensor, margin: float, in_chans: int
 ) -> tuple[Tensor, Tensor]:
     """Return the two ends of the pixel range [in_chans], widened by ``margin``, or raise ``ValueError``."""
-    bottom, top = (torch.as_tensor(end, dtype=torch.float64).cpu() for end in (low, high))
+    bottom, top = _numbers(low), _numbers(high)
     if not bottom.shape == top.shape == (in_chans,):
         raise ArgumentError(
             f"low and high need one value for each of {in_chans} input channels; got {low!r} and {high!r}: "
@@ -132,11 +133,19 @@ def _pixel_range(
         raise ArgumentError(
             f"low must be below high in every channel, and both finite; got {low!r} and {high!r}: swap or correct them"
         )
-    if not (margin >= 0 and math.isfinite(margin)):
+    if not (isinstance(margin, Real) and margin >= 0 and math.isfinite(margin)):
         raise ArgumentError(
             f"margin must be zero or positive, and finite; got {margin!r}: 0.25 covers 8/255 beyond range"
         )
     return bottom - margin, top + margin
+
+
+def _numbers(end: object) -> Tensor:
+    """Return one end of a pixel range in float64; what is no list of numbers has no length that fits."""
+    try:
+        return torch.as_tensor(end, dtype=torch.float64).cpu()
+    except (RuntimeError, TypeError, ValueError):
+        return torch.zeros(0, dtype=torch.float64)
 
 
 def _usable(statistics: PatchStatistics | None, weight: Tensor) -> PatchStatistics:

@@ -10,7 +10,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentError
-from convstem.transplanting.patch_embedding import find_patch_embedding
+from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.upstream.private import timm_set_metadata
 
 
@@ -63,7 +63,7 @@ def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -
             "timm's rule, which repeats the filters, create the timm model with in_chans"
         )
     embedding = find_patch_embedding(model)[1]
-    projection = embedding.proj if isinstance(embedding, PatchEmbed) else embedding
+    projection = projection_of(embedding)
     spread = spread_over_bands(projection.weight.detach(), in_chans, bands)
     projection.weight = nn.Parameter(spread, requires_grad=projection.weight.requires_grad)
     projection.in_channels = in_chans

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convstem.errors import MissingPathError
+from convstem.errors import ArgumentTypeError, MissingPathError
 from convstem.files.paths import path_errors
 from convstem.transplanting.statistics import PatchStatistics, image_statistics
 
@@ -30,18 +30,31 @@ def calibration_statistics(calibration: Calibration, model: nn.Module, patch_siz
         patch_size: in pixels.
 
     Raises:
-        FileNotFoundError: a folder that does not exist or holds no images.
-        ValueError: no image holds a whole patch, or values are not finite.
+        ArgumentError: no image holds a whole patch, or values are not finite.
+        ArgumentTypeError: it is none of these, or its batches are no images.
+        MissingPathError: a folder that does not exist or holds no images.
+        PathError: an image cannot be read.
     """
     if isinstance(calibration, Tensor):
         return image_statistics([calibration], patch_size)
     if isinstance(calibration, (str, Path)):
         return image_statistics(_folder(Path(calibration), model), patch_size)
+    if not isinstance(calibration, Iterable):
+        raise ArgumentTypeError(
+            "calibration is a tensor of images, a folder of images, or an iterable of batches such as a DataLoader; "
+            f"got {type(calibration).__name__}"
+        )
     return image_statistics(map(_images, calibration), patch_size)
 
 
 def _images(batch: Any) -> Tensor:
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise ArgumentTypeError(
+            "a batch of calibration is a tensor of images [batch, in_chans, height, width], or a tuple or list that "
+            f"begins with one; got {type(images).__name__}: pass a generator that takes the images out of each batch"
+        )
+    return images
 
 
 def _folder(folder: Path, model: nn.Module) -> Iterator[Tensor]:

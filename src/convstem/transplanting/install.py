@@ -16,19 +16,11 @@ from torch import Tensor
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec
-from convstem.transplanting.plan import DATA_SIGMAS, LayerPlan, congruence, regress
-from convstem.transplanting.statistics import PatchStatistics, sub_covariance, sub_mean
-
-SPARE_IMAGES = 16
-"""Synthetic images of 2 x 2 patches from which unused channels get their running statistics."""
-
-
-NORM_TENSORS = ("running_mean", "running_var", "weight", "bias")
-"""BatchNorm's tensors in the order of ``torch.nn.functional.batch_norm``."""
-
-
-VARIANCE_FLOOR = 1e-12
-"""Smallest running variance, for contents that do not vary in the statistics."""
+from convstem.transplanting.contents import box_minimum, moments, regress
+from convstem.transplanting.plan import LayerPlan
+from convstem.transplanting.reduction import DATA_SIGMAS
+from convstem.transplanting.spare import VARIANCE_FLOOR, calibrate_spare, fill_spare, synthetic_images
+from convstem.transplanting.statistics import PatchStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,19 +82,15 @@ def install(
         shifts.append(content_shift(plan, target))
         kernel = target.stem.kernel_sizes[index]
         conv, norm, carrier = _install_layer(plan, carrier, shifts[-1], target, kernel)
-        _fill_spare(conv[used_channels(plan) :], generator)
+        fill_spare(conv[plan.used :], generator)
         state[f"{index}.conv.weight"] = conv.to(target.dtype)
         state |= {f"{index}.{name}": value for name, value in norm.state.items()}
     readout, predicted = _install_readout(weight, bias, plans[-1].content, carrier, target)
     state |= {f"{len(plans)}.conv.{name}": value for name, value in readout.items()}
-    if target.stem.norm != "none":
-        _calibrate_spare(state, plans, target, generator)
+    if target.stem.norm != "none" and any(plan.used < plan.width for plan in plans):
+        images = synthetic_images(target.statistics, target.box, generator)
+        calibrate_spare(state, plans, target.stem, images, target.bn_eps)
     return state, shifts, predicted
-
-
-def used_channels(plan: LayerPlan) -> int:
-    """Return how many channels of a layer carry content."""
-    return plan.rank + plan.paired
 
 
 def content_shift(plan: LayerPlan, target: Target) -> Tensor:
@@ -131,20 +119,6 @@ def _unknown_range(plan: LayerPlan, statistics: PatchStatistics) -> str:
         "normalised value per channel ((0 - mean) / std and (1 - mean) / std), give the model's pretrained_cfg mean "
         "and std of every channel, or take the default stem"
     )
-
-
-def box_minimum(content: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return the lowest value [rank] of ``content`` [rank, in_chans, q, q] for pixels within [low, high]."""
-    positive = content.clamp_min(0).sum((2, 3))
-    negative = content.clamp_max(0).sum((2, 3))
-    return positive @ low + negative @ high
-
-
-def moments(content: Tensor, statistics: PatchStatistics) -> tuple[Tensor, Tensor]:
-    """Return mean [rank] and variance [rank] of ``content`` [rank, in_chans, q, q]."""
-    size = content.shape[-1]
-    mean = content.flatten(1) @ sub_mean(statistics, size).flatten()
-    return mean, congruence(content, sub_covariance(statistics, size)).diagonal()
 
 
 def _install_layer(
@@ -229,48 +203,3 @@ def _install_readout(
     power = variance.sum() + (bias + mean).square().sum()
     error = moments(residual, statistics)[1].sum()
     return readout, math.sqrt(error / power.clamp_min(torch.finfo(power.dtype).tiny))
-
-
-def _fill_spare(weight: Tensor, generator: torch.Generator) -> None:
-    """Draw the incoming weights [spare, channels, kernel, kernel] of unused channels, in place.
-
-    Source: He et al., "Delving deep into rectifiers", arXiv 1502.01852, fan-in mode.
-    """
-    fan_in = weight[:1].numel() or 1
-    weight.normal_(0, math.sqrt(2 / fan_in), generator=generator)
-
-
-def _calibrate_spare(
-    state: dict[str, Tensor], plans: list[LayerPlan], target: Target, generator: torch.Generator
-) -> None:
-    """Set the running statistics of unused channels, in place, from synthetic images."""
-    last = max((index for index, plan in enumerate(plans) if used_channels(plan) < plan.width), default=-1)
-    activations = synthetic_images(target, generator) if last >= 0 else torch.zeros(0)
-    for index, plan in enumerate(plans[: last + 1]):
-        kernel, stride = target.stem.kernel_sizes[index], target.stem.strides[index]
-        weight = state[f"{index}.conv.weight"].double()
-        response = F.conv2d(activations, weight, stride=stride, padding=(kernel - 1) // 2)
-        mean, variance, gain, bias = (state[f"{index}.bn.{name}"] for name in NORM_TENSORS)
-        spare = slice(used_channels(plan), None)
-        seen_variance, seen_mean = torch.var_mean(response, (0, 2, 3))
-        mean[spare] = seen_mean[spare]
-        variance[spare] = seen_variance[spare].clamp_min(VARIANCE_FLOOR)
-        normalised = F.batch_norm(
-            response, mean.double(), variance.double(), gain.double(), bias.double(), eps=target.bn_eps
-        )
-        activations = normalised.relu()
-
-
-def synthetic_images(target: Target, generator: torch.Generator) -> Tensor:
-    """Draw images [SPARE_IMAGES, in_chans, 2p, 2p] of patches with these statistics, within the range."""
-    statistics = target.statistics
-    in_chans, size = statistics.in_chans, statistics.patch_size
-    noise = torch.empty(4 * SPARE_IMAGES, statistics.mean.numel(), dtype=torch.float64)
-    factor = torch.linalg.cholesky(statistics.covariance)
-    patches = noise.normal_(generator=generator) @ factor.T + statistics.mean.flatten()
-    tiled = patches.view(SPARE_IMAGES, 2, 2, in_chans, size, size).permute(0, 3, 1, 4, 2, 5)
-    images: Tensor = tiled.reshape(SPARE_IMAGES, in_chans, 2 * size, 2 * size)
-    if target.box is None:
-        return images
-    low, high = target.box
-    return images.clamp(low[:, None, None], high[:, None, None])

@@ -8,12 +8,22 @@ import torchvision
 from timm.layers import PatchEmbed
 from torch import nn
 
-from convstem.errors import UnsupportedModelError
+from convstem.errors import ArgumentTypeError, UnsupportedModelError
 from convstem.stem.embed import ConvStemEmbed
 
 
 def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
-    """Return the path of the patch embedding and the module: a ``PatchEmbed``, or torchvision's convolution."""
+    """Return the path of the patch embedding and the module: a ``PatchEmbed``, or torchvision's convolution.
+
+    Raises:
+        ArgumentTypeError: it is no model.
+        UnsupportedModelError: there is none, or none that can be transplanted; the message says what there is.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(
+            f"transplant takes a patchify ViT or the name of one; got {type(model).__name__}: for a state dict, load "
+            "it into the model it belongs to first"
+        )
     if isinstance(model, torchvision.models.VisionTransformer):
         if isinstance(model.conv_proj, nn.Conv2d):
             return "conv_proj", model.conv_proj
@@ -28,6 +38,11 @@ def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
             )
         return name, embedding
     raise UnsupportedModelError(_no_patch_embedding(model))
+
+
+def projection_of(embedding: Any) -> Any:
+    """Return the convolution of what ``find_patch_embedding`` found."""
+    return embedding.proj if isinstance(embedding, PatchEmbed) else embedding
 
 
 def _no_patch_embedding(model: nn.Module) -> str:

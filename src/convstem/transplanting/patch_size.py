@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convstem.errors import UnsupportedModelError
 from convstem.registry.names import RESIZED, resized_input
-from convstem.transplanting.patch_embedding import find_patch_embedding
+from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 
 
 def needs_resizing(patch_size: int) -> bool:
@@ -41,7 +41,7 @@ def resize_patch(model: Any, target: int = RESIZED) -> int | None:
         UnsupportedModelError: the model cannot change its patch size.
     """
     embedding = find_patch_embedding(model)[1]
-    patch = (embedding.proj if isinstance(embedding, PatchEmbed) else embedding).kernel_size[0]
+    patch = projection_of(embedding).kernel_size[0]
     if patch == target or not needs_resizing(patch):
         return None
     if isinstance(model, torchvision.models.VisionTransformer):

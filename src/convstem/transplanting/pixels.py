@@ -35,6 +35,21 @@ def normalised_range(mean: Sequence[float], std: Sequence[float], in_chans: int)
     return [(0 - m) / s for m, s in channels], [(1 - m) / s for m, s in channels]
 
 
+def both_ends(pixel_range: PixelRange) -> PixelRange:
+    """Return the two ends of a range that a user gives.
+
+    Raises:
+        ArgumentError: there are not two.
+    """
+    try:
+        low, high = pixel_range
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"pixel_range is (low, high), each with one normalised value per channel; got {pixel_range!r}"
+        ) from error
+    return low, high
+
+
 def range_of(model: nn.Module, in_chans: int) -> PixelRange | None:
     """Return the lowest and the highest normalised pixel of each channel, or None if the model does not tell."""
     if isinstance(model, torchvision.models.VisionTransformer):

@@ -32,6 +32,11 @@ CHUNK = 8192
 """Patches converted to float64 at a time."""
 
 
+PIXEL_FLOOR = 1e-6
+"""White noise added to a covariance, as a share of its mean variance: below the 2e-5 that 8-bit rounding adds
+to an ImageNet pixel, and enough to invert the covariance of a handful of images."""
+
+
 @dataclass(frozen=True, eq=False)
 class PatchStatistics:
     """Mean and covariance of the p x p patches of normalised images.
@@ -138,6 +143,13 @@ def _patches(batch: Tensor, patch_size: int) -> Iterable[Tensor]:
         patches = chunk.double().view(-1, batch.shape[1], patch_size, patch_size)
         yield patches.flatten(1)
         yield patches.flip(-1).flatten(1)
+
+
+def floored(covariance: Tensor) -> Tensor:
+    """Return a covariance with ``PIXEL_FLOOR`` of white noise added, hence positive definite."""
+    result = covariance.clone()
+    result.diagonal().add_(PIXEL_FLOOR * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny)
+    return result
 
 
 def sub_covariance(statistics: PatchStatistics, size: int) -> Tensor:

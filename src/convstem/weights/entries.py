@@ -64,7 +64,7 @@ def load_weights(
         check_sha256(path, entry.sha256)
     state = read_weights(path)
     if entry.transform == "transplant":
-        from convstem.transplanting.surgery import transplant_state_dict  # imports timm
+        from convstem.transplanting.state_dicts import transplant_state_dict  # imports timm
 
         stem = stem or catalog.models()[entry.architecture].stem
         return transplant_state_dict(state, stem, entry.mean, entry.std)
