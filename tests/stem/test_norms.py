@@ -186,3 +186,21 @@ def test_an_epsilon_that_cannot_be() -> None:
             timm.create_model(NANO, norm_eps=eps)
     with pytest.raises(ValueError, match="norm_layer=.* as well: give one of them"):
         timm.create_model(NANO, norm_eps=1e-5, norm_layer="rmsnorm")
+
+
+@pytest.mark.parametrize(("source", "target", "key"), [
+    ("batchnorm2d", "none", "bn.bias"),
+    ("batchnorm2d", "none", "bn.running_var"),
+    ("none", "batchnorm2d", "conv.bias"),
+])  # fmt: skip
+@pytest.mark.parametrize("damaged", [None, torch.zeros(3)], ids=["missing", "misshapen"])
+def test_a_damaged_stem_is_named_by_torch(source: str, target: str, key: str, damaged: torch.Tensor | None) -> None:
+    state = dict(nano(source).state_dict())
+    del state[f"patch_embed.backbone.0.{key}"]
+    if damaged is not None:
+        state[f"patch_embed.backbone.0.{key}"] = damaged
+    with (
+        pytest.warns(UserWarning, match="folded|mean 0"),  # the other layer is whole
+        pytest.raises(RuntimeError, match="patch_embed.backbone.0"),
+    ):
+        nano(target).load_state_dict(state)

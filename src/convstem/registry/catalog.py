@@ -169,6 +169,8 @@ def conv_stem_names(trunk: str) -> list[str]:
 
 def transplanted_name(architecture: str) -> str:
     """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the one made by rule."""
-    rows = {without_size(spec.trunk): name for name, spec in models().items() if spec.trunk}
-    rows |= {without_size(spec.trunk): name for name, spec in named_trunks().items() if architecture not in spec.unlike}
-    return rows.get(without_size(architecture), by_rule(architecture))
+    named = {without_size(spec.trunk): name for name, spec in models().items() if spec.trunk}
+    named |= {
+        without_size(spec.trunk): name for name, spec in named_trunks().items() if architecture not in spec.unlike
+    }
+    return named.get(without_size(architecture), by_rule(architecture))

@@ -122,10 +122,7 @@ class ConvStemEmbed(HybridEmbed):
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Return the grid [rows, columns] for an image size in pixels; the stem rounds up."""
-        return (
-            (img_size[0] + self.patch_size[0] - 1) // self.patch_size[0],
-            (img_size[1] + self.patch_size[1] - 1) // self.patch_size[1],
-        )
+        return feature_size(img_size, self.patch_size[0])
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Change the image size in pixels; the patch size is fixed by the stem.
@@ -195,8 +192,8 @@ def explain_patchify(
 
 
 def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Return the grid [rows, columns] of an image size in pixels."""
-    return math.ceil(img_size[0] / patch_size), math.ceil(img_size[1] / patch_size)
+    """Return the grid [rows, columns] of an image size in pixels, rounded up as the stem does."""
+    return (img_size[0] + patch_size - 1) // patch_size, (img_size[1] + patch_size - 1) // patch_size
 
 
 def refuse_lost_activations(stem: nn.Module) -> None:

@@ -16,6 +16,8 @@ from convstem.upstream.private import torch_has_hooks
 BN_EPS = 1e-5
 """BatchNorm's epsilon in both hosts; state dicts do not hold it."""
 
+_BATCHNORM = ("weight", "bias", "running_mean", "running_var")
+
 
 def layer_norm(norm: type[nn.Module], eps: float, given: object) -> Callable[..., nn.Module]:
     """Return a trunk's LayerNorm class with this epsilon.
@@ -40,7 +42,7 @@ def fold_batchnorm(
         norm: ``weight``, ``bias``, ``running_mean`` and ``running_var`` of the BatchNorm, [out_channels] each.
         eps: of the BatchNorm.
     """
-    gain, shift, mean, variance = (_wide(norm[name]) for name in ("weight", "bias", "running_mean", "running_var"))
+    gain, shift, mean, variance = (_wide(norm[name]) for name in _BATCHNORM)
     scale = gain / (variance + eps).sqrt()
     start = -mean if bias is None else _wide(bias) - mean
     folded = _wide(weight) * scale[:, None, None, None]
@@ -66,7 +68,7 @@ def fold_stem(stem: nn.Module) -> None:
     """
     _check_foldable(stem)
     for _, conv, path, norm in _layers(stem, ""):
-        tensors = {name: getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        tensors = {name: getattr(norm, name) for name in _BATCHNORM}
         weight, bias = fold_batchnorm(conv.weight, conv.bias, tensors, norm.eps)
         trainable = conv.weight.requires_grad
         conv.weight, conv.bias = nn.Parameter(weight, trainable), nn.Parameter(bias, trainable)
@@ -111,19 +113,20 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
     Warns:
         UserWarning: the norm was changed.
     """
-    changes = {}
+    said: dict[str, None] = {}  # a set in order
     for conv_key, conv, norm_key, norm in _layers(stem, prefix):
         change = _norm_of(state_dict, norm_key), _kind(norm)
-        if f"{conv_key}.weight" not in state_dict or change[0] == change[1]:
+        if change[0] == change[1] or not _is_whole(state_dict, conv_key, norm_key, change[0]):
             continue
         if "layernorm2d" in change:
             raise CheckpointError(
                 f"the stem of this checkpoint has stem_norm {change[0]}, the model's has {change[1]}, and neither can "
                 f"become the other: create the model with stem_norm={change[0]!r}"
             )
-        _CHANGES[change](state_dict, conv_key, norm_key, conv.bias is not None)
-        changes[change] = _SENTENCES[change]
-    for sentence in changes.values():
+        apply, sentence = _CHANGES[change]
+        apply(state_dict, conv_key, norm_key, conv.bias is not None)
+        said[sentence] = None
+    for sentence in said:
         warn(f"{sentence}; eval-mode outputs stay the same")
 
 
@@ -145,6 +148,14 @@ def _norm_of(state_dict: Mapping[str, Tensor], key: str) -> str:
     return "layernorm2d" if f"{key}.weight" in state_dict else "none"
 
 
+def _is_whole(state_dict: Mapping[str, Tensor], conv: str, norm: str, kind: str) -> bool:
+    """Tell whether a layer has all its tensors, of fitting lengths; what is wrong otherwise, torch says itself."""
+    needed = [f"{conv}.weight", *(f"{norm}.{name}" for name in _BATCHNORM if kind == "batchnorm2d")]
+    needed += [f"{conv}.bias"] if kind == "none" else []
+    shapes = [getattr(state_dict.get(key), "shape", None) for key in needed]
+    return None not in shapes and len({shape[:1] for shape in shapes if shape is not None}) == 1
+
+
 def _remove_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str, conv_bias: bool) -> None:
     prefix = f"{norm}."
     tensors = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
@@ -163,12 +174,15 @@ def _add_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str
     state_dict[f"{norm}.running_var"] = ones
 
 
-_CHANGES = {("batchnorm2d", "none"): _remove_batchnorm, ("none", "batchnorm2d"): _add_batchnorm}
-
-
-_SENTENCES = {
-    ("batchnorm2d", "none"): "the BatchNorm of this checkpoint's stem was folded into the convolutions, for the model "
-    "has stem_norm='none'",
-    ("none", "batchnorm2d"): "this checkpoint's stem has no norm, the model's has BatchNorm: it was given mean 0 and "
-    "variance 1, which training will move",
+_CHANGES = {
+    ("batchnorm2d", "none"): (
+        _remove_batchnorm,
+        "the BatchNorm of this checkpoint's stem was folded into the convolutions, for the model has stem_norm='none'",
+    ),
+    ("none", "batchnorm2d"): (
+        _add_batchnorm,
+        "this checkpoint's stem has no norm, the model's has BatchNorm: it was given mean 0 and variance 1, which "
+        "training will move",
+    ),
 }
+"""(Norm of the checkpoint, norm of the model) -> what changes the checkpoint, and what the user is told."""
