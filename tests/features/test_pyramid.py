@@ -330,3 +330,9 @@ def test_a_stem_that_lost_its_activations_is_refused() -> None:
     theirs = convstem.feature_pyramid(torchvision.models.get_model("vit_nano_4_convstem"))
     nn.SyncBatchNorm.convert_sync_batchnorm(theirs).train()
     freeze_batch_norm_2d(pyramid()).train()
+
+
+def test_a_block_is_named_once() -> None:
+    model = timm.create_model(NANO)
+    with pytest.raises(ArgumentError, match=r"pyramid_blocks must name each block once; got \[5, -1\]"):
+        convstem.feature_pyramid(model, pyramid_blocks=[5, -1])

@@ -53,9 +53,10 @@ class PyramidLevels(nn.Module):
         super().__init__()
         stem, trunk = take_apart(model)
         inside = stem_levels(stem)
-        blocks = sorted(
-            _resolve("pyramid_blocks", pyramid_blocks, [f"block {i}" for i in range(len(trunk.feature_info))])
-        )
+        names = [f"block {index}" for index in range(len(trunk.feature_info))]
+        blocks = sorted(_resolve("pyramid_blocks", pyramid_blocks, names))
+        if len({*blocks}) < len(blocks):
+            raise ArgumentError(f"pyramid_blocks must name each block once; got {pyramid_blocks!r}")
         pools = _pools(trunk.feature_info[-1]["reduction"], output_stride)
         info = _level_info(inside, [trunk.feature_info[block] for block in blocks], pools)
         strides = [f"{index} (stride {level['reduction']})" for index, level in enumerate(info)]
