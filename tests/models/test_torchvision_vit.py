@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torchvision.models import (
@@ -22,7 +23,9 @@ from torchvision.models import (
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 import convstem
+from convstem.errors import ArgumentError
 from convstem.hosts import convstem_torchvision
+from convstem.models.twins import as_timm_model, torchvision_twin
 from convstem.registry import catalog
 from convstem.registry.complexity import num_params
 from tests.support.assertions import largest_difference
@@ -209,3 +212,37 @@ def test_fx_and_script() -> None:
 def test_enum_names() -> None:
     assert convstem_torchvision.enum_name("vit_ti_16_convstem") == "ViT_Ti_16_ConvStem_Weights"
     assert convstem_torchvision.enum_name("vitc_18gf") == "ViTC_18GF_Weights"
+
+
+def test_a_trunk_of_timm_has_a_twin() -> None:
+    model = convstem.transplant(timm.create_model("vit_tiny_patch16_224", depth=1)).eval()
+    assert largest_difference(torchvision_twin(model).eval(), model, torch.rand(1, 3, 224, 224)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"act_layer": "relu"}, "this model has the activation ReLU"),
+        ({"act_layer": "gelu_tanh"}, "this model has the activation GELUTanh"),
+        ({"global_pool": "avg", "fc_norm": False}, "this model has global_pool='avg'"),
+        ({"in_chans": 4}, "this model has in_chans=4"),
+        ({"num_classes": 0}, "this model has num_classes=0"),
+    ],
+)
+def test_what_a_twin_would_compute_otherwise_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        torchvision_twin(timm.create_model("vit_nano4_convstem", **arguments))
+
+
+@pytest.mark.parametrize("heads", [torch.nn.Identity(), torch.nn.Linear(192, 3)])
+def test_a_classifier_elsewhere(heads: torch.nn.Module) -> None:
+    model = get_model(NANO)
+    model.heads = heads
+    with pytest.raises(ArgumentError, match="has its classifier at heads.head, a torch.nn.Linear; this one has"):
+        as_timm_model(model)
+
+
+def test_more_channels_come_home() -> None:
+    plain = VisionTransformer(32, 16, 12, 3, 192, 768)
+    model = convstem.transplant(plain, in_chans=5, bands=(3, 2, 1)).eval()
+    assert largest_difference(as_timm_model(model).eval(), model, torch.rand(1, 5, 32, 32)) < 1e-5

@@ -40,6 +40,9 @@ def register() -> dict[str, Record]:
 
     Raises:
         RegistryError: our own data is damaged; as after any other error, the host is left as it was.
+
+    Warns:
+        RuntimeWarning: some names belong to somebody else already, and were left to them.
     """
     import importlib
 

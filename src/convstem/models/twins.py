@@ -5,14 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import timm
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
-from torchvision.models.vision_transformer import VisionTransformer
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from convstem.errors import ArgumentError
 from convstem.layouts.conversion import convert
 from convstem.models.torchvision_vit import build
 from convstem.registry import catalog
+from convstem.registry.records import ModelSpec
+from convstem.registry.stem_spec import StemSpec
+from convstem.stem.vocabulary import from_torchvision
 from convstem.weights.deferred import DeferredInit
 
 
@@ -20,9 +25,11 @@ def torchvision_twin(model: Any) -> VisionTransformer:
     """Return torchvision's class with the weights of one of our timm models, whose memory it shares.
 
     Raises:
-        ValueError: torchvision's class cannot express the model.
+        ArgumentError: torchvision's class computes something else from these weights, or has no place for them.
+        ConversionError: it cannot express the model, as the keys and shapes of its weights show.
     """
     state_dict = convert(model.state_dict(), source="timm", target="torchvision").state_dict
+    _check_computes_the_same(model)
     config = {
         "image_size": model.patch_embed.img_size[0],
         "patch_size": model.patch_embed.patch_size[0],
@@ -34,54 +41,74 @@ def torchvision_twin(model: Any) -> VisionTransformer:
         "norm_layer": partial(nn.LayerNorm, eps=model.blocks[0].norm1.eps),
     }
     with DeferredInit(), torch.device("meta"):
-        twin = build(model.stem_spec, config)
+        twin = build(model.patch_embed.stem_spec, config)
         twin.load_state_dict(state_dict, assign=True)
     return twin
+
+
+def _check_computes_the_same(model: Any) -> None:
+    """Raise ``ArgumentError`` for what torchvision's class cannot express, and the keys of a state dict do not show."""
+    block = model.blocks[0]
+    act = block.mlp.act
+    differs = {
+        f"in_chans={model.patch_embed.in_chans}": model.patch_embed.in_chans != 3,
+        f"num_classes={model.num_classes}": model.num_classes == 0,
+        f"global_pool={model.global_pool!r}": model.global_pool != "token",
+        f"blocks of the kind {type(block).__name__}": type(block) is not Block,
+        f"the activation {act}": type(act).__name__ != "GELU" or getattr(act, "approximate", "none") != "none",
+    }
+    found = [name for name, wrong in differs.items() if wrong]
+    if found:
+        raise ArgumentError(
+            "torchvision's VisionTransformer has RGB images, a classifier on the class token, plain blocks and GELU; "
+            f"this model has {', '.join(found)}: use it in timm"
+        )
 
 
 def as_timm_model(model: Any) -> Any:
     """Return a timm model with the weights of one of ours, which may be torchvision's ``VisionTransformer``.
 
     Raises:
-        ValueError: a torchvision model without conv stem, or of sizes that no architecture of ours has.
+        ArgumentError: a torchvision model without conv stem or classifier, or of sizes that no row has.
     """
-    from torchvision.models import VisionTransformer
-
     if not isinstance(model, VisionTransformer):
         return model
-    import timm
-
-    from convstem.stem.vocabulary import from_torchvision
-
+    head = getattr(model.heads, "head", None)
+    if not isinstance(head, nn.Linear):
+        raise ArgumentError(
+            "a torchvision VisionTransformer has its classifier at heads.head, a torch.nn.Linear; this one has "
+            f"{head or model.heads}: put the classifier there"
+        )
     if not hasattr(model.conv_proj, "conv_last"):
         raise ArgumentError("this torchvision VisionTransformer has no conv stem; convstem.transplant gives it one")
-    stem = from_torchvision(_stem_configs(model.conv_proj))
-    block = model.encoder.layers[0]
-    sizes = {
-        "patch_size": model.patch_size,
-        "embed_dim": model.hidden_dim,
-        "depth": len(model.encoder.layers),
-        "num_heads": block.num_heads,
-        "mlp_ratio": model.mlp_dim / model.hidden_dim,
-    }
-    specs = [
-        s for s in catalog.models().values() if s.torchvision and all(getattr(s, k) == v for k, v in sizes.items())
-    ]
-    if not specs:
-        raise ArgumentError(f"no architecture of ours has the sizes of this torchvision model: {sizes}")
-    spec = next((s for s in specs if s.stem == stem), specs[0])
-    kwargs: dict[str, Any] = {} if spec.stem == stem else dict(stem.model_args)
-    if model.image_size != spec.img_size:
-        kwargs["img_size"] = model.image_size
-    if block.ln_1.eps != 1e-6:
-        kwargs["norm_eps"] = block.ln_1.eps
-    twin = timm.create_model(spec.name, num_classes=model.heads.head.out_features, **kwargs)
+    stem, in_chans = from_torchvision(_stem_configs(model.conv_proj)), model.conv_proj[0][0].in_channels
+    spec = _row_for(model, stem)
+    eps = model.encoder.layers[0].ln_1.eps
+    kwargs: dict[str, Any] = {} if spec.stem_for(in_chans) == stem else dict(stem.model_args)
+    kwargs |= {"in_chans": in_chans} if in_chans != 3 else {}
+    kwargs |= {"img_size": model.image_size} if model.image_size != spec.img_size else {}
+    kwargs |= {"norm_eps": eps} if eps != 1e-6 else {}
+    twin = timm.create_model(spec.name, num_classes=head.out_features, **kwargs)
     twin.load_state_dict(convert(model.state_dict(), source="torchvision", target="timm").state_dict)
     return twin
 
 
-def _stem_configs(stem: Any) -> list[Any]:
-    from torchvision.models.vision_transformer import ConvStemConfig
+def _row_for(model: Any, stem: StemSpec) -> ModelSpec:
+    """Return the architecture with the sizes of a torchvision model, if possible with its stem too."""
+    sizes = {
+        "patch_size": model.patch_size,
+        "embed_dim": model.hidden_dim,
+        "depth": len(model.encoder.layers),
+        "num_heads": model.encoder.layers[0].num_heads,
+        "mlp_ratio": model.mlp_dim / model.hidden_dim,
+    }
+    rows = [spec for spec in catalog.models().values() if spec.torchvision]
+    rows = [spec for spec in rows if all(getattr(spec, name) == size for name, size in sizes.items())]
+    if not rows:
+        raise ArgumentError(f"no architecture of ours has the sizes of this torchvision model: {sizes}")
+    return next((spec for spec in rows if spec.stem == stem), rows[0])
 
+
+def _stem_configs(stem: Any) -> list[ConvStemConfig]:
     layers = [(conv, type(norm[0]) if norm else None, type(act)) for conv, *norm, act in list(stem)[:-1]]
     return [ConvStemConfig(c.out_channels, c.kernel_size[0], c.stride[0], norm, act) for c, norm, act in layers]
