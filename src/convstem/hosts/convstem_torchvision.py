@@ -112,7 +112,7 @@ def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
     """Return the enum member meant by ``weights`` (a member, its name or None).
 
     Raises:
-        ValueError: the enum has no such member; the message lists what it has.
+        ArgumentError: the enum has no such member; the message lists what it has.
         TypeError: another enum's member (torchvision's own check).
     """
     try:

@@ -45,8 +45,9 @@ class ConvStemVisionTransformer(VisionTransformer):
         kwargs: arguments of timm's ``VisionTransformer``.
 
     Raises:
-        ValueError: the stem, the image size or ``embed_dim`` / ``num_heads`` do not fit together.
-        TypeError: an argument that a conv stem replaces (``embed_layer``, ``embed_norm_layer``), or an unknown one.
+        ArgumentError: the stem, the image size or ``embed_dim`` / ``num_heads`` do not fit together.
+        ArgumentTypeError: an argument that a conv stem replaces (``embed_layer``, ``embed_norm_layer``), or one that is
+            not known.
     """
 
     __jit_unused_properties__ = ("stem_spec",)  # TorchScript would compile it

@@ -40,7 +40,7 @@ def create_torchvision_model(
 
     Raises:
         DeviceMemoryError: the default device has no room for the model.
-        ValueError: sizes that do not fit together, or arguments that contradict the weights.
+        ArgumentError: sizes that do not fit together, or arguments that contradict the weights.
     """
     spec = catalog.models()[name]
     check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
@@ -96,7 +96,7 @@ def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
 
 
 def check_sizes(sizes: dict[str, Any]) -> None:
-    """Raise ``ValueError`` where torchvision would fail with a bare assertion."""
+    """Raise ``ArgumentError`` where torchvision would fail with a bare assertion."""
     size, patch = sizes["image_size"], sizes["patch_size"]
     check_img_size((size, size), patch, "image_size", "dynamic_img_size=True to the timm model")
     check_heads(sizes["hidden_dim"], sizes["num_heads"])

@@ -49,7 +49,7 @@ def check_license(license: str | None) -> str:
         license: identifier as the Hub writes it, for example ``apache-2.0``.
 
     Raises:
-        ValueError: missing, not an identifier, or a word for having none.
+        ArgumentError: missing, not an identifier, or a word for having none.
     """
     if not license or not _FORM.fullmatch(license) or license in _NOT_A_LICENCE:
         raise ArgumentError(
@@ -79,7 +79,8 @@ def license_of_card(text: str, where: str = "README.md") -> str:
     """Return the licence in a model card's metadata, by its name where that has one.
 
     Raises:
-        ValueError: no valid metadata, or no licence in it.
+        ArgumentError: what stands there cannot be a licence.
+        InvalidFileError: no valid metadata, or no licence in it.
     """
     from huggingface_hub import ModelCard
 

@@ -18,7 +18,7 @@ ACTS = ("gelu", "relu", "silu")
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ``ValueError`` naming the sorted choices unless ``value`` is one of them."""
+    """Raise ``ArgumentError`` naming the sorted choices unless ``value`` is one of them."""
     if value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
 
@@ -36,7 +36,7 @@ def check_arguments(owner: str, names: Iterable[str], known: Collection[str]) ->
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
-    """Return ``values`` (an int or a sequence of ints) as a tuple; raise ``ValueError`` unless all are positive."""
+    """Return ``values`` (an int or a sequence of ints) as a tuple; raise ``ArgumentError`` unless all are positive."""
     items = (values,) if isinstance(values, int) else values
     if isinstance(items, str) or not isinstance(items, Sequence) or not items:
         raise ArgumentError(f"{name} must be a non-empty list of positive integers; got {values!r}")
@@ -164,7 +164,7 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
         in_chans: input channels.
 
     Raises:
-        ValueError: ``patch_size`` is not a power of two.
+        ArgumentError: ``patch_size`` is not a power of two.
     """
     depth = patch_size.bit_length() - 1 if isinstance(patch_size, int) else 0  # a row may hold anything
     if depth < 1 or 2**depth != patch_size:
@@ -201,7 +201,7 @@ def scope(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> str:
 
 
 def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
-    """Raise ``ValueError`` unless the product of the stem's strides is the patch size."""
+    """Raise ``ArgumentError`` unless the product of the stem's strides is the patch size."""
     if stem.patch_size != patch_size:
         raise ArgumentError(
             f"the product of stem_strides must equal patch_size; {list(stem.strides)} multiply to "
@@ -230,7 +230,7 @@ def check_img_size(
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:
-    """Raise ``ValueError`` unless ``embed_dim`` is a multiple of ``num_heads``."""
+    """Raise ``ArgumentError`` unless ``embed_dim`` is a multiple of ``num_heads``."""
     if embed_dim % num_heads:
         raise ArgumentError(
             f"embed_dim must be a multiple of num_heads; got embed_dim {embed_dim}, num_heads {num_heads}"

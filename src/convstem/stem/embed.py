@@ -70,7 +70,7 @@ class ConvStemEmbed(HybridEmbed):
         bias: ignored: the last 1x1 always has a bias.
 
     Raises:
-        ValueError: the image size is not a multiple of the patch size (unless the size is dynamic).
+        ArgumentError: the image size is not a multiple of the patch size (unless the size is dynamic).
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ConvStemEmbed(HybridEmbed):
         """Change the image size in pixels; the patch size is fixed by the stem.
 
         Raises:
-            ValueError: another patch size, or an image size that is not a multiple of it.
+            ArgumentError: another patch size, or an image size that is not a multiple of it.
         """
         patch = self.patch_size[0]
         if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
@@ -159,8 +159,8 @@ class ConvStemEmbed(HybridEmbed):
         """Set train or eval mode.
 
         Raises:
-            TypeError: the activations are gone; timm keeps them inside its norms, and torch's own SyncBatchNorm
-                conversion replaces those by norms alone.
+            UnsupportedModelError: the activations are gone; timm keeps them inside its norms, and torch's own
+                SyncBatchNorm conversion replaces those by norms alone.
         """
         refuse_lost_activations(self.backbone)
         return super().train(mode)
@@ -197,7 +197,7 @@ def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def refuse_lost_activations(stem: nn.Module) -> None:
-    """Raise ``TypeError`` if a stem of timm's has lost its activations to torch's own SyncBatchNorm conversion."""
+    """Raise ``UnsupportedModelError`` if torch's own SyncBatchNorm conversion took the activations of a timm stem."""
     layers = [layer for layer in stem.modules() if isinstance(layer, ConvNormAct)]
     if any(type(module) is nn.SyncBatchNorm for layer in layers for module in layer.modules()):
         raise UnsupportedModelError(

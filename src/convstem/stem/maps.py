@@ -59,7 +59,7 @@ class StemMaps(nn.Sequential):
         """Set train or eval mode.
 
         Raises:
-            TypeError: see ``refuse_lost_activations``.
+            UnsupportedModelError: see ``refuse_lost_activations``.
         """
         from convstem.stem.embed import refuse_lost_activations  # imports timm, which torchvision's models do not need
 

@@ -34,9 +34,9 @@ def as_stem_spec(stem: StemLike) -> StemSpec:
     Channels are those of stride-2 layers without norm before the 1x1; ``ConvStemConfig`` is torchvision's.
 
     Raises:
-        KeyError: unknown architecture name.
-        TypeError: something else was given.
-        ValueError: a ``ConvStemConfig`` has no counterpart.
+        UnknownModelError: unknown architecture name.
+        ArgumentTypeError: something else was given.
+        ArgumentError: a ``ConvStemConfig`` has no counterpart.
     """
     if isinstance(stem, StemSpec):
         return stem
@@ -57,7 +57,7 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
     """Return the ``StemSpec`` of a list of torchvision ``ConvStemConfig``.
 
     Raises:
-        ValueError: the layers differ in norm or activation, or use one that has no counterpart.
+        ArgumentError: the layers differ in norm or activation, or use one that has no counterpart.
 
     Source: torchvision/models/vision_transformer.py, ``ConvStemConfig``.
     """
@@ -88,7 +88,7 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     """Return the list of torchvision ``ConvStemConfig`` of a stem.
 
     Raises:
-        ValueError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
+        ArgumentError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
     """
     if not stem.fits_torchvision:
         raise ArgumentError(
@@ -111,7 +111,7 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
         changes: ``StemSpec`` fields; None leaves a field as it is.
 
     Raises:
-        ValueError: the strides do not multiply to ``patch_size`` or a value is out of range.
+        ArgumentError: the strides do not multiply to ``patch_size`` or a value is out of range.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if "channels" in given and len(given["channels"]) != len(stem.channels):

@@ -67,7 +67,7 @@ def transplant_stem(
         ``{n}.conv.weight`` [embed_dim, channels, 1, 1] and ``{n}.conv.bias`` [embed_dim]; and a report.
 
     Raises:
-        ValueError: the stem, tensors, pixel range or statistics do not fit; the message says which.
+        ArgumentError: the stem, tensors, pixel range or statistics do not fit; the message says which.
     """
     _check_stem(stem)
     _check_embedding(weight, bias, stem)
@@ -96,7 +96,7 @@ def _report_layer(plan: LayerPlan, shift: Tensor) -> LayerReport:
 
 
 def _check_stem(stem: StemSpec) -> None:
-    """Raise ``ValueError`` unless the stem is ReLU after BatchNorm without biases, or after no norm."""
+    """Raise ``ArgumentError`` unless the stem is ReLU after BatchNorm without biases, or after no norm."""
     if (stem.norm, stem.act, stem.bias) not in (("batchnorm2d", "relu", False), ("none", "relu", True)):
         raise ArgumentError(
             "a transplant needs a stem with norm batchnorm2d and no bias, or norm none, and act relu; got "
@@ -105,7 +105,7 @@ def _check_stem(stem: StemSpec) -> None:
 
 
 def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> None:
-    """Raise ``ValueError`` unless weight and bias are a finite patch embedding with the stem's patch size."""
+    """Raise ``ArgumentError`` unless weight and bias are a finite patch embedding with the stem's patch size."""
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         raise ArgumentError(
             "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
@@ -122,7 +122,7 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> Non
 def _pixel_range(
     low: Sequence[float] | Tensor, high: Sequence[float] | Tensor, margin: float, in_chans: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the two ends of the pixel range [in_chans], widened by ``margin``, or raise ``ValueError``."""
+    """Return the two ends of the pixel range [in_chans], widened by ``margin``, or raise ``ArgumentError``."""
     bottom, top = _numbers(low), _numbers(high)
     if not bottom.shape == top.shape == (in_chans,):
         raise ArgumentError(

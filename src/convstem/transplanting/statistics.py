@@ -46,7 +46,7 @@ class PatchStatistics:
         covariance: [in_chans * p * p, in_chans * p * p], float64, index order (channel, y, x).
 
     Raises:
-        ValueError: the two shapes do not belong together, or a value is NaN or infinite.
+        ArgumentError: the two shapes do not belong together, or a value is NaN or infinite.
     """
 
     mean: Tensor
@@ -113,7 +113,7 @@ def image_statistics(batches: Iterable[Tensor], patch_size: int) -> PatchStatist
         patch_size: pixels along each side of a patch.
 
     Raises:
-        ValueError: there is no whole patch, a batch has not four dimensions, or batches differ in channels.
+        ArgumentError: there is no whole patch, a batch has not four dimensions, or batches differ in channels.
     """
     total, outer, count, in_chans = torch.zeros(0), torch.zeros(0), 0, 0
     for batch in batches:
