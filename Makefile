@@ -13,6 +13,7 @@ help:  ## this list
 
 # Rebuilt when the dependencies change.
 $(VENV)/.installed: pyproject.toml src/_convstem_autoload.py
+	@echo "installing into $(VENV): several gigabytes with torch and what the tests use, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"

@@ -14,7 +14,7 @@ weights (1000 classes without any) and at the image size shown. "Patchify" is th
 the patch's size, so the difference is the stem. `convstem show NAME` prints one model in full. Written by
 `python -m tools.pages`.
 
-| timm name | torchvision name | image | stem channels | params | patchify | GMACs | patchify |
+| timm name | torchvision name | image | stem channels | params | params, patchify | GMACs | GMACs, patchify |
 |---|---|---|---|---|---|---|---|
 """
 

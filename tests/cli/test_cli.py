@@ -79,6 +79,26 @@ def test_transplant_writes_a_loadable_folder(source: str, tmp_path: Path) -> Non
         assert phrase in card
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert model.pretrained_cfg["architecture"] == "vit_ti16_convstem"
+    modes = {path.name: path.stat().st_mode for path in out.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]  # for colleagues too
+
+
+@pytest.mark.full
+def test_transplant_takes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = randomise(timm.create_model("vit_tiny_patch16_224", depth=1))
+    timm.models.save_for_hf(model, tmp_path / "plain", safe_serialization=True)
+    monkeypatch.chdir(tmp_path)
+    assert "measured relative error" in run("transplant", "plain", "--out", "out")
+    assert "That of the source; not measured again." in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.full
+def test_a_warning_is_a_sentence(source: str, tmp_path: Path) -> None:
+    arguments = ("transplant", source, "--out", tmp_path / "out", "--stem-channels", "12,24,48,96")
+    done = command(*map(str, arguments))
+    assert "\nWarning: " in f"\n{done.stderr}"
+    assert "UserWarning" not in done.stderr
+    assert "sys.exit" not in done.stderr
 
 
 @pytest.mark.full

@@ -143,9 +143,23 @@ def test_show_cites_the_accuracy_of_the_source() -> None:
     assert "metrics of the source: timm, results/results-imagenet.csv at commit " in alone
 
 
+def test_show_knows_no_pyramid_names_that_timm_does_not() -> None:
+    assert run("show", "vit_b16_convstem_pyramid") == run("show", "vit_b16_convstem")
+    assert timm.is_model("vit_b16_convstem_pyramid")
+    assert not timm.is_model(f"{RULE}_pyramid")
+    assert f"timm.create_model('{RULE}', features_only=True, feature_cls='pyramid')" in run(
+        "show", f"{RULE}_pyramid", status=1
+    )
+
+
+def test_weights_that_nobody_has() -> None:
+    answer = run("card", "vitc_4gf", status=1)
+    assert "vitc_4gf has no pretrained weights here: timm.create_model('vitc_4gf') builds it at random, and" in answer
+
+
 def test_show_leads_from_a_patchify_model_to_its_conv_stem_name() -> None:
     text = run("show", "vit_base_patch16_224")
-    ours = "vit_b16_convstem or vit_base_patch16_224_convstem"
+    ours = "vit_b16_convstem (vit_base_patch16_224_convstem is the same)"
     assert text.startswith(f"vit_base_patch16_224 is a patchify model of timm; on a conv stem it is {ours}\n")
     assert text.partition("\n\n")[2] == run("show", "vit_b16_convstem")
     assert run("show", "vit_base_patch16_224.dino").partition("\n\n")[2] == run("show", "vit_b16_convstem.dino")

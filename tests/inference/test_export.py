@@ -42,6 +42,10 @@ def test_what_is_written_computes_the_same(name: str, to: str, tmp_path: Path) -
     assert result.inputs == ("batch" if FORMATS[to].dynamic else 1, 3, 32, 32)
     assert result.difference is not None, f"{FORMATS[to].runtime} is part of the test extra"
     assert result.difference < 1e-4
+    if to == "onnx":
+        graph = onnx.load(result.path).graph
+        assert [graph.input[0].name, graph.output[0].name] == ["images", "logits"]
+        assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert result.bytes > 4 * 0.9 * sum(p.numel() for p in model.parameters())  # float32, all of it
 
 

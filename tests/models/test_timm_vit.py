@@ -238,6 +238,7 @@ def test_the_fixed_position_embedding_is_moco_v3s() -> None:
             r"patch_size 4; stem_channels \[8, 8, 8\] with stem_strides \[2, 2, 2\]",
         ),
         ({"stem_strides": [2, 1]}, ValueError, "pass stem_strides"),
+        ({"stem_channels": [8]}, ValueError, "reduce the image by 2: pass at least 2 stem_channels"),
         ({"stem_channels": [0, 8]}, ValueError, "positive integers"),
         ({"stem_norm": "groupnorm"}, ValueError, "stem_norm must be one of"),
         ({"embed_dim": 100}, ValueError, "embed_dim 100, num_heads 3"),

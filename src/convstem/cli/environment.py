@@ -18,7 +18,7 @@ from convstem.files.paths import path_errors
 from convstem.registry import tables
 
 
-@click.command()
+@click.command(short_help="Tell what is registered in both hosts, and by what.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Tell what was registered with timm and torchvision, by which path, and what was refused and why."""
@@ -49,7 +49,10 @@ def host_line(record: dict[str, Any]) -> str:
     return f"{len(record['names'])} names by {record['path']}{refused}"
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run a Python script with our names registered.",
+)
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(script: str, args: Sequence[str]) -> None:
@@ -68,7 +71,7 @@ def run(script: str, args: Sequence[str]) -> None:
         sys.exit(1)
 
 
-@click.command()
+@click.command(short_help="Classify real images with the weights in the package.")
 @click.option("--out", type=FOLDER, default=Path("demo_output"), show_default=True)
 def demo(out: Path) -> None:
     """Classify the CIFAR-10 test images shipped with the package, in timm and in torchvision."""

@@ -13,7 +13,7 @@ from convstem.cli.options import AS_JSON, FOLDER, print_json
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
 
 
-@click.command()
+@click.command(short_help="Push a model to the Hub as one commit.")
 @click.argument("source", type=click.Path(exists=True))
 @click.argument("repo_id")
 @click.option("--license", required=True, help="Licence of the weights, for example apache-2.0.")
@@ -88,7 +88,7 @@ def parse_metric(text: str) -> tuple[str, float]:
         raise click.BadParameter(f"a metric is NAME=VALUE, for example acc@1=81.2; got {text!r}") from None
 
 
-@click.command()
+@click.command(short_help="Download a model at one commit, verified.")
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--out", type=FOLDER, help="Copy the files into this folder.")
@@ -97,7 +97,7 @@ def pull(source: str, revision: str | None, out: Path | None) -> None:
     click.echo(convstem.pull(source, revision, out))
 
 
-@click.command()
+@click.command(short_help="Examine a repository or folder.")
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit.")
 @AS_JSON
@@ -109,11 +109,12 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
     else:
         for check in report.checks:
             click.echo(f"{'ok' if check.ok else 'FAILED':<7} {check.name:<8} {check.detail}")
-        click.echo(f"{report.source}: {'verified' if report.ok else 'not verified'}, sha256 {report.sha256}")
+        sha256 = f", sha256 {report.sha256}" if report.sha256 else ""
+        click.echo(f"{report.source}: {'verified' if report.ok else 'not verified'}{sha256}")
     sys.exit(0 if report.ok else 1)
 
 
-@click.command()
+@click.command(short_help="Publish the registry's weights to an organisation.")
 @click.option("--namespace", required=True, help="Organisation or user on the Hub.")
 @click.option("--only", default="*", show_default=True, help="Pattern of architecture.tag.")
 @click.option("--dry-run", is_flag=True, help="Only print the plan.")
@@ -133,7 +134,7 @@ def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bo
     sys.exit(1 if any(row.action == "failed" for row in rows) else 0)
 
 
-@click.command()
+@click.command(short_help="Print a model card.")
 @click.argument("source")
 @click.option("--license", help="Licence of a folder or repository that states none.")
 def card(source: str, license: str | None) -> None:

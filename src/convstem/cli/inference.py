@@ -12,7 +12,7 @@ import convstem
 from convstem.cli.options import AS_JSON, OUT_FOLDER, print_json
 
 
-@click.command()
+@click.command(short_help="Write a model for another runtime, and compare.")
 @click.argument("source")
 @click.option("--to", required=True, metavar="FORMAT", help="executorch, onnx, openvino or torch-export.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .pte, .onnx, .xml or .pt2.")
@@ -25,6 +25,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     The batch size is dynamic; for ExecuTorch it is one image.
     """
     from convstem.inference.export import check_target, export
+    from convstem.inference.formats import FORMATS
 
     check_target(to, out, opset)  # before anything is loaded
     options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}
@@ -36,12 +37,12 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     shape = " x ".join(map(str, result.inputs))
     click.echo(f"{result.path}: {result.format}, {result.bytes / 1e6:.1f} MB, images {shape}")
     if result.difference is None:
-        click.echo("not compared with the model: no runtime for this format is installed")
+        click.echo(f"not compared with the model: `pip install {FORMATS[to].runtime}` makes that possible")
     else:
         click.echo(f"largest difference to the model: {result.difference:.1e} of the largest output")
 
 
-@click.command()
+@click.command(short_help="Fold the BatchNorm of a stem into its convolutions.")
 @click.argument("source")
 @OUT_FOLDER
 def fold(source: str, out: Path) -> None:

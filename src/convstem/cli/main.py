@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        usual, warnings.formatwarning = warnings.formatwarning, _sentence
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -29,6 +31,13 @@ class Group(click.Group):
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(str(error)) from error
+        finally:
+            warnings.formatwarning = usual
+
+
+def _sentence(message: Warning | str, *where: Any) -> str:
+    """Return how a warning is printed: without the line of Python, which is ours."""
+    return f"Warning: {message}\n"
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,7 @@ from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, on_conv
 from convstem.registry import catalog
 
 
-@click.command("list")
+@click.command("list", short_help="List architectures or pretrained tags.")
 @click.argument("pattern", default="")
 @click.option("--all", "everything", is_flag=True, help="Also the names made by rule, <timm name>_convstem.")
 @click.option("--pretrained", is_flag=True, help="Only models with weights, one line per tag.")
@@ -88,7 +88,7 @@ def weights_cell(info: dict[str, Any]) -> str:
     return tags[0] + (f" and {len(tags) - 1} more" if len(tags) > 1 else "") if tags else "-"
 
 
-@click.command()
+@click.command(short_help="Show one architecture and its weights.")
 @click.argument("name")
 @AS_JSON
 def show(name: str, as_json: bool) -> None:

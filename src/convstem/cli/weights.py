@@ -14,7 +14,7 @@ from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
 
 
-@click.command()
+@click.command(short_help="Turn a checkpoint into a folder of safetensors.")
 @click.argument("source", type=click.Path(path_type=Path))
 @OUT_FOLDER
 @click.option("--from", "layout", type=click.Choice(sorted(LAYOUTS)), help="Layout of SOURCE; default: found out.")
@@ -50,7 +50,7 @@ def convert(source: Path, out: Path, as_json: bool, **options: Any) -> None:
     click.echo(table(result.rows()))
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Show, clear or verify what is kept.")
 @click.option("--clear", "clear_it", is_flag=True, help="Remove everything; it is made again when needed.")
 @AS_JSON
 @click.pass_context
@@ -101,7 +101,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
     return StemSpec(channels, norm="none") if channels else None
 
 
-@click.command()
+@click.command(short_help="Convert a pretrained ViT into a conv-stem ViT.")
 @click.argument("source")
 @OUT_FOLDER
 @click.option("--to", "name", help="Take the stem of this architecture.")
@@ -132,7 +132,7 @@ def transplant(
 ) -> None:
     """Convert the pretrained timm model SOURCE into a conv-stem ViT with the same function.
 
-    SOURCE is a timm name such as vit_base_patch16_224.augreg2_in21k_ft_in1k, hf-hub:ORG/NAME or local-dir:FOLDER.
+    SOURCE is a timm name such as vit_base_patch16_224.augreg2_in21k_ft_in1k, hf-hub:ORG/NAME or a folder.
     """
     from convstem.publishing.transplant_folder import transplant_to_folder
 
@@ -152,5 +152,5 @@ def transplant(
         print_json(result.to_json())
         return
     click.echo(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
-    click.echo(f"{result.report.summary()}\nmeasured relative error of the features: {result.measured_error:.1e}")
+    click.echo(f"{result.report.outcome()}\nmeasured relative error of the features: {result.measured_error:.1e}")
     click.echo(f"written: {result.folder}/config.json, model.safetensors, README.md")

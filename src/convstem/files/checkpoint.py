@@ -49,7 +49,10 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(path)
     if "arch" not in checkpoint:
-        raise InvalidFileError(f"{path.name} is not a checkpoint of timm's train.py: it does not name its architecture")
+        raise InvalidFileError(
+            f"{path.name} is not a checkpoint of timm's train.py: it does not name its architecture; "
+            f"`convstem convert {path.name} --out FOLDER` recognises it by its tensors, and FOLDER can be pushed"
+        )
     return checkpoint
 
 
@@ -62,9 +65,11 @@ def _read_pickle(path: Path) -> Any:
     except (pickle.UnpicklingError, AttributeError, EOFError, RuntimeError, ValueError) as error:
         names = _code_in(path)
         if names:
+            asks = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
             raise InvalidFileError(
-                f"{path.name} cannot be opened without running code from it, so it was not; it asks for {names}. "
-                "Save the state dict alone, where you trust it"
+                f"{path.name} cannot be opened without running code from it, so it was not; it asks for {asks}. "
+                "If you trust it, save its tensors alone, in Python: "
+                "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)"
             ) from error
         raise InvalidFileError(
             f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: "
@@ -72,14 +77,14 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _code_in(path: Path) -> str:
-    """Return the names of what a pickle would run, or an empty string if none can be told."""
+def _code_in(path: Path) -> list[str]:
+    """Return the names of what a pickle would run; none if none can be told."""
     import torch
 
     try:
-        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))))
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
-        return ", ".join(_names_in_pickle(path))
+        return _names_in_pickle(path)
 
 
 def _names_in_pickle(path: Path) -> list[str]:

@@ -37,8 +37,13 @@ def find_weights(name: str) -> WeightsSpec:
     found = [entry for entry in entries if tag in ("", entry.tag)]
     if found:
         return found[0]
-    has = ", ".join(sorted(entry.tag for entry in entries)) or "none"
-    raise UnknownModelError(f"{architecture} has no pretrained tag{f' {tag!r}' if tag else ''}; it has {has}")
+    if not entries:
+        raise UnknownModelError(
+            f"{architecture} has no pretrained weights here: timm.create_model({architecture!r}) builds it at random, "
+            "and `convstem convert FILE --out FOLDER` takes a checkpoint of its authors"
+        )
+    has = ", ".join(sorted(entry.tag for entry in entries))
+    raise UnknownModelError(f"{architecture} has no pretrained tag {tag!r}; it has {has}")
 
 
 def trunk_entry(name: str, cfg: Any) -> WeightsSpec:

@@ -113,7 +113,7 @@ def retried(
         except Exception as error:
             cause = root_cause(error)
             if attempt + 1 == attempts or not is_transient(cause):
-                raise explain(cause, repo_id, revision, token) from error
+                raise explain(cause, repo_id, revision, token) from None  # it has the cause in its words
             time.sleep(retry_after(cause, WAIT_SECONDS * 2**attempt))
     raise AssertionError("attempts must be positive")
 

@@ -24,7 +24,8 @@ def _run_program(out: Path, images: Tensor) -> Tensor:
 
 
 def _write_onnx(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
-    converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     converted.save(out)  # type: ignore[union-attr]
 
 

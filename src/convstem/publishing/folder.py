@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for this user alone
 
 
 def finish_config(folder: Path, license: str, **extra: Any) -> dict[str, Any]:

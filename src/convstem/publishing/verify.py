@@ -181,7 +181,10 @@ def _finite(path: Path, found: Mapping[str, Any]) -> str:
 
 def _license(path: Path) -> str:
     if not path.is_file():
-        raise MissingPathError(f"{path.name} is missing, so there is no licence")
+        raise MissingPathError(
+            f"{path.name} is missing, so there is no licence: `convstem card FOLDER --license ID > FOLDER/{path.name}` "
+            "writes it"
+        )
     return license_of_card(path.read_text(encoding="utf-8"), path.name)
 
 

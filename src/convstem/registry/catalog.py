@@ -80,15 +80,23 @@ def architectures() -> Mapping[str, Architecture]:
 
 
 def find(name: str) -> Architecture:
-    """Return the architecture with this timm or torchvision name (``_pyramid`` and a tag after a dot are ignored).
+    """Return the architecture with this timm or torchvision name; a tag after a dot is ignored.
+
+    ``_pyramid`` behind a name of our families is the same architecture.
 
     Raises:
         UnknownModelError: no such name; the message lists the nearest ones, or the conv-stem names of a patchify model.
     """
-    base = name.split(".", 1)[0].removesuffix(PYRAMID)
+    asked = name.split(".", 1)[0]
+    base = asked.removesuffix(PYRAMID)
     spec = architectures().get(torchvision_names().get(base.lower(), base))
     if spec is None:
         raise UnknownModelError(unknown_name(name))
+    if base != asked and spec.name not in families():
+        raise UnknownModelError(
+            f"{asked} is no name, only our families have such names; for the feature pyramid of this model: "
+            f"timm.create_model({spec.name!r}, features_only=True, feature_cls='pyramid')"
+        )
     return spec
 
 
@@ -143,7 +151,8 @@ def unknown_name(name: str) -> str:
     base = name.split(".", 1)[0]
     ours = conv_stem_names(base)
     if ours:
-        return f"{base!r} is a patchify model of timm; on a conv stem it is {' or '.join(ours)}"
+        same = f" ({', '.join(ours[1:])} is the same)" if ours[1:] else ""
+        return f"{base!r} is a patchify model of timm; on a conv stem it is {ours[0]}{same}"
     near = nearest(base)
     hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
     return f"unknown convstem model {name!r}; {hint}"

@@ -120,8 +120,10 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
         given = {"bias": False, **given}
     spec = replace(stem, **given)
     if spec.patch_size != patch_size:
+        layers = patch_size.bit_length() - 1
+        way = "stem_strides (1 or 2 each)" if len(spec.channels) >= layers else f"at least {layers} stem_channels"
         raise ArgumentError(
             f"the product of stem_strides must equal patch_size {patch_size}; stem_channels {list(spec.channels)} with "
-            f"stem_strides {list(spec.strides)} reduce the image by {spec.patch_size}: pass stem_strides (1 or 2 each)"
+            f"stem_strides {list(spec.strides)} reduce the image by {spec.patch_size}: pass {way}"
         )
     return spec

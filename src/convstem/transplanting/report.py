@@ -60,12 +60,16 @@ class TransplantReport:
         """For which inputs: ``every input`` where all layers carry both signs, else ``pixels in range``."""
         return "every input" if all(layer.split for layer in self.layers) else "pixels in range"
 
-    def summary(self) -> str:
-        """Return the report as one paragraph."""
+    def outcome(self) -> str:
+        """Return what a user has to know, in a sentence or two."""
         kind = "exact" if self.exact else "approximate"
-        layers = "; ".join(f"layer {index} is {layer}" for index, layer in enumerate(self.layers))
         resized = "" if self.resized_from is None else RESIZED_NOTE.format(self.resized_from) + " "
         return (
             f"{resized}The transplant is {kind} for {self.scope}: the predicted relative error of the patch embedding "
-            f"is {self.predicted_relative_error:.1e} before rounding. In detail, {layers}."
+            f"is {self.predicted_relative_error:.1e} before rounding."
         )
+
+    def summary(self) -> str:
+        """Return the report as one paragraph, with a clause for each layer."""
+        layers = "; ".join(f"layer {index} is {layer}" for index, layer in enumerate(self.layers))
+        return f"{self.outcome()} In detail, {layers}."

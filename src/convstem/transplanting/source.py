@@ -38,7 +38,7 @@ def create_source(name: str, pretrained: bool = True) -> nn.Module:
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
     """
     try:
-        kind, place = parse_model_name(name)
+        kind, place = ("local-dir", name) if Path(name).is_dir() else parse_model_name(name)
     except ValueError as error:
         raise ArgumentError(str(error)) from error
     if kind is None:

@@ -203,4 +203,4 @@ def _accuracy(facts: CardFacts) -> str:
 def _accuracy_of_source(facts: CardFacts) -> str:
     known = ", ".join(f"{name} {value:g} %" for name, value in facts.source_metrics.items())
     figures = f": {known} on {facts.dataset} ({facts.source_metrics_from})" if known else ""
-    return f"That of {facts.base_model}{figures}; not measured again."
+    return f"That of {facts.base_model or 'the source'}{figures}; not measured again."
