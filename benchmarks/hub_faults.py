@@ -1,7 +1,7 @@
 """What the stock Hub client and convstem do under faults: every row is run, over real HTTP.
 
-    python -m benchmarks.hub_faults downloads pushes > benchmarks/results/hub_faults.txt
-    python -m benchmarks.hub_faults calls > benchmarks/results/hub_calls.txt
+python -m benchmarks.hub_faults downloads pushes > benchmarks/results/hub_faults.txt
+python -m benchmarks.hub_faults calls > benchmarks/results/hub_calls.txt
 """
 
 import argparse

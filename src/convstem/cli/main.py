@@ -35,7 +35,7 @@ class Group(click.Group):
             warnings.formatwarning = usual
 
 
-def _sentence(message: Warning | str, *where: Any) -> str:
+def _sentence(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """Return how a warning is printed: without the line of Python, which is ours."""
     return f"Warning: {message}\n"
 

@@ -24,9 +24,18 @@ def _run_program(out: Path, images: Tensor) -> Tensor:
 
 
 def _write_onnx(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
-    names = {"input_names": ["images"], "output_names": ["logits"]}
-    converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
-    converted.save(out)  # type: ignore[union-attr]
+    converted: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+    batch = converted.model.graph.inputs[0].shape[0]
+    if not isinstance(batch, int) and hasattr(converted, "rename_axes"):  # an older torch has not
+        converted.rename_axes({batch: "batch"})
+    converted.save(out)
 
 
 def _run_onnx(out: Path, images: Tensor) -> Tensor:
