@@ -10,7 +10,7 @@ import click
 from convstem.cli.options import AS_JSON, print_json
 from convstem.cli.tables import table
 from convstem.errors import UnknownModelError
-from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, on_conv_stem, stem_rows, summarise
+from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, names_on_conv_stem, stem_rows, summarise
 from convstem.registry import catalog
 
 
@@ -97,13 +97,13 @@ def show(name: str, as_json: bool) -> None:
     NAME is a timm or torchvision name, with or without a pretrained tag; of a patchify model of timm, its conv-stem
     name is shown.
     """
-    ours = on_conv_stem(name)
+    ours = names_on_conv_stem(name)
     info = describe(ours[0] if ours else name)
     if as_json:
         print_json(info)
         return
     if ours:
-        click.echo(f"{name} is a patchify model of timm; on a conv stem it is {' or '.join(ours)}\n")
+        click.echo(f"{catalog.on_conv_stem(name, ours)}\n")
     click.echo(f"{info['name']}   (torchvision: {info['torchvision'] or 'not available'})\n{info['source']}\n")
     stem = catalog.find(info["name"]).stem
     click.echo(table([STEM_COLUMNS, *stem_rows(stem, info["img_size"], info["embed_dim"])]))

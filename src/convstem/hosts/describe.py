@@ -54,7 +54,7 @@ def _licenses() -> set[str]:
     return {entry.license for name in catalog.architectures() for entry in weights_of(name)}
 
 
-def on_conv_stem(name: str) -> list[str]:
+def names_on_conv_stem(name: str) -> list[str]:
     """Return our names of a patchify model of timm, with its tag where they have it; none for any other name."""
     base, _, tag = name.partition(".")
     names = catalog.conv_stem_names(base)

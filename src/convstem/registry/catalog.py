@@ -151,11 +151,16 @@ def unknown_name(name: str) -> str:
     base = name.split(".", 1)[0]
     ours = conv_stem_names(base)
     if ours:
-        same = f" ({', '.join(ours[1:])} is the same)" if ours[1:] else ""
-        return f"{base!r} is a patchify model of timm; on a conv stem it is {ours[0]}{same}"
+        return on_conv_stem(base, ours)
     near = nearest(base)
     hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
     return f"unknown convstem model {name!r}; {hint}"
+
+
+def on_conv_stem(name: str, ours: list[str]) -> str:
+    """Return the sentence that leads from a patchify model to its names on a conv stem."""
+    same = f" ({', '.join(ours[1:])} is the same)" if ours[1:] else ""
+    return f"{name} is a patchify model of timm; on a conv stem it is {ours[0]}{same}"
 
 
 def nearest(name: str) -> list[str]:
