@@ -153,7 +153,7 @@ def test_the_measured_cosines_are_those_of_the_benchmark() -> None:
 
 def test_the_command_line_leads_from_the_patchify_name_to_the_tags() -> None:
     shown = CliRunner().invoke(main, ["show", SOURCE]).output
-    assert f"on a conv stem it is {DINOV2} or {SOURCE}_convstem" in shown
+    assert f"on a conv stem it is {DINOV2} ({SOURCE}_convstem is the same)" in shown
     assert "patches of 14 pixels become 16" in shown
     assert f"{DINOV2}.lvd142m" in shown
     listed = CliRunner().invoke(main, ["list", "--pretrained", "reg4_dinov2"]).output

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tools.sizes import safetensors_bytes
 from tools.timm_trunks import build, sizes
 
 ROOT = Path(__file__).parents[2]
+click = tuple(int(part) for part in version("click").split(".")[:2])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -75,6 +77,8 @@ def test_the_readmes_loading_times_are_the_benchmarks() -> None:
 
 @pytest.mark.parametrize("script", ["pages", "timm_weights"])
 def test_the_generated_files_of_the_registry_are_current(script: str) -> None:
+    if script == "pages" and click < (8, 2):
+        pytest.skip("an older click words the help of a command otherwise")
     subprocess.run([sys.executable, "-m", f"tools.{script}", "--check"], check=True, cwd=ROOT)
 
 

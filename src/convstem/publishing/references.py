@@ -81,7 +81,7 @@ def _transformers(state: Mapping[str, Tensor], path: Path, converted: Converted,
     import transformers
 
     name = transformers_config(path)["architectures"][0]
-    twin = getattr(transformers, name).from_pretrained(path.parent, dtype=torch.float32).eval()
+    twin = getattr(transformers, name).from_pretrained(path.parent).float().eval()
     outputs = twin.vision_model(images) if hasattr(twin, "text_model") else twin(images)
     for field in ("logits", "image_embeds"):
         if getattr(outputs, field, None) is not None:
