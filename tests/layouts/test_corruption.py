@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from convstem import convert
 from convstem.cli.main import main
+from convstem.errors import ConversionError
 from convstem.layouts.unwrap import unwrap
 from tests.support.layout_cases import CASES, Case
 
@@ -144,3 +146,11 @@ def test_every_key_of_every_layout(case: Case) -> None:
                 continue
             silent.append(f"{corruption.__name__} {key}")
     assert silent == []
+
+
+def test_a_block_that_cannot_be_is_no_list_of_missing_ones() -> None:
+    """A hostile key took hours and all memory: every tensor of a thousand million blocks was listed."""
+    state = timm.create_model("vit_tiny_patch16_224", depth=2).state_dict()
+    state["blocks.999999999.norm1.weight"] = torch.zeros(192)
+    with pytest.raises(ConversionError, match="block 999999999 but has 33 tensors in all: it is damaged, or no ViT"):
+        convert(state, target="torchvision")

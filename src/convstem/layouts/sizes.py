@@ -93,7 +93,8 @@ def measure(shapes: Shapes) -> Sizes:
         shapes: shapes by key.
 
     Raises:
-        ConversionError: it lacks a key that no ViT lacks, or its position embedding fits no square grid.
+        ConversionError: it lacks a key that no ViT lacks, names a block far beyond those it holds, or its position
+            embedding fits no square grid.
     """
     width = _dims(shapes, "blocks.0.norm1.weight", 1)[0]
     qk_norm = _any(shapes, "blocks.{i}.attn.q_norm.{p}") or _any(shapes, "blocks.{i}.attn.k_norm.{p}")
@@ -104,7 +105,7 @@ def measure(shapes: Shapes) -> Sizes:
     fc_norm = _any(shapes, "fc_norm.{p}")
     return Sizes(
         embed_dim=width,
-        depth=1 + max(found["i"] for key in shapes if (found := match("blocks.{i}.norm1.weight", key))),
+        depth=_depth(shapes),
         mlp=_dims(shapes, "blocks.0.mlp.fc1.weight", 2)[0],
         mlp_out=_dims(shapes, "blocks.0.mlp.fc2.weight", 2)[1],
         tokens=tokens,
@@ -134,6 +135,15 @@ def _dims(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
     if len(shapes[key]) != axes:
         raise ConversionError(f"{key} has the shape {list(shapes[key])}; expected {axes} axes")
     return shapes[key]
+
+
+def _depth(shapes: Shapes) -> int:
+    depth = 1 + max(found["i"] for key in shapes if (found := match("blocks.{i}.norm1.weight", key)))
+    if depth > len(shapes):  # every block has tensors: a key of a hostile file would have us list each missing one
+        raise ConversionError(
+            f"the state dict names block {depth - 1} but has {len(shapes)} tensors in all: it is damaged, or no ViT"
+        )
+    return depth
 
 
 def _any(shapes: Shapes, template: str) -> bool:
