@@ -1,4 +1,4 @@
-"""Reads safetensors files: mapped into memory, and refused when they are not what they claim to be."""
+"""Safetensors files: read mapped into memory, and refused when they are not what they claim to be; written for all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convstem.errors import InvalidFileError, MissingPathError
@@ -32,6 +32,14 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     floating: bool
     """Whether it holds floating-point numbers."""
+
+
+def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors, for everyone who may read a new file here: safetensors writes for this user alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 from convstem.errors import ExistingPathError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import path_errors
-from convstem.files.safetensors import check_finite
+from convstem.files.safetensors import check_finite, write_weights
 from convstem.files.staging import replacing
 from convstem.hub.config import read_json
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
@@ -149,11 +149,9 @@ def _write_timm(model: Any, converted: Converted, folder: Path, name: str, licen
 
 
 def _write_layout(converted: Converted, target: str, folder: Path) -> None:
-    from safetensors.torch import save_file
-
     outward = convert(converted.state_dict, "timm", target)
     tensors = {key: tensor.contiguous() for key, tensor in outward.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_weights(tensors, folder / WEIGHTS)
 
 
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convstem.errors import ArgumentError
+from convstem.files.safetensors import write_weights
 from convstem.hub.config import check_ours, read_json
 from convstem.hub.names import CONFIG, WEIGHTS
 from convstem.upstream.private import timm_save_config
@@ -27,8 +27,6 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
         ArgumentError: a model on the meta device, which has no weights.
         UnsupportedModelError: another architecture.
     """
-    from safetensors.torch import save_file
-
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if ours:
         check_ours(str(cfg.get("architecture")))
@@ -39,9 +37,8 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
     labels = cfg.get("label_names")
     root = {"label_names": list(labels)} if labels and len(labels) == model.num_classes else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_weights(tensors, folder / WEIGHTS)
     timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for this user alone
 
 
 def finish_config(folder: Path, license: str, **extra: Any) -> dict[str, Any]:

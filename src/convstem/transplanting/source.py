@@ -17,7 +17,7 @@ from convstem.hub.config import check_stated, parts, read_json
 from convstem.hub.kinds import short
 from convstem.hub.limits import check_as_saved, check_fits_header
 from convstem.hub.locate import LOCATION, locate
-from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.names import CONFIG, WEIGHTS, split_revision
 from convstem.hub.provenance import LOADED, Step, add, forget, record
 from convstem.hub.read import fetch_all
 
@@ -55,9 +55,9 @@ def create_source(name: str, pretrained: bool = True) -> nn.Module:
 
 
 def _from_hub(place: str, pretrained: bool) -> nn.Module:
-    repository, _, revision = place.partition("@")
+    repository, revision = split_revision(place)
     names = [CONFIG, WEIGHTS] if pretrained else [CONFIG]
-    files = fetch_all(repository, names, revision or None)
+    files = fetch_all(repository, names, revision)
     model = _from_folder(files[CONFIG].path.parent, pretrained)
     place = f"{repository}@{files[CONFIG].commit}"
     _say_location(model, {"source": "hf-hub", "hf_hub_id": place})
