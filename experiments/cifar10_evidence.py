@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from experiments import cifar10_evidence_report as report
 from experiments.cifar10 import sweep
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.settings import BFLOAT16, Settings
 
 OPTIMIZERS = {"adamw": (0.05, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)), "sgd": (1e-4, (0.02, 0.06, 0.2, 0.6, 2.0))}
 """Weight decay and learning rates of each optimizer: factors of about three around the usual one."""
@@ -55,6 +55,7 @@ class Run:
             batch_size=args.batch_size,
             train_images=args.train_images,
             eval_interval=1,
+            **(BFLOAT16 if args.bfloat16 else {}),
         )
 
 

@@ -32,7 +32,7 @@ from convstem.files.writing import write_whole
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained, read_log
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10_evidence_report import paired, spread, verdict
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from tools.cifar10 import CLASSES, SIZE
@@ -169,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     common = Settings(
         opt="adamw", lr=2e-3, clip_grad=1.0, epochs=args.epochs, batch_size=args.batch_size,
         train_images=args.train_images, attack_steps=args.attack_steps, attack_radius=args.attack_radius,
+        **(BFLOAT16 if args.bfloat16 else {}),
     )  # fmt: skip
     runs = {
         f"{stem}-{seed}": Settings(**{**asdict(common), **twin_settings(args.model, stem), "seed": seed})

@@ -39,7 +39,7 @@ from convstem.registry.stem_spec import default_stem
 from convstem.transplanting.surgery import swap_stem
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import Training, accuracy
 from experiments.cifar10_evidence_report import paired, spread
 from experiments.machine import environment
@@ -117,6 +117,7 @@ def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
     return Settings(
         epochs=1, epoch_steps=steps, batch_size=job.batch, opt=job.optimizer, lr=RATES[job.optimizer, job.batch],
         weight_decay=DECAY[job.optimizer], clip_grad=1.0, warmup_epochs=0.05, size=args.size, seed=job.seed,
+        **(BFLOAT16 if args.bfloat16 else {}),
     )  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import Attention, BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,6 +82,18 @@ def create(settings: Settings) -> nn.Module:
         arguments.setdefault("dynamic_img_size", True)
     build = OURS.get(settings.model, partial(timm.create_model, settings.model))
     return build(num_classes=len(CLASSES), **arguments).to(memory_format=torch.channels_last)
+
+
+def set_fused_attn(model: nn.Module, fused: bool) -> None:
+    """Let attention be one operation, or several."""
+    for layer in model.modules():
+        if isinstance(layer, Attention):
+            layer.fused_attn = fused
+
+
+def autocast(settings: Settings, device: str) -> Any:
+    """Return the context of a forward pass."""
+    return torch.autocast(device.split(":")[0], torch.bfloat16) if settings.amp else nullcontext()
 
 
 def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -30,15 +31,21 @@ from tools.cifar10 import CLASSES, SIZE
 
 POOLED = {"global_pool": "avg", "class_token": False}
 
+TEACHER = Settings(model="convnet", batch_size=256)
 VARIANTS: dict[str, Settings] = {
     "nano4 as it ships, AdamW": Settings(opt="adamw"),
     "the same, timm's muon": Settings(opt="muon"),
     "the same, its matrices stacked, float32": Settings(),
+    "the same, bfloat16 autocast": Settings(amp=True),
+    "the same, bfloat16, attention not fused": Settings(amp=True, fused_attn=False),
+    "attention not fused, float32": Settings(fused_attn=False),
     "average pooling: 64 tokens": Settings(model_kwargs=POOLED),
     "batch 256": Settings(model_kwargs=POOLED, batch_size=256),
     "batch 512": Settings(model_kwargs=POOLED, batch_size=512),
     "batch 512, average of weights": Settings(model_kwargs=POOLED, batch_size=512, model_ema_decay=0.999),
     "batch 512, images of 24 pixels": Settings(model_kwargs=POOLED, batch_size=512, small_epochs=8),
+    "the teacher": TEACHER,
+    "the teacher, bfloat16 autocast": replace(TEACHER, amp=True),
 }
 
 

@@ -42,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
+    parser.add_argument("--bfloat16", action="store_true", help="faster on processors with bfloat16 arithmetic")
 
 
 def finished(folder: Path, settings: Settings, result: str = LOG) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convstem.files.writing import write_whole
 from experiments.cifar10.data import View
+from experiments.cifar10.models import autocast
 from experiments.cifar10.settings import Settings
 from experiments.transplant_cifar10_data import Split, normalise
 
@@ -43,4 +44,6 @@ class Teacher:
         view = View.draw(len(self.data.labels), number, self.settings)
         parts = torch.arange(len(self.data.labels)).split(BATCH)
         crop = self.settings.crop
-        return torch.cat([self.model(normalise(view.apply(self.data.images, rows, crop))).half() for rows in parts])
+        with autocast(self.settings, str(self.data.images.device)):
+            logits = [self.model(normalise(view.apply(self.data.images, rows, crop))) for rows in parts]
+        return torch.cat(logits).half()

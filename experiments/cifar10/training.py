@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ class Training:
         self.settings, self.images, self.device, self.teacher = settings, images, device, teacher
         self.steps = steps_of(images, settings)
         self.model = models.create(settings).to(device) if model is None else model
+        models.set_fused_attn(self.model, settings.fused_attn)
         decay = settings.model_ema_decay
         self.ema = ModelEmaV3(self.model, decay, use_warmup=True) if decay else None
         self.optimizer = optimizer.create(self.model, settings)
@@ -104,8 +104,9 @@ class Training:
         """
         if self.settings.attack_steps:
             radius, steps = self.settings.attack_radius, self.settings.attack_steps
-            images = perturb(self.model, images, targets, self.loss, radius, steps)
-        with self.autocast():
+            with models.autocast(self.settings, self.device):
+                images = perturb(self.model, images, targets, self.loss, radius, steps)
+        with models.autocast(self.settings, self.device):
             loss = self.loss(self.model(images), targets)
         if not math.isfinite(value := loss.item()):
             raise DivergedError(
@@ -121,10 +122,6 @@ class Training:
         if self.ema:
             self.ema.update(self.model, update + 1)
         return value
-
-    def autocast(self) -> Any:
-        """Return the context of a forward pass."""
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16) if self.settings.amp else nullcontext()
 
     def run_epoch(self, epoch: int, show: bool = False) -> dict[str, Any]:
         """Train for one epoch and return its row of the log; times are in seconds."""

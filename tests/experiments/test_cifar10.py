@@ -12,12 +12,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from timm.layers import Attention
 from torch import Tensor
 
 from experiments.cifar10 import data, models
 from experiments.cifar10.__main__ import main, parse_args
 from experiments.cifar10.checkpoints import CHECKPOINT, load_trained, read_log
-from experiments.cifar10.settings import Settings, from_flags
+from experiments.cifar10.settings import BFLOAT16, Settings, from_flags
 from experiments.cifar10.teacher import Teacher
 from experiments.cifar10.training import Training
 from experiments.transplant_cifar10_data import Split, normalise
@@ -202,14 +203,32 @@ def test_held_out_images_are_not_trained_on(images: Path) -> None:
     assert not seen & {image.numpy().tobytes() for image in held.images}
 
 
-def test_a_teacher_sees_what_its_student_sees(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attack_steps", [0, 1])
+def test_bfloat16_trains_the_same_model(attack_steps: int) -> None:
+    model = {"embed_dim": 24, "depth": 1, "stem_channels": (8, 16)}
+    settings = Settings(model_kwargs=model, batch_size=10, attack_steps=attack_steps)
+    split, losses = random_split(10), {}
+    for name, kept in {"float32": settings, "bfloat16": replace(settings, **BFLOAT16)}.items():
+        training = Training(kept, split)
+        attention = [layer.fused_attn for layer in training.model.modules() if isinstance(layer, Attention)]
+        assert attention == [name == "float32"]
+        losses[name] = training.run_epoch(0)["loss"]
+        assert all(parameter.dtype == torch.float32 for parameter in training.model.parameters())
+    assert losses["float32"] != losses["bfloat16"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
+
+
+@pytest.mark.parametrize(("amp", "bound"), [(False, 2e-3), (True, 5e-2)])
+def test_a_teacher_sees_what_its_student_sees(tmp_path: Path, amp: bool, bound: float) -> None:
     split = random_split(40)
-    settings = Settings(model="convnet", model_kwargs={"widths": (8, 8)}, batch_size=10, teacher_share=0.5, views=2)
+    settings = Settings(
+        model="convnet", model_kwargs={"widths": (8, 8)}, batch_size=10, teacher_share=0.5, views=2, amp=amp
+    )
     teacher = Teacher(models.create(settings).eval(), split, settings, tmp_path)
     for epoch in range(3):
         logits = teacher.logits(data.view_number(epoch, settings))
         for images, rows in data.batches(split, epoch, settings):
-            torch.testing.assert_close(logits[rows].float(), teacher.model(images), rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(logits[rows].float(), teacher.model(images), rtol=bound, atol=bound)
     assert not torch.allclose(teacher.logits(0), teacher.logits(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.pt", "1.pt"]
 
