@@ -11,7 +11,9 @@ from typing import Any
 
 from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.models import STEMS
+from experiments.cifar10.settings import precision_of
 from experiments.cifar10.sweep import DIVERGED
+from experiments.machine import in_words
 
 CHANCE = 10.0
 """Accuracy, in per cent, of a run whose loss was lost."""
@@ -155,12 +157,11 @@ def circumstances(runs: Runs) -> list[str]:
     heads = [curve.head for curves in runs.values() for curve in curves.values() if curve.head]
     shared, info = heads[0]["settings"], heads[0]["environment"]
     hours = sum(head["cpu_hours"] for head in heads)
-    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
-    images = shared["train_images"] or "all"
+    images, precision = shared["train_images"] or "all", precision_of(shared)
     return [
         f"{shared['epochs']} epochs of {images} training images, all test images; batch {shared['batch_size']}, "
-        f"label smoothing {shared['smoothing']:g}, clipped at {shared['clip_grad']:g}; float32",
-        f"{info['machine']}; {versions}; {hours:.1f} hours of processor time in {len(heads)} runs",
+        f"label smoothing {shared['smoothing']:g}, clipped at {shared['clip_grad']:g}; {precision}",
+        f"{in_words(info)}; {hours:.1f} hours of processor time in {len(heads)} runs",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ def environment(jobs: int = 1, packages: Sequence[str] = PACKAGES, device: str =
         "machine": machine,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def in_words(info: Mapping[str, Any]) -> str:
+    """Return what ``environment`` returned as a line of a report."""
+    return f"{info['machine']}; " + ", ".join(f"{name} {number}" for name, number in info["versions"].items())
 
 
 def cpu_name() -> str:

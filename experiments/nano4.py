@@ -27,6 +27,7 @@ from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import DivergedError, run
 from experiments.cifar10_evidence_report import spread
+from experiments.machine import in_words
 
 POOLED = {"global_pool": "avg", "class_token": False}
 """64 tokens instead of 65, and no class token that only the last block needs; torchvision's class cannot hold it."""
@@ -99,6 +100,7 @@ def stage_lines(out: Path) -> list[str]:
     lines = [
         f"{'stage':<10}{'epochs':>10}{'accuracy %':>12}{'parameters':>12}{'GMACs':>8}{'hours':>8}{'of processor':>14}"
     ]
+    machines = set()
     for name, settings in STAGES.items():
         if not (out / name / LOG).exists():
             continue
@@ -108,7 +110,8 @@ def stage_lines(out: Path) -> list[str]:
             f"{name:<10}{f'{len(rows)}/{settings.epochs}':>10}{score:>12}{head['parameters']:>12,}{head['gmacs']:>8.4f}"
             f"{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
         )
-    return lines
+        machines.add(in_words(head["environment"]))
+    return [*lines, "", *sorted(machines)]
 
 
 def report(out: Path) -> str:

@@ -125,7 +125,7 @@ def cifar_lines() -> list[str]:
         params, gmacs = count(name)
         metrics = [w.metrics["acc@1"] for tag, w in catalog.weights().items() if tag.startswith(f"{name}.cifar10")]
         top1 = max(metrics, default="-")
-        lines.append(f"{name:<28}{top1:>9}{params / 1e6:>12.3f}{gmacs:>8.3f}   here: {trained(f'{name}_cifar10')}")
+        lines.append(f"{name:<28}{top1:>9}{params / 1e6:>12.3f}{gmacs:>8.3f}   with timm's train.py: {trained(f'{name}_cifar10')}")
     return lines
 
 
@@ -139,6 +139,7 @@ def main() -> None:
         "Norm of the stem, 4GF, 100 epochs, top-1 error, % (paper; not trained here)": norms,
         "What a transplant is good for (nothing of it is in the paper)": run_here("transplant_gain*"),
         "Robustness (Singh et al. 2023: +4 points of AutoAttack accuracy at ViT-S)": run_here("robustness*"),
+        "The embedded model: its teacher, itself, and the same recipe without teacher (CIFAR-10)": run_here("nano4"),
         "CIFAR-10 from scratch, 200 epochs (Compact Transformers), and ours": cifar_lines(),
     }
     print("\n\n".join("\n".join([title, "", *lines]) for title, lines in sections.items()))

@@ -32,8 +32,9 @@ from convstem.files.writing import write_whole
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained, read_log
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import BFLOAT16, Settings
+from experiments.cifar10.settings import BFLOAT16, Settings, precision_of
 from experiments.cifar10_evidence_report import paired, spread, verdict
+from experiments.machine import in_words
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from tools.cifar10 import CLASSES, SIZE
 
@@ -139,11 +140,10 @@ def circumstances(out: Path, figures: dict[str, Any]) -> list[str]:
     if not heads:
         return ["no run has finished yet"]
     shared, info = heads[0]["settings"], heads[0]["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     return [
         f"{shared['epochs']} epochs; attack of {shared['attack_steps']} steps within {shared['attack_radius']:g}/255; "
-        f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}",
-        f"{info['machine']}; {versions}; {sum(head['cpu_hours'] for head in heads):.1f} hours of processor time",
+        f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}; {precision_of(shared)}",
+        f"{in_words(info)}; {sum(head['cpu_hours'] for head in heads):.1f} hours of processor time",
     ]
 
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from convstem import transplant
 from convstem.transplanting.surgery import swap_stem
-from experiments.machine import environment
+from experiments.machine import environment, in_words
 from experiments.transplant_cifar10 import get_source
 from experiments.transplant_cifar10_data import Split, batches, load_split
 from experiments.transplant_cifar10_experiments import (
@@ -152,8 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     data, test = (load_split(args.data_dir / name, args.out / f"{name}.pt", 0) for name in ("train", "validation"))
     source = get_source(args.out / "source.pt", EPOCHS, data)
-    info = environment(1)
-    machine = f"{info['machine']}; " + ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+    machine = in_words(environment(1))
     test = Split(test.images[:: len(test.labels) // TEST_IMAGES], test.labels[:: len(test.labels) // TEST_IMAGES])
     score = accuracy(predict(source, test.images), test.labels)
     file = args.out / "results.json"

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import torch
 
+from experiments.machine import in_words
 from experiments.transplant_cifar10_data import BATCH
 from experiments.transplant_cifar10_experiments import (
     DRIFT_BATCHES,
@@ -96,11 +97,11 @@ def drift_table(results: dict[str, Any]) -> list[str]:
 
 def to_text(results: dict[str, Any]) -> str:
     """Return the report."""
-    info, setting = results["environment"], results["setting"]
+    setting = results["setting"]
     lines = [
         "A trained classifier, transplanted: CIFAR-10",
         "",
-        f"{info['machine']}; " + ", ".join(f"{name} {number}" for name, number in info["versions"].items()),
+        in_words(results["environment"]),
         f"{setting['train_images']} training and {setting['test_images']} test images; batch {BATCH}; float32; "
         f"source trained for {setting['epochs']} epochs; {results['seconds']:.0f} s so far in all",
         f"source: timm VisionTransformer {TRUNK}; stem {list(STEM.channels)}",

@@ -39,10 +39,10 @@ from convstem.registry.stem_spec import default_stem
 from convstem.transplanting.surgery import swap_stem
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
-from experiments.cifar10.settings import BFLOAT16, Settings
+from experiments.cifar10.settings import BFLOAT16, Settings, precision_of
 from experiments.cifar10.training import Training, accuracy
 from experiments.cifar10_evidence_report import paired, spread
-from experiments.machine import environment
+from experiments.machine import environment, in_words
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from tools.cifar10 import CLASSES
 from tools.dinov2_vit_small import load_patch16
@@ -258,10 +258,9 @@ def main(argv: list[str] | None = None) -> None:
     score = accuracy(source, test, args.size)
     done = run_all(args, ratios)
     info = environment(args.jobs, device=args.device)
-    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     head = [
         f"Fine-tuning on CIFAR-10 from {args.source.name}: {score:.2f} % of {len(test.labels)} test images before",
-        f"{info['machine']}; {versions}",
+        f"{in_words(info)}; {precision_of({'amp': args.bfloat16})}",
         "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
     ]
     text = "\n".join([*head, "", *table(done)]) + "\n"

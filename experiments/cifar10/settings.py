@@ -95,6 +95,11 @@ def from_flags(args: argparse.Namespace) -> Settings:
     return Settings(**{row.name: getattr(args, row.name) for row in fields(Settings)})
 
 
+def precision_of(settings: Mapping[str, Any]) -> str:
+    """Return the precision of a record of settings, for a report; older records have none."""
+    return "bfloat16 autocast" if settings.get("amp") else "float32"
+
+
 def differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Return what differs between two records of settings, as text; empty if nothing does."""
     found, settings = (json.loads(json.dumps(dict(record))) for record in (found, settings))  # tuples become lists

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.cifar10.data import batches, move
 from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import Training
-from experiments.machine import environment
+from experiments.machine import environment, in_words
 from experiments.transplant_cifar10_data import Split
 from tools.cifar10 import CLASSES, SIZE
 
@@ -117,10 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, help="also write the table here")
     args = parser.parse_args(argv)
-    info = environment(packages=("torch", "timm"))
-    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     lines = [trace(args.variant, args.trace)] if args.trace else table(args.rounds)
-    text = "\n".join([f"{info['machine']}; {versions}", "", *lines]) + "\n"
+    text = "\n".join([in_words(environment(packages=("torch", "timm"))), "", *lines]) + "\n"
     print(text, end="")
     if args.out:
         args.out.write_text(text, encoding="utf-8")
