@@ -125,7 +125,8 @@ def cifar_lines() -> list[str]:
         params, gmacs = count(name)
         metrics = [w.metrics["acc@1"] for tag, w in catalog.weights().items() if tag.startswith(f"{name}.cifar10")]
         top1 = max(metrics, default="-")
-        lines.append(f"{name:<28}{top1:>9}{params / 1e6:>12.3f}{gmacs:>8.3f}   with timm's train.py: {trained(f'{name}_cifar10')}")
+        scripted = trained(f"{name}_cifar10")
+        lines.append(f"{name:<28}{top1:>9}{params / 1e6:>12.3f}{gmacs:>8.3f}   with timm's train.py: {scripted}")
     return lines
 
 
