@@ -111,7 +111,7 @@ def stage_lines(out: Path) -> list[str]:
             f"{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
         )
         machines.add(in_words(head["environment"]))
-    return [*lines, "", *sorted(machines)]
+    return [*lines, *sorted(machines)]
 
 
 def report(out: Path) -> str:

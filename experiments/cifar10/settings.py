@@ -11,7 +11,7 @@ from typing import Any
 from timm.utils import ParseKwargs
 
 BFLOAT16 = {"amp": True, "fused_attn": False}
-"""One and a half times as fast on a processor that has bfloat16 arithmetic (Zen 4, Sapphire Rapids), slower on one that has none."""
+"""One and a half times as fast on processors with bfloat16 arithmetic (Zen 4, Sapphire Rapids), slower on others."""
 
 
 def option(default: Any, text: str) -> Any:
