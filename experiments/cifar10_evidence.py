@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from experiments import cifar10_evidence_report as report
 from experiments.cifar10 import sweep
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import BFLOAT16, Settings
+from experiments.cifar10.settings import Settings
 
 OPTIMIZERS = {"adamw": (0.05, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)), "sgd": (1e-4, (0.02, 0.06, 0.2, 0.6, 2.0))}
 """Weight decay and learning rates of each optimizer: factors of about three around the usual one."""
@@ -55,7 +55,7 @@ class Run:
             batch_size=args.batch_size,
             train_images=args.train_images,
             eval_interval=1,
-            **(BFLOAT16 if args.bfloat16 else {}),
+            **args.bfloat16,
         )
 
 
@@ -78,6 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep.add_flags(parser)
+    sweep.add_bfloat16(parser)
     parser.add_argument("--models", nargs="+", default=["vit_nano4_convstem"])
     parser.add_argument("--stems", nargs="+", default=list(STEMS), choices=STEMS)
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))

@@ -24,13 +24,11 @@ import torch
 
 from experiments.cifar10 import sweep
 from experiments.cifar10.checkpoints import LOG, read_log
+from experiments.cifar10.models import POOLED
 from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import DivergedError, run
 from experiments.cifar10_evidence_report import spread
 from experiments.machine import in_words
-
-POOLED = {"global_pool": "avg", "class_token": False}
-"""64 tokens instead of 65, and no class token that only the last block needs; torchvision's class cannot hold it."""
 
 TEACHER = Settings(model="convnet", epochs=12, batch_size=256, sched="poly", amp=True)
 PLAIN = Settings(

@@ -32,7 +32,7 @@ from convstem.files.writing import write_whole
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained, read_log
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import BFLOAT16, Settings, precision_of
+from experiments.cifar10.settings import Settings, precision_of
 from experiments.cifar10_evidence_report import paired, spread, verdict
 from experiments.machine import in_words
 from experiments.transplant_cifar10_data import MEAN, STD, Split
@@ -151,6 +151,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep.add_flags(parser)
+    sweep.add_bfloat16(parser)
     parser.add_argument("--model", default="vit_nano4_convstem")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
@@ -169,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     common = Settings(
         opt="adamw", lr=2e-3, clip_grad=1.0, epochs=args.epochs, batch_size=args.batch_size,
         train_images=args.train_images, attack_steps=args.attack_steps, attack_radius=args.attack_radius,
-        **(BFLOAT16 if args.bfloat16 else {}),
+        **args.bfloat16,
     )  # fmt: skip
     runs = {
         f"{stem}-{seed}": Settings(**{**asdict(common), **twin_settings(args.model, stem), "seed": seed})

@@ -39,7 +39,7 @@ from convstem.registry.stem_spec import default_stem
 from convstem.transplanting.surgery import swap_stem
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
-from experiments.cifar10.settings import BFLOAT16, Settings, precision_of
+from experiments.cifar10.settings import Settings, precision_of
 from experiments.cifar10.training import Training, accuracy
 from experiments.cifar10_evidence_report import paired, spread
 from experiments.machine import environment, in_words
@@ -117,7 +117,7 @@ def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
     return Settings(
         epochs=1, epoch_steps=steps, batch_size=job.batch, opt=job.optimizer, lr=RATES[job.optimizer, job.batch],
         weight_decay=DECAY[job.optimizer], clip_grad=1.0, warmup_epochs=0.05, size=args.size, seed=job.seed,
-        **(BFLOAT16 if args.bfloat16 else {}),
+        **args.bfloat16,
     )  # fmt: skip
 
 
@@ -239,6 +239,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep.add_flags(parser)
+    sweep.add_bfloat16(parser)
     parser.add_argument("--source", type=Path, required=True, help="folder of a training, or DINOv2's file")
     parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: as they are")
     parser.add_argument("--steps", type=int, default=390, help="of the larger batch; four times as many of the smaller")
@@ -260,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     info = environment(args.jobs, device=args.device)
     head = [
         f"Fine-tuning on CIFAR-10 from {args.source.name}: {score:.2f} % of {len(test.labels)} test images before",
-        f"{in_words(info)}; {precision_of({'amp': args.bfloat16})}",
+        f"{in_words(info)}; {precision_of(args.bfloat16)}",
         "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
     ]
     text = "\n".join([*head, "", *table(done)]) + "\n"

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models import load_state_dict
 from torchvision.datasets import ImageFolder
 
-from convstem.files.safetensors import write_weights
+from convstem.files.safetensors import read_weights, write_weights
 
 REGISTRY = Path(__file__).parents[1] / "registry"
 
@@ -37,7 +36,7 @@ def write(checkpoint: Path, target: Path, architecture: str) -> None:
 def evaluate(target: Path, folder: Path, architecture: str) -> tuple[float, ImageFolder]:
     """Return top-1 accuracy in per cent on an image folder, and the folder."""
     model = timm.create_model(architecture).eval()
-    model.load_state_dict(load_file(target))  # not by its tag: the registry still has the hash of the old file
+    model.load_state_dict(read_weights(target))  # not by its tag: the registry still has the hash of the old file
     config = timm.data.resolve_model_data_config(model)
     dataset = ImageFolder(str(folder), timm.data.create_transform(**config, is_training=False))
     loader = torch.utils.data.DataLoader(dataset, batch_size=500)

@@ -18,6 +18,9 @@ from experiments.cifar10.settings import Settings
 from experiments.transplant_cifar10_data import MEAN, STD
 from tools.cifar10 import CLASSES, SIZE
 
+POOLED = {"global_pool": "avg", "class_token": False}
+"""64 tokens instead of 65, and no class token that only the last block needs; torchvision's class cannot hold it."""
+
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
     """Return a 3x3 convolution; the norm that follows has the bias."""

@@ -23,13 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from experiments.cifar10.data import batches, move
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.models import POOLED
+from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import Training
 from experiments.machine import environment, in_words
 from experiments.transplant_cifar10_data import Split
 from tools.cifar10 import CLASSES, SIZE
-
-POOLED = {"global_pool": "avg", "class_token": False}
 
 TEACHER = Settings(model="convnet", batch_size=256)
 VARIANTS: dict[str, Settings] = {
@@ -37,7 +36,7 @@ VARIANTS: dict[str, Settings] = {
     "the same, timm's muon": Settings(opt="muon"),
     "the same, its matrices stacked, float32": Settings(),
     "the same, bfloat16 autocast": Settings(amp=True),
-    "the same, bfloat16, attention not fused": Settings(amp=True, fused_attn=False),
+    "the same, bfloat16, attention not fused": Settings(**BFLOAT16),
     "attention not fused, float32": Settings(fused_attn=False),
     "average pooling: 64 tokens": Settings(model_kwargs=POOLED),
     "batch 256": Settings(model_kwargs=POOLED, batch_size=256),

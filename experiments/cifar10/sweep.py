@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments.cifar10 import data
 from experiments.cifar10.checkpoints import LOG, read_log
-from experiments.cifar10.settings import Settings, differences
+from experiments.cifar10.settings import BFLOAT16, Settings, differences
 from experiments.cifar10.training import DivergedError, Training, train
 
 DIVERGED = "diverged.txt"
@@ -42,7 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores")
-    parser.add_argument("--bfloat16", action="store_true", help="faster on processors with bfloat16 arithmetic")
+
+
+def add_bfloat16(parser: argparse.ArgumentParser) -> None:
+    """Add the flag whose value is what it changes in the settings."""
+    text = "faster on processors with bfloat16 arithmetic"
+    parser.add_argument("--bfloat16", action="store_const", const=BFLOAT16, default={}, help=text)
 
 
 def finished(folder: Path, settings: Settings, result: str = LOG) -> bool:

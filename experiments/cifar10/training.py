@@ -102,11 +102,10 @@ class Training:
         Raises:
             DivergedError: the loss is NaN or infinite; the weights are then what they were.
         """
-        if self.settings.attack_steps:
-            radius, steps = self.settings.attack_radius, self.settings.attack_steps
-            with models.autocast(self.settings, self.device):
-                images = perturb(self.model, images, targets, self.loss, radius, steps)
         with models.autocast(self.settings, self.device):
+            if self.settings.attack_steps:
+                radius, steps = self.settings.attack_radius, self.settings.attack_steps
+                images = perturb(self.model, images, targets, self.loss, radius, steps)
             loss = self.loss(self.model(images), targets)
         if not math.isfinite(value := loss.item()):
             raise DivergedError(
