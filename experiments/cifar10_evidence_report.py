@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cifar10.checkpoints import LOG, read_log
-from experiments.cifar10.models import STEMS
-from experiments.cifar10.settings import precision_of
+from experiments.cifar10.models import STEMS, pflop
+from experiments.cifar10.settings import Settings, precision_of
 from experiments.cifar10.sweep import DIVERGED
 from experiments.machine import in_words
 
 CHANCE = 10.0
 """Accuracy, in per cent, of a run whose loss was lost."""
+
+PICTURE = "curves.png"
 
 COLOURS = dict(zip(STEMS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
 
@@ -156,12 +158,12 @@ def circumstances(runs: Runs) -> list[str]:
     """Return what all runs share, and on what they ran for how long."""
     heads = [curve.head for curves in runs.values() for curve in curves.values() if curve.head]
     shared, info = heads[0]["settings"], heads[0]["environment"]
-    hours = sum(head["cpu_hours"] for head in heads)
+    hours, work = sum(head["cpu_hours"] for head in heads), sum(pflop(Settings(**head["settings"])) for head in heads)
     images, precision = shared["train_images"] or "all", precision_of(shared)
     return [
         f"{shared['epochs']} epochs of {images} training images, all test images; batch {shared['batch_size']}, "
         f"label smoothing {shared['smoothing']:g}, clipped at {shared['clip_grad']:g}; {precision}",
-        f"{in_words(info)}; {hours:.1f} hours of processor time in {len(heads)} runs",
+        f"{in_words(info)}; {hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(heads)} runs",
     ]
 
 
@@ -208,5 +210,5 @@ def write(out: Path) -> None:
         raise SystemExit(f"{out / 'runs'} has no finished run yet")
     text = to_text(runs)
     (out / "results.txt").write_text(text, encoding="utf-8")
-    plot(runs, out / "curves.png")
+    plot(runs, out / PICTURE)
     print(text, end="")

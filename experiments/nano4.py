@@ -24,7 +24,7 @@ import torch
 
 from experiments.cifar10 import sweep
 from experiments.cifar10.checkpoints import LOG, read_log
-from experiments.cifar10.models import POOLED
+from experiments.cifar10.models import POOLED, pflop
 from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import DivergedError, run
 from experiments.cifar10_evidence_report import spread
@@ -94,10 +94,9 @@ def lever_lines(out: Path) -> list[str]:
 
 
 def stage_lines(out: Path) -> list[str]:
-    """Return the table of the long runs: how far, accuracy after the last epoch, size, hours."""
-    lines = [
-        f"{'stage':<10}{'epochs':>10}{'accuracy %':>12}{'parameters':>12}{'GMACs':>8}{'hours':>8}{'of processor':>14}"
-    ]
+    """Return the table of the long runs: how far, accuracy after the last epoch, size, work, hours."""
+    columns = {"epochs": 10, "accuracy %": 12, "parameters": 12, "GMACs": 8, "PFLOP": 8, "hours": 8, "of processor": 14}
+    lines = [f"{'stage':<10}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
     machines = set()
     for name, settings in STAGES.items():
         if not (out / name / LOG).exists():
@@ -106,15 +105,16 @@ def stage_lines(out: Path) -> list[str]:
         score = f"{rows[-1]['accuracy']:.2f}" if len(rows) == settings.epochs else "-"
         lines.append(
             f"{name:<10}{f'{len(rows)}/{settings.epochs}':>10}{score:>12}{head['parameters']:>12,}{head['gmacs']:>8.4f}"
-            f"{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
+            f"{pflop(settings):>8.2f}{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
         )
         machines.add(in_words(head["environment"]))
-    return [*lines, *sorted(machines)]
+    return [*lines, "PFLOP: forward and backward passes of all epochs; a teacher's for its student are not counted",
+            *sorted(machines)] if machines else []  # fmt: skip
 
 
 def report(out: Path) -> str:
     """Return what is there."""
-    return "\n".join([*lever_lines(out), *stage_lines(out)]) + "\n"
+    return "\n".join([*lever_lines(out), *stage_lines(out)]).rstrip("\n") + "\n"
 
 
 def carry_out(stage: str, args: argparse.Namespace) -> None:

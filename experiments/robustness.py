@@ -10,8 +10,8 @@ descent within a radius, and then attacked within the same radius.
 
 The attacks are those of the Adversarial Robustness Toolbox: PGD-50 on ``--attacked`` test images, and AutoAttack on
 ``--autoattacked`` of them, with three of its four parts: APGD on cross-entropy and on the difference of logits ratio,
-and Square (FAB is missing). Interrupt it freely: the same command goes on. OUT gets ``results.txt``; a run's figures
-lie in OUT/runs/NAME/robustness.json.
+and Square (FAB is missing). Interrupt it freely: the same command goes on. OUT gets ``results.txt`` and
+``robustness.png``; a run's figures lie in OUT/runs/NAME/robustness.json.
 """
 
 from __future__ import annotations
@@ -29,17 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from convstem.files.writing import write_whole
+from experiments import robustness_report as report
 from experiments.cifar10 import data, sweep
-from experiments.cifar10.checkpoints import load_trained, read_log
+from experiments.cifar10.checkpoints import load_trained
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import Settings, precision_of
-from experiments.cifar10_evidence_report import paired, spread, verdict
-from experiments.machine import in_words
+from experiments.cifar10.settings import Settings
+from experiments.robustness_report import ATTACKS, FIGURES
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from tools.cifar10 import CLASSES, SIZE
-
-FIGURES = "robustness.json"
-ATTACKS = ("clean", "PGD-50", "AutoAttack")
 
 
 def classifier(model: nn.Module, device: str) -> Any:
@@ -104,49 +101,6 @@ def carry_out(folder: Path, settings: Settings, where: sweep.Where, counts: dict
     write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
 
 
-def read_figures(out: Path, seeds: list[int]) -> dict[str, dict[int, dict[str, float]]]:
-    """Return the figures of the finished runs by stem and seed."""
-    found: dict[str, dict[int, dict[str, float]]] = {stem: {} for stem in STEMS}
-    for stem, seed in product(STEMS, seeds):
-        path = out / "runs" / f"{stem}-{seed}" / FIGURES
-        if path.exists():
-            found[stem][seed] = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    return {stem: runs for stem, runs in found.items() if runs}
-
-
-def to_text(out: Path, seeds: list[int], counts: dict[str, int]) -> str:
-    """Return the report."""
-    figures = read_figures(out, seeds)
-    images = ", ".join(f"{name} on {count}" for name, count in counts.items())
-    lines = [
-        "CIFAR-10 accuracy (%) of adversarially trained models; mean +- sample deviation over seeds",
-        images,
-    ]
-    lines += ["", f"{'stem':<12}{'runs':>5}" + "".join(f"{name:>18}" for name in ATTACKS)]
-    for stem, runs in figures.items():
-        cells = "".join(f"{spread(run[name] for run in runs.values()):>18}" for name in ATTACKS)
-        lines.append(f"{stem:<12}{len(runs):>5}{cells}")
-    lines += ["", "conv stem minus its twin (points), paired by seed"]
-    for stem, name in product(STEMS[1:], ATTACKS):
-        conv, twin = ({seed: run[name] for seed, run in figures.get(s, {}).items()} for s in ("conv", stem))
-        if gain := paired(conv, twin):
-            lines.append(verdict(f"{name}, against {stem}", gain))
-    return "\n".join([*lines, "", *circumstances(out, figures)]) + "\n"
-
-
-def circumstances(out: Path, figures: dict[str, Any]) -> list[str]:
-    """Return how the models were trained, on what, and for how long."""
-    heads = [read_log(out / "runs" / f"{stem}-{seed}")[0] for stem, runs in figures.items() for seed in runs]
-    if not heads:
-        return ["no run has finished yet"]
-    shared, info = heads[0]["settings"], heads[0]["environment"]
-    return [
-        f"{shared['epochs']} epochs; attack of {shared['attack_steps']} steps within {shared['attack_radius']:g}/255; "
-        f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}; {precision_of(shared)}",
-        f"{in_words(info)}; {sum(head['cpu_hours'] for head in heads):.1f} hours of processor time",
-    ]
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,9 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     counts = {"clean": args.attacked, "PGD-50": args.attacked, "AutoAttack": args.autoattacked}
     sweep.run_all(runs, sweep.Where.from_flags(args), partial(carry_out, counts=counts), FIGURES)
-    text = to_text(args.out, args.seeds, counts)
-    (args.out / "results.txt").write_text(text, encoding="utf-8")
-    print(text, end="")
+    report.write(args.out)
 
 
 if __name__ == "__main__":

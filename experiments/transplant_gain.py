@@ -12,7 +12,7 @@ as the patchify model, and for as long (a conv stem's steps take longer, so it g
     python -m experiments.transplant_gain --data-dir DATA --out OUT --source FILE --size 64 --steps 60 --jobs 2
 
 A source is the folder of a training, or the file of the real DINOv2 ViT-S, which gets a new head. OUT/runs.jsonl gets a
-line when a run is done, and the same command goes on from there; OUT/results.txt is the table.
+line when a run is done, and the same command goes on from there; OUT gets ``results.txt`` and ``gain.png``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import argparse
 import copy
 import json
 import statistics
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,17 @@ from convstem import transplant
 from convstem.files.writing import write_whole
 from convstem.registry.stem_spec import default_stem
 from convstem.transplanting.surgery import swap_stem
+from experiments import transplant_gain_report as report
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
-from experiments.cifar10.settings import Settings, precision_of
+from experiments.cifar10.settings import Settings, differences
 from experiments.cifar10.training import Training, accuracy
-from experiments.cifar10_evidence_report import paired, spread
-from experiments.machine import environment, in_words
+from experiments.machine import environment
 from experiments.transplant_cifar10_data import MEAN, STD, Split
+from experiments.transplant_gain_report import STARTS, Job, Result
 from tools.cifar10 import CLASSES
 from tools.dinov2_vit_small import load_patch16
 
-STARTS = ("patchify", "transplant", "new stem")
 SCOPES = ("all", "stem and head")
 BUDGETS = ("steps", "time")
 RATES = {("adamw", 128): 1e-3, ("adamw", 8): 2.5e-4, ("sgd", 128): 0.02, ("sgd", 8): 0.00125}
@@ -60,28 +60,6 @@ STEPS_MORE = 4
 TIMED_STEPS = 8
 LAST = 20
 """Steps over which the last training loss is averaged."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fine-tuning run to be done."""
-
-    start: str
-    scope: str
-    optimizer: str
-    batch: int
-    budget: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ended with: accuracy in per cent, mean loss of the last steps, and how many steps it took how long."""
-
-    accuracy: float
-    loss: float
-    steps: int
-    cpu_seconds: float
 
 
 def load_source(path: Path, device: str, size: int) -> nn.Module:
@@ -133,17 +111,40 @@ def step_time(job: Job, source: nn.Module, images: Split, args: argparse.Namespa
     return statistics.median(times)
 
 
-def time_ratios(out: Path, source: nn.Module, images: Split, args: argparse.Namespace) -> dict[str, float]:
-    """Return how much longer a step takes with a conv stem, by scope and batch; measured once, then kept."""
-    path = out / "time_ratios.json"
-    if not path.exists():
-        ratios = {}
-        for scope, batch in product(SCOPES, args.batches):
-            plain, stem = (Job(start, scope, "adamw", batch, "steps", 0) for start in STARTS[:2])
-            pairs = [[step_time(job, source, images, args) for job in (plain, stem)] for _ in range(3)]
-            ratios[f"{scope}, {batch}"] = statistics.median(second / first for first, second in pairs)
-        write_whole(path, lambda file: file.write_text(json.dumps(ratios), encoding="utf-8"))
-    return json.loads(path.read_text(encoding="utf-8"))
+def time_ratios(source: nn.Module, images: Split, args: argparse.Namespace) -> dict[str, float]:
+    """Return how much longer a step takes with a conv stem, by scope and batch."""
+    ratios = {}
+    for scope, batch in product(SCOPES, args.batches):
+        plain, stem = (Job(start, scope, "adamw", batch, "steps", 0) for start in STARTS[:2])
+        pairs = [[step_time(job, source, images, args) for job in (plain, stem)] for _ in range(3)]
+        ratios[f"{scope}, {batch}"] = statistics.median(second / first for first, second in pairs)
+    return ratios
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what all runs of a folder share: measured once, then kept beside them.
+
+    Raises:
+        ValueError: the folder was begun from another source or with other settings.
+    """
+    shared = {name: getattr(args, name) for name in ("size", "steps", "images", "batches")}
+    settings = {"source": args.source.name, **shared, **args.bfloat16}
+    path = args.out / report.CONDITIONS
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if changed := differences(found["settings"], settings):
+            raise ValueError(f"{args.out} was begun with {changed}: choose another --out, or the same settings")
+        return found
+    images, test = data.read(args.data_dir, Settings(), args.device)
+    source = load_source(args.source, args.device, args.size)
+    found = {
+        "settings": settings,
+        "accuracy": accuracy(source, test, args.size),
+        "time_ratios": time_ratios(source, images, args),
+        "environment": environment(args.jobs, device=args.device),
+    }
+    write_whole(path, lambda file: file.write_text(json.dumps(found, indent=1), encoding="utf-8"))
+    return found
 
 
 def steps_of(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -> int:
@@ -173,24 +174,10 @@ def planned(args: argparse.Namespace) -> list[Job]:
     return [job for job in jobs if job.budget == "steps" or job.start == "transplant"]
 
 
-def read_results(path: Path) -> dict[Job, Result]:
-    """Return the runs that are done."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    kinds = [tuple(row.name for row in fields(kind)) for kind in (Job, Result)]
-    return {Job(**{n: row[n] for n in kinds[0]}): Result(**{n: row[n] for n in kinds[1]}) for row in rows}
-
-
-def write_results(path: Path, done: Mapping[Job, Result]) -> None:
-    """Write the runs that are done, a line each."""
-    text = "".join(json.dumps(asdict(job) | asdict(result)) + "\n" for job, result in done.items())
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> dict[Job, Result]:
+def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> None:
     """Do the runs that are not done, several at a time; keep each as it ends."""
-    path = args.out / "runs.jsonl"
-    done = read_results(path)
+    path = args.out / report.RUNS
+    done = report.read_results(path)
     jobs = planned(args)
     todo = [job for job in jobs if job not in done]
     threads = max(torch.get_num_threads() // args.jobs, 1)
@@ -200,39 +187,7 @@ def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> dict[Job, 
         futures = {pool.submit(carry_out, job, args, ratios): job for job in todo}
         for future in tqdm(as_completed(futures), "runs", len(jobs), initial=len(jobs) - len(todo)):
             done[futures[future]] = future.result()
-            write_results(path, done)
-    return done
-
-
-def by_seed(done: Mapping[Job, Result], **wanted: Any) -> dict[int, Result]:
-    """Return the results of one setting by seed."""
-    return {job.seed: result for job, result in done.items()
-            if all(getattr(job, name) == value for name, value in wanted.items())}  # fmt: skip
-
-
-def table(done: Mapping[Job, Result]) -> Iterable[str]:
-    """Yield the lines of the table: each start, and its gain over the patchify model of the same setting and seed."""
-    columns = ("runs", "accuracy %", "minus patchify", "last loss", "steps", "processor s")
-    yield line(("optimizer", "batch", "trained", "start", "as many"), columns)
-    keys = {(job.optimizer, job.batch, job.scope, STARTS.index(job.start), job.budget) for job in done}
-    for optimizer, batch, scope, start, budget in sorted(keys):
-        shared = {"optimizer": optimizer, "batch": batch, "scope": scope}
-        found = by_seed(done, **shared, start=STARTS[start], budget=budget)
-        base = by_seed(done, **shared, start=STARTS[0])
-        scores, other = ({seed: run.accuracy for seed, run in runs.items()} for runs in (found, base))
-        gains = paired(scores, other) if start else {}
-        runs = list(found.values())
-        cells = (
-            len(runs), spread(scores.values()), spread(gains.values()) if gains else "",
-            spread(run.loss for run in runs), runs[0].steps, f"{statistics.fmean(run.cpu_seconds for run in runs):.0f}",
-        )  # fmt: skip
-        yield line((optimizer, batch, scope, STARTS[start], budget), cells)
-
-
-def line(names: Iterable[object], cells: Iterable[object]) -> str:
-    """Return a line of the table: names to the left, cells to the right."""
-    left = "".join(f"{name!s:<{width}}" for name, width in zip(names, (11, 7, 15, 12, 8), strict=True))
-    return left + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
+            report.write_results(path, done)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -249,25 +204,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Do what is missing, then print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Do what is missing, then print the table; return the exit code."""
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    images, test = data.read(args.data_dir, Settings(), args.device)
-    source = load_source(args.source, args.device, args.size)
-    ratios = time_ratios(args.out, source, images, args)
-    score = accuracy(source, test, args.size)
-    done = run_all(args, ratios)
-    info = environment(args.jobs, device=args.device)
-    head = [
-        f"Fine-tuning on CIFAR-10 from {args.source.name}: {score:.2f} % of {len(test.labels)} test images before",
-        f"{in_words(info)}; {precision_of(args.bfloat16)}",
-        "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
-    ]
-    text = "\n".join([*head, "", *table(done)]) + "\n"
-    write_whole(args.out / "results.txt", lambda path: path.write_text(text, encoding="utf-8"))
-    print(text, end="")
+    try:
+        run_all(args, conditions(args)["time_ratios"])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report.write(args.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -41,6 +41,8 @@ SPLITS = {
 }
 """Image files and label file (spelt as in the package) of each split."""
 
+TRAIN_IMAGES = BATCH * len(SPLITS["train"][0])
+
 MEAN = (0.4914, 0.4822, 0.4465)
 """Published channel means of the training images."""
 

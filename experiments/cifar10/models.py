@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convstem.registry import catalog
 from experiments.cifar10.settings import Settings
 from experiments.transplant_cifar10_data import MEAN, STD
-from tools.cifar10 import CLASSES, SIZE
+from tools.cifar10 import CLASSES, SIZE, TRAIN_IMAGES
 
 POOLED = {"global_pool": "avg", "class_token": False}
 """64 tokens instead of 65, and no class token that only the last block needs; torchvision's class cannot hold it."""
@@ -106,3 +106,17 @@ def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:
         model.eval()(torch.zeros(1, 3, size, size, device=device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "gmacs": flops.get_total_flops() / 2e9}
+
+
+def pflop(settings: Settings) -> float:
+    """Return the PFLOP of a training, its teacher's left out, as counted on the model: two for each multiply-add.
+
+    A backward pass counts as two forward passes, a step of an attack as one forward pass and one backward.
+    """
+    model = create(settings)
+    small = min(settings.small_epochs, settings.epochs)
+    epochs = ((settings.size or SIZE, settings.epochs - small), (settings.small_size, small))
+    gmacs = sum(count(model, size)["gmacs"] * number for size, number in epochs if number)
+    images = settings.train_images or TRAIN_IMAGES - settings.holdout
+    steps = settings.epoch_steps or images // settings.batch_size
+    return 2e-6 * gmacs * steps * settings.batch_size * (3 + 2 * settings.attack_steps)

@@ -1,5 +1,7 @@
 """Attacks stay within their radius and hurt; the script trains, attacks and reports."""
 
+import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,13 +9,14 @@ import pytest
 import torch
 from timm.loss import SoftTargetCrossEntropy
 
-from experiments import robustness
+from experiments import robustness, robustness_report
 from experiments.cifar10 import models
 from experiments.cifar10.attack import perturb
 from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import Training
 from experiments.transplant_cifar10_data import STD, Split, normalise
 from tests.experiments.test_cifar10 import random_split
+from tests.experiments.test_evidence import write_log
 
 TINY = Settings(model_kwargs={"embed_dim": 24, "depth": 1, "stem_channels": (8, 16)}, batch_size=10)
 
@@ -80,3 +83,20 @@ def test_the_script_trains_attacks_goes_on_and_reports(tmp_path: Path, capsys: p
     assert "PGD-50 on 10, AutoAttack on 2" in once
     assert "of 1 seeds" in once
     assert once.count("AutoAttack, against patchify") == 2
+    assert (tmp_path / "out" / robustness_report.PICTURE).stat().st_size > 0
+
+
+def test_the_report_pairs_stems_by_seed(tmp_path: Path) -> None:
+    assert robustness_report.to_text(tmp_path) == "no run has finished yet\n"
+    for stem, base in {"conv": 40.0, "patchify": 30.0}.items():
+        for seed in (0, 1):
+            folder = tmp_path / "runs" / f"{stem}-{seed}"
+            write_log(folder, TINY, [base])
+            figures = dict.fromkeys(robustness_report.ATTACKS, base + (5 * seed if stem == "conv" else 0))
+            record = {"counts": dict.fromkeys(figures, 100), "figures": figures}
+            (folder / robustness_report.FIGURES).write_text(json.dumps(record), encoding="utf-8")
+    text = robustness_report.to_text(tmp_path)
+    assert re.search(r"PGD-50, against patchify +12\.50 \+- 3\.54   2 of 2 seeds", text)
+    assert "against patchify+1" not in text
+    assert "2.0 hours" not in text
+    assert "4.0 hours" in text

@@ -1,5 +1,6 @@
 """What a transplant is good for: the starts are what they are called, budgets are equal, and a killed sweep goes on."""
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import transplant_gain
+from experiments import transplant_gain, transplant_gain_report
 from experiments.cifar10 import checkpoints
 from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import Training
 from experiments.transplant_cifar10_data import normalise
-from experiments.transplant_gain import Job, Result
+from experiments.transplant_gain_report import STARTS, Job, Result
 from tests.experiments.test_cifar10 import random_split
 
 SOURCE = Settings(
@@ -36,7 +37,7 @@ def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path)
     images = normalise(random_split(4).images)
     model = transplant_gain.load_source(source, "cpu", 0)
     starts = {start: transplant_gain.start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
-              for start in transplant_gain.STARTS}  # fmt: skip
+              for start in STARTS}  # fmt: skip
     assert not torch.allclose(starts["new stem"](images), model(images), atol=1e-3)
     shapes = [{name: tensor.shape for name, tensor in starts[start].state_dict().items()} for start in starts]
     assert shapes[1] == shapes[2] != shapes[0]
@@ -46,7 +47,7 @@ def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path)
 
 def test_a_frozen_trunk_does_not_train(source: Path) -> None:
     model = transplant_gain.load_source(source, "cpu", 0)
-    for start in transplant_gain.STARTS:
+    for start in STARTS:
         found = transplant_gain.start_model(Job(start, "stem and head", "sgd", 8, "steps", 0), model)
         trained = {name.split(".")[0] for name, parameter in found.named_parameters() if parameter.requires_grad}
         assert trained == {"patch_embed", "head"}
@@ -71,11 +72,24 @@ def test_gains_are_paired_by_seed_and_what_is_done_is_read_again(tmp_path: Path)
         Job(start, "all", "sgd", 8, "steps", seed): Result(80.0 + 5 * seed + gain, 0.5, 10, 3.0)
         for start, gain in {"patchify": 0.0, "transplant": 1.0}.items() for seed in (0, 1)
     }  # fmt: skip
-    transplant_gain.write_results(tmp_path / "runs.jsonl", done)
-    assert transplant_gain.read_results(tmp_path / "runs.jsonl") == done
-    _, patchify, transplanted = transplant_gain.table(done)
+    transplant_gain_report.write_results(tmp_path / "runs.jsonl", done)
+    assert transplant_gain_report.read_results(tmp_path / "runs.jsonl") == done
+    transplant_gain_report.plot(done, tmp_path / "gain.png")
+    assert (tmp_path / "gain.png").stat().st_size > 0
+    _, patchify, transplanted = transplant_gain_report.table(done)
     assert "82.50 +- 3.54" in patchify
     assert "83.50 +- 3.54    1.00 +- 0.00" in transplanted
+
+
+def test_a_folder_of_other_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--source", str(tmp_path), "--device", "cpu"]
+    settings = {"source": tmp_path.name, "size": 0, "steps": 390, "images": 0, "batches": [128, 8]}
+    (tmp_path / transplant_gain_report.CONDITIONS).write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    assert transplant_gain.conditions(transplant_gain.parse_args(where))["settings"] == settings
+    assert transplant_gain.main([*where, "--bfloat16", "--steps", "60"]) == 1
+    assert re.search(
+        r"begun with amp None, not True; .*steps 390, not 60: choose another --out", capsys.readouterr().err
+    )
 
 
 @pytest.mark.full
@@ -88,6 +102,7 @@ def test_the_script_trains_goes_on_and_reports(source: Path, capsys: pytest.Capt
     lines = (out / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 * 2 * 4
     (out / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")  # the last one was killed
-    transplant_gain.main(call)
+    assert transplant_gain.main(call) == 0
+    assert (out / transplant_gain_report.PICTURE).exists()
     first, second = (re.sub(r" +\d+$", "", text, flags=re.M) for text in (once, capsys.readouterr().out))  # no seconds
     assert first == second

@@ -1,0 +1,142 @@
+"""Runs, table and picture of experiments/transplant_gain.py."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from convstem.files.writing import write_whole
+from experiments.cifar10.settings import precision_of
+from experiments.cifar10_evidence_report import paired, spread
+from experiments.machine import in_words
+
+STARTS = ("patchify", "transplant", "new stem")
+COLOURS = {("transplant", "steps"): "tab:blue", ("transplant", "time"): "tab:cyan", ("new stem", "steps"): "tab:red"}
+
+CONDITIONS, RUNS, TABLE, PICTURE = "conditions.json", "runs.jsonl", "results.txt", "gain.png"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning run to be done."""
+
+    start: str
+    scope: str
+    optimizer: str
+    batch: int
+    budget: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with: accuracy in per cent, mean loss of the last steps, and how many steps it took how long."""
+
+    accuracy: float
+    loss: float
+    steps: int
+    cpu_seconds: float
+
+
+Done = Mapping[Job, Result]
+
+
+def read_results(path: Path) -> dict[Job, Result]:
+    """Return the runs that are done."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    kinds = [tuple(row.name for row in fields(kind)) for kind in (Job, Result)]
+    return {Job(**{n: row[n] for n in kinds[0]}): Result(**{n: row[n] for n in kinds[1]}) for row in rows}
+
+
+def write_results(path: Path, done: Done) -> None:
+    """Write the runs that are done, a line each."""
+    text = "".join(json.dumps(asdict(job) | asdict(result)) + "\n" for job, result in done.items())
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def by_seed(done: Done, **wanted: Any) -> dict[int, Result]:
+    """Return the results of one setting by seed."""
+    return {job.seed: result for job, result in done.items()
+            if all(getattr(job, name) == value for name, value in wanted.items())}  # fmt: skip
+
+
+def groups(done: Done) -> Iterator[tuple[dict[str, Any], dict[int, Result], dict[int, float]]]:
+    """Yield each setting, its runs by seed, and by seed the accuracy that its start gains over the patchify model."""
+    keys = {(job.optimizer, job.batch, job.scope, STARTS.index(job.start), job.budget) for job in done}
+    for optimizer, batch, scope, start, budget in sorted(keys):
+        shared = {"optimizer": optimizer, "batch": batch, "scope": scope}
+        found = by_seed(done, **shared, start=STARTS[start], budget=budget)
+        base = by_seed(done, **shared, start=STARTS[0])
+        scores, other = ({seed: run.accuracy for seed, run in runs.items()} for runs in (found, base))
+        yield {**shared, "start": STARTS[start], "budget": budget}, found, paired(scores, other) if start else {}
+
+
+def table(done: Done) -> Iterable[str]:
+    """Yield the lines of the table: each start, and its gain over the patchify model of the same setting and seed."""
+    columns = ("runs", "accuracy %", "minus patchify", "last loss", "steps", "processor s")
+    yield line(("optimizer", "batch", "trained", "start", "as many"), columns)
+    for setting, found, gains in groups(done):
+        runs = list(found.values())
+        cells = (
+            len(runs), spread(run.accuracy for run in runs), spread(gains.values()) if gains else "",
+            spread(run.loss for run in runs), runs[0].steps, f"{statistics.fmean(run.cpu_seconds for run in runs):.0f}",
+        )  # fmt: skip
+        yield line(setting.values(), cells)
+
+
+def line(names: Iterable[object], cells: Iterable[object]) -> str:
+    """Return a line of the table: names to the left, cells to the right."""
+    left = "".join(f"{name!s:<{width}}" for name, width in zip(names, (11, 7, 15, 12, 8), strict=True))
+    return left + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
+
+
+def to_text(conditions: Mapping[str, Any], done: Done) -> str:
+    """Return the report."""
+    settings, ratios = conditions["settings"], conditions["time_ratios"]
+    head = [
+        f"Fine-tuning on CIFAR-10 from {settings['source']}: {conditions['accuracy']:.2f} % of the test images before",
+        f"{in_words(conditions['environment'])}; {precision_of(settings)}",
+        "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
+    ]
+    return "\n".join([*head, "", *table(done)]) + "\n"
+
+
+def plot(done: Done, path: Path) -> None:
+    """Draw what each start gains over the patchify model: a dot for each seed, a bar for the mean."""
+    import matplotlib.pyplot as plt
+
+    found = [(setting, list(gains.values())) for setting, _, gains in groups(done) if gains]
+    names = list(dict.fromkeys(f"{s['optimizer']}, batch {s['batch']}, {s['scope']}" for s, _ in found))
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.5 * len(names)), layout="constrained")
+    for (start, budget), colour in COLOURS.items():
+        for setting, gains in found:
+            if (setting["start"], setting["budget"]) != (start, budget):
+                continue
+            row = names.index(f"{setting['optimizer']}, batch {setting['batch']}, {setting['scope']}")
+            place = row + 0.2 * (list(COLOURS).index((start, budget)) - 1)
+            axes.plot(gains, [place] * len(gains), ".", color=colour, alpha=0.6)
+            axes.plot(statistics.fmean(gains), place, "|", color=colour, markersize=12, markeredgewidth=2)
+        axes.plot([], [], "|", color=colour, markeredgewidth=2, label=f"{start}, as many {budget}")
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="accuracy minus the patchify model's, points")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def write(out: Path) -> None:
+    """Print the table of a folder, and write it and the picture there."""
+    conditions = json.loads((out / CONDITIONS).read_text(encoding="utf-8"))
+    done = read_results(out / RUNS)
+    text = to_text(conditions, done)
+    write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))
+    plot(done, out / PICTURE)
+    print(text, end="")
