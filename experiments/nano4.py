@@ -75,11 +75,13 @@ def lever_runs() -> dict[str, Settings]:
 def lever_lines(out: Path) -> list[str]:
     """Return the table of the levers: accuracy on held-out images, what each adds, paired by seed, and its time."""
     found: dict[str, dict[int, tuple[float, float]]] = {}
+    machines = set()
     for name, seed in product(LEVERS, SEEDS):
         folder = out / "levers" / "runs" / f"{name.replace(' ', '_')}-{seed}"
         if sweep.finished(folder, lever_runs()[folder.name]) and (folder / LOG).exists():
             head, rows = read_log(folder)
             found.setdefault(name, {})[seed] = rows[-1]["accuracy"], 3600 * head["cpu_hours"]
+            machines.add(in_words(head["environment"]))
     if not found:
         return []
     base = found.get("as it is", {})
@@ -90,7 +92,7 @@ def lever_lines(out: Path) -> list[str]:
         seconds = sum(time for _, time in runs.values()) / len(runs)
         scores = spread(score for score, _ in runs.values())
         lines.append(f"{name:<32}{scores:>16}{spread(gains) if gains else '':>16}{seconds:>13.0f}")
-    return [*lines, ""]
+    return [*lines, *sorted(machines), ""]
 
 
 def stage_lines(out: Path) -> list[str]:

@@ -127,4 +127,4 @@ def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Pat
     text = nano4.report(tmp_path)
     assert re.search(r"as it is +50\.50 \+- 0\.71 +0\.00 \+- 0\.00 +3600", text)
     assert re.search(r"batch 64 +52\.50 \+- 0\.71 +2\.00 \+- 0\.00 +3600", text)
-    assert len(text.splitlines()) == 2 + len(nano4.LEVERS)
+    assert len(text.splitlines()) == 3 + len(nano4.LEVERS)
