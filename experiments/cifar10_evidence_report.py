@@ -115,12 +115,17 @@ def paired(conv: Mapping[int, float], other: Mapping[int, float]) -> dict[int, f
     return {seed: conv[seed] - other[seed] for seed in sorted({*conv} & {*other})}
 
 
+def shared_rates(*sweeps: Mapping[float, Any]) -> list[dict[float, Any]]:
+    """Return sweeps with the rates that all have, so that an unfinished table compares like with like."""
+    return [{rate: rates[rate] for rate in rates if all(rate in other for other in sweeps)} for rates in sweeps]
+
+
 def claims(runs: Runs, model: str, other: str) -> list[str]:
     """Return the paper's claims about a model against one of its twins, each with its figure."""
     lines, gaps = [], {}
     for optimizer in sorted({key[1] for key in runs}):
-        conv, twin = (sweep(runs, model, optimizer, stem) for stem in ("conv", other))
-        if not conv or not twin:
+        conv, twin = shared_rates(*(sweep(runs, model, optimizer, stem) for stem in ("conv", other)))
+        if not conv:
             continue
         lines.append(verdict(f"{optimizer}: accuracy at the best rate", paired(*map(best_of_seeds, (conv, twin)))))
         smaller = paired(*map(ranges, (twin, conv)))

@@ -118,6 +118,16 @@ def test_the_stages_of_nano4_fit_the_goal(stage: str) -> None:
         assert settings.model in timm.list_models("vit_nano4*")
 
 
+def test_an_unfinished_table_compares_the_rates_that_both_have(tmp_path: Path) -> None:
+    args = evidence_args(tmp_path, "--seeds", "0", "--rates", "adamw=1e-3,1e-2,1", "--optimizers", "adamw")
+    for run in cifar10_evidence.planned(args):
+        accuracy = {1e-3: 60.0, 1e-2: 55.0, 1: 10.0}[run.rate] + 5 * (run.stem == "conv")
+        if run.stem == "conv" or run.rate < 1:
+            write_log(tmp_path / "runs" / run.name, run.settings(args), [accuracy] * 3)
+    text = cifar10_evidence_report.to_text(cifar10_evidence_report.read_runs(tmp_path))
+    assert len(re.findall(r"adamw: smaller range over 2 rates +0\.00 ", text)) == 2
+
+
 def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Path) -> None:
     runs = nano4.lever_runs()
     assert all(settings.holdout for settings in runs.values())

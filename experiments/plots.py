@@ -1,0 +1,63 @@
+"""Draw the pictures of the README and the docs again, from the runs in experiments/results.
+
+    python -m experiments.plots
+
+Each result folder keeps its picture beside its runs, where the experiment itself writes it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from experiments import (
+    cifar10_evidence_report,
+    robustness_report,
+    transplant_cifar10_report,
+    transplant_gain_report,
+)
+from experiments.paper_table import RESULTS
+
+
+def evidence(folder: Path) -> None:
+    """Draw accuracy over epochs and over learning rates."""
+    cifar10_evidence_report.plot(cifar10_evidence_report.read_runs(folder), folder / cifar10_evidence_report.PICTURE)
+
+
+def gain(folder: Path) -> None:
+    """Draw what a transplant and a new stem gain over the patchify model."""
+    done = transplant_gain_report.read_results(folder / transplant_gain_report.RUNS)
+    transplant_gain_report.plot(done, folder / transplant_gain_report.PICTURE)
+
+
+def robustness(folder: Path) -> None:
+    """Draw the accuracy under attack."""
+    robustness_report.plot(robustness_report.read_figures(folder)[1], folder / robustness_report.PICTURE)
+
+
+def fine_tuning(folder: Path) -> None:
+    """Draw losses and accuracies of a small transplanted classifier, and the drift of its BatchNorm."""
+    results = transplant_cifar10_report.load_results(folder / "results.json")
+    transplant_cifar10_report.plot(results, folder / "finetune.png")
+
+
+DRAWN: dict[str, Callable[[Path], None]] = {
+    "cifar10_evidence_seeds": evidence,
+    "robustness*": robustness,
+    "transplant_cifar10": fine_tuning,
+    "transplant_gain*": gain,
+}
+"""By the names of the folders."""
+
+
+def main() -> None:
+    """Draw all that there are."""
+    found = [(draw, folder) for pattern, draw in DRAWN.items() for folder in sorted(RESULTS.glob(pattern))]
+    for draw, folder in tqdm(found, "pictures"):
+        draw(folder)
+
+
+if __name__ == "__main__":
+    main()
