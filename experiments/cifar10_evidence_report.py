@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.models import STEMS, pflop
-from experiments.cifar10.settings import Settings, precision_of
+from experiments.cifar10.settings import precision_of
 from experiments.cifar10.sweep import DIVERGED
 from experiments.machine import in_words
 
@@ -163,7 +163,7 @@ def circumstances(runs: Runs) -> list[str]:
     """Return what all runs share, and on what they ran for how long."""
     heads = [curve.head for curves in runs.values() for curve in curves.values() if curve.head]
     shared, info = heads[0]["settings"], heads[0]["environment"]
-    hours, work = sum(head["cpu_hours"] for head in heads), sum(pflop(Settings(**head["settings"])) for head in heads)
+    hours, work = sum(head["cpu_hours"] for head in heads), sum(map(pflop, heads))
     images, precision = shared["train_images"] or "all", precision_of(shared)
     return [
         f"{shared['epochs']} epochs of {images} training images, all test images; batch {shared['batch_size']}, "

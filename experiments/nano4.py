@@ -92,7 +92,7 @@ def lever_lines(out: Path) -> list[str]:
         seconds = sum(time for _, time in runs.values()) / len(runs)
         scores = spread(score for score, _ in runs.values())
         lines.append(f"{name:<32}{scores:>16}{spread(gains) if gains else '':>16}{seconds:>13.0f}")
-    return [*lines, *sorted(machines), ""]
+    return [*lines, *sorted(machines)]
 
 
 def stage_lines(out: Path) -> list[str]:
@@ -107,7 +107,7 @@ def stage_lines(out: Path) -> list[str]:
         score = f"{rows[-1]['accuracy']:.2f}" if len(rows) == settings.epochs else "-"
         lines.append(
             f"{name:<10}{f'{len(rows)}/{settings.epochs}':>10}{score:>12}{head['parameters']:>12,}{head['gmacs']:>8.4f}"
-            f"{pflop(settings):>8.2f}{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
+            f"{pflop(head):>8.2f}{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
         )
         machines.add(in_words(head["environment"]))
     return [*lines, "PFLOP: forward and backward passes of all epochs; a teacher's for its student are not counted",
@@ -116,7 +116,8 @@ def stage_lines(out: Path) -> list[str]:
 
 def report(out: Path) -> str:
     """Return what is there."""
-    return "\n".join([*lever_lines(out), *stage_lines(out)]).rstrip("\n") + "\n"
+    sections = filter(None, (lever_lines(out), stage_lines(out)))
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
 def carry_out(stage: str, args: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""Draw the pictures of the README and the docs again, from the runs in experiments/results.
+"""Draw the pictures of the experiments again, from the runs in experiments/results.
 
     python -m experiments.plots
 
-Each result folder keeps its picture beside its runs, where the experiment itself writes it, too.
+Each result folder keeps its picture beside its runs, where the experiment itself writes it, too. The pictures of
+``pyramid_evidence`` need its models, and the earlier form of ``cifar10_evidence`` cannot be drawn again.
 """
 
 from __future__ import annotations

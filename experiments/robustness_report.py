@@ -10,7 +10,7 @@ from typing import Any
 from convstem.files.writing import write_whole
 from experiments.cifar10.checkpoints import read_log
 from experiments.cifar10.models import STEMS, pflop
-from experiments.cifar10.settings import Settings, precision_of
+from experiments.cifar10.settings import precision_of
 from experiments.cifar10_evidence_report import COLOURS, paired, spread, verdict
 from experiments.machine import in_words
 
@@ -39,9 +39,8 @@ def stem_and_seed(path: Path) -> tuple[str, int]:
     return stem, int(seed)
 
 
-def to_text(out: Path) -> str:
+def to_text(out: Path, counts: dict[str, int], figures: Found) -> str:
     """Return the report."""
-    counts, figures = read_figures(out)
     if not figures:
         return "no run has finished yet\n"
     lines = [
@@ -64,7 +63,7 @@ def circumstances(out: Path, figures: Found) -> list[str]:
     """Return how the models were trained, on what, and for how long."""
     heads = [read_log(out / "runs" / f"{stem}-{seed}")[0] for stem, runs in figures.items() for seed in runs]
     shared, info = heads[0]["settings"], heads[0]["environment"]
-    hours, work = sum(head["cpu_hours"] for head in heads), sum(pflop(Settings(**head["settings"])) for head in heads)
+    hours, work = sum(head["cpu_hours"] for head in heads), sum(map(pflop, heads))
     return [
         f"{shared['epochs']} epochs; attack of {shared['attack_steps']} steps within {shared['attack_radius']:g}/255; "
         f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}; {precision_of(shared)}",
@@ -90,7 +89,9 @@ def plot(figures: Found, path: Path) -> None:
 
 def write(out: Path) -> None:
     """Print the table of a folder, and write it and the picture there."""
-    text = to_text(out)
+    counts, figures = read_figures(out)
+    text = to_text(out, counts, figures)
     write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))
-    plot(read_figures(out)[1], out / PICTURE)
+    if figures:
+        plot(figures, out / PICTURE)
     print(text, end="")

@@ -113,14 +113,13 @@ def plot(done: Done, path: Path) -> None:
     found = [(setting, list(gains.values())) for setting, _, gains in groups(done) if gains]
     names = list(dict.fromkeys(f"{s['optimizer']}, batch {s['batch']}, {s['scope']}" for s, _ in found))
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.5 * len(names)), layout="constrained")
+    for setting, gains in found:
+        kind = setting["start"], setting["budget"]
+        row = names.index(f"{setting['optimizer']}, batch {setting['batch']}, {setting['scope']}")
+        place = row + 0.2 * (list(COLOURS).index(kind) - 1)
+        axes.plot(gains, [place] * len(gains), ".", color=COLOURS[kind], alpha=0.6)
+        axes.plot(statistics.fmean(gains), place, "|", color=COLOURS[kind], markersize=12, markeredgewidth=2)
     for (start, budget), colour in COLOURS.items():
-        for setting, gains in found:
-            if (setting["start"], setting["budget"]) != (start, budget):
-                continue
-            row = names.index(f"{setting['optimizer']}, batch {setting['batch']}, {setting['scope']}")
-            place = row + 0.2 * (list(COLOURS).index((start, budget)) - 1)
-            axes.plot(gains, [place] * len(gains), ".", color=colour, alpha=0.6)
-            axes.plot(statistics.fmean(gains), place, "|", color=colour, markersize=12, markeredgewidth=2)
         axes.plot([], [], "|", color=colour, markeredgewidth=2, label=f"{start}, as many {budget}")
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="accuracy minus the patchify model's, points")

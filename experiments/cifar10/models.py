@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -108,15 +108,19 @@ def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:
     return {"parameters": parameters, "gmacs": flops.get_total_flops() / 2e9}
 
 
-def pflop(settings: Settings) -> float:
-    """Return the PFLOP of a training, its teacher's left out, as counted on the model: two for each multiply-add.
+def pflop(head: Mapping[str, Any]) -> float:
+    """Return the PFLOP of all epochs of a training, its teacher's left out: two for each multiply-add.
 
     A backward pass counts as two forward passes, a step of an attack as one forward pass and one backward.
+
+    Args:
+        head: of the training's log.
     """
-    model = create(settings)
+    settings = Settings(**head["settings"])
     small = min(settings.small_epochs, settings.epochs)
-    epochs = ((settings.size or SIZE, settings.epochs - small), (settings.small_size, small))
-    gmacs = sum(count(model, size)["gmacs"] * number for size, number in epochs if number)
+    gmacs = head["gmacs"] * (settings.epochs - small)
+    if small:
+        gmacs += count(create(settings), settings.small_size)["gmacs"] * small
     images = settings.train_images or TRAIN_IMAGES - settings.holdout
     steps = settings.epoch_steps or images // settings.batch_size
     return 2e-6 * gmacs * steps * settings.batch_size * (3 + 2 * settings.attack_steps)

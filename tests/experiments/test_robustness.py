@@ -87,7 +87,7 @@ def test_the_script_trains_attacks_goes_on_and_reports(tmp_path: Path, capsys: p
 
 
 def test_the_report_pairs_stems_by_seed(tmp_path: Path) -> None:
-    assert robustness_report.to_text(tmp_path) == "no run has finished yet\n"
+    assert robustness_report.to_text(tmp_path, *robustness_report.read_figures(tmp_path)) == "no run has finished yet\n"
     for stem, base in {"conv": 40.0, "patchify": 30.0}.items():
         for seed in (0, 1):
             folder = tmp_path / "runs" / f"{stem}-{seed}"
@@ -95,7 +95,7 @@ def test_the_report_pairs_stems_by_seed(tmp_path: Path) -> None:
             figures = dict.fromkeys(robustness_report.ATTACKS, base + (5 * seed if stem == "conv" else 0))
             record = {"counts": dict.fromkeys(figures, 100), "figures": figures}
             (folder / robustness_report.FIGURES).write_text(json.dumps(record), encoding="utf-8")
-    text = robustness_report.to_text(tmp_path)
+    text = robustness_report.to_text(tmp_path, *robustness_report.read_figures(tmp_path))
     assert re.search(r"PGD-50, against patchify +12\.50 \+- 3\.54   2 of 2 seeds", text)
     assert "against patchify+1" not in text
     assert "2.0 hours" not in text
