@@ -1,145 +1,24 @@
-"""Table, claims and plots of experiments/cifar10_evidence.py, from the logs of its runs."""
+"""Table and plots of experiments/cifar10_evidence.py, from the logs of its runs."""
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.models import STEMS, pflop
 from experiments.cifar10.settings import precision_of
-from experiments.cifar10.sweep import DIVERGED
+from experiments.cifar10_evidence_claims import Curve, Runs, best, claims, final, read_runs, spread, sweep
 from experiments.machine import in_words
-
-CHANCE = 10.0
-"""Accuracy, in per cent, of a run whose loss was lost."""
 
 PICTURE = "curves.png"
 
 COLOURS = dict(zip(STEMS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
-
-Key = tuple[str, str, str, float]
-"""Model, optimizer, stem and learning rate."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One finished run: test accuracy in per cent after each epoch, and the head of its log."""
-
-    accuracy: tuple[float, ...]
-    diverged: bool
-    head: Mapping[str, Any]
-
-
-Runs = dict[Key, dict[int, Curve]]
-"""By what is compared, then by seed."""
-
-
-def read_curve(folder: Path) -> Curve:
-    """Return the run in a folder; one that diverged stays at chance."""
-    head, rows = read_log(folder) if (folder / LOG).exists() else ({}, [])
-    lost = (folder / DIVERGED).exists()
-    curve = [row["accuracy"] for row in rows]
-    return Curve((*curve, CHANCE) if lost else tuple(curve), lost, head)
-
-
-def read_runs(out: Path) -> Runs:
-    """Return the finished runs; those under way have shorter curves."""
-    groups: Runs = defaultdict(dict)
-    for folder in sorted(path for path in (out / "runs").glob("*") if path.is_dir()):
-        model, stem, optimizer, rest = folder.name.split("-", 3)
-        rate, seed = rest.rsplit("-", 1)
-        curve = read_curve(folder)
-        if curve.diverged or (curve.head and len(curve.accuracy) == curve.head["settings"]["epochs"]):
-            groups[model, optimizer, stem, float(rate)][int(seed)] = curve
-    return dict(sorted(groups.items()))
-
-
-def final(curves: Mapping[int, Curve]) -> float:
-    """Return the mean accuracy after the last epoch, over seeds."""
-    return statistics.fmean(curve.accuracy[-1] for curve in curves.values())
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return mean and sample standard deviation as text."""
-    values = list(values)
-    deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation}"
 
 
 def cell(curves: Mapping[int, Curve]) -> str:
     """Return mean, spread over seeds, and how many runs were lost."""
     lost = sum(curve.diverged for curve in curves.values())
     return spread(curve.accuracy[-1] for curve in curves.values()) + (f" ({lost} lost)" if lost else "")
-
-
-def sweep(runs: Runs, model: str, optimizer: str, stem: str) -> dict[float, dict[int, Curve]]:
-    """Return the runs of one model, optimizer and stem by learning rate."""
-    return {key[3]: curves for key, curves in runs.items() if key[:3] == (model, optimizer, stem)}
-
-
-def best(rates: Mapping[float, Mapping[int, Curve]]) -> Mapping[int, Curve]:
-    """Return the runs of the learning rate with the highest final accuracy."""
-    return max(rates.values(), key=final)
-
-
-def best_of_seeds(rates: Mapping[float, Mapping[int, Curve]]) -> dict[int, float]:
-    """Return, by seed, the final accuracy at the rate that is best on average."""
-    return {seed: curve.accuracy[-1] for seed, curve in best(rates).items()}
-
-
-def ranges(rates: Mapping[float, Mapping[int, Curve]]) -> dict[int, float]:
-    """Return, by seed, the best minus the worst final accuracy over rates; only seeds that all rates have."""
-    seeds = set.intersection(*(set(curves) for curves in rates.values()))
-    finals = {seed: [curves[seed].accuracy[-1] for curves in rates.values()] for seed in sorted(seeds)}
-    return {seed: max(values) - min(values) for seed, values in finals.items()}
-
-
-def epochs_to(curve: Sequence[float], accuracy: float) -> int:
-    """Return after how many epochs a curve reaches an accuracy; one more than it has if never."""
-    return next((epoch for epoch, value in enumerate(curve, 1) if value >= accuracy), len(curve) + 1)
-
-
-def verdict(name: str, differences: Mapping[int, float]) -> str:
-    """Return a claim's line: the difference in favour of the conv stem, paired by seed, and how many seeds agree."""
-    won = sum(value > 0 for value in differences.values())
-    return f"{name:<64}{spread(differences.values()):>16}   {won} of {len(differences)} seeds"
-
-
-def paired(conv: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    """Return conv minus other for the seeds that both have."""
-    return {seed: conv[seed] - other[seed] for seed in sorted({*conv} & {*other})}
-
-
-def shared_rates(*sweeps: Mapping[float, Any]) -> list[dict[float, Any]]:
-    """Return sweeps with the rates that all have, so that an unfinished table compares like with like."""
-    return [{rate: rates[rate] for rate in rates if all(rate in other for other in sweeps)} for rates in sweeps]
-
-
-def claims(runs: Runs, model: str, other: str) -> list[str]:
-    """Return the paper's claims about a model against one of its twins, each with its figure."""
-    lines, gaps = [], {}
-    for optimizer in sorted({key[1] for key in runs}):
-        conv, twin = shared_rates(*(sweep(runs, model, optimizer, stem) for stem in ("conv", other)))
-        if not conv:
-            continue
-        lines.append(verdict(f"{optimizer}: accuracy at the best rate", paired(*map(best_of_seeds, (conv, twin)))))
-        smaller = paired(*map(ranges, (twin, conv)))
-        if len(conv) > 1 and smaller:
-            lines.append(verdict(f"{optimizer}: smaller range over {len(conv)} rates", smaller))
-        ours, theirs = best(conv), best(twin)
-        epochs = len(next(iter(theirs.values())).accuracy)
-        early = {s: epochs - epochs_to(ours[s].accuracy, theirs[s].accuracy[-1]) for s in sorted({*ours} & {*theirs})}
-        lines.append(verdict(f"{optimizer}: epochs sooner at the twin's final accuracy, of {epochs}", early))
-        gaps[optimizer] = best_of_seeds(conv), best_of_seeds(twin)
-    if {"adamw", "sgd"} <= set(gaps):
-        conv_gap, twin_gap = (paired(gaps["adamw"][i], gaps["sgd"][i]) for i in range(2))
-        lines.append(verdict("smaller gap from AdamW to SGD", paired(twin_gap, conv_gap)))
-    return [f"{model}, conv stem against {other}", *lines, ""] if lines else []
 
 
 def table(runs: Runs, model: str, optimizer: str) -> list[str]:

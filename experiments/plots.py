@@ -19,12 +19,13 @@ from experiments import (
     transplant_cifar10_report,
     transplant_gain_report,
 )
+from experiments.cifar10_evidence_claims import read_runs
 from experiments.paper_table import RESULTS
 
 
 def evidence(folder: Path) -> None:
     """Draw accuracy over epochs and over learning rates."""
-    cifar10_evidence_report.plot(cifar10_evidence_report.read_runs(folder), folder / cifar10_evidence_report.PICTURE)
+    cifar10_evidence_report.plot(read_runs(folder), folder / cifar10_evidence_report.PICTURE)
 
 
 def gain(folder: Path) -> None:

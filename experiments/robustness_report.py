@@ -11,7 +11,8 @@ from convstem.files.writing import write_whole
 from experiments.cifar10.checkpoints import read_log
 from experiments.cifar10.models import STEMS, pflop
 from experiments.cifar10.settings import precision_of
-from experiments.cifar10_evidence_report import COLOURS, paired, spread, verdict
+from experiments.cifar10_evidence_claims import paired, spread, verdict
+from experiments.cifar10_evidence_report import COLOURS
 from experiments.machine import in_words
 
 FIGURES, TABLE, PICTURE = "robustness.json", "results.txt", "robustness.png"

@@ -64,13 +64,12 @@ LAST = 20
 
 def load_source(path: Path, device: str, size: int) -> nn.Module:
     """Return the patchify model, in eval mode; a file is the real ViT-S, at an image size, with a new head."""
-    if path.is_dir():
-        return load_trained(path, device)
-    model: Any = load_patch16(path)
-    model.set_input_size(img_size=size)
-    torch.manual_seed(0)
-    model.reset_classifier(len(CLASSES))
-    model.pretrained_cfg.update(mean=MEAN, std=STD)  # what it will see here
+    model: Any = load_trained(path, device) if path.is_dir() else load_patch16(path)
+    if not path.is_dir():
+        model.set_input_size(img_size=size)
+        torch.manual_seed(0)
+        model.reset_classifier(len(CLASSES))
+    model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
     return model.to(device).eval()
 
 

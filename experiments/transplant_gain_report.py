@@ -11,7 +11,7 @@ from typing import Any
 
 from convstem.files.writing import write_whole
 from experiments.cifar10.settings import precision_of
-from experiments.cifar10_evidence_report import paired, spread
+from experiments.cifar10_evidence_claims import paired, spread
 from experiments.machine import in_words
 
 STARTS = ("patchify", "transplant", "new stem")

@@ -11,6 +11,7 @@ import timm
 import torch
 
 from experiments import cifar10_evidence, cifar10_evidence_report, nano4
+from experiments import cifar10_evidence_claims as claims
 from experiments.cifar10 import models, sweep
 from experiments.cifar10.checkpoints import LOG
 from experiments.cifar10.settings import Settings
@@ -71,7 +72,8 @@ def test_claims_are_counted_by_seed(tmp_path: Path) -> None:
     text = (tmp_path / "results.txt").read_text(encoding="utf-8")
     twin, deeper = text.split("conv stem against patchify+1")
     assert re.search(r"adamw: accuracy at the best rate +10\.00 \+- 0\.00   2 of 2 seeds", twin)
-    assert re.search(r"adamw: smaller range over 2 rates +5\.00 \+- 0\.00   2 of 2 seeds", twin)
+    assert re.search(r"adamw: mean accuracy, over 2 rates +12\.50 \+- 0\.00   2 of 2 seeds", twin)
+    assert re.search(r"adamw: smaller range, over 2 rates +5\.00 \+- 0\.00   2 of 2 seeds", twin)
     assert re.search(r"adamw: epochs sooner at the twin's final accuracy, of 3 +1\.00", twin)
     assert re.search(r"smaller gap from AdamW to SGD +0\.00 \+- 0\.00   0 of 2 seeds", twin)
     assert re.search(r"adamw: accuracy at the best rate +-2\.00 \+- 0\.00   0 of 2 seeds", deeper)
@@ -104,7 +106,7 @@ def test_a_lost_run_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
         sweep.train_one(folder, settings, where)
         assert sweep.finished(folder, settings)
     assert [(tmp_path / "runs" / name / sweep.DIVERGED).exists() for name in ("good", "lost")] == [False, True]
-    assert cifar10_evidence_report.read_curve(tmp_path / "runs" / "lost").accuracy == (10.0,)
+    assert claims.read_curve(tmp_path / "runs" / "lost").accuracy == (10.0,)
     assert not sweep.finished(tmp_path / "runs" / "good", good, "another-result.json")
     with pytest.raises(ValueError, match=r"was begun with lr 0.005, not 0.1: choose another --out"):
         sweep.finished(tmp_path / "runs" / "good", Settings(model_kwargs=kwargs, epochs=1, batch_size=10, lr=0.1))
@@ -127,8 +129,16 @@ def test_an_unfinished_table_compares_the_rates_that_both_have(tmp_path: Path) -
         accuracy = {1e-3: 60.0, 1e-2: 55.0, 1: 10.0}[run.rate] + 5 * (run.stem == "conv")
         if run.stem == "conv" or run.rate < 1:
             write_log(tmp_path / "runs" / run.name, run.settings(args), [accuracy] * 3)
-    text = cifar10_evidence_report.to_text(cifar10_evidence_report.read_runs(tmp_path))
-    assert len(re.findall(r"adamw: smaller range over 2 rates +0\.00 ", text)) == 2
+    text = cifar10_evidence_report.to_text(claims.read_runs(tmp_path))
+    assert len(re.findall(r"adamw: smaller range, over 2 rates +0\.00 ", text)) == 2
+
+
+def test_care_with_the_rate_has_three_measures() -> None:
+    steep, flat = (60.0, 55.0, 20.0), (50.0, 48.0, 41.0)
+    found = {name: [measure(finals) for finals in (steep, flat)] for name, measure in claims.OVER_RATES.items()}
+    assert [first > second for first, second in found.values()] == [False, False, False]
+    assert found["smaller range"] == [-40.0, -9.0]
+    assert found["rates less than 10 points below the best"] == [2, 3]
 
 
 def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Path) -> None:

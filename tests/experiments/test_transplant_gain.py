@@ -12,7 +12,7 @@ from experiments import transplant_gain, transplant_gain_report
 from experiments.cifar10 import checkpoints
 from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import Training
-from experiments.transplant_cifar10_data import normalise
+from experiments.transplant_cifar10_data import MEAN, STD, normalise
 from experiments.transplant_gain_report import STARTS, Job, Result
 from tests.experiments.test_cifar10 import random_split
 
@@ -36,6 +36,7 @@ def source(tmp_path: Path) -> Path:
 def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path) -> None:
     images = normalise(random_split(4).images)
     model = transplant_gain.load_source(source, "cpu", 0)
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == (MEAN, STD)  # a transplant asks
     starts = {start: transplant_gain.start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
               for start in STARTS}  # fmt: skip
     assert not torch.allclose(starts["new stem"](images), model(images), atol=1e-3)
