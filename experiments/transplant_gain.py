@@ -40,12 +40,13 @@ from convstem.transplanting.surgery import swap_stem
 from experiments import transplant_gain_report as report
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
+from experiments.cifar10.models import count
 from experiments.cifar10.settings import Settings, differences
 from experiments.cifar10.training import Training, accuracy
 from experiments.machine import environment
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from experiments.transplant_gain_report import STARTS, Job, Result
-from tools.cifar10 import CLASSES
+from tools.cifar10 import CLASSES, SIZE
 from tools.dinov2_vit_small import load_patch16
 
 SCOPES = ("all", "stem and head")
@@ -136,9 +137,11 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
         return found
     images, test = data.read(args.data_dir, Settings(), args.device)
     source = load_source(args.source, args.device, args.size)
+    starts = {start: start_model(Job(start, "all", "adamw", max(args.batches), "steps", 0), source) for start in STARTS}
     found = {
         "settings": settings,
         "accuracy": accuracy(source, test, args.size),
+        "gmacs": {start: count(model, args.size or SIZE)["gmacs"] for start, model in starts.items()},
         "time_ratios": time_ratios(source, images, args),
         "environment": environment(args.jobs, device=args.device),
     }

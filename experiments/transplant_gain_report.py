@@ -95,12 +95,27 @@ def line(names: Iterable[object], cells: Iterable[object]) -> str:
     return left + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
 
 
+def pflop(done: Done, gmacs: Mapping[str, float]) -> float:
+    """Return the PFLOP of all runs' steps: two for each multiply-add, and three passes of the model in a step.
+
+    With a frozen trunk it is two: the gradient of the trunk's weights is not computed. Evaluation is not counted.
+
+    Args:
+        done: the runs.
+        gmacs: of a model on one image, by start.
+    """
+    passes = ((job, run.steps * job.batch * (3 if job.scope == "all" else 2)) for job, run in done.items())
+    return sum(2e-6 * gmacs[job.start] * count for job, count in passes)
+
+
 def to_text(conditions: Mapping[str, Any], done: Done) -> str:
     """Return the report."""
     settings, ratios = conditions["settings"], conditions["time_ratios"]
+    hours = sum(run.cpu_seconds for run in done.values()) / 3600
     head = [
         f"Fine-tuning on CIFAR-10 from {settings['source']}: {conditions['accuracy']:.2f} % of the test images before",
-        f"{in_words(conditions['environment'])}; {precision_of(settings)}",
+        f"{in_words(conditions['environment'])}; {precision_of(settings)}; {hours:.1f} hours of processor time and "
+        f"{pflop(done, conditions['gmacs']):.2f} PFLOP in {len(done)} runs",
         "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
     ]
     return "\n".join([*head, "", *table(done)]) + "\n"

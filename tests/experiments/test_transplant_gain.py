@@ -82,6 +82,14 @@ def test_gains_are_paired_by_seed_and_what_is_done_is_read_again(tmp_path: Path)
     assert "83.50 +- 3.54    1.00 +- 0.00" in transplanted
 
 
+def test_the_work_counts_a_frozen_trunk_as_two_passes() -> None:
+    whole, frozen = (Job("patchify", scope, "sgd", 10, "steps", 0) for scope in transplant_gain.SCOPES)
+    works = [
+        transplant_gain_report.pflop({job: Result(80.0, 0.5, 1000, 9.0)}, {"patchify": 0.5}) for job in (whole, frozen)
+    ]
+    assert works == pytest.approx([3e-2, 2e-2])
+
+
 def test_a_folder_of_other_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--source", str(tmp_path), "--device", "cpu"]
     settings = {"source": tmp_path.name, "size": 0, "steps": 390, "images": 0, "batches": [128, 8]}
