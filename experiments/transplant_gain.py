@@ -4,8 +4,11 @@ Every start is trained by AdamW and by SGD, in batches of 128 and of 8, whole an
 as the patchify model, and for as long (a conv stem's steps take longer, so it gets fewer).
 
     python -m tools.cifar10 DATA
-    python -m experiments.cifar10 --data-dir DATA --out SOURCE --model vit_tiny_patch16_224 --epochs 80 \\
-        --cutmix 1 --mixup-prob 0.5 --mixup-off-epoch 70 --model-ema-decay 0.999 \\
+    python -m experiments.nano4 --data-dir DATA --out NANO4 --threads 2 --stages teacher
+    python -m experiments.cifar10 --data-dir DATA --out SOURCE --threads 1 \\
+        --teacher NANO4/teacher --teacher-share 0.8 --views 12 \\
+        --model vit_tiny_patch16_224 --epochs 80 --warmup-epochs 3 --small-epochs 32 \\
+        --cutmix 1 --mixup-prob 0.5 --mixup-off-epoch 70 --model-ema-decay 0.999 --amp --no-fused-attn \\
         --model-kwargs img_size=32 patch_size=4 embed_dim=96 depth=7 num_heads=3 mlp_ratio=2
     python -m experiments.transplant_gain --data-dir DATA --out OUT --source SOURCE --jobs 2
     python -m tools.dinov2_vit_small FILE
