@@ -79,7 +79,7 @@ def groups(done: Done) -> Iterator[tuple[dict[str, Any], dict[int, Result], dict
 def table(done: Done) -> Iterable[str]:
     """Yield the lines of the table: each start, and its gain over the patchify model of the same setting and seed."""
     columns = ("runs", "accuracy %", "minus patchify", "last loss", "steps", "processor s")
-    yield line(("optimizer", "batch", "trained", "start", "as many"), columns)
+    yield line(("optimizer", "batch", "trained", "start", "equal"), columns)
     for setting, found, gains in groups(done):
         runs = list(found.values())
         cells = (
@@ -135,7 +135,7 @@ def plot(done: Done, path: Path) -> None:
         axes.plot(gains, [place] * len(gains), ".", color=COLOURS[kind], alpha=0.6)
         axes.plot(statistics.fmean(gains), place, "|", color=COLOURS[kind], markersize=12, markeredgewidth=2)
     for (start, budget), colour in COLOURS.items():
-        axes.plot([], [], "|", color=colour, markeredgewidth=2, label=f"{start}, as many {budget}")
+        axes.plot([], [], "|", color=colour, markeredgewidth=2, label=f"{start}, equal {budget}")
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="accuracy minus the patchify model's, points")
     axes.set_xscale("symlog", linthresh=1)
