@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.sweep import DIVERGED
+from experiments.seeds import Scores, paired, verdict
 
 CHANCE = 10.0
 """Accuracy, in per cent, of a run whose loss was lost."""
@@ -30,9 +31,6 @@ class Curve:
 
 Runs = dict[Key, dict[int, Curve]]
 """By what is compared, then by seed."""
-
-Scores = dict[int, float]
-"""By seed."""
 
 
 def read_curve(folder: Path) -> Curve:
@@ -58,13 +56,6 @@ def read_runs(out: Path) -> Runs:
 def final(curves: Mapping[int, Curve]) -> float:
     """Return the mean accuracy after the last epoch, over seeds."""
     return statistics.fmean(curve.accuracy[-1] for curve in curves.values())
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return mean and sample standard deviation as text."""
-    values = list(values)
-    deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation}"
 
 
 def sweep(runs: Runs, model: str, optimizer: str, stem: str) -> dict[float, dict[int, Curve]]:
@@ -102,17 +93,6 @@ def over_rates(rates: Mapping[float, Mapping[int, Curve]], measure: Callable[[Se
 def epochs_to(curve: Sequence[float], accuracy: float) -> int:
     """Return after how many epochs a curve reaches an accuracy; one more than it has if never."""
     return next((epoch for epoch, value in enumerate(curve, 1) if value >= accuracy), len(curve) + 1)
-
-
-def verdict(name: str, differences: Scores) -> str:
-    """Return a claim's line: the difference in favour of the conv stem, paired by seed, and how many seeds agree."""
-    won = sum(value > 0 for value in differences.values())
-    return f"{name:<64}{spread(differences.values()):>16}   {won} of {len(differences)} seeds"
-
-
-def paired(conv: Scores, other: Scores) -> Scores:
-    """Return conv minus other for the seeds that both have."""
-    return {seed: conv[seed] - other[seed] for seed in sorted({*conv} & {*other})}
 
 
 def shared_rates(*sweeps: Mapping[float, Any]) -> list[dict[float, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from experiments.cifar10.models import STEMS, pflop
 from experiments.cifar10.settings import precision_of
-from experiments.cifar10_evidence_claims import Curve, Runs, best, claims, final, read_runs, spread, sweep
+from experiments.cifar10_evidence_claims import Curve, Runs, best, claims, final, read_runs, sweep
 from experiments.machine import in_words
+from experiments.seeds import spread
 
 PICTURE = "curves.png"
 

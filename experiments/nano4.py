@@ -27,8 +27,8 @@ from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.models import POOLED, pflop
 from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import DivergedError, run
-from experiments.cifar10_evidence_claims import spread
 from experiments.machine import in_words
+from experiments.seeds import spread
 
 TEACHER = Settings(model="convnet", epochs=12, batch_size=256, sched="poly", amp=True)
 PLAIN = Settings(

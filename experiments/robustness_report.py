@@ -11,9 +11,9 @@ from convstem.files.writing import write_whole
 from experiments.cifar10.checkpoints import read_log
 from experiments.cifar10.models import STEMS, pflop
 from experiments.cifar10.settings import precision_of
-from experiments.cifar10_evidence_claims import paired, spread, verdict
 from experiments.cifar10_evidence_report import COLOURS
 from experiments.machine import in_words
+from experiments.seeds import paired, spread, verdict
 
 FIGURES, TABLE, PICTURE = "robustness.json", "results.txt", "robustness.png"
 ATTACKS = ("clean", "PGD-50", "AutoAttack")

@@ -68,8 +68,11 @@ LAST = 20
 
 def load_source(path: Path, device: str, size: int) -> nn.Module:
     """Return the patchify model, in eval mode; a file is the real ViT-S, at an image size, with a new head."""
-    model: Any = load_trained(path, device) if path.is_dir() else load_patch16(path)
-    if not path.is_dir():
+    model: Any
+    if path.is_dir():
+        model = load_trained(path, device)
+    else:
+        model = load_patch16(path)
         model.set_input_size(img_size=size)
         torch.manual_seed(0)
         model.reset_classifier(len(CLASSES))
@@ -140,11 +143,11 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
         return found
     images, test = data.read(args.data_dir, Settings(), args.device)
     source = load_source(args.source, args.device, args.size)
-    starts = {start: start_model(Job(start, "all", "adamw", max(args.batches), "steps", 0), source) for start in STARTS}
+    jobs = (Job(start, "all", "adamw", max(args.batches), "steps", 0) for start in STARTS)
     found = {
         "settings": settings,
         "accuracy": accuracy(source, test, args.size),
-        "gmacs": {start: count(model, args.size or SIZE)["gmacs"] for start, model in starts.items()},
+        "gmacs": {job.start: count(start_model(job, source), args.size or SIZE)["gmacs"] for job in jobs},
         "time_ratios": time_ratios(source, images, args),
         "environment": environment(args.jobs, device=args.device),
     }

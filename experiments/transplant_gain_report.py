@@ -11,8 +11,8 @@ from typing import Any
 
 from convstem.files.writing import write_whole
 from experiments.cifar10.settings import precision_of
-from experiments.cifar10_evidence_claims import paired, spread
 from experiments.machine import in_words
+from experiments.seeds import paired, spread
 
 STARTS = ("patchify", "transplant", "new stem")
 COLOURS = {("transplant", "steps"): "tab:blue", ("transplant", "time"): "tab:cyan", ("new stem", "steps"): "tab:red"}
