@@ -25,16 +25,15 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import multiprocessing, nn
-from tqdm import tqdm
+from torch import nn
 
 from convstem import transplant
+from experiments import pool
 from experiments import transplant_cifar10_report as report
 from experiments.machine import environment
 from experiments.transplant_cifar10_data import BATCH, Split, batches, load_split
@@ -120,15 +119,11 @@ def fine_tune_all(
     done = {(run.optimiser, run.start, run.seed) for run in results["runs"]}
     jobs = [Job(name, start, seed) for seed in args.seeds for name in OPTIMISERS for start in STARTS]
     jobs = [job for job in jobs if (job.optimiser, job.start, job.seed) not in done]
-    threads = max(torch.get_num_threads() // args.jobs, 1)
-    with ProcessPoolExecutor(
-        args.jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
-        futures = [pool.submit(fine_tune, job, models, data, test, args.steps) for job in jobs]
-        for future in tqdm(as_completed(futures), total=len(jobs), desc="fine-tuning"):
-            results["runs"].append(future.result())
-            results["seconds"] = spent + time.perf_counter() - begin
-            report.save(results, args.out)
+    calls = {job: (job, models, data, test, args.steps) for job in jobs}
+    for _, run in pool.carry_out(fine_tune, calls, args.jobs, len(done) + len(jobs)):
+        results["runs"].append(run)
+        results["seconds"] = spent + time.perf_counter() - begin
+        report.save(results, args.out)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ as the patchify model, and for as long (a conv stem's steps take longer, so it g
         --model-kwargs img_size=32 patch_size=4 embed_dim=96 depth=7 num_heads=3 mlp_ratio=2
     python -m experiments.transplant_gain --data-dir DATA --out OUT --source SOURCE --jobs 2
     python -m tools.dinov2_vit_small FILE
-    python -m experiments.transplant_gain --data-dir DATA --out OUT --source FILE --size 64 --steps 60 --jobs 2
+    python -m experiments.transplant_gain --data-dir DATA --out OUT --source FILE --jobs 2 \\
+        --size 64 --steps 39 --images 5000
 
 A source is the folder of a training, or the file of the real DINOv2 ViT-S, which gets a new head. OUT/runs.jsonl gets a
 line when a run is done, and the same command goes on from there; OUT gets ``results.txt`` and ``gain.png``.
@@ -27,19 +28,18 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import multiprocessing, nn
-from tqdm import tqdm
+from torch import nn
 
 from convstem import transplant
 from convstem.files.writing import write_whole
 from convstem.registry.stem_spec import default_stem
 from convstem.transplanting.surgery import swap_stem
+from experiments import pool
 from experiments import transplant_gain_report as report
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
@@ -105,6 +105,11 @@ def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
     )  # fmt: skip
 
 
+def chosen(split: Split, args: argparse.Namespace) -> Split:
+    """Return the images that the runs use."""
+    return data.of_each_class(split, None, args.images or None)
+
+
 def step_time(job: Job, source: nn.Module, images: Split, args: argparse.Namespace) -> float:
     """Return the median time of a training step, in seconds."""
     settings = settings_of(job, args, TIMED_STEPS)
@@ -131,7 +136,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     """Return what all runs of a folder share: measured once, then kept beside them.
 
     Raises:
-        ValueError: the folder was begun from another source or with other settings.
+        ValueError: the folder was begun from another source or with other settings, or the images are too few.
     """
     shared = {name: getattr(args, name) for name in ("size", "steps", "images", "batches")}
     settings = {"source": args.source.name, **shared, **args.bfloat16}
@@ -142,6 +147,8 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{args.out} was begun with {changed}: choose another --out, or the same settings")
         return found
     images, test = data.read(args.data_dir, Settings(), args.device)
+    longest = Job("patchify", "all", "adamw", max(args.batches), "steps", 0)
+    data.steps_of(chosen(images, args), settings_of(longest, args, args.steps))
     source = load_source(args.source, args.device, args.size)
     jobs = (Job(start, "all", "adamw", max(args.batches), "steps", 0) for start in STARTS)
     found = {
@@ -166,8 +173,7 @@ def carry_out(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -
     """Fine-tune one model and return what was measured; in a process of its own."""
     settings = settings_of(job, args, steps_of(job, args, ratios))
     images, test = data.read(args.data_dir, settings, args.device)
-    images, test = (data.of_each_class(part, None, args.images or None) for part in (images, test))
-    images, test = (data.move(part, args.device) for part in (images, test))
+    images, test = (data.move(chosen(part, args), args.device) for part in (images, test))
     model = start_model(job, load_source(args.source, args.device, args.size))
     training = Training(settings, images, args.device, model=model)
     row = training.run_epoch(0)
@@ -187,15 +193,10 @@ def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> None:
     path = args.out / report.RUNS
     done = report.read_results(path)
     jobs = planned(args)
-    todo = [job for job in jobs if job not in done]
-    threads = max(torch.get_num_threads() // args.jobs, 1)
-    with ProcessPoolExecutor(
-        args.jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
-        futures = {pool.submit(carry_out, job, args, ratios): job for job in todo}
-        for future in tqdm(as_completed(futures), "runs", len(jobs), initial=len(jobs) - len(todo)):
-            done[futures[future]] = future.result()
-            report.write_results(path, done)
+    calls = {job: (job, args, ratios) for job in jobs if job not in done}
+    for job, result in pool.carry_out(carry_out, calls, args.jobs, len(jobs)):
+        done[job] = result
+        report.write_results(path, done)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

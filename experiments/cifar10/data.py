@@ -122,6 +122,6 @@ def steps_of(data: Split, settings: Settings) -> int:
     if len(data.labels) < steps * settings.batch_size:
         raise ValueError(
             f"{len(data.labels)} images do not fill {steps} batches of {settings.batch_size}: "
-            "lower --batch-size or --epoch-steps"
+            "take fewer steps, smaller batches or more images"
         )
     return steps

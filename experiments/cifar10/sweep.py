@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import multiprocessing
-from tqdm import tqdm
 
+from experiments import pool
 from experiments.cifar10 import data
 from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.settings import BFLOAT16, Settings, differences
@@ -91,10 +89,6 @@ def run_all(
     """
     folders = {name: where.out / "runs" / name for name in runs}
     todo = {name: settings for name, settings in runs.items() if not finished(folders[name], settings, result)}
-    threads = max(torch.get_num_threads() // where.jobs, 1)
-    with ProcessPoolExecutor(
-        where.jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
-        futures = [pool.submit(work, folders[name], settings, where) for name, settings in todo.items()]
-        for future in tqdm(as_completed(futures), "runs", len(runs), initial=len(runs) - len(todo)):
-            future.result()
+    calls = {name: (folders[name], settings, where) for name, settings in todo.items()}
+    for _ in pool.carry_out(work, calls, where.jobs, len(runs)):
+        pass  # each leaves its result in its folder

@@ -151,7 +151,7 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
 
 
 def test_too_few_images_for_a_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match="20 images do not fill 1 batches of 128: lower --batch-size"):
+    with pytest.raises(ValueError, match="20 images do not fill 1 batches of 128: take fewer steps"):
         Training(Settings(), random_split(20))
 
 

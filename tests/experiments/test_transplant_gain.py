@@ -101,6 +101,16 @@ def test_a_folder_of_other_runs_is_refused(tmp_path: Path, capsys: pytest.Captur
     )
 
 
+def test_too_few_images_are_an_error_before_anything_is_measured(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = source.parent / "out"
+    where = ["--data-dir", str(source.parent), "--out", str(out), "--source", str(source), "--device", "cpu"]
+    assert transplant_gain.main([*where, "--steps", "2", "--images", "70", "--batches", "128"]) == 1
+    assert "70 images do not fill 2 batches of 128: take fewer steps" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+
+
 @pytest.mark.full
 def test_the_script_trains_goes_on_and_reports(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = source.parent / "out"
