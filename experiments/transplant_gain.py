@@ -11,12 +11,10 @@ as the patchify model, and for as long (a conv stem's steps take longer, so it g
         --cutmix 1 --mixup-prob 0.5 --mixup-off-epoch 70 --model-ema-decay 0.999 --amp --no-fused-attn \\
         --model-kwargs img_size=32 patch_size=4 embed_dim=96 depth=7 num_heads=3 mlp_ratio=2
     python -m experiments.transplant_gain --data-dir DATA --out OUT --source SOURCE --jobs 2
-    python -m tools.dinov2_vit_small FILE
-    python -m experiments.transplant_gain --data-dir DATA --out OUT --source FILE --jobs 2 \\
-        --size 64 --steps 39 --images 5000
 
-A source is the folder of a training, or the file of the real DINOv2 ViT-S, which gets a new head. OUT/runs.jsonl gets a
-line when a run is done, and the same command goes on from there; OUT gets ``results.txt`` and ``gain.png``.
+The real DINOv2 ViT-S with a linear head is another source: ``experiments.linear_probe``, then ``--size 64 --steps 39
+--images 5000`` and RATES here. OUT/runs.jsonl gets a line when a run is done, and the same command goes on from there;
+OUT gets ``results.txt`` and ``gain.png``.
 """
 
 from __future__ import annotations
@@ -49,13 +47,15 @@ from experiments.cifar10.training import Training, accuracy
 from experiments.machine import environment
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from experiments.transplant_gain_report import STARTS, Job, Result
-from tools.cifar10 import CLASSES, SIZE
-from tools.dinov2_vit_small import load_patch16
+from tools.cifar10 import SIZE
 
 SCOPES = ("all", "stem and head")
 BUDGETS = ("steps", "time")
-RATES = {("adamw", 128): 1e-3, ("adamw", 8): 2.5e-4, ("sgd", 128): 0.02, ("sgd", 8): 0.00125}
-"""Peak rates, the same for every start: with the batch, AdamW's goes by the square root, SGD's in proportion."""
+RATES = {"adamw": 1e-3, "sgd": 0.02}
+"""Peak rates of batch 128, the same for every start."""
+
+EXPONENTS = {"adamw": 0.5, "sgd": 1.0}
+"""With the batch, AdamW's rate goes by the square root, SGD's in proportion."""
 
 DECAY = {"adamw": 0.05, "sgd": 0.0}
 STEPS_MORE = 4
@@ -66,18 +66,11 @@ LAST = 20
 """Steps over which the last training loss is averaged."""
 
 
-def load_source(path: Path, device: str, size: int) -> nn.Module:
-    """Return the patchify model, in eval mode; a file is the real ViT-S, at an image size, with a new head."""
-    model: Any
-    if path.is_dir():
-        model = load_trained(path, device)
-    else:
-        model = load_patch16(path)
-        model.set_input_size(img_size=size)
-        torch.manual_seed(0)
-        model.reset_classifier(len(CLASSES))
+def load_source(folder: Path, device: str) -> nn.Module:
+    """Return the patchify model that a training ended with, in eval mode."""
+    model: Any = load_trained(folder, device)
     model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
-    return model.to(device).eval()
+    return model
 
 
 def start_model(job: Job, source: nn.Module) -> nn.Module:
@@ -98,9 +91,11 @@ def start_model(job: Job, source: nn.Module) -> nn.Module:
 
 def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
     """Return how a run trains, in one long epoch."""
+    rate = args.rates[job.optimizer] * (job.batch / 128) ** EXPONENTS[job.optimizer]
     return Settings(
-        epochs=1, epoch_steps=steps, batch_size=job.batch, opt=job.optimizer, lr=RATES[job.optimizer, job.batch],
-        weight_decay=DECAY[job.optimizer], clip_grad=1.0, warmup_epochs=0.05, size=args.size, seed=job.seed,
+        epochs=1, epoch_steps=steps, batch_size=job.batch, opt=job.optimizer, lr=rate,
+        weight_decay=DECAY[job.optimizer], layer_decay=args.layer_decay, clip_grad=1.0,
+        warmup_epochs=0.05, size=args.size, seed=job.seed,
         **args.bfloat16,
     )  # fmt: skip
 
@@ -138,7 +133,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: the folder was begun from another source or with other settings, or the images are too few.
     """
-    shared = {name: getattr(args, name) for name in ("size", "steps", "images", "batches")}
+    shared = {name: getattr(args, name) for name in ("size", "steps", "images", "batches", "rates", "layer_decay")}
     settings = {"source": args.source.name, **shared, **args.bfloat16}
     path = args.out / report.CONDITIONS
     if path.exists():
@@ -149,7 +144,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     images, test = data.read(args.data_dir, Settings(), args.device)
     longest = Job("patchify", "all", "adamw", max(args.batches), "steps", 0)
     data.steps_of(chosen(images, args), settings_of(longest, args, args.steps))
-    source = load_source(args.source, args.device, args.size)
+    source = load_source(args.source, args.device)
     jobs = (Job(start, "all", "adamw", max(args.batches), "steps", 0) for start in STARTS)
     found = {
         "settings": settings,
@@ -174,7 +169,7 @@ def carry_out(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -
     settings = settings_of(job, args, steps_of(job, args, ratios))
     images, test = data.read(args.data_dir, settings, args.device)
     images, test = (data.move(chosen(part, args), args.device) for part in (images, test))
-    model = start_model(job, load_source(args.source, args.device, args.size))
+    model = start_model(job, load_source(args.source, args.device))
     training = Training(settings, images, args.device, model=model)
     row = training.run_epoch(0)
     score = accuracy(model.eval(), test, args.size)
@@ -204,13 +199,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep.add_flags(parser)
     sweep.add_bfloat16(parser)
-    parser.add_argument("--source", type=Path, required=True, help="folder of a training, or DINOv2's file")
+    parser.add_argument("--source", type=Path, required=True, help="folder of a training, of the patchify model")
     parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: as they are")
     parser.add_argument("--steps", type=int, default=390, help="of the larger batch; four times as many of the smaller")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 8], choices=[128, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=0, help="first images of each class, in all; 0: all")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--layer-decay", type=float, default=0.0, help="factor of the rate from each layer down; 0: none"
+    )
+    for name, rate in RATES.items():
+        parser.add_argument(f"--{name}-rate", type=float, default=rate, help=f"of {name} in batches of 128")
+    args = parser.parse_args(argv)
+    args.rates = {name: getattr(args, f"{name}_rate") for name in RATES}
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

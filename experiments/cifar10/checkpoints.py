@@ -13,7 +13,7 @@ from torch import nn
 
 from convstem.files.writing import write_whole
 from experiments.cifar10.models import count, create
-from experiments.cifar10.settings import Settings, differences
+from experiments.cifar10.settings import Settings, changes
 from experiments.machine import environment
 from tools.cifar10 import SIZE
 
@@ -47,7 +47,7 @@ def resume(training: Training, folder: Path) -> None:
     if not (folder / CHECKPOINT).exists():
         return
     state = torch.load(folder / CHECKPOINT, map_location=training.device, weights_only=True)
-    if changed := differences(state["settings"], asdict(training.settings)):
+    if changed := changes(state["settings"], training.settings):
         raise ValueError(f"{folder} was begun with {changed}: choose another --out, or the same settings")
     training.load_state_dict(state)
 

@@ -86,9 +86,10 @@ def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
 
 def create(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Return the optimizer that the settings name, with timm's rule of what has no weight decay."""
-    shared = {"lr": settings.lr, "momentum": settings.momentum}
+    shared: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum}
     if settings.opt != "stackedmuon":
-        return create_optimizer_v2(model, settings.opt, weight_decay=settings.weight_decay, **shared)
+        decays = {"weight_decay": settings.weight_decay, "layer_decay": settings.layer_decay or None}
+        return create_optimizer_v2(model, settings.opt, **decays, **shared)
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=exempt)
     return StackedMuon(groups, **shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from timm.utils import ParseKwargs
@@ -35,6 +35,7 @@ class Settings:
     lr: float = option(5e-3, "peak learning rate")
     momentum: float = option(0.9, "of optimizers that have one")
     weight_decay: float = option(0.05, "not for norms, biases, class token and position embedding, as in timm")
+    layer_decay: float = option(0.0, "factor of the rate from each layer to the one below, as in timm; 0: none")
     clip_grad: float = option(0.0, "largest norm of the gradient; 0: unlimited")
     sched: str = option("cosine", "timm's name of the schedule; with poly and decay rate 1 it is linear")
     warmup_epochs: float = option(1.0, "epochs of linear warm-up, within the schedule")
@@ -70,6 +71,8 @@ class Settings:
             raise ValueError(f"a teacher needs an even number of views, because flips alternate; got {self.views}")
         if self.mixed and self.batch_size % 2:
             raise ValueError(f"timm's Mixup needs an even batch size; got {self.batch_size}")
+        if self.layer_decay and self.opt == "stackedmuon":
+            raise ValueError("layer_decay needs an optimizer of timm's, such as adamw or sgd; got stackedmuon")
 
     @property
     def mixed(self) -> bool:
@@ -98,6 +101,11 @@ def from_flags(args: argparse.Namespace) -> Settings:
 def precision_of(settings: Mapping[str, Any]) -> str:
     """Return the precision of a record of settings, for a report; older records have none."""
     return "bfloat16 autocast" if settings.get("amp") else "float32"
+
+
+def changes(record: Mapping[str, Any], settings: Settings) -> str:
+    """Return how a training's record differs from settings, as text; what the record lacks had its default."""
+    return differences({**asdict(Settings()), **record}, asdict(settings))
 
 
 def differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from experiments import pool
 from experiments.cifar10 import data
 from experiments.cifar10.checkpoints import LOG, read_log
-from experiments.cifar10.settings import BFLOAT16, Settings, differences
+from experiments.cifar10.settings import BFLOAT16, Settings, changes
 from experiments.cifar10.training import DivergedError, Training, train
 
 DIVERGED = "diverged.txt"
@@ -59,7 +59,7 @@ def finished(folder: Path, settings: Settings, result: str = LOG) -> bool:
     if not (folder / LOG).exists():
         return False
     head, rows = read_log(folder)
-    if changed := differences(head["settings"], asdict(settings)):
+    if changed := changes(head["settings"], settings):
         raise ValueError(f"{folder} was begun with {changed}: choose another --out, or the same settings")
     return len(rows) == settings.epochs and (folder / result).exists()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.cifar10 import data, models
 from experiments.cifar10.__main__ import main, parse_args
 from experiments.cifar10.checkpoints import CHECKPOINT, load_trained, read_log
-from experiments.cifar10.settings import BFLOAT16, Settings, from_flags
+from experiments.cifar10.settings import BFLOAT16, Settings, changes, from_flags
 from experiments.cifar10.teacher import Teacher
 from experiments.cifar10.training import Training
 from experiments.transplant_cifar10_data import Split, normalise
@@ -135,6 +135,14 @@ def test_a_folder_of_other_settings_is_refused(
     main(flags(images, tmp_path / "out"))
     assert main(flags(images, tmp_path / "out", "--lr", "0.1")) == 1
     assert "was begun with lr 0.005, not 0.1: choose another --out" in capsys.readouterr().err
+
+
+def test_a_record_from_before_a_setting_existed_had_its_default() -> None:
+    settings = Settings(opt="adamw")
+    record = asdict(settings)
+    del record["layer_decay"]
+    assert changes(record, settings) == ""
+    assert changes(record, replace(settings, layer_decay=0.75)) == "layer_decay 0.0, not 0.75"
 
 
 @pytest.mark.parametrize(

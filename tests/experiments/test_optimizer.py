@@ -59,3 +59,18 @@ def test_muon_exempts_from_weight_decay_what_timm_exempts() -> None:
 
 def test_other_optimizers_are_timms() -> None:
     assert isinstance(optimizer.create(models.create(SETTINGS), replace(SETTINGS, opt="adamw")), torch.optim.AdamW)
+
+
+def test_layer_decay_slows_the_stem_most_and_is_timms() -> None:
+    model = models.create(SETTINGS)
+    stem = {id(parameter) for parameter in model.patch_embed.parameters()}
+
+    def scales(layer_decay: float) -> set[float]:
+        found = optimizer.create(model, replace(SETTINGS, opt="sgd", layer_decay=layer_decay))
+        groups = [group for group in found.param_groups if {id(parameter) for parameter in group["params"]} & stem]
+        return {group.get("lr_scale", 1.0) for group in groups}
+
+    assert scales(0.0) == {1.0}
+    assert scales(0.5) == {0.5**3}  # stem, two blocks, head
+    with pytest.raises(ValueError, match="layer_decay needs an optimizer of timm's, such as adamw or sgd"):
+        replace(SETTINGS, layer_decay=0.5)

@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path) -> None:
     images = normalise(random_split(4).images)
-    model = transplant_gain.load_source(source, "cpu", 0)
+    model = transplant_gain.load_source(source, "cpu")
     assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == (MEAN, STD)  # a transplant asks
     starts = {start: transplant_gain.start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
               for start in STARTS}  # fmt: skip
@@ -47,7 +47,7 @@ def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path)
 
 
 def test_a_frozen_trunk_does_not_train(source: Path) -> None:
-    model = transplant_gain.load_source(source, "cpu", 0)
+    model = transplant_gain.load_source(source, "cpu")
     for start in STARTS:
         found = transplant_gain.start_model(Job(start, "stem and head", "sgd", 8, "steps", 0), model)
         trained = {name.split(".")[0] for name, parameter in found.named_parameters() if parameter.requires_grad}
@@ -92,7 +92,8 @@ def test_the_work_counts_a_frozen_trunk_as_two_passes() -> None:
 
 def test_a_folder_of_other_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--source", str(tmp_path), "--device", "cpu"]
-    settings = {"source": tmp_path.name, "size": 0, "steps": 390, "images": 0, "batches": [128, 8]}
+    settings = {"source": tmp_path.name, "size": 0, "steps": 390, "images": 0, "batches": [128, 8], "layer_decay": 0.0}
+    settings["rates"] = {"adamw": 1e-3, "sgd": 0.02}
     (tmp_path / transplant_gain_report.CONDITIONS).write_text(json.dumps({"settings": settings}), encoding="utf-8")
     assert transplant_gain.conditions(transplant_gain.parse_args(where))["settings"] == settings
     assert transplant_gain.main([*where, "--bfloat16", "--steps", "60"]) == 1

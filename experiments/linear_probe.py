@@ -1,0 +1,100 @@
+"""The real DINOv2 ViT-S with a linear head for CIFAR-10, fitted on what its frozen trunk says of the first images.
+
+    python -m tools.cifar10 DATA
+    python -m tools.dinov2_vit_small FILE
+    python -m experiments.linear_probe --data-dir DATA --weights FILE --out SOURCE
+
+SOURCE is like the folder of a training: ``experiments.transplant_gain`` starts from it. Fine-tuning that starts from a
+new head first spoils what the trunk knows: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", arXiv 2202.10054.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from convstem.files.writing import write_whole
+from experiments.cifar10 import data, models
+from experiments.cifar10.checkpoints import CHECKPOINT
+from experiments.cifar10.settings import Settings
+from experiments.cifar10.training import EVALUATION_BATCH, accuracy
+from experiments.transplant_cifar10_data import Split, normalise
+from tools.dinov2_vit_small import ARCHITECTURE, PATCH, load_patch16
+
+DECAY = 1e-3
+"""Weight of the squared head in the loss, whose mean over images is the cross-entropy."""
+
+
+@torch.no_grad()
+def pooled_features(model: Any, images: Tensor, size: int) -> Tensor:
+    """Return what the head sees [count, embed_dim], of images as bytes [count, 3, height, width]."""
+    parts = (data.resize(normalise(part), size) for part in images.split(EVALUATION_BATCH))
+    return torch.cat([model.forward_head(model.forward_features(part), pre_logits=True) for part in parts])
+
+
+def fit(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
+    """Make a linear layer the multinomial logistic regression of labels [count] from features [count, embed_dim]."""
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(head(features), labels) + DECAY * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def probe(weights: Path, train: Split, size: int, device: str) -> tuple[Settings, nn.Module]:
+    """Return the ViT-S with a fitted head in eval mode, and the settings that build it.
+
+    Args:
+        weights: the file of ``tools.dinov2_vit_small``.
+        train: the images to fit on.
+        size: side in pixels to which they are resized.
+    """
+    arguments = {"img_size": size, "patch_size": PATCH, **models.CFG}
+    settings = Settings(model=ARCHITECTURE, model_kwargs=arguments, size=size)
+    pretrained: Any = load_patch16(weights)
+    pretrained.set_input_size(img_size=size)
+    model: Any = models.create(settings)
+    model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
+    model.to(device).eval()
+    fit(model.get_classifier(), pooled_features(model, train.images, size), train.labels)
+    return settings, model
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="image folder written by tools/cifar10.py")
+    parser.add_argument("--weights", type=Path, required=True, help="file written by tools/dinov2_vit_small.py")
+    parser.add_argument("--out", type=Path, required=True, help="destination directory")
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    parser.add_argument("--images", type=int, default=5000, help="first images of each class, in all")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fit, write the folder and print the accuracy."""
+    args = parse_args(argv)
+    train, test = data.read(args.data_dir, Settings(train_images=args.images), args.device)
+    settings, model = probe(args.weights, train, args.size, args.device)
+    state = {"settings": asdict(settings), "state_dict": model.state_dict(), "state_dict_ema": None}
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_whole(args.out / CHECKPOINT, partial(torch.save, state))
+    figures = (accuracy(model, split, args.size) for split in (train, test))
+    print("{:.2f} % of the images it was fitted on, {:.2f} % of the test images".format(*figures))
+
+
+if __name__ == "__main__":
+    main()
