@@ -7,6 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+FOLDERS = ("benchmarks", "docs", "experiments", "recipes")
+EVERYWHERE = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md"))]
+EVERYWHERE += [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 NAMES = {
     name
     for path in (ROOT / "tests").rglob("test_*.py")
@@ -33,6 +36,26 @@ def test_every_claim_names_a_test_that_exists(name: str) -> None:
 def test_links_lead_somewhere(name: str) -> None:
     for path in re.findall(r"\]\(([^)#:]+)\)", PAGES[name]):
         assert (ROOT / "docs" / path).exists(), path
+
+
+def missing_files(page: str) -> list[str]:
+    """Return the files of this repository that a page names and that do not exist."""
+    named = re.findall(
+        r"\b((?:benchmarks|docs|experiments|recipes|src|tests|tools)/[\w/]+\.(?:py|md|yaml|txt))\b", page
+    )
+    return [path for path in named if not (ROOT / path).exists()]
+
+
+def test_a_missing_file_is_found() -> None:
+    assert missing_files("`tests/test_gone.py::test_it`, tests/conftest.py, recipes/gone.yaml") == [
+        "tests/test_gone.py",
+        "recipes/gone.yaml",
+    ]
+
+
+@pytest.mark.parametrize("path", EVERYWHERE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_files_exist(path: Path) -> None:
+    assert missing_files(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("name", PAGES)
