@@ -40,7 +40,7 @@ from convstem.transplanting.surgery import swap_stem
 from experiments import pool
 from experiments import transplant_gain_report as report
 from experiments.cifar10 import data, sweep
-from experiments.cifar10.checkpoints import load_trained
+from experiments.cifar10.checkpoints import CHECKPOINT, load_trained
 from experiments.cifar10.models import count
 from experiments.cifar10.settings import Settings, differences
 from experiments.cifar10.training import Training, accuracy
@@ -67,7 +67,16 @@ LAST = 20
 
 
 def load_source(folder: Path, device: str) -> nn.Module:
-    """Return the patchify model that a training ended with, in eval mode."""
+    """Return the patchify model that a training ended with, in eval mode.
+
+    Raises:
+        ValueError: the folder holds no training.
+    """
+    if not (folder / CHECKPOINT).is_file():
+        raise ValueError(
+            f"expected the folder of a training with {CHECKPOINT}; got {folder}: "
+            "train a source with experiments.cifar10, or make one of pretrained weights with experiments.linear_probe"
+        )
     model: Any = load_trained(folder, device)
     model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
     return model
@@ -142,10 +151,9 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{args.out} was begun with {changed}: choose another --out, or the same settings")
         return found
     images, test = data.read(args.data_dir, Settings(), args.device)
-    longest = Job("patchify", "all", "adamw", max(args.batches), "steps", 0)
-    data.steps_of(chosen(images, args), settings_of(longest, args, args.steps))
+    jobs = [Job(start, "all", "adamw", max(args.batches), "steps", 0) for start in STARTS]
+    data.steps_of(chosen(images, args), settings_of(jobs[0], args, args.steps))
     source = load_source(args.source, args.device)
-    jobs = (Job(start, "all", "adamw", max(args.batches), "steps", 0) for start in STARTS)
     found = {
         "settings": settings,
         "accuracy": accuracy(source, test, args.size),

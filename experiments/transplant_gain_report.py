@@ -117,7 +117,7 @@ def to_text(conditions: Mapping[str, Any], done: Done) -> str:
         f"Fine-tuning on CIFAR-10 from {settings['source']}: {conditions['accuracy']:.2f} % of the test images before",
         f"{in_words(conditions['environment'])}; {precision_of(settings)}; {hours:.1f} hours of processor time and "
         f"{pflop(done, conditions['gmacs']):.2f} PFLOP in {len(done)} runs",
-        f"peak rates of the larger batch: {rates}; layer-wise decay: {settings['layer_decay'] or 'none'}",
+        f"peak rates of batch 128: {rates}; layer-wise decay: {settings['layer_decay'] or 'none'}",
         "a step with a conv stem takes " + "; ".join(f"{ratio:.2f} times ({name})" for name, ratio in ratios.items()),
     ]
     return "\n".join([*head, "", *table(done)]) + "\n"

@@ -112,6 +112,14 @@ def test_too_few_images_are_an_error_before_anything_is_measured(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["nothing", "train.pt"])
+def test_a_source_that_is_no_training_is_refused(source: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--data-dir", str(source.parent), "--out", str(source.parent / "out"), "--device", "cpu"]
+    path = source.parent / name
+    assert transplant_gain.main([*where, "--source", str(path), "--steps", "2", "--batches", "8"]) == 1
+    assert f"expected the folder of a training with last.pth.tar; got {path}: train a source" in capsys.readouterr().err
+
+
 @pytest.mark.full
 def test_the_script_trains_goes_on_and_reports(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = source.parent / "out"
