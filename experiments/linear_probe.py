@@ -81,7 +81,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--images", type=int, default=5000, help="first images of each class, in all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.weights.is_file():
+        parser.error(f"--weights: {args.weights} is no file; write it: python -m tools.dinov2_vit_small {args.weights}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,9 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from experiments import linear_probe, transplant_gain
+from experiments import linear_probe
 from experiments.cifar10 import data, models
 from experiments.transplant_cifar10_data import normalise
+from experiments.transplant_gain_starts import load_source
 from tests.experiments.test_cifar10 import random_split
 from tools.dinov2_vit_small import ARCHITECTURE, PATCH
 
@@ -36,12 +37,24 @@ def test_a_probe_is_a_source_whose_trunk_is_the_pretrained_one(
     monkeypatch.setitem(models.CFG, "depth", 1)
     for name in ("train", "validation"):
         torch.save(asdict(random_split(40)), tmp_path / f"{name}.pt")
-    where = ["--data-dir", str(tmp_path), "--weights", "none", "--out", str(tmp_path / "source"), "--device", "cpu"]
-    linear_probe.main([*where, "--images", "20"])
+    (weights := tmp_path / "vit.safetensors").touch()
+    paths = {"--data-dir": tmp_path, "--weights": weights, "--out": tmp_path / "source"}
+    where = [word for flag, path in paths.items() for word in (flag, str(path))]
+    linear_probe.main([*where, "--images", "20", "--device", "cpu"])
     assert "% of the images it was fitted on" in capsys.readouterr().out
-    source = transplant_gain.load_source(tmp_path / "source", "cpu")
+    source = load_source(tmp_path / "source", "cpu")
     images = data.resize(normalise(random_split(4).images), 64)
     found, expected = source.forward_features(images), pretrained.forward_features(images)
     pretrained.init_weights()
     assert not torch.allclose(found, pretrained.forward_features(images), atol=1e-2)
     torch.testing.assert_close(found, expected)
+
+
+def test_missing_weights_are_named_with_what_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "vit.safetensors"
+    where = ["--data-dir", str(tmp_path), "--weights", str(weights), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        linear_probe.parse_args(where)
+    assert f"{weights} is no file; write it: python -m tools.dinov2_vit_small {weights}" in capsys.readouterr().err
+    weights.touch()
+    assert linear_probe.parse_args(where).weights == weights

@@ -14,6 +14,7 @@ from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import Training
 from experiments.transplant_cifar10_data import MEAN, STD, normalise
 from experiments.transplant_gain_report import STARTS, Job, Result
+from experiments.transplant_gain_starts import load_source, start_model
 from tests.experiments.test_cifar10 import random_split
 
 SOURCE = Settings(
@@ -35,9 +36,9 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path) -> None:
     images = normalise(random_split(4).images)
-    model = transplant_gain.load_source(source, "cpu")
+    model = load_source(source, "cpu")
     assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == (MEAN, STD)  # a transplant asks
-    starts = {start: transplant_gain.start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
+    starts = {start: start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
               for start in STARTS}  # fmt: skip
     assert not torch.allclose(starts["new stem"](images), model(images), atol=1e-3)
     shapes = [{name: tensor.shape for name, tensor in starts[start].state_dict().items()} for start in starts]
@@ -47,9 +48,9 @@ def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path)
 
 
 def test_a_frozen_trunk_does_not_train(source: Path) -> None:
-    model = transplant_gain.load_source(source, "cpu")
+    model = load_source(source, "cpu")
     for start in STARTS:
-        found = transplant_gain.start_model(Job(start, "stem and head", "sgd", 8, "steps", 0), model)
+        found = start_model(Job(start, "stem and head", "sgd", 8, "steps", 0), model)
         trained = {name.split(".")[0] for name, parameter in found.named_parameters() if parameter.requires_grad}
         assert trained == {"patch_embed", "head"}
 
