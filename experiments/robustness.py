@@ -10,8 +10,9 @@ descent within a radius, and then attacked within the same radius.
 
 The attacks are those of the Adversarial Robustness Toolbox: PGD-50 on ``--attacked`` test images, and AutoAttack on
 ``--autoattacked`` of them, with three of its four parts: APGD on cross-entropy and on the difference of logits ratio,
-and Square (FAB is missing). Interrupt it freely: the same command goes on. OUT gets ``results.txt`` and
-``robustness.png``; a run's figures lie in OUT/runs/NAME/robustness.json.
+and Square, which with its usual 5,000 iterations takes longer than the training (FAB is missing). Interrupt it freely:
+the same command goes on. OUT gets ``results.txt`` and ``robustness.png``; a run's figures lie in
+OUT/runs/NAME/robustness.json.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
 from experiments.cifar10.models import STEMS, twin_settings
 from experiments.cifar10.settings import Settings
-from experiments.robustness_report import ATTACKS, FIGURES
+from experiments.robustness_report import ATTACKS, FIGURES, SQUARE
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from tools.cifar10 import CLASSES, SIZE
 
@@ -50,7 +51,7 @@ def classifier(model: nn.Module, device: str) -> Any:
     )  # fmt: skip
 
 
-def attacks(target: Any, radius: float) -> dict[str, Any]:
+def attacks(target: Any, radius: float, square_iterations: int) -> dict[str, Any]:
     """Return the attacks on a classifier within a radius in 1/255, by name."""
     from art.attacks.evasion import AutoAttack, AutoProjectedGradientDescent, ProjectedGradientDescent, SquareAttack
 
@@ -58,7 +59,7 @@ def attacks(target: Any, radius: float) -> dict[str, Any]:
     shared = {"eps": reach, "batch_size": 250, "verbose": False}
     apgd = partial(AutoProjectedGradientDescent, target, eps_step=2 * reach, max_iter=100, nb_random_init=1, **shared)
     parts = [apgd(loss_type=loss) for loss in ("cross_entropy", "difference_logits_ratio")]
-    parts.append(SquareAttack(target, max_iter=5000, p_init=0.8, nb_restarts=1, **shared))
+    parts.append(SquareAttack(target, max_iter=square_iterations, p_init=0.8, nb_restarts=1, **shared))
     return {
         "PGD-50": ProjectedGradientDescent(target, eps_step=reach / 10, max_iter=50, num_random_init=1, **shared),
         "AutoAttack": AutoAttack(target, eps=reach, attacks=parts, batch_size=250),
@@ -79,9 +80,13 @@ def attacked_accuracy(target: Any, attack: Any, images: Tensor, labels: Tensor) 
 
 
 def measure(model: nn.Module, test: Split, settings: Settings, counts: dict[str, int], device: str) -> dict[str, float]:
-    """Return the accuracy under each attack, on so many images, spread evenly over the test images."""
+    """Return the accuracy under each attack.
+
+    Args:
+        counts: on how many images, spread evenly over the test images, by attack; and of Square's iterations.
+    """
     target = classifier(model, device)
-    found = {"clean": None, **attacks(target, settings.attack_radius)}
+    found = {"clean": None, **attacks(target, settings.attack_radius, counts[SQUARE])}
     figures = {}
     for name in ATTACKS:
         rows = torch.linspace(0, len(test.labels) - 1, counts[name]).long()
@@ -115,6 +120,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--attack-radius", type=float, default=4.0, help="in 1/255")
     parser.add_argument("--attacked", type=int, default=1000, help="test images that PGD-50 attacks")
     parser.add_argument("--autoattacked", type=int, default=200, help="test images that AutoAttack attacks")
+    parser.add_argument("--square-iterations", type=int, default=1000, help="of AutoAttack's last part; usual: 5000")
     return parser.parse_args(argv)
 
 
@@ -131,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         for seed, stem in product(args.seeds, STEMS)
     }
     counts = {"clean": args.attacked, "PGD-50": args.attacked, "AutoAttack": args.autoattacked}
+    counts[SQUARE] = args.square_iterations
     sweep.run_all(runs, sweep.Where.from_flags(args), partial(carry_out, counts=counts), FIGURES)
     report.write(args.out)
 

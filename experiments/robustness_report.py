@@ -17,18 +17,25 @@ from experiments.seeds import paired, spread, verdict
 
 FIGURES, TABLE, PICTURE = "robustness.json", "results.txt", "robustness.png"
 ATTACKS = ("clean", "PGD-50", "AutoAttack")
+SQUARE = "Square's iterations"
 
 Found = dict[str, dict[int, dict[str, float]]]
 """Accuracy in per cent by stem, seed and attack."""
 
 
 def read_figures(out: Path) -> tuple[dict[str, int], Found]:
-    """Return on how many images each attack ran, and the figures of the finished runs, in the order of the stems."""
+    """Return on how many images each attack ran, and the figures of the finished runs, in the order of the stems.
+
+    Raises:
+        ValueError: runs were attacked differently.
+    """
     counts: dict[str, int] = {}
     found: Found = {}
     for path in sorted((out / "runs").glob(f"*/{FIGURES}"), key=lambda path: STEMS.index(stem_and_seed(path)[0])):
         stem, seed = stem_and_seed(path)
         record = json.loads(path.read_text(encoding="utf-8"))
+        if counts not in ({}, record["counts"]):
+            raise ValueError(f"all runs need the same attacks; {path} has {record['counts']}, others have {counts}")
         counts = record["counts"]
         found.setdefault(stem, {})[seed] = record["figures"]
     return counts, found
@@ -46,7 +53,7 @@ def to_text(out: Path, counts: dict[str, int], figures: Found) -> str:
         return "no run has finished yet\n"
     lines = [
         "CIFAR-10 accuracy (%) of adversarially trained models; mean +- sample deviation over seeds",
-        ", ".join(f"{name} on {count}" for name, count in counts.items()),
+        ", ".join(f"{name} on {counts[name]}" for name in ATTACKS) + f" images; {SQUARE}: {counts[SQUARE]}",
     ]
     lines += ["", f"{'stem':<12}{'runs':>5}" + "".join(f"{name:>18}" for name in ATTACKS)]
     for stem, runs in figures.items():

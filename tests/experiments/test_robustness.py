@@ -61,7 +61,7 @@ def test_pgd_lowers_the_accuracy_of_a_model_that_has_learned() -> None:
     target = robustness.classifier(training.model, "cpu")
     clean = robustness.attacked_accuracy(target, None, split.images, split.labels)
     attacked = robustness.attacked_accuracy(
-        target, robustness.attacks(target, 16.0)["PGD-50"], split.images, split.labels
+        target, robustness.attacks(target, 16.0, 10)["PGD-50"], split.images, split.labels
     )
     right = training.model.eval()(normalise(split.images)).argmax(1) == split.labels
     assert clean == pytest.approx(100 * float(right.double().mean()))
@@ -76,11 +76,12 @@ def test_the_script_trains_attacks_goes_on_and_reports(tmp_path: Path, capsys: p
         torch.save(asdict(random_split(20)), tmp_path / f"{name}.pt")
     where = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu", "--epochs", "1"]
     call = [*where, "--batch-size", "10", "--attack-steps", "1", "--attacked", "10", "--autoattacked", "2"]
+    call += ["--square-iterations", "20"]
     robustness.main([*call, "--seeds", "0"])
     once = capsys.readouterr().out
     robustness.main([*call, "--seeds", "0"])
     assert capsys.readouterr().out == once
-    assert "PGD-50 on 10, AutoAttack on 2" in once
+    assert "PGD-50 on 10, AutoAttack on 2 images; Square's iterations: 20" in once
     assert "of 1 seeds" in once
     assert once.count("AutoAttack, against patchify") == 2
     assert (tmp_path / "out" / robustness_report.PICTURE).stat().st_size > 0
@@ -93,10 +94,14 @@ def test_the_report_pairs_stems_by_seed(tmp_path: Path) -> None:
             folder = tmp_path / "runs" / f"{stem}-{seed}"
             write_log(folder, TINY, [base])
             figures = dict.fromkeys(robustness_report.ATTACKS, base + (5 * seed if stem == "conv" else 0))
-            record = {"counts": dict.fromkeys(figures, 100), "figures": figures}
+            record = {"counts": dict.fromkeys((*figures, robustness_report.SQUARE), 100), "figures": figures}
             (folder / robustness_report.FIGURES).write_text(json.dumps(record), encoding="utf-8")
     text = robustness_report.to_text(tmp_path, *robustness_report.read_figures(tmp_path))
     assert re.search(r"PGD-50, against patchify +12\.50 \+- 3\.54   2 of 2 seeds", text)
     assert "against patchify+1" not in text
     assert "2.0 hours" not in text
     assert "4.0 hours" in text
+    record["counts"]["AutoAttack"] = 50
+    (folder / robustness_report.FIGURES).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"all runs need the same attacks; .*'AutoAttack': 50.*, others have"):
+        robustness_report.read_figures(tmp_path)
