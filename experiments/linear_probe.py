@@ -12,6 +12,7 @@ Out-of-Distribution", arXiv 2202.10054.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -81,15 +82,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--images", type=int, default=5000, help="first images of each class, in all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    if not args.weights.is_file():
-        parser.error(f"--weights: {args.weights} is no file; write it: python -m tools.dinov2_vit_small {args.weights}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Fit, write the folder and print the accuracy."""
     args = parse_args(argv)
+    if not args.weights.is_file():
+        sys.exit(f"error: {args.weights} is no file; write it: python -m tools.dinov2_vit_small {args.weights}")
     train, test = data.read(args.data_dir, Settings(train_images=args.images), args.device)
     settings, model = probe(args.weights, train, args.size, args.device)
     state = {"settings": asdict(settings), "state_dict": model.state_dict(), "state_dict_ema": None}
