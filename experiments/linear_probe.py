@@ -28,7 +28,7 @@ from experiments.cifar10.checkpoints import CHECKPOINT
 from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import EVALUATION_BATCH, accuracy
 from experiments.transplant_cifar10_data import Split, normalise
-from tools.dinov2_vit_small import ARCHITECTURE, PATCH, load_patch16
+from tools.dinov2_vit_small import ARCHITECTURE, PATCH, WeightsError, load_patch16
 
 DECAY = 1e-3
 """Weight of the squared head in the loss, whose mean over images is the cross-entropy."""
@@ -54,17 +54,16 @@ def fit(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
     optimizer.step(closure)
 
 
-def probe(weights: Path, train: Split, size: int, device: str) -> tuple[Settings, nn.Module]:
+def probe(pretrained: Any, train: Split, size: int, device: str) -> tuple[Settings, nn.Module]:
     """Return the ViT-S with a fitted head in eval mode, and the settings that build it.
 
     Args:
-        weights: the file of ``tools.dinov2_vit_small``.
+        pretrained: the ViT-S without a head.
         train: the images to fit on.
         size: side in pixels to which they are resized.
     """
     arguments = {"img_size": size, "patch_size": PATCH, **models.CFG}
     settings = Settings(model=ARCHITECTURE, model_kwargs=arguments, size=size)
-    pretrained: Any = load_patch16(weights)
     pretrained.set_input_size(img_size=size)
     model: Any = models.create(settings)
     model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
@@ -88,10 +87,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Fit, write the folder and print the accuracy."""
     args = parse_args(argv)
-    if not args.weights.is_file():
-        sys.exit(f"error: {args.weights} is no file; write it: python -m tools.dinov2_vit_small {args.weights}")
+    try:
+        pretrained = load_patch16(args.weights)
+    except WeightsError as error:
+        sys.exit(f"error: {error}")
     train, test = data.read(args.data_dir, Settings(train_images=args.images), args.device)
-    settings, model = probe(args.weights, train, args.size, args.device)
+    settings, model = probe(pretrained, train, args.size, args.device)
     state = {"settings": asdict(settings), "state_dict": model.state_dict(), "state_dict_ema": None}
     args.out.mkdir(parents=True, exist_ok=True)
     write_whole(args.out / CHECKPOINT, partial(torch.save, state))

@@ -34,7 +34,7 @@ from experiments import robustness_report as report
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.checkpoints import load_trained
 from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.settings import Settings, differences
 from experiments.robustness_report import ATTACKS, FIGURES, SQUARE
 from experiments.transplant_cifar10_data import MEAN, STD, Split
 from tools.cifar10 import CLASSES, SIZE
@@ -106,6 +106,13 @@ def carry_out(folder: Path, settings: Settings, where: sweep.Where, counts: dict
     write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
 
 
+def refuse_other_attacks(out: Path, counts: dict[str, int]) -> None:
+    """Raise ``ValueError`` if finished runs in a folder were attacked with other counts; nothing is trained then."""
+    found, _ = report.read_figures(out)
+    if found and (changed := differences(found, counts)):
+        raise ValueError(f"{out} was attacked with {changed}: choose another --out, or the same flags")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,8 +143,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{stem}-{seed}": Settings(**{**asdict(common), **twin_settings(args.model, stem), "seed": seed})
         for seed, stem in product(args.seeds, STEMS)
     }
-    counts = {"clean": args.attacked, "PGD-50": args.attacked, "AutoAttack": args.autoattacked}
-    counts[SQUARE] = args.square_iterations
+    counts = {
+        "clean": args.attacked, "PGD-50": args.attacked, "AutoAttack": args.autoattacked, SQUARE: args.square_iterations
+    }  # fmt: skip
+    refuse_other_attacks(args.out, counts)
     sweep.run_all(runs, sweep.Where.from_flags(args), partial(carry_out, counts=counts), FIGURES)
     report.write(args.out)
 

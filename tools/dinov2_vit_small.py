@@ -179,7 +179,12 @@ def load_patch16(path: Path | str) -> nn.Module:
 
     Args:
         path: a file that ``write`` wrote.
+
+    Raises:
+        WeightsError: there is no such file.
     """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is no file; write it: python -m tools.dinov2_vit_small {path}")
     model = timm.create_model(ARCHITECTURE, num_classes=0, img_size=256, patch_size=PATCH)
     # Resamples kernel and positions; create_model(checkpoint_path=...) would skip it.
     model.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(load_file(path), model))

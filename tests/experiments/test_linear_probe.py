@@ -37,10 +37,8 @@ def test_a_probe_is_a_source_whose_trunk_is_the_pretrained_one(
     monkeypatch.setitem(models.CFG, "depth", 1)
     for name in ("train", "validation"):
         torch.save(asdict(random_split(40)), tmp_path / f"{name}.pt")
-    (weights := tmp_path / "vit.safetensors").touch()
-    paths = {"--data-dir": tmp_path, "--weights": weights, "--out": tmp_path / "source"}
-    where = [word for flag, path in paths.items() for word in (flag, str(path))]
-    linear_probe.main([*where, "--images", "20", "--device", "cpu"])
+    where = ["--data-dir", str(tmp_path), "--weights", "none", "--out", str(tmp_path / "source"), "--device", "cpu"]
+    linear_probe.main([*where, "--images", "20"])
     assert "% of the images it was fitted on" in capsys.readouterr().out
     source = load_source(tmp_path / "source", "cpu")
     images = data.resize(normalise(random_split(4).images), 64)

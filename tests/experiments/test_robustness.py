@@ -81,6 +81,9 @@ def test_the_script_trains_attacks_goes_on_and_reports(tmp_path: Path, capsys: p
     once = capsys.readouterr().out
     robustness.main([*call, "--seeds", "0"])
     assert capsys.readouterr().out == once
+    with pytest.raises(ValueError, match=r"out was attacked with AutoAttack 2, not 3: choose another --out"):
+        robustness.main([*call, "--seeds", "0", "1", "--autoattacked", "3"])
+    assert not (tmp_path / "out" / "runs" / "conv-1").exists()
     assert "PGD-50 on 10, AutoAttack on 2 images; Square's iterations: 20" in once
     assert "of 1 seeds" in once
     assert once.count("AutoAttack, against patchify") == 2
