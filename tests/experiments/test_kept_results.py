@@ -1,0 +1,96 @@
+"""The reports in ``experiments/results`` are those of the runs beside them, and the docs' tables are theirs."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments import cifar10_evidence_report, robustness_report, transplant_gain_report
+from experiments.cifar10.models import STEMS
+from experiments.cifar10_evidence_claims import Runs, best_of_seeds, read_runs, sweep
+from experiments.seeds import paired
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+STEM_NAMES = dict(zip(STEMS, ("conv", "patchify", "patchify, one block more"), strict=True))
+
+
+def gain_text(out: Path) -> str:
+    conditions = json.loads((out / transplant_gain_report.CONDITIONS).read_text(encoding="utf-8"))
+    done = transplant_gain_report.read_results(out / transplant_gain_report.RUNS)
+    return transplant_gain_report.to_text(conditions, done)
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {
+    "cifar10_evidence": lambda out: cifar10_evidence_report.to_text(read_runs(out)),
+    "robustness": lambda out: robustness_report.to_text(out, *robustness_report.read_figures(out)),
+    "transplant_gain": gain_text,
+    "transplant_gain_dinov2": gain_text,
+    "transplant_gain_dinov2_decay": gain_text,
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_kept_report_is_of_the_kept_runs(name: str) -> None:
+    assert REPORTS[name](RESULTS / name) == (RESULTS / name / "results.txt").read_text(encoding="utf-8")
+
+
+def cell(values: Iterable[float], form: str) -> str:
+    """Return mean and sample deviation as the docs write them."""
+    values = list(values)
+    deviation = f" ± {statistics.stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{deviation}"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def finetuning_rows() -> Iterator[str]:
+    """The patchify model, and what the transplant gains in as many steps, with and without layer-wise decay."""
+    names = {"adamw": "AdamW", "sgd": "SGD"}, {"all": "all weights", "stem and head": "stem and head"}
+    tables = [transplant_gain_report.read_results(RESULTS / name / transplant_gain_report.RUNS)
+              for name in ("transplant_gain_dinov2_decay", "transplant_gain_dinov2")]  # fmt: skip
+    for optimizer, scope, batch in ((o, s, b) for o in names[0] for s in names[1] for b in (128, 8)):
+        cells = []
+        for done in tables:
+            base, found = (
+                {seed: run.accuracy for seed, run in transplant_gain_report.by_seed(
+                    done, optimizer=optimizer, scope=scope, batch=batch, start=start, budget="steps").items()}
+                for start in ("patchify", "transplant")
+            )  # fmt: skip
+            cells += [f"{statistics.fmean(base.values()):.1f}", cell(paired(found, base).values(), "+.2f")]
+        yield row(f"{names[0][optimizer]}, {names[1][scope]}", batch, *cells)
+
+
+def whole_seeds(runs: Runs) -> Runs:
+    """Return the runs of the seeds that every setting has."""
+    seeds = set.intersection(*map(set, runs.values()))
+    return {key: {seed: curves[seed] for seed in sorted(seeds)} for key, curves in runs.items()}
+
+
+def evidence_rows() -> Iterator[str]:
+    """Accuracy at the best rate of each optimizer, and the gap between them."""
+    runs = whole_seeds(read_runs(RESULTS / "cifar10_evidence"))
+    for stem, name in STEM_NAMES.items():
+        adamw, sgd = (best_of_seeds(sweep(runs, "vit_nano4_convstem", kind, stem)) for kind in ("adamw", "sgd"))
+        yield row(name, *(cell(scores.values(), ".1f") for scores in (adamw, sgd, paired(adamw, sgd))))
+
+
+def robustness_rows() -> Iterator[str]:
+    """Accuracy under each attack."""
+    _, figures = robustness_report.read_figures(RESULTS / "robustness")
+    for stem, name in STEM_NAMES.items():
+        runs = figures[stem].values()
+        yield row(name, *(cell((run[attack] for run in runs), ".1f") for attack in robustness_report.ATTACKS))
+
+
+@pytest.mark.parametrize(
+    ("page", "rows"),
+    [("finetuning.md", finetuning_rows), ("conv_stem.md", evidence_rows), ("conv_stem.md", robustness_rows)],
+)
+def test_a_table_of_the_docs_is_of_the_kept_runs(page: str, rows: Callable[[], Iterable[str]]) -> None:
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    assert [line for line in rows() if line not in lines] == []
