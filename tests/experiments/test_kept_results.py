@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -50,19 +51,22 @@ def row(*cells: object) -> str:
 
 def finetuning_rows() -> Iterator[str]:
     """The patchify model, and what the transplant gains in as many steps, with and without layer-wise decay."""
-    names = {"adamw": "AdamW", "sgd": "SGD"}, {"all": "all weights", "stem and head": "stem and head"}
-    tables = [transplant_gain_report.read_results(RESULTS / name / transplant_gain_report.RUNS)
-              for name in ("transplant_gain_dinov2_decay", "transplant_gain_dinov2")]  # fmt: skip
-    for optimizer, scope, batch in ((o, s, b) for o in names[0] for s in names[1] for b in (128, 8)):
+    optimizers, scopes = {"adamw": "AdamW", "sgd": "SGD"}, {"all": "all weights", "stem and head": "stem and head"}
+    tables = []
+    for name in ("transplant_gain_dinov2_decay", "transplant_gain_dinov2"):
+        done = transplant_gain_report.read_results(RESULTS / name / transplant_gain_report.RUNS)
+        tables.append({tuple(setting.values()): (runs, gains)
+                       for setting, runs, gains in transplant_gain_report.groups(done)})  # fmt: skip
+    for optimizer, scope, batch in product(optimizers, scopes, (128, 8)):
         cells = []
-        for done in tables:
-            base, found = (
-                {seed: run.accuracy for seed, run in transplant_gain_report.by_seed(
-                    done, optimizer=optimizer, scope=scope, batch=batch, start=start, budget="steps").items()}
-                for start in ("patchify", "transplant")
-            )  # fmt: skip
-            cells += [f"{statistics.fmean(base.values()):.1f}", cell(paired(found, base).values(), "+.2f")]
-        yield row(f"{names[0][optimizer]}, {names[1][scope]}", batch, *cells)
+        for table in tables:
+            patchify, _ = table[optimizer, batch, scope, "patchify", "steps"]
+            _, gains = table[optimizer, batch, scope, "transplant", "steps"]
+            cells += [
+                f"{statistics.fmean(run.accuracy for run in patchify.values()):.1f}",
+                cell(gains.values(), "+.2f"),
+            ]
+        yield row(f"{optimizers[optimizer]}, {scopes[scope]}", batch, *cells)
 
 
 def whole_seeds(runs: Runs) -> Runs:
