@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from convstem.registry import catalog
+from experiments.transplant_gain_report import at_the_better
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -139,6 +140,9 @@ def main() -> None:
         "AdamW against SGD, top-1 error, % (paper)": optimizer_lines(),
         "Norm of the stem, 4GF, 100 epochs, top-1 error, % (paper; not trained here)": norms,
         "What a transplant is good for (nothing of it is in the paper)": run_here("transplant_gain*"),
+        "The transplant of DINOv2, each model at the better of one rate and layer-wise decay": [
+            *at_the_better(*sorted(RESULTS.glob("transplant_gain_dinov2*")))
+        ],
         "Robustness (Singh et al. 2023: +4 points of AutoAttack accuracy at ViT-S)": run_here("robustness*"),
         "The embedded model: its teacher, itself, and the same recipe without teacher (CIFAR-10)": run_here("nano4"),
         "CIFAR-10 from scratch, 200 epochs (Compact Transformers), and ours": cifar_lines(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 Scores = dict[int, float]
 """By seed."""
@@ -21,7 +21,17 @@ def paired(scores: Scores, other: Scores) -> Scores:
     return {seed: scores[seed] - other[seed] for seed in sorted({*scores} & {*other})}
 
 
+def interval(values: Collection[float]) -> tuple[float, float]:
+    """Return where the mean of all seeds lies with 95 % confidence, by Student's t; for two seeds or more."""
+    from scipy import stats
+
+    error = statistics.stdev(values) / len(values) ** 0.5
+    half = error * float(stats.t.ppf(0.975, len(values) - 1))
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
 def verdict(name: str, differences: Scores) -> str:
-    """Return a claim's line: the differences in its favour, and how many seeds agree."""
-    won = sum(value > 0 for value in differences.values())
-    return f"{name:<64}{spread(differences.values()):>16}   {won} of {len(differences)} seeds"
+    """Return a claim's line: the differences in its favour, how many seeds agree, and where their mean lies."""
+    values = differences.values()
+    line = f"{name:<64}{spread(values):>16}   {sum(value > 0 for value in values)} of {len(values)} seeds"
+    return line + (" (95 %: {:.1f} to {:.1f})".format(*interval(values)) if len({*values}) > 1 else "")

@@ -12,7 +12,7 @@ from typing import Any
 from convstem.files.writing import write_whole
 from experiments.cifar10.settings import precision_of
 from experiments.machine import in_words
-from experiments.seeds import paired, spread
+from experiments.seeds import Scores, paired, spread
 
 STARTS = ("patchify", "transplant", "new stem")
 COLOURS = {("transplant", "steps"): "tab:blue", ("transplant", "time"): "tab:cyan", ("new stem", "steps"): "tab:red"}
@@ -92,7 +92,8 @@ def table(done: Done) -> Iterable[str]:
 def line(names: Iterable[object], cells: Iterable[object]) -> str:
     """Return a line of the table: names to the left, cells to the right."""
     left = "".join(f"{name!s:<{width}}" for name, width in zip(names, (11, 7, 15, 12, 8), strict=True))
-    return left + "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
+    right = "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
+    return (left + right).rstrip()
 
 
 def pflop(done: Done, gmacs: Mapping[str, float]) -> float:
@@ -123,6 +124,27 @@ def to_text(conditions: Mapping[str, Any], done: Done) -> str:
     return "\n".join([*head, "", *table(done)]) + "\n"
 
 
+def report(out: Path) -> str:
+    """Return the report of a folder."""
+    return to_text(json.loads((out / CONDITIONS).read_text(encoding="utf-8")), read_results(out / RUNS))
+
+
+def at_the_better(*folders: Path) -> Iterable[str]:
+    """Yield what a transplant gains over the patchify model where each has the better of the rates of some folders."""
+    best: dict[tuple[Any, ...], Scores] = {}
+    for folder in folders:
+        for setting, found, _ in groups(read_results(folder / RUNS)):
+            scores = {seed: run.accuracy for seed, run in found.items()}
+            key = tuple(setting.values())
+            best[key] = max(scores, best.get(key, scores), key=lambda scores: statistics.fmean(scores.values()))
+    yield line(("optimizer", "batch", "trained", "start", "equal"), ("", "accuracy %", "minus patchify", "", "", ""))
+    for key, scores in best.items():
+        *shared, start, _ = key
+        if start == "transplant":
+            base = (*shared, "patchify", "steps")
+            yield line(key, ("", spread(scores.values()), spread(paired(scores, best[base]).values()), "", "", ""))
+
+
 def plot(done: Done, path: Path) -> None:
     """Draw what each start gains over the patchify model: a dot for each seed, a bar for the mean."""
     import matplotlib.pyplot as plt
@@ -150,9 +172,7 @@ def plot(done: Done, path: Path) -> None:
 
 def write(out: Path) -> None:
     """Print the table of a folder, and write it and the picture there."""
-    conditions = json.loads((out / CONDITIONS).read_text(encoding="utf-8"))
-    done = read_results(out / RUNS)
-    text = to_text(conditions, done)
+    text = report(out)
     write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))
-    plot(done, out / PICTURE)
+    plot(read_results(out / RUNS), out / PICTURE)
     print(text, end="")

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from experiments import cifar10_evidence, cifar10_evidence_report, nano4
+from experiments import cifar10_evidence, cifar10_evidence_report, nano4, seeds
 from experiments import cifar10_evidence_claims as claims
 from experiments.cifar10 import models, sweep
 from experiments.cifar10.checkpoints import LOG
@@ -81,6 +81,13 @@ def test_claims_are_counted_by_seed(tmp_path: Path) -> None:
     assert "8.0 hours" not in text
     assert re.search(r"24\.0 hours of processor time and \d+\.\d PFLOP in 24 runs", text)
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_a_claim_has_the_interval_of_its_mean() -> None:
+    values = [1.0, 2.0, 3.0]
+    assert seeds.interval(values) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert seeds.verdict("gain", dict(enumerate(values))).endswith("2.00 +- 1.00   3 of 3 seeds (95 %: -0.5 to 4.5)")
+    assert seeds.verdict("gain", {0: 1.0}).endswith("1 of 1 seeds")
 
 
 def test_the_report_of_nano4_has_the_work_and_how_far_a_stage_is(tmp_path: Path) -> None:

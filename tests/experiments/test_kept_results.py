@@ -1,6 +1,5 @@
 """The reports in ``experiments/results`` are those of the runs beside them, and the docs' tables are theirs."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
@@ -18,18 +17,12 @@ RESULTS = ROOT / "experiments" / "results"
 STEM_NAMES = dict(zip(STEMS, ("conv", "patchify", "patchify, one block more"), strict=True))
 
 
-def gain_text(out: Path) -> str:
-    conditions = json.loads((out / transplant_gain_report.CONDITIONS).read_text(encoding="utf-8"))
-    done = transplant_gain_report.read_results(out / transplant_gain_report.RUNS)
-    return transplant_gain_report.to_text(conditions, done)
-
-
 REPORTS: dict[str, Callable[[Path], str]] = {
     "cifar10_evidence": lambda out: cifar10_evidence_report.to_text(read_runs(out)),
     "robustness": lambda out: robustness_report.to_text(out, *robustness_report.read_figures(out)),
-    "transplant_gain": gain_text,
-    "transplant_gain_dinov2": gain_text,
-    "transplant_gain_dinov2_decay": gain_text,
+    "transplant_gain": transplant_gain_report.report,
+    "transplant_gain_dinov2": transplant_gain_report.report,
+    "transplant_gain_dinov2_decay": transplant_gain_report.report,
 }
 
 

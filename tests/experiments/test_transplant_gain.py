@@ -121,6 +121,19 @@ def test_a_source_that_is_no_training_is_refused(source: Path, name: str, capsys
     assert f"expected the folder of a training with last.pth.tar; got {path}: train a source" in capsys.readouterr().err
 
 
+def test_each_model_has_the_better_of_two_folders_rates(tmp_path: Path) -> None:
+    accuracy = {"a": {"patchify": 60.0, "transplant": 70.0}, "b": {"patchify": 71.0, "transplant": 69.0}}
+    for folder, means in accuracy.items():
+        done = {Job(start, "all", "sgd", 8, "steps", seed): Result(mean + seed, 1.0, 9, 1.0)
+                for start, mean in means.items() for seed in (0, 1)}  # fmt: skip
+        (tmp_path / folder).mkdir()
+        transplant_gain_report.write_results(tmp_path / folder / transplant_gain_report.RUNS, done)
+        [(_, _, gains)] = [group for group in transplant_gain_report.groups(done) if group[2]]
+        assert list(gains.values()) == [means["transplant"] - means["patchify"]] * 2
+    _, row = transplant_gain_report.at_the_better(tmp_path / "a", tmp_path / "b")
+    assert row.split() == ["sgd", "8", "all", "transplant", "steps", *["70.50", "+-", "0.71", "-1.00", "+-", "0.00"]]
+
+
 @pytest.mark.full
 def test_the_script_trains_goes_on_and_reports(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = source.parent / "out"
