@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.cifar10.models import STEMS, pflop
 from experiments.cifar10.settings import precision_of
 from experiments.cifar10_evidence_claims import Curve, Runs, best, claims, final, read_runs, sweep
-from experiments.machine import in_words
+from experiments.machine import machines
 from experiments.seeds import spread
 
 PICTURE = "curves.png"
@@ -42,13 +42,14 @@ def sizes(runs: Runs) -> list[str]:
 def circumstances(runs: Runs) -> list[str]:
     """Return what all runs share, and on what they ran for how long."""
     heads = [curve.head for curves in runs.values() for curve in curves.values() if curve.head]
-    shared, info = heads[0]["settings"], heads[0]["environment"]
+    shared = heads[0]["settings"]
     hours, work = sum(head["cpu_hours"] for head in heads), sum(map(pflop, heads))
     images, precision = shared["train_images"] or "all", precision_of(shared)
     return [
         f"{shared['epochs']} epochs of {images} training images, all test images; batch {shared['batch_size']}, "
         f"label smoothing {shared['smoothing']:g}, clipped at {shared['clip_grad']:g}; {precision}",
-        f"{in_words(info)}; {hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(heads)} runs",
+        f"{hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(heads)} runs",
+        *machines(heads),
     ]
 
 

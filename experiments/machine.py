@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ import torch
 PACKAGES = ("convstem", "torch", "timm", "torchvision")
 
 
-def environment(jobs: int = 1, packages: Sequence[str] = PACKAGES, device: str = "cpu") -> dict[str, Any]:
+def environment(jobs: int | None = None, packages: Sequence[str] = PACKAGES, device: str = "cpu") -> dict[str, Any]:
     """Return machine and versions.
 
     Args:
-        jobs: processes that share the threads.
+        jobs: how many processes of as many threads each run side by side; None where the one that asks cannot know.
         packages: whose versions matter.
         device: what computes; its name is added where it is not the processor.
     """
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {jobs} jobs"
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if jobs is not None:
+        machine += f", {jobs} jobs"
     if device.startswith("cuda"):
         machine = f"{torch.cuda.get_device_name(device)}; {machine}"
     return {
@@ -34,6 +36,11 @@ def environment(jobs: int = 1, packages: Sequence[str] = PACKAGES, device: str =
 def in_words(info: Mapping[str, Any]) -> str:
     """Return what ``environment`` returned as a line of a report."""
     return f"{info['machine']}; " + ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+
+
+def machines(heads: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of all machines and versions on which the trainings with these log heads ran."""
+    return sorted({in_words(head["environment"]) for head in heads})
 
 
 def cpu_name() -> str:

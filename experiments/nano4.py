@@ -27,7 +27,7 @@ from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.models import POOLED, pflop
 from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import DivergedError, run
-from experiments.machine import in_words
+from experiments.machine import machines
 from experiments.seeds import spread
 
 TEACHER = Settings(model="convnet", epochs=12, batch_size=256, sched="poly", amp=True)
@@ -75,13 +75,13 @@ def lever_runs() -> dict[str, Settings]:
 def lever_lines(out: Path) -> list[str]:
     """Return the table of the levers: accuracy on held-out images, what each adds, paired by seed, and its time."""
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    machines = set()
+    heads = []
     for name, seed in product(LEVERS, SEEDS):
         folder = out / "levers" / "runs" / f"{name.replace(' ', '_')}-{seed}"
         if sweep.finished(folder, lever_runs()[folder.name]) and (folder / LOG).exists():
             head, rows = read_log(folder)
             found.setdefault(name, {})[seed] = rows[-1]["accuracy"], 3600 * head["cpu_hours"]
-            machines.add(in_words(head["environment"]))
+            heads.append(head)
     if not found:
         return []
     base = found.get("as it is", {})
@@ -92,14 +92,14 @@ def lever_lines(out: Path) -> list[str]:
         seconds = sum(time for _, time in runs.values()) / len(runs)
         scores = spread(score for score, _ in runs.values())
         lines.append(f"{name:<32}{scores:>16}{spread(gains) if gains else '':>16}{seconds:>13.0f}")
-    return [*lines, *sorted(machines)]
+    return [*lines, *machines(heads)]
 
 
 def stage_lines(out: Path) -> list[str]:
     """Return the table of the long runs: how far, accuracy after the last epoch, size, work, hours."""
     columns = {"epochs": 10, "accuracy %": 12, "parameters": 12, "GMACs": 8, "PFLOP": 8, "hours": 8, "of processor": 14}
     lines = [f"{'stage':<10}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
-    machines = set()
+    heads = []
     for name, settings in STAGES.items():
         if not (out / name / LOG).exists():
             continue
@@ -109,9 +109,9 @@ def stage_lines(out: Path) -> list[str]:
             f"{name:<10}{f'{len(rows)}/{settings.epochs}':>10}{score:>12}{head['parameters']:>12,}{head['gmacs']:>8.4f}"
             f"{pflop(head):>8.2f}{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
         )
-        machines.add(in_words(head["environment"]))
+        heads.append(head)
     return [*lines, "PFLOP: forward and backward passes of all epochs; a teacher's for its student are not counted",
-            *sorted(machines)] if machines else []  # fmt: skip
+            *machines(heads)] if heads else []  # fmt: skip
 
 
 def report(out: Path) -> str:

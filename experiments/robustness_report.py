@@ -12,7 +12,7 @@ from experiments.cifar10.checkpoints import read_log
 from experiments.cifar10.models import STEMS, pflop
 from experiments.cifar10.settings import precision_of
 from experiments.cifar10_evidence_report import COLOURS
-from experiments.machine import in_words
+from experiments.machine import machines
 from experiments.seeds import paired, spread, verdict
 
 FIGURES, TABLE, PICTURE = "robustness.json", "results.txt", "robustness.png"
@@ -70,12 +70,13 @@ def to_text(out: Path, counts: dict[str, int], figures: Found) -> str:
 def circumstances(out: Path, figures: Found) -> list[str]:
     """Return how the models were trained, on what, and for how long."""
     heads = [read_log(out / "runs" / f"{stem}-{seed}")[0] for stem, runs in figures.items() for seed in runs]
-    shared, info = heads[0]["settings"], heads[0]["environment"]
+    shared = heads[0]["settings"]
     hours, work = sum(head["cpu_hours"] for head in heads), sum(map(pflop, heads))
     return [
         f"{shared['epochs']} epochs; attack of {shared['attack_steps']} steps within {shared['attack_radius']:g}/255; "
         f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}; {precision_of(shared)}",
-        f"{in_words(info)}; {hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(heads)} trainings",
+        f"{hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(heads)} trainings",
+        *machines(heads),
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from experiments import cifar10_evidence, cifar10_evidence_report, nano4, seeds
+from experiments import cifar10_evidence, cifar10_evidence_report, machine, nano4, seeds
 from experiments import cifar10_evidence_claims as claims
 from experiments.cifar10 import models, sweep
 from experiments.cifar10.checkpoints import LOG
@@ -21,7 +21,7 @@ from tests.experiments.test_cifar10 import random_split
 def write_log(folder: Path, settings: Settings, accuracies: list[float]) -> None:
     """Write the log of a training as far as a report reads it."""
     head = {"settings": asdict(settings), "parameters": 1000, "gmacs": 0.04, "hours": 0.5, "cpu_hours": 1.0,
-            "environment": {"machine": "a machine", "versions": {"torch": "9.9"}}}  # fmt: skip
+            "environment": {"machine": f"machine {settings.seed}", "versions": {"torch": "9.9"}}}  # fmt: skip
     rows = [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(accuracies)]
     folder.mkdir(parents=True)
     (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)), encoding="utf-8")
@@ -80,6 +80,7 @@ def test_claims_are_counted_by_seed(tmp_path: Path) -> None:
     assert re.search(r"sgd: epochs sooner at the twin's final accuracy, of 3 +-1\.00", deeper)
     assert "8.0 hours" not in text
     assert re.search(r"24\.0 hours of processor time and \d+\.\d PFLOP in 24 runs", text)
+    assert text.endswith("machine 0; torch 9.9\nmachine 1; torch 9.9\n")
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
@@ -88,6 +89,11 @@ def test_a_claim_has_the_interval_of_its_mean() -> None:
     assert seeds.interval(values) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
     assert seeds.verdict("gain", dict(enumerate(values))).endswith("2.00 +- 1.00   3 of 3 seeds (95 %: -0.5 to 4.5)")
     assert seeds.verdict("gain", {0: 1.0}).endswith("1 of 1 seeds")
+
+
+def test_a_machine_says_how_many_jobs_shared_it_only_where_that_is_known() -> None:
+    alone, shared = (machine.environment(jobs)["machine"] for jobs in (None, 2))
+    assert shared == f"{alone}, 2 jobs"
 
 
 def test_the_report_of_nano4_has_the_work_and_how_far_a_stage_is(tmp_path: Path) -> None:
@@ -157,4 +163,4 @@ def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Pat
     text = nano4.report(tmp_path)
     assert re.search(r"as it is +50\.50 \+- 0\.71 +0\.00 \+- 0\.00 +3600", text)
     assert re.search(r"batch 64 +52\.50 \+- 0\.71 +2\.00 \+- 0\.00 +3600", text)
-    assert len(text.splitlines()) == 3 + len(nano4.LEVERS)
+    assert len(text.splitlines()) == 2 + len(nano4.LEVERS) + len(nano4.SEEDS)  # a machine for each seed
