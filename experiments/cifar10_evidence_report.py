@@ -81,6 +81,7 @@ def plot(runs: Runs, path: Path) -> None:
                 left.plot(range(1, len(curve.accuracy) + 1), curve.accuracy, color=colour, alpha=0.7, label=label)
             right.plot(list(rates), [final(curves) for curves in rates.values()], color=colour, marker="o", label=stem)
         left.set(title=f"{model}, {optimizer}: at the best rate", xlabel="epoch", ylabel="test accuracy, %")
+        left.xaxis.get_major_locator().set_params(integer=True)
         right.set(title="final accuracy over learning rate", xlabel="learning rate", xscale="log")
         for place in (left, right):
             place.grid(alpha=0.25)

@@ -2,8 +2,8 @@
 
     python -m experiments.plots
 
-Each result folder keeps its picture beside its runs, where the experiment itself writes it, too. The pictures of
-``pyramid_evidence`` need its models, and ``cifar10_evidence_xs4``, of an earlier form, cannot be drawn again.
+Each result folder keeps its picture beside its runs, where the experiment itself writes it, too. Those of
+``pyramid_evidence`` need its models, and are not drawn here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fine_tuning(folder: Path) -> None:
 
 
 DRAWN: dict[str, Callable[[Path], None]] = {
-    "cifar10_evidence": evidence,
+    "cifar10_evidence*": evidence,
     "robustness*": robustness,
     "transplant_cifar10": fine_tuning,
     "transplant_gain*": gain,

@@ -17,8 +17,13 @@ RESULTS = ROOT / "experiments" / "results"
 STEM_NAMES = dict(zip(STEMS, ("conv", "patchify", "patchify, one block more"), strict=True))
 
 
+def evidence_text(out: Path) -> str:
+    return cifar10_evidence_report.to_text(read_runs(out))
+
+
 REPORTS: dict[str, Callable[[Path], str]] = {
-    "cifar10_evidence": lambda out: cifar10_evidence_report.to_text(read_runs(out)),
+    "cifar10_evidence": evidence_text,
+    "cifar10_evidence_xs4": evidence_text,
     "robustness": lambda out: robustness_report.to_text(out, *robustness_report.read_figures(out)),
     "transplant_gain": transplant_gain_report.report,
     "transplant_gain_dinov2": transplant_gain_report.report,
