@@ -124,9 +124,9 @@ def to_text(conditions: Mapping[str, Any], done: Done) -> str:
     return "\n".join([*head, "", *table(done)]) + "\n"
 
 
-def report(out: Path) -> str:
-    """Return the report of a folder."""
-    return to_text(json.loads((out / CONDITIONS).read_text(encoding="utf-8")), read_results(out / RUNS))
+def read(out: Path) -> tuple[dict[str, Any], dict[Job, Result]]:
+    """Return the conditions of a folder, and its runs that are done."""
+    return json.loads((out / CONDITIONS).read_text(encoding="utf-8")), read_results(out / RUNS)
 
 
 def at_the_better(*folders: Path) -> Iterable[str]:
@@ -172,7 +172,8 @@ def plot(done: Done, path: Path) -> None:
 
 def write(out: Path) -> None:
     """Print the table of a folder, and write it and the picture there."""
-    text = report(out)
+    conditions, done = read(out)
+    text = to_text(conditions, done)
     write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))
-    plot(read_results(out / RUNS), out / PICTURE)
+    plot(done, out / PICTURE)
     print(text, end="")
