@@ -86,7 +86,7 @@ def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code() 
     assert created == "ok"
     assert "convstem.hosts.convstem_timm" in loaded
     assert "convstem.hosts.convstem_torchvision" in loaded
-    assert "convstem.models.timm_vit" not in loaded
+    assert "convstem.models.timm_models" not in loaded
     assert "transplant" not in loaded
     for slow in ("records", "catalog"):  # to make them takes longer than all the rest of a registration
         assert f"convstem.registry.{slow}'" not in loaded

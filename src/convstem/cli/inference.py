@@ -53,4 +53,4 @@ def fold(source: str, out: Path) -> None:
     from convstem.publishing.folded_folder import fold_to_folder
 
     model = fold_to_folder(convstem.load(source), source, out)
-    click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.stem_spec.norm}")
+    click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.patch_embed.stem_spec.norm}")

@@ -60,7 +60,7 @@ def _torchvision(state: Mapping[str, Tensor], path: Path, converted: Converted, 
 
     from convstem.stem.vocabulary import to_torchvision
 
-    stem: StemSpec | None = getattr(model, "stem_spec", None)
+    stem: StemSpec | None = getattr(model.patch_embed, "stem_spec", None)
     sizes = converted.sizes
     twin = VisionTransformer(
         image_size=images.shape[-1],

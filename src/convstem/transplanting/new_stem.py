@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convstem.layouts.engine import translate
 from convstem.layouts.torchvision import TORCHVISION
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.embed import ConvStemEmbed, explain_patchify
+from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.norms import fit_norm
 from convstem.stem.vocabulary import to_torchvision
 
@@ -45,7 +45,7 @@ def torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
     if layer[0].in_channels != old.in_channels:  # torchvision's model has no argument for it
         conv, bias = layer[0], layer[0].bias is not None
         layer[0] = nn.Conv2d(old.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias)
-    host.conv_proj.register_load_state_dict_pre_hook(explain_patchify)
+
     host.conv_proj.register_load_state_dict_pre_hook(fit_norm)
     return host.conv_proj.to(device=old.weight.device, dtype=old.weight.dtype)
 

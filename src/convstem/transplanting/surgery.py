@@ -147,3 +147,9 @@ def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
         model.pretrained_cfg = model.default_cfg = cfg
     patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else a name's own
     timm_set_metadata(model, {**spec.model_args, **patch}, first_conv=first_conv)
+
+
+def put_stem(model, spec):  # type: ignore[no-untyped-def]  # SHIM
+    swap_stem(model, spec, transplanted=False)
+    from convstem.stem.find import find_embed
+    return find_embed(model)
