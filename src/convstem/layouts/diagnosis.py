@@ -39,6 +39,8 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
         return [_integers_sentence(integers)]
     if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
         return []  # every good load comes here: nothing to look into
+    if getattr(recognise(own).layout, "name", None) != layout:
+        return []  # a trunk that is no ViT of our layouts, such as BEiT: nothing is known of its files
     stranger = _stranger(state_dict, layout)
     if stranger:
         return [stranger]
