@@ -19,7 +19,7 @@ from convstem.hub.provenance import forget
 from convstem.registry.names import RESIZED, resized_from, resized_input
 from convstem.registry.stem_spec import StemSpec, check_arguments
 from convstem.stem.norms import layer_norm
-from convstem.transplanting.surgery import swap_stem
+from convstem.transplanting.surgery import put_stem, stem_for, transplant_in_place
 from convstem.upstream.private import timm_feature_getter
 from convstem.weights.from_config import checks_config
 from convstem.weights.pretrained import build_pretrained
@@ -77,7 +77,11 @@ def _build(
         patchify = replace(patchify, input_size=resized_input(size, RESIZED, patch))
     model = model_entrypoint(trunk)(pretrained=pretrained and not ours, pretrained_cfg=patchify, **kwargs)
     resized = None if kwargs.get("patch_size") == patch else patch
-    swap_stem(model, transplanted=pretrained and not ours, changes=changes, cached=True, resized_from=resized)
+    spec = stem_for(model, **changes)
+    if pretrained and not ours:
+        transplant_in_place(model, spec, resized_from=resized)
+    else:
+        put_stem(model, spec)
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name, "input_size": size}
     if ours:
         features = isinstance(model, timm_feature_getter())
