@@ -26,10 +26,10 @@ from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
 from convstem.registry.stem_spec import StemSpec, check_heads, default_stem
 from convstem.stem.find import find_embed
 from convstem.stem.norms import layer_norm
+from convstem.stem.pixels import normalised_range
 from convstem.stem.vocabulary import override_stem
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.transplanting.patch_size import needs_resizing
-from convstem.transplanting.pixels import normalised_range
 from convstem.transplanting.surgery import put_stem
 from convstem.upstream.private import timm_set_metadata
 from convstem.weights.fit import fit, stem_channels
@@ -140,8 +140,9 @@ def _make(
     model = _family(name, kwargs) if trunk is None else _trunk(trunk, cfg, kwargs)
     projection = projection_of(find_patch_embedding(model)[1])
     embed_dim, in_chans, patch, _ = projection.weight.shape
-    embed = put_stem(model, _stem(name, patch, embed_dim, in_chans, changes, channels))
-    embed.pixel_range = normalised_range(cfg.mean, cfg.std, in_chans)
+    embed: Any = put_stem(model, _stem(name, patch, embed_dim, in_chans, changes, channels))
+    known = normalised_range(cfg.mean, cfg.std, in_chans)
+    embed.lowest = known and known[0]
     embed.resized_from = _resized(trunk, patch)
     model.register_load_state_dict_pre_hook(explain_on_load("timm"))
     return model

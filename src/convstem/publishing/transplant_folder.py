@@ -18,9 +18,9 @@ from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save
 from convstem.registry import catalog
+from convstem.stem.carry import TransplantReport
+from convstem.stem.pixels import normalised_range
 from convstem.transplanting.patch_size import enlarge_patches
-from convstem.transplanting.pixels import normalised_range
-from convstem.transplanting.report import TransplantReport
 from convstem.transplanting.source import create_source
 from convstem.transplanting.surgery import transplant
 
@@ -41,7 +41,8 @@ class TransplantResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result JSON-plain."""
-        return {**asdict(self), "folder": str(self.folder), "summary": self.report.summary()}
+        report = {**asdict(self.report), "scope": self.report.scope}
+        return {**asdict(self), "report": report, "folder": str(self.folder), "summary": self.report.summary()}
 
 
 def transplant_to_folder(source: str, folder: Path, *, pretrained: bool = True, **options: Any) -> TransplantResult:
@@ -95,7 +96,7 @@ def write_transplant(
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
-            "Use a wider stem, calibration images, or a larger --tolerance"
+            "Use a wider stem or a larger --tolerance"
         )
     license = license or cfg.get("license") or "unknown"
     result = TransplantResult(source, cfg["architecture"], license, error, report, Path(folder))

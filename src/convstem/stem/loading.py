@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from convstem.layouts.diagnosis import patchify_sentence
 from convstem.layouts.rows import IMAGENET
 from convstem.registry.stem_spec import StemSpec
 from convstem.stem.carry import TransplantReport, carry
-from convstem.stem.pixels import PixelRange, normalised_range
+from convstem.stem.pixels import normalised_range
 
 
 def carry_on_load(
@@ -48,7 +48,7 @@ def carry_patch_embedding(embed: Any, state_dict: MutableMapping[str, Tensor], p
     """
     weight, bias = state_dict[f"{prefix}proj.weight"], state_dict.get(f"{prefix}proj.bias")
     shape = tuple(embed.proj.weight.shape)
-    carried, report = carried_stem(weight, bias, embed.stem_spec, shape, embed.pixel_range)
+    carried, report = carried_stem(weight, bias, embed.stem_spec, shape, embed.lowest)
     for key in (f"{prefix}proj.weight", f"{prefix}proj.bias"):
         state_dict.pop(key, None)
     state_dict.update({f"{prefix}backbone.{key}": tensor for key, tensor in carried.items()})
@@ -56,7 +56,7 @@ def carry_patch_embedding(embed: Any, state_dict: MutableMapping[str, Tensor], p
 
 
 def carried_stem(
-    weight: Tensor, bias: Tensor | None, stem: StemSpec, expected: tuple[int, ...], pixel_range: PixelRange | None
+    weight: Tensor, bias: Tensor | None, stem: StemSpec, expected: tuple[int, ...], low: Sequence[float] | None
 ) -> tuple[dict[str, Tensor], TransplantReport]:
     """Return the state dict of a timm stem that computes a patch embedding of the expected shape, and the report.
 
@@ -65,7 +65,7 @@ def carried_stem(
     """
     if tuple(weight.shape) != expected:
         raise ArgumentError(f"its patch embedding is {list(weight.shape)}; this stem's would be {list(expected)}")
-    return carry(weight, bias, stem, None if pixel_range is None else pixel_range[0])
+    return carry(weight, bias, stem, low)
 
 
 CARRIED = (
@@ -83,13 +83,14 @@ def torchvision_carrier(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> Ca
         in_chans: input channels.
     """
     shape = (embed_dim, in_chans, stem.patch_size, stem.patch_size)
-    return partial(_carry_into_torchvision, stem, shape, normalised_range(*IMAGENET.values(), in_chans))
+    known = normalised_range(*IMAGENET.values(), in_chans)
+    return partial(_carry_into_torchvision, stem, shape, known and known[0])
 
 
 def _carry_into_torchvision(
     spec: StemSpec,
     shape: tuple[int, ...],
-    pixel_range: PixelRange | None,
+    low: Sequence[float] | None,
     stem: nn.Module,
     state_dict: MutableMapping[str, Tensor],
     prefix: str,
@@ -98,24 +99,28 @@ def _carry_into_torchvision(
     *lists: list[str],
 ) -> None:
     weight, bias = (state_dict.get(f"{prefix}{name}") for name in ("weight", "bias"))
-    own = keys_of(stem)
-    if weight is None or any(f"{prefix}{name}.weight" in state_dict for name in own.values()):
+    if weight is None or any(f"{prefix}{name}.weight" in state_dict for name in _names(stem).values()):
         return
     try:
-        carried, _ = carried_stem(weight, bias, spec, shape, pixel_range)
+        carried, _ = carried_stem(weight, bias, spec, shape, low)
     except ArgumentError as error:
         lists[-1].append(f"{patchify_sentence(weight)} {error}")
         return
     for name in ("weight", "bias"):
         state_dict.pop(f"{prefix}{name}", None)
-    for key, tensor in carried.items():
-        layer, _, tensor_name = key.rpartition(".")
-        state_dict[f"{prefix}{own[layer]}.{tensor_name}"] = tensor
+    state_dict.update({f"{prefix}{key}": tensor for key, tensor in under_own_keys(stem, carried).items()})
     warn(CARRIED)
 
 
-def keys_of(stem: nn.Module) -> dict[str, str]:
-    """Return for each start of a key of timm's stems what a stem of either host calls it."""
+def under_own_keys(stem: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of a timm stem under the keys of a stem of either host."""
+    names = _names(stem)
+    parts = {key: key.rpartition(".") for key in state}
+    return {f"{names[layer]}.{name}": state[key] for key, (layer, _, name) in parts.items()}
+
+
+def _names(stem: nn.Module) -> dict[str, str]:
+    """Return what a stem of either host calls the layers of timm's: ``{i}.conv`` and ``{i}.bn``, the last 1x1 last."""
     *layers, (last, module) = stem.named_children()
     names = {f"{len(layers)}.conv": last if isinstance(module, nn.Conv2d) else f"{last}.conv"}
     for index, (name, layer) in enumerate(layers):
