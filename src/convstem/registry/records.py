@@ -21,6 +21,8 @@ from convstem.registry.stem_spec import (
 POS_EMBEDS = ("learn", "sincos2d")
 """Position embeddings of a trunk: learned, or fixed two-dimensional sine-cosine (MoCo v3)."""
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The usual normalisation of images, by channel."""
 
 TRANSFORMS = ("none", "transplant")
 """How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
@@ -77,8 +79,8 @@ class ModelSpec(Architecture):
     stem_act: str = "relu"
     stem_bias: bool = False
     img_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.9
     pos_embed: str = "learn"
     trunk_args: Mapping[str, Any] = field(default_factory=dict)
