@@ -53,8 +53,8 @@ TORCHVISION = Layout(
 
 _PYCLS = "encoder.block_{i}."
 
-# Source: facebookresearch/pycls, pycls/models/vit.py and
-# pycls/core/config.py (LN.EPS).
+# Source: facebookresearch/pycls, pycls/models/vit.py, pycls/models/blocks.py (MultiheadAttention) and
+# pycls/core/config.py (LN.EPS), since its first ViT (d74b462).
 PYCLS = Layout(
     name="pycls",
     title="a pycls checkpoint",
@@ -66,9 +66,9 @@ PYCLS = Layout(
         Row("patch_embed.backbone.{i}.conv.weight", "stem.cstem{i}_conv.weight"),
         Row("patch_embed.backbone.{i}.bn.{s}", "stem.cstem{i}_bn.{s}"),
         Row("blocks.{i}.norm1.{p}", f"{_PYCLS}ln_1.{{p}}"),
-        Row("blocks.{i}.attn.qkv.weight", f"{_PYCLS}self_attention.in_proj_weight"),
-        Row("blocks.{i}.attn.qkv.bias", f"{_PYCLS}self_attention.in_proj_bias"),
-        Row("blocks.{i}.attn.proj.{p}", f"{_PYCLS}self_attention.out_proj.{{p}}"),
+        Row("blocks.{i}.attn.qkv.weight", f"{_PYCLS}self_attention.block.in_proj_weight"),
+        Row("blocks.{i}.attn.qkv.bias", f"{_PYCLS}self_attention.block.in_proj_bias"),
+        Row("blocks.{i}.attn.proj.{p}", f"{_PYCLS}self_attention.block.out_proj.{{p}}"),
         Row("blocks.{i}.norm2.{p}", f"{_PYCLS}ln_2.{{p}}"),
         Row("blocks.{i}.mlp.fc1.{p}", f"{_PYCLS}mlp_block.linear_1.{{p}}"),
         Row("blocks.{i}.mlp.fc2.{p}", f"{_PYCLS}mlp_block.linear_2.{{p}}"),
