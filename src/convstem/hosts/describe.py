@@ -13,7 +13,6 @@ from typing import Any
 from convstem.hosts.timm_tags import find_weights, weights_of
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
-from convstem.registry.elsewhere import elsewhere
 from convstem.registry.licenses import admitted
 from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
 from convstem.registry.stem_spec import StemSpec, choice
@@ -73,7 +72,7 @@ def describe(name: str) -> dict[str, Any]:
     """
     spec = catalog.find(name)
     entries = [find_weights(name)] if "." in name else weights_of(spec.name)
-    published = [entry for entry in elsewhere().values() if entry.architecture == spec.name]
+    published = [entry for entry in catalog.elsewhere().values() if entry.architecture == spec.name]
     return _describe(spec, entries) | {
         "weights": [_describe_weights(entry) for entry in entries],
         "elsewhere": [{**asdict(entry), "command": entry.command} for entry in published],

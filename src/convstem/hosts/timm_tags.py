@@ -9,8 +9,8 @@ from typing import Any
 
 from convstem.errors import UnknownModelError
 from convstem.registry import catalog
+from convstem.registry.names import what_is_kept
 from convstem.registry.records import TrunkSpec, WeightsSpec
-from convstem.registry.trunks import kept
 
 # What a tag was trained on last, by how it ends; the first match counts.
 _DATASETS = (("in1k", "ImageNet-1k"), ("in21k", "ImageNet-21k"), ("dino", "ImageNet-1k"), ("mae", "ImageNet-1k"))
@@ -57,7 +57,7 @@ def trunk_entry(name: str, cfg: Any) -> WeightsSpec:
         license=cfg.license or "unknown",
         dataset=dataset_of(source.partition(".")[2]),
         transform="transplant",
-        description=f"Transplanted from timm's {source}: {kept(patch)}, not trained further.",
+        description=f"Transplanted from timm's {source}: {what_is_kept(patch)}, not trained further.",
         **{field: getattr(cfg, field) for field in shared},
     )
 

@@ -1,4 +1,4 @@
-"""Frozen records of what exists: architectures, trunks and weights. No torch in this file."""
+"""Frozen records of what exists: architectures, trunks, weights and those of others. No torch in this file."""
 
 from __future__ import annotations
 
@@ -215,3 +215,39 @@ class WeightsSpec:
     def tag(self) -> str:
         """The pretrained tag."""
         return self.name.split(".", 1)[1]
+
+
+@dataclass(frozen=True)
+class ElsewhereSpec:
+    """Weights that another project publishes in its own layout: a row of ``registry/elsewhere.json``.
+
+    They are no pretrained tag: a user downloads the file and converts it.
+    """
+
+    name: str
+    """``architecture.tag``."""
+    published_as: str
+    """The name they have there."""
+    address: str
+    """The page of the project."""
+    file: str
+    """Where its own loader puts the file."""
+    license: str
+    license_source: str
+    dataset: str
+    metrics: Mapping[str, float]
+    """Published figures, in per cent."""
+    metrics_source: str
+    sha256: str | None = None
+    """Content hash of the file; None as long as nobody has looked at it."""
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's timm name."""
+        return self.name.split(".", 1)[0]
+
+    @property
+    def command(self) -> str:
+        """What turns the downloaded file into a verified folder."""
+        options = f"--architecture {self.architecture} --license {self.license}"
+        return f"convstem convert {self.file} --out {self.name} {options}"
