@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg, load_pretrained, model_entrypoint, resolv
 from torch import nn
 
 from convstem.errors import ArgumentError
-from convstem.features.on_request import pyramid_on_request
+from convstem.features.pyramid import pyramid_on_request
 from convstem.files.safetensors import check_header
 from convstem.hub.provenance import forget
 from convstem.registry.names import RESIZED, resized_from, resized_input

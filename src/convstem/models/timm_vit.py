@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentTypeError
-from convstem.features.on_request import pyramid_on_request
+from convstem.features.pyramid import pyramid_on_request
 from convstem.hub.provenance import forget
 from convstem.layouts.conversion import convert
 from convstem.layouts.diagnosis import check_checkpoint, explain_on_load
