@@ -8,8 +8,7 @@ from pathlib import Path
 from string import Template
 
 from convstem.errors import MissingFileError
-from convstem.hosts.describe import STEM_COLUMNS, stem_rows
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
 from convstem.hub.config import read_config
 from convstem.hub.names import CARD, CONFIG, split_revision
 from convstem.hub.read import fetch
