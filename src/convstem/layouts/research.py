@@ -55,7 +55,6 @@ MOCO_V3 = Layout(
     preprocessing=IMAGENET,
 )
 
-
 _CLOSE = 2e-3  # half precision keeps values up to 1 within 5e-4
 
 

@@ -123,7 +123,6 @@ def _squeeze(tensor: Tensor) -> Tensor:
 ADD_AXIS = Operation("add a first axis", _each(lambda t: t[None]), "drop the first axis", _each(_squeeze))
 """[tokens, width] <-> [1, tokens, width]."""
 
-
 ADD_TWO_AXES = Operation(
     "add two first axes",
     _each(lambda tensor: tensor[None, None]),
@@ -132,10 +131,8 @@ ADD_TWO_AXES = Operation(
 )
 """[width] <-> [1, 1, width]."""
 
-
 TRANSPOSE = Operation("transpose", _each(lambda t: t.permute(1, 0)), "transpose", _each(lambda t: t.permute(1, 0)))
 """A linear kernel [in, out] <-> [out, in]."""
-
 
 KERNEL_HWIO = Operation(
     "permute a kernel from HWIO to OIHW",
@@ -157,7 +154,6 @@ def _join(tensors: Sequence[Tensor]) -> list[Tensor]:
 JOIN_QKV = Operation("join q, k, v", _join, "split into q, k, v", lambda tensors: tensors[0].chunk(3))
 """Three [width, ...] <-> one [3 * width, ...]."""
 
-
 JOIN_TWO = Operation("join two", _join, "split into two", lambda tensors: tensors[0].chunk(2))
 """Two [width, ...] <-> one [2 * width, ...]."""
 
@@ -170,10 +166,8 @@ def _linear_of_heads(kernel: Tensor) -> Tensor:
 HEADS_TO_LINEAR = Operation("flatten heads into a linear weight", _each(_linear_of_heads))
 """JAX's kernel [in, heads, head width] -> [heads * head width, in]; the number of heads is gone."""
 
-
 JOIN_HEADS = Operation("join kernels of separate heads", lambda t: _join([_linear_of_heads(k) for k in t]))
 """Two or three [in, heads, head width] -> one [2 or 3 * heads * head width, in]."""
-
 
 JOIN_HEAD_BIASES = Operation("join biases of separate heads", lambda t: _join([_flat_bias(bias) for bias in t]))
 """One to three [heads, head width] -> one [heads * head width] or its multiple."""
