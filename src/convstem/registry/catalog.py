@@ -54,7 +54,10 @@ def named_trunks() -> Mapping[str, TrunkSpec]:
 
 @cache
 def rule_trunks() -> Mapping[str, TrunkSpec]:
-    """Return ``<timm name>_convstem`` for every transplantable timm architecture: patch 8, 16, 32, and 14 as 16."""
+    """Return the names by rule: ``<timm name>_convstem`` for every transplantable timm architecture.
+
+    Those are of patch 8, 16 and 32, and 14, which becomes 16.
+    """
     trunks = {by_rule(trunk): _measured(trunk) for trunk in rows("timm_trunks")}
     return make_rows("timm_trunks.json", trunks, TrunkSpec)
 
