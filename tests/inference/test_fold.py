@@ -70,7 +70,9 @@ def test_a_folded_timm_model_is_an_ordinary_one(tmp_path: Path) -> None:
     loaded = convstem.load(tmp_path)
     assert loaded.patch_embed.stem_spec == plain.patch_embed.stem_spec
     assert largest_difference(loaded, plain, images()) == 0
-    twin = torchvision.models.get_model(NAMES["torchvision"], num_classes=7, conv_stem_configs=plain.patch_embed.stem_spec).eval()
+    twin = torchvision.models.get_model(
+        NAMES["torchvision"], num_classes=7, conv_stem_configs=plain.patch_embed.stem_spec
+    ).eval()
     twin.load_state_dict(convert(plain.state_dict(), source="timm", target="torchvision").state_dict)
     assert largest_difference(twin, plain, images()) < 1e-5
     loss = plain.train()(images()).sum()

@@ -11,8 +11,8 @@ from torch import nn
 
 import convstem
 from convstem.cli.main import main
+from convstem.hosts.describe import weights_of
 from convstem.hosts.timm_cfgs import trunk_cfgs
-from convstem.hosts.timm_tags import weights_of
 from convstem.publishing.cards.render import card_of
 from convstem.publishing.stage import stage
 from convstem.publishing.transplant_folder import transplant_to_folder

@@ -24,8 +24,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 
     The batch size is dynamic; for ExecuTorch it is one image.
     """
-    from convstem.inference.export import check_target, export
-    from convstem.inference.formats import FORMATS
+    from convstem.inference.export import FORMATS, check_target, export
 
     check_target(to, out, opset)  # before anything is loaded
     options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convstem.errors import CheckpointError, ConversionError
 from convstem.layouts.comparison import differences, some_of
-from convstem.layouts.inward import to_timm
+from convstem.layouts.engine import to_timm
 from convstem.layouts.recognise import LAYOUTS, recognise
+from convstem.layouts.timm import PATCH_WEIGHT, STEM_START
 from convstem.layouts.unwrap import unwrap
 
 if TYPE_CHECKING:
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 
 # What a new classifier may change besides itself: another pooling has its norm elsewhere, or pools by attention.
 _POOLING = ("attn_pool.", "fc_norm.", "norm.")
-
-
-_STEM = "patch_embed.backbone."
-
-
-_PATCHIFY = "patch_embed.proj.weight"
 
 
 def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: str) -> list[str]:
@@ -36,7 +31,10 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
     own = _tensors(model)
     integers = _integers(state_dict, own)
     if integers:
-        return [_integers_sentence(integers)]
+        return [
+            f"this checkpoint holds integers where the model has floating-point numbers: {some_of(integers)}. A "
+            "quantised checkpoint has to be converted back first."
+        ]
     if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
         return []  # every good load comes here: nothing to look into
     if getattr(recognise(own).layout, "name", None) != layout:
@@ -45,7 +43,7 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
     if stranger:
         return [stranger]
     actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
-    if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
+    if PATCH_WEIGHT in actual and not any(key.startswith(STEM_START) for key in actual):
         return []  # the stem carries it, or says why not
     if actual and _channels(actual) != _channels(expected):
         return [
@@ -101,26 +99,22 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
     free: tuple[str, ...] = ()
     if getattr(model, "num_classes", 0) != cfg["num_classes"]:
         heads = cfg["classifier"] or ()
-        free = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads)) + _free_pooling(state_dict, own)
-    first_conv = f"{cfg['first_conv']}.weight"
-    found = dict(state_dict)
-    if first_conv in found and first_conv in own and found[first_conv].shape[:1] == own[first_conv].shape[:1]:
-        found[first_conv] = own[first_conv]  # timm adapts its input channels, and checks them
-    wrong = differences(found, own, free)
+        names = [heads] if isinstance(heads, str) else heads
+        free = (*(f"{head}." for head in names), *_free_pooling(state_dict, own))
+    first, adapted = f"{cfg['first_conv']}.weight", dict(state_dict)
+    if first in adapted and first in own and adapted[first].shape[:1] == own[first].shape[:1]:
+        adapted[first] = own[first]  # timm adapts its input channels, and checks them
+    wrong = differences(adapted, own, free)
     if wrong:
-        raise CheckpointError(
-            ". ".join(
-                [
-                    f"these weights do not fit {cfg.get('architecture', 'the model')}: {wrong}",
-                    *explain_mismatch(state_dict, model, "timm"),
-                ]
-            )
-        )
+        why = [wrong, *explain_mismatch(state_dict, model, "timm")]
+        raise CheckpointError(f"these weights do not fit {cfg.get('architecture', 'the model')}. {'. '.join(why)}")
 
 
 def _free_pooling(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the starts of keys by which two ways of pooling differ; none where file and model pool alike."""
-    file, model = ({start for start in _POOLING if any(key.startswith(start) for key in keys)} for keys in (state_dict, own))
+    file, model = (
+        {start for start in _POOLING if any(key.startswith(start) for key in keys)} for keys in (state_dict, own)
+    )
     return _POOLING if file and file != model else ()
 
 
@@ -135,13 +129,6 @@ def _integers(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> list[str
         for key, tensor in state_dict.items()
         if key in own and own[key].is_floating_point() and hasattr(tensor, "dtype") and not tensor.is_floating_point()
     ]
-
-
-def _integers_sentence(keys: Collection[str]) -> str:
-    return (
-        f"this checkpoint holds integers where the model has floating-point numbers: {some_of(keys)}. A quantised "
-        "checkpoint has to be converted back first."
-    )
 
 
 def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:

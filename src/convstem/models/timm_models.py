@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from convstem.errors import ArgumentError, ArgumentTypeError, ConvStemError
-from convstem.features.on_request import as_pyramid, take_pyramid
+from convstem.features.pyramid import as_pyramid, take_pyramid
 from convstem.hub.arguments import argument_kinds
 from convstem.hub.provenance import forget
 from convstem.layouts.diagnosis import explain_on_load
@@ -90,7 +90,6 @@ def _build(
     Args:
         header: of that file, where it is known.
     """
-    name = request.name
     for argument in ("embed_layer", "embed_norm_layer"):
         if kwargs.pop(argument, None) is not None:
             raise ArgumentTypeError(
@@ -102,19 +101,21 @@ def _build(
     changes = {field: kwargs.pop(f"stem_{field}", None) for field in _STEM}
     channels = stem_channels(header)
     if header and not channels:  # a patch embedding, for which a saved model's own stem may be too narrow
-        changes = {field: None if value == request.saved.get(f"stem_{field}") else value for field, value in changes.items()}
-    make = partial(_make, name, cfg, changes, channels)
-    with _caller_errors(name):
+        changes = {
+            field: None if value == request.saved.get(f"stem_{field}") else value for field, value in changes.items()
+        }
+    make = partial(_make, request.name, cfg, changes, channels)
+    with _caller_errors(request.name):
         model = build_model_with_cfg(
             make,
-            name,
+            request.name,
             pretrained,
             pretrained_cfg=cfg,
             pretrained_filter_fn=fit,
             feature_cfg=dict(_FEATURES),
             cache_dir=request.cache_dir,
             pretrained_model_args=dict(request.saved),
-            **{**_own_size(name, cfg, kwargs), **kwargs},
+            **{**_own_size(request.name, cfg, kwargs), **kwargs},
         )
     spec = find_embed(model).stem_spec
     patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else the name's own

@@ -16,9 +16,8 @@ from convstem.files.safetensors import check_finite, write_weights
 from convstem.files.staging import replacing
 from convstem.hub.config import read_json
 from convstem.hub.names import CARD, CONFIG, WEIGHTS
-from convstem.layouts.conversion import Converted, convert
+from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
-from convstem.layouts.report import ConversionReport
 from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.converted_model import build
@@ -59,7 +58,7 @@ class ConversionResult:
     def rows(self) -> list[tuple[str, str]]:
         """Return what was done as labels and texts."""
         report = self.report
-        grounds = Counter(report.dropped.values())
+        reasons = Counter(report.dropped.values())
         args = ", ".join(f"{name}={value}" for name, value in self.model_args.items())
         plain = "a plain (patchify) ViT of timm's; --transplant gives it a conv stem"
         rows = [
@@ -70,7 +69,7 @@ class ConversionResult:
             ("architecture", f"{self.architecture}({args})"),
             ("", plain if self.patchify else ""),
             ("keys", f"{sum(map(len, report.mapped.values()))} became {len(report.mapped)}"),
-            *(("left out", f"{count}: {ground}") for ground, count in sorted(grounds.items())),
+            *(("left out", f"{count}: {reason}") for reason, count in sorted(reasons.items())),
             *(("note", note) for note in report.notes),
             ("transplant", self._transplanted()),
             ("check", self.check),

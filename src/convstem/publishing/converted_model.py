@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from convstem.errors import CheckpointError
-from convstem.layouts.conversion import Converted
 from convstem.layouts.comparison import some_of
+from convstem.layouts.conversion import Converted
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
            "paper_name", "source", "tag", "url")  # fmt: skip

@@ -9,7 +9,7 @@ from convstem.errors import InvalidFileError, MissingPathError
 from convstem.hub.config import read_json
 from convstem.hub.kinds import fits, short
 from convstem.hub.names import CONFIG, WEIGHTS
-from convstem.layouts.transformers import facts_of_config, layout_of_config
+from convstem.layouts.transformers import arguments_of_config, layout_of_config
 
 _NAMES = (WEIGHTS, "pytorch_model.bin")
 """What the weights are called in a folder of transformers or timm, the safe one first."""
@@ -40,7 +40,7 @@ def facts_beside(path: Path) -> dict[str, Any]:
     if config.is_file():
         content = read_json(config)
         if layout_of_config(content):
-            facts |= {**facts_of_config(content), "layout": layout_of_config(content)}
+            facts |= {**arguments_of_config(content), "layout": layout_of_config(content)}
     if preprocessing.is_file():
         facts |= _mean_and_std(preprocessing)
     return facts

@@ -9,7 +9,7 @@ from pathlib import Path
 from convstem.errors import ArgumentError, MissingFileError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import find_weights
 from convstem.hub.names import CARD, CONFIG, WEIGHTS, split_revision
 from convstem.hub.read import fetch, fetch_all
 from convstem.registry.records import WeightsSpec

@@ -10,7 +10,7 @@ from typing import Any
 from convstem.errors import ArgumentError
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_json
 from convstem.hub.names import CARD, CONFIG, check_repo_id
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry

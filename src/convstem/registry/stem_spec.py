@@ -12,7 +12,6 @@ from convstem.errors import ArgumentError, ArgumentTypeError
 NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d", "none")
 """Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
 
-
 ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, warn
 from convstem.layouts.diagnosis import patchify_sentence
-from convstem.layouts.rows import IMAGENET
+from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 from convstem.registry.stem_spec import StemSpec
 from convstem.stem.carry import TransplantReport, carry
 from convstem.stem.pixels import normalised_range
@@ -83,7 +83,7 @@ def torchvision_carrier(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> Ca
         in_chans: input channels.
     """
     shape = (embed_dim, in_chans, stem.patch_size, stem.patch_size)
-    known = normalised_range(*IMAGENET.values(), in_chans)
+    known = normalised_range(IMAGENET_MEAN, IMAGENET_STD, in_chans)
     return partial(_carry_into_torchvision, stem, shape, known and known[0])
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentTypeError, UnsupportedModelError
+from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.pixels import PixelRange, lowest_pixels, normalised_range, numbers
 from convstem.upstream.private import torch_has_hooks
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 """Mean and standard deviation that torchvision's own ViT weights were trained with."""
 
 

@@ -17,11 +17,11 @@ from convstem.errors import ConversionError
 from convstem.layouts.conversion import convert
 from convstem.layouts.diagnosis import check_checkpoint
 from convstem.layouts.recognise import LAYOUTS, recognise
-from convstem.layouts.templates import match
+from convstem.layouts.rows import match
 from convstem.layouts.unwrap import unwrap
 from convstem.registry.names import RESIZED, resized_input
-from convstem.stem.loading import carry_patch_embedding
 from convstem.stem.find import embed_path
+from convstem.stem.loading import carry_patch_embedding
 from convstem.stem.norms import fit_norm
 
 _logger = logging.getLogger(__name__)
