@@ -14,8 +14,8 @@ from convstem.errors import ArgumentError, MissingPathError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
-from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path, split_revision
 from convstem.hub.read import fetch_all
+from convstem.hub.source import CONFIG, PICKLES, WEIGHTS, is_path, split_revision
 from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
 from convstem.weights.devices import check_device

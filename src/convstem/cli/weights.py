@@ -81,7 +81,7 @@ def cache_verify(as_json: bool) -> None:
 
     In daily use a file counts as verified while its size and time of change stay: this finds what that cannot see.
     """
-    from convstem.hub.recheck import Recheck, recheck
+    from convstem.hub.repo_cache import Recheck, recheck
     from convstem.transplanting import kept
 
     rows = list(recheck())

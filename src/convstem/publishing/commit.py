@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
-from convstem.hub.cache import file_digest
 from convstem.hub.config import read_json
-from convstem.hub.errors import explain, is_transient, status_of, web_page, without_password
-from convstem.hub.listing import ATTEMPTS, WAIT_SECONDS, Listing, retried
-from convstem.hub.names import CONFIG
+from convstem.hub.failures import (
+    ATTEMPTS,
+    WAIT_SECONDS,
+    explain,
+    is_transient,
+    retried,
+    status_of,
+    web_page,
+    without_password,
+)
+from convstem.hub.listing import Listing
+from convstem.hub.repo_cache import file_digest
+from convstem.hub.source import CONFIG
 from convstem.publishing.target import FILES, PushResult, Target
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

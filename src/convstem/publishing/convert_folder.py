@@ -15,7 +15,7 @@ from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite, write_weights
 from convstem.files.staging import replacing
 from convstem.hub.config import read_json
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.source import CARD, CONFIG, WEIGHTS
 from convstem.layouts.conversion import Converted, convert
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.report import ConversionReport

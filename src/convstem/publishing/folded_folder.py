@@ -8,7 +8,7 @@ from typing import Any
 from convstem.errors import ExistingPathError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.source import CARD, CONFIG, WEIGHTS
 from convstem.inference.fold import fold
 from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render

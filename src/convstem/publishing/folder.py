@@ -10,7 +10,7 @@ from typing import Any
 from convstem.errors import ArgumentError
 from convstem.files.safetensors import write_weights
 from convstem.hub.config import check_ours, read_json
-from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.source import CONFIG, WEIGHTS
 from convstem.upstream.private import timm_save_config
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from convstem.errors import InvalidFileError, MissingPathError
 from convstem.hub.config import read_json
-from convstem.hub.kinds import fits, short
-from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.limits import fits, short
+from convstem.hub.source import CONFIG, WEIGHTS
 from convstem.layouts.transformers import facts_of_config, layout_of_config
 
 _NAMES = (WEIGHTS, "pytorch_model.bin")

@@ -8,9 +8,9 @@ from typing import Any
 
 from convstem.errors import ArgumentError, ConvStemError
 from convstem.hub.config import check_ours, read_config
-from convstem.hub.names import CONFIG, split_revision
 from convstem.hub.provenance import SCRATCH, TRANSPLANTED, TUNED, Step, steps
 from convstem.hub.read import fetch
+from convstem.hub.source import CONFIG, split_revision
 from convstem.registry import catalog
 
 _OTHER_STARTS = ("initial_checkpoint", "pretrained_path", "resume")

@@ -14,8 +14,8 @@ from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, Inv
 from convstem.files.staging import scratch_folder
 from convstem.hub.config import read_json
 from convstem.hub.listing import list_files
-from convstem.hub.names import CARD, CONFIG
 from convstem.hub.read import fetch
+from convstem.hub.source import CARD, CONFIG
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import render
 from convstem.publishing.commit import push_folder

@@ -10,8 +10,8 @@ from convstem.errors import ArgumentError, MissingFileError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
 from convstem.hosts.timm_tags import find_weights
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, split_revision
 from convstem.hub.read import fetch, fetch_all
+from convstem.hub.source import CARD, CONFIG, WEIGHTS, split_revision
 from convstem.registry.records import WeightsSpec
 
 

@@ -12,7 +12,7 @@ from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_json
-from convstem.hub.names import CARD, CONFIG, check_repo_id
+from convstem.hub.source import CARD, CONFIG, check_repo_id
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.render import located, render
 from convstem.publishing.commit import push_folder

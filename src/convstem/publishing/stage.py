@@ -11,8 +11,8 @@ from typing import Any
 from convstem.errors import ArgumentTypeError, InvalidFileError, MissingPathError
 from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
 from convstem.files.paths import path_errors
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
 from convstem.hub.provenance import record
+from convstem.hub.source import CARD, CONFIG, WEIGHTS
 from convstem.models.twins import as_timm_model
 from convstem.publishing.folder import save
 from convstem.publishing.origin import history, resolve_architecture

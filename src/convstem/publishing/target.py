@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from convstem.hub.listing import Listing, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.source import CARD, CONFIG, WEIGHTS
 
 FILES = (CONFIG, WEIGHTS, CARD)
 """What a pushed repository holds."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convstem.errors import TransplantError
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
-from convstem.hub.names import CARD, CONFIG
+from convstem.hub.source import CARD, CONFIG
 from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import finish_config, save

@@ -9,12 +9,12 @@ from typing import Any
 
 from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
 from convstem.files.safetensors import Stored, check_finite_file, check_header
-from convstem.hub.cache import file_digest
 from convstem.hub.config import parts, read_config
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, is_path, split_revision
 from convstem.hub.read import fetch_all
+from convstem.hub.repo_cache import file_digest
+from convstem.hub.source import CARD, CONFIG, WEIGHTS, is_path, split_revision
 from convstem.publishing.meta_model import meta_model
 from convstem.registry.licenses import license_of_card
 

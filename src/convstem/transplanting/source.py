@@ -14,12 +14,11 @@ from torch import nn
 from convstem.errors import ArgumentError, CheckpointError, ConvStemError, HubError, MissingPathError, UnknownModelError
 from convstem.files.safetensors import Stored, check_finite, check_weights, nonfinite_allowed
 from convstem.hub.config import check_stated, parts, read_json
-from convstem.hub.kinds import short
-from convstem.hub.limits import check_as_saved, check_fits_header
+from convstem.hub.limits import check_as_saved, check_fits_header, short
 from convstem.hub.locate import LOCATION, locate
-from convstem.hub.names import CONFIG, WEIGHTS, split_revision
 from convstem.hub.provenance import LOADED, Step, add, forget, record
 from convstem.hub.read import fetch_all
+from convstem.hub.source import CONFIG, WEIGHTS, split_revision
 
 
 def create_source(name: str, pretrained: bool = True) -> nn.Module:

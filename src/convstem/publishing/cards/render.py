@@ -11,8 +11,8 @@ from convstem.errors import MissingFileError
 from convstem.hosts.describe import STEM_COLUMNS, stem_rows
 from convstem.hosts.timm_tags import find_weights
 from convstem.hub.config import read_config
-from convstem.hub.names import CARD, CONFIG, split_revision
 from convstem.hub.read import fetch
+from convstem.hub.source import CARD, CONFIG, split_revision
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
 from convstem.publishing.cards.metadata import metadata
 from convstem.registry import tables
