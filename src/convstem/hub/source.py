@@ -1,4 +1,4 @@
-"""What a user names as a source: a model by its name, a repository of the Hub, a folder or a file; and how all are spelt.
+"""What a user names as a source: a model by its name, a repository of the Hub, a folder or a file; how all are spelt.
 
 Only the spelling and this machine's disk decide, never the network.
 """
