@@ -1,4 +1,4 @@
-"""A saved model of ours, from the Hub or a folder: its config, checked before its weights are fetched, and its files."""
+"""A saved model of ours, from the Hub or a folder: its config is checked before its weights are fetched."""
 
 from __future__ import annotations
 

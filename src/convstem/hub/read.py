@@ -86,7 +86,7 @@ def fetch_all(
     offline = constants.HF_HUB_OFFLINE
     if offline or is_commit(revision):
         files = _cached(cache, revision, names, unknown=offline)
-        more = {}
+        more: dict[str, HubFile] = {}
         for name in welcome if files else ():
             more |= _cached(cache, revision, [name], unknown=offline)
         if files and (offline or len(more) == len(welcome)):  # else the Hub may have the others

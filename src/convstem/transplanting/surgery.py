@@ -6,6 +6,7 @@ This file swaps the patch embedding of a model; ``state_dicts`` does the same to
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from timm.layers import PatchEmbed
 from torch import nn
 
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
+from convstem.hub.timm_source import create_source
 from convstem.registry.catalog import transplanted_name
 from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
@@ -25,13 +27,12 @@ from convstem.transplanting.new_stem import load_stem, timm_stem, torchvision_st
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
 from convstem.transplanting.pixels import PixelRange, range_of
-from convstem.transplanting.source import create_source
 from convstem.transplanting.state_dicts import transplant_tensors
 from convstem.upstream.private import timm_set_metadata
 
 
 def transplant(
-    model: nn.Module | str,
+    model: nn.Module | str | os.PathLike[str],
     stem: StemLike | None = None,
     calibration: Calibration | None = None,
     margin: float = 0.25,
@@ -44,7 +45,7 @@ def transplant(
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model, ``hf-hub:org/name`` or ``local-dir:FOLDER``, whose weights are verified.
+            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified.
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
             ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
             instead of 224.
@@ -71,7 +72,7 @@ def transplant(
     Warns:
         UserWarning: the stem is too narrow to be exact; the message has the predicted relative error.
     """
-    source = create_source(model, pretrained) if isinstance(model, str) else model
+    source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
     if in_chans is not None or bands is not None:
