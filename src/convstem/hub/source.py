@@ -49,7 +49,7 @@ _SCHEME = re.compile(r"([A-Za-z][\w+.-]+):")  # two letters at least: C: is a dr
 Kind: TypeAlias = Literal["name", "repository", "folder", "file"]
 
 
-_TAKEN: Mapping[Kind, str] = {
+_IN_WORDS: Mapping[Kind, str] = {
     "name": "the name of a model",
     "repository": "a Hub repository org/name",
     "folder": f"a folder with {CONFIG} and {WEIGHTS}",
@@ -184,17 +184,19 @@ def source_of(verb: str, source: str | os.PathLike[str] | Source) -> Source:
     disk = not {"folder", "file"}.isdisjoint(TAKES[verb])
     found = source if isinstance(source, Source) else resolve(source, disk)
     if found.kind in ("folder", "file") and not os.path.exists(found.path):
-        raise MissingPathError(f"there is no file or folder {found.path}: {_takes(verb)}")
+        raise MissingPathError(f"there is no file or folder {found.path}: {verb} takes {_taken(verb)}")
     if found.kind not in TAKES[verb]:
         remedy = _REMEDIES.get((verb, found.kind), _CONVERT).format(found.path if found.kind == "file" else found)
-        raise ArgumentError(f"{found} is a {found.kind}: {_takes(verb)}. {remedy}")
+        raise ArgumentError(f"{found} is a {found.kind}, and {verb} takes {_taken(verb)}. {remedy}")
     return found
 
 
-def _takes(verb: str) -> str:
-    *others, last = (_TAKEN[kind] for kind in TAKES[verb])
-    commas = "," * (len(others) > 1)
-    return f"{verb} takes {', '.join(others)}{commas} or {last}" if others else f"{verb} takes {last}"
+def _taken(verb: str) -> str:
+    """Return the kinds of sources of a verb in words."""
+    *others, last = (_IN_WORDS[kind] for kind in TAKES[verb])
+    if len(others) < 2:
+        return " or ".join([*others, last])
+    return f"{', '.join(others)}, or {last}"
 
 
 def is_path(source: str) -> bool:
