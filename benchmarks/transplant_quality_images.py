@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from convstem.transplanting.pixels import normalised_range
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import transforms
-
-from convstem.transplanting.pixels import normalised_range
 
 CALIBRATION = ("coffee", "rocket", "hubble_deep_field", "camera", "grass", "coins")
 """Photographs in scikit-image that a calibrated transplant measures."""

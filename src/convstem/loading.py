@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from convstem.errors import ArgumentError, MissingPathError
+from convstem.errors import ArgumentError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.describe import find_weights
-from convstem.hub.config import read_config
-from convstem.hub.names import CONFIG, PICKLES, WEIGHTS, is_path, split_revision
-from convstem.hub.read import fetch_all
+from convstem.hub.config import parts
+from convstem.hub.model import SavedCfg, fetch_model, read_model
+from convstem.hub.source import Source, source_of
 from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
 from convstem.weights.devices import check_device
@@ -58,10 +57,9 @@ def load(
     check_device(device)
     placement = {"device": device, "dtype": as_dtype(dtype)}
     kwargs |= {key: value for key, value in placement.items() if value is not None}
-    name = create_model_name(source, kwargs.get("cache_dir"))  # fetches a repository: wrong arguments end before
     allowed = ALLOW_NONFINITE.set(allow_nonfinite)
     try:
-        model = timm.create_model(name, pretrained=True, **kwargs)
+        model = _create(source_of("load", source), kwargs)
     finally:
         ALLOW_NONFINITE.reset(allowed)
     if layout == "torchvision":
@@ -71,22 +69,29 @@ def load(
     return model.eval()
 
 
-def create_model_name(source: str | os.PathLike[str], cache_dir: Any = None) -> str:
-    """Return what ``timm.create_model`` calls this source; a repository is fetched, so that its commit is known.
+def _create(source: Source, kwargs: dict[str, Any]) -> nn.Module:
+    if source.kind == "name":
+        return timm.create_model(with_tag(source.name), pretrained=True, **kwargs)
+    saved = fetch_model(source, kwargs.get("cache_dir")) if source.kind == "repository" else read_model(source.path)
+    cfg, args = parts(saved.config)
+    return timm.create_model(
+        saved.config["architecture"],
+        pretrained=True,
+        pretrained_cfg=SavedCfg(cfg, saved),
+        pretrained_model_args=args,
+        **{**args, **kwargs},
+    )
 
-    Errors are those of ``load``.
+
+def with_tag(name: str) -> str:
+    """Return timm's name of a pretrained model, with its tag.
+
+    Args:
+        name: of timm or torchvision, with or without tag.
+
+    Raises:
+        UnknownModelError: unknown name; the message lists the nearest ones.
     """
-    name = os.fspath(source).removeprefix("local-dir:")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        check_folder(folder)
-        return f"local-dir:{folder}"
-    if isinstance(source, os.PathLike) or is_path(name):
-        raise _no_folder(name, folder.exists())
-    if "/" in name:
-        repository, revision = split_revision(name)
-        commit = _fetch_checked(repository, revision, cache_dir)
-        return f"hf-hub:{repository}@{commit}"
     entry = find_weights(name)
     return entry.name.replace(".", f"{PYRAMID}.", 1) if PYRAMID in name else entry.name
 
@@ -97,25 +102,3 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if found is None or (isinstance(found, torch.dtype) and found.is_floating_point):
         return found
     raise ArgumentError(f"dtype must be a floating-point type of torch or its name: {', '.join(DTYPES)}; got {dtype!r}")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise unless a folder holds a config of ours, which leads nowhere else, and weights."""
-    read_config(folder / CONFIG)
-    if not any(path.name.endswith((".safetensors", *PICKLES)) for path in folder.iterdir()):
-        raise MissingPathError(f"{folder} has a {CONFIG}, but no {WEIGHTS}")
-
-
-def _fetch_checked(repository: str, revision: str | None, cache_dir: Any) -> str:
-    """Fetch config and weights of one commit and return it; a config that is not ours costs no download of weights."""
-    config = fetch_all(repository, [CONFIG], revision, cache_dir=cache_dir)[CONFIG]
-    read_config(config.path)
-    fetch_all(repository, [CONFIG, WEIGHTS], config.commit, cache_dir=cache_dir)
-    return config.commit
-
-
-def _no_folder(name: str, is_file: bool) -> ArgumentError | MissingPathError:
-    takes = f"load takes the name of a model, a Hub repository org/name, or a folder with {CONFIG} and {WEIGHTS}"
-    if is_file:
-        return ArgumentError(f"{name} is a file: {takes}. `convstem convert {name} --out FOLDER` makes such a folder")
-    return MissingPathError(f"there is no folder {name}: {takes}")

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import constants
 
-from convstem.hub.errors import explain, web_page, without_password
+from convstem.hub.failures import explain, web_page, without_password
 
 
 def test_no_password_in_addresses_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:

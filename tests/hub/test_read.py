@@ -65,7 +65,7 @@ def test_verified_files_are_not_hashed_again_until_they_change(
 ) -> None:
     repo({"model.safetensors": ONE})
     path = fetch(client, cache).value["path"]
-    forbid = "import convstem.hub.cache as c\nreal, c.file_digest = c.file_digest, None\n"
+    forbid = "import convstem.hub.repo_cache as c\nreal, c.file_digest = c.file_digest, None\n"
     try:
         assert not client(forbid + FETCH.format(cache=cache)).error
         Path(path).write_bytes(TWO)  # through the link, into the blob

@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_read_is_as_bad_as_a_damaged_one(weights: Path, mo
     def refuse(*args: object) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("convstem.hub.recheck.file_digest", refuse)
+    monkeypatch.setattr("convstem.hub.repo_cache.file_digest", refuse)
     assert verify(1) == {weights.name: "unreadable"}
 
 

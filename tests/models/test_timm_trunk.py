@@ -14,8 +14,8 @@ from convstem.cli.main import main
 from convstem.hosts.describe import weights_of
 from convstem.hosts.timm_cfgs import trunk_cfgs
 from convstem.publishing.cards.render import card_of
-from convstem.publishing.stage import stage
-from convstem.publishing.transplant_folder import transplant_to_folder
+from convstem.publishing.push import stage
+from convstem.publishing.transplant import transplant_to_folder
 from convstem.registry.catalog import architectures
 from convstem.registry.records import TrunkSpec
 from convstem.transplanting.patch_size import enlarge_patches

@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from convstem.cli.main import main
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import card_of, render
-from convstem.publishing.folder import finish_config
-from convstem.publishing.stage import stage
+from convstem.publishing.folder import finish
+from convstem.publishing.push import stage
 from convstem.registry import catalog
 from tests.support.assertions import randomise
 from tests.support.hub_server import Client, HubServer
@@ -139,7 +139,7 @@ def test_the_card_of_a_repository_of_ones_own_says_how_each_host_loads_it(
 ) -> None:
     model = randomise(timm.create_model("vit_nano4_convstem", num_classes=3, stem_norm=norm))
     stage(model, tmp_path)
-    finish_config(tmp_path, "mit")
+    finish(tmp_path, "mit")
     hub.store.create("org/mine")
     hub.store.commit("org/mine", "main", {path.name: path.read_bytes() for path in tmp_path.iterdir()})
     outcome = client(RUN_CARD)

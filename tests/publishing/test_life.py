@@ -16,8 +16,7 @@ import convstem
 from convstem.cli.main import main
 from convstem.hub.provenance import SCRATCH, Step, record, steps
 from convstem.publishing.cards.render import card_of, located
-from convstem.publishing.origin import history
-from convstem.publishing.stage import stage
+from convstem.publishing.push import history, stage
 from tests.support.assertions import randomise
 from tests.support.hub_server import HubServer, run_python
 from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa: F401

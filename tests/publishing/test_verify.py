@@ -105,13 +105,17 @@ CASES = {
     "missing tensor": (
         weights(lambda s: {k: v for k, v in s.items() if k != "norm.bias"}),
         "shapes",
-        "missing norm.bias",
+        "the file lacks what the model needs: norm.bias",
     ),
-    "surplus tensor": (weights(lambda s: s.update(x=torch.ones(1))), "shapes", "surplus x"),
+    "surplus tensor": (
+        weights(lambda s: s.update(x=torch.ones(1))),
+        "shapes",
+        "the file has what the model has no place for: x",
+    ),
     "misshapen": (
         config(model_args={"mlp_ratio": 1.0}),
         "shapes",
-        r"mlp.fc1.bias is \[\d+\], the config makes it \[\d+\]",
+        r"shapes differ: .*mlp.fc1.bias \(file \[\d+\], model \[\d+\]\)",
     ),
     "two heads": (config(num_classes=11), "config", "contradicts itself about num_classes: 10 in .*, 11 in the root"),
     "labels": (config(label_names=["a"]), "labels", "1 label_names for 10 classes"),
@@ -166,9 +170,9 @@ def test_command(folder: Path) -> None:
     result = CliRunner().invoke(main, ["verify", str(folder), "--json"])
     assert result.exit_code == 1
     assert json.loads(result.output)["ok"] is False
-    result = CliRunner().invoke(main, ["verify", "nowhere"])
+    result = CliRunner().invoke(main, ["verify", "./nowhere"])
     assert result.exit_code == 1
-    assert "nowhere is neither a folder nor a repository id of the form org/name" in result.output
+    assert "there is no file or folder nowhere: verify takes the name of a model, a Hub repository" in result.output
 
 
 def test_pull_of_names() -> None:

@@ -10,9 +10,9 @@ import torch
 
 import convstem
 from convstem.hosts.timm_cfgs import trunk_cfgs
-from convstem.publishing.folder import finish_config
-from convstem.publishing.stage import stage
-from convstem.publishing.transplant_folder import transplant_to_folder
+from convstem.publishing.folder import finish
+from convstem.publishing.push import stage
+from convstem.publishing.transplant import transplant_to_folder
 from convstem.publishing.verify import verify_folder
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks, rule_trunks, transplanted_name
@@ -121,8 +121,8 @@ def test_all_sizes_of_a_name_are_one_architecture() -> None:
 
 BY_RULE = """
 import convstem, sys, timm
-from convstem.publishing.folder import finish_config
-from convstem.publishing.stage import stage
+from convstem.publishing.folder import finish
+from convstem.publishing.push import stage
 from convstem.publishing.verify import verify_folder
 from pathlib import Path
 folder = Path(sys.argv[1])
@@ -173,7 +173,7 @@ def test_a_saved_transplant_loads_in_a_fresh_process_without_convstem(name: str,
     torch.save((images, model(images).detach()), tmp_path / "expected.pt")
     assert model.pretrained_cfg["architecture"] == name
     stage(model, tmp_path)
-    finish_config(tmp_path, "apache-2.0")
+    finish(tmp_path, "apache-2.0")
     code = """
     import sys, torch, timm
     images, expected = torch.load(sys.argv[1] + "/expected.pt")

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 import convstem
-from convstem.cli.options import AS_JSON, FOLDER, print_json
+from convstem.cli.options import AS_JSON, FOLDER, OVERWRITE, print_json
 
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
 
 
 @click.command(short_help="Push a model to the Hub as one commit.")
-@click.argument("source", type=click.Path(exists=True))
+@click.argument("source")
 @click.argument("repo_id")
 @click.option("--license", required=True, help="Licence of the weights, for example apache-2.0.")
 @click.option("--tag", help="Take the card's facts from this registry entry.")
@@ -92,9 +92,10 @@ def parse_metric(text: str) -> tuple[str, float]:
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--out", type=FOLDER, help="Copy the files into this folder.")
-def pull(source: str, revision: str | None, out: Path | None) -> None:
+@OVERWRITE
+def pull(source: str, revision: str | None, out: Path | None, overwrite: bool) -> None:
     """Download the weights, config and card of SOURCE (ORG/NAME or a pretrained name) at one commit, verified."""
-    click.echo(convstem.pull(source, revision, out))
+    click.echo(convstem.pull(source, revision, out, overwrite=overwrite))
 
 
 @click.command(short_help="Examine a repository or folder.")
@@ -102,7 +103,10 @@ def pull(source: str, revision: str | None, out: Path | None) -> None:
 @click.option("--revision", help="Branch, tag or commit.")
 @AS_JSON
 def verify(source: str, revision: str | None, as_json: bool) -> None:
-    """Examine SOURCE (ORG/NAME or a folder): hashes, header, shapes, finite values, config, licence."""
+    """Examine SOURCE: hashes, header, shapes, finite values, config, licence.
+
+    SOURCE is ORG/NAME, a folder or a pretrained name.
+    """
     report = convstem.verify(source, revision)
     if as_json:
         print_json(report.to_json())

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli.options import AS_JSON, OUT_FOLDER, print_json
+from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, print_json
+from convstem.hub.source import source_of
 
 
 @click.command(short_help="Write a model for another runtime, and compare.")
@@ -26,6 +27,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     """
     from convstem.inference.export import FORMATS, check_target, export
 
+    source_of("export", source)
     check_target(to, out, opset)  # before anything is loaded
     options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}
     model = convstem.load(source, **options)
@@ -44,12 +46,16 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 @click.command(short_help="Fold the BatchNorm of a stem into its convolutions.")
 @click.argument("source")
 @OUT_FOLDER
-def fold(source: str, out: Path) -> None:
+@OVERWRITE
+def fold(source: str, out: Path, overwrite: bool) -> None:
     """Fold the BatchNorm of the model SOURCE (a name, ORG/NAME or a folder) into its convolutions.
 
     The result is an ordinary model with stem_norm none: it computes the same and can be pushed, exported and trained.
     """
-    from convstem.publishing.folded_folder import fold_to_folder
+    from convstem.publishing.fold import fold_to_folder
+    from convstem.publishing.folder import check_new
 
-    model = fold_to_folder(convstem.load(source), source, out)
+    found = source_of("fold", source)
+    check_new(out, found, overwrite)  # before anything is loaded
+    model = fold_to_folder(convstem.load(source), found, out, overwrite)
     click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.patch_embed.stem_spec.norm}")

@@ -11,6 +11,7 @@ from convstem.cli.options import AS_JSON, print_json
 from convstem.cli.tables import table
 from convstem.errors import UnknownModelError
 from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, names_on_conv_stem, stem_rows, summarise
+from convstem.hub.source import source_of
 from convstem.registry import catalog
 
 
@@ -97,6 +98,7 @@ def show(name: str, as_json: bool) -> None:
     NAME is a timm or torchvision name, with or without a pretrained tag; of a patchify model of timm, its conv-stem
     name is shown.
     """
+    name = source_of("show", name).name
     ours = names_on_conv_stem(name)
     info = describe(ours[0] if ours else name)
     if as_json:

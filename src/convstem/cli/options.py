@@ -14,6 +14,8 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
 
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model that is in the folder.")
+
 
 def integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """Return the numbers of ``3,2,1``; the callback of an option."""

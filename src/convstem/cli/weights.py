@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, OUT_FOLDER, integers, print_json
+from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, print_json
 from convstem.cli.tables import table
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
 
 
 @click.command(short_help="Turn a checkpoint into a folder of safetensors.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @OUT_FOLDER
+@OVERWRITE
 @click.option("--from", "layout", type=click.Choice(sorted(LAYOUTS)), help="Layout of SOURCE; default: found out.")
 @click.option(
     "--to",
@@ -35,13 +36,13 @@ from convstem.registry.stem_spec import StemSpec
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
 @AS_JSON
-def convert(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """Turn the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub understand.
 
-    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz) or a folder of transformers. Layout and
-    architecture are found out, every key is accounted for, and no code in a pickle is run.
+    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz), or a folder of transformers or ORG/NAME
+    with one. Layout and architecture are found out, every key is accounted for, and no code in a pickle is run.
     """
-    from convstem.publishing.convert_folder import convert_to_folder
+    from convstem.publishing.convert import convert_to_folder
 
     result = convert_to_folder(source, out, **options)
     if as_json:
@@ -81,7 +82,7 @@ def cache_verify(as_json: bool) -> None:
 
     In daily use a file counts as verified while its size and time of change stay: this finds what that cannot see.
     """
-    from convstem.hub.recheck import recheck
+    from convstem.hub.repo_cache import recheck
 
     rows = list(recheck())
     if as_json:
@@ -102,6 +103,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
 @click.command(short_help="Convert a pretrained ViT into a conv-stem ViT.")
 @click.argument("source")
 @OUT_FOLDER
+@OVERWRITE
 @click.option("--to", "name", help="Take the stem of this architecture.")
 @click.option(
     "--stem-channels",
@@ -118,6 +120,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
 def transplant(
     source: str,
     out: Path,
+    overwrite: bool,
     name: str | None,
     stem: StemSpec | None,
     margin: float,
@@ -128,9 +131,9 @@ def transplant(
 ) -> None:
     """Convert the pretrained timm model SOURCE into a conv-stem ViT with the same function.
 
-    SOURCE is a timm name such as vit_base_patch16_224.augreg2_in21k_ft_in1k, hf-hub:ORG/NAME or a folder.
+    SOURCE is a timm name such as vit_base_patch16_224.augreg2_in21k_ft_in1k, ORG/NAME or a folder.
     """
-    from convstem.publishing.transplant_folder import transplant_to_folder
+    from convstem.publishing.transplant import transplant_to_folder
 
     if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
@@ -142,6 +145,7 @@ def transplant(
         in_chans=in_chans,
         bands=bands,
         tolerance=tolerance,
+        overwrite=overwrite,
     )
     if as_json:
         print_json(result.to_json())

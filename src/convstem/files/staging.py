@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
 
 from filelock import FileLock, Timeout
 
+from convstem.errors import ExistingPathError
+from convstem.files.cache import one_at_a_time
+
 _LOCK = ".lock"
+
+
+_SCRATCH = ".convstem-"
+
+
+_STARTING = ".starting"
+"""Before the prefix of a scratch folder that does not hold its lock yet, so that nobody takes it for a dead one."""
 
 
 @contextmanager
@@ -25,10 +37,12 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """
     for orphan in parent.glob(f"{prefix}*"):
         _remove_if_dead(orphan)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=_STARTING + prefix, dir=parent))
     try:
         with FileLock(folder / _LOCK):
             (folder / "content").mkdir()
+            with suppress(OSError):  # Windows does not rename a folder with an open file; nobody sweeps it then
+                folder = folder.rename(folder.with_name(folder.name.removeprefix(_STARTING)))
             yield folder / "content"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,23 +62,75 @@ def _is_mine(folder: Path) -> bool:
 
 
 @contextmanager
-def replacing(folder: Path, last: str) -> Iterator[Path]:
+def replacing(folder: Path, last: str, belonging: Collection[str] = (), overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder whose files, at the end, take the places of those of ``folder``; all of them or none.
 
-    Everything is written before anything is replaced, so that an error or a full disk changes nothing. While the files
-    move, ``last`` is missing: a kill in between leaves a folder that says so, never a mixture of old and new.
+    Everything is written before anything is replaced, and an error in between puts everything back. Files that are
+    the same already are not touched. While the files move, ``last`` is missing if it changes: a kill in between leaves
+    a folder that says so, never a mixture of old and new. One process at a time does this to a folder.
 
     Args:
         folder: where the files go; created if needed, other files in it stay.
         last: the file without which the others are not used.
+        belonging: files that would make no sense beside the new ones, and go with the old ones.
+        overwrite: whether files of another content may be replaced.
 
     Raises:
+        ExistingPathError: the folder has other files of these names; nothing was changed.
         OSError: what the file system says; nothing was changed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder, ".convstem-") as staged:
-        yield staged
-        names = sorted((path.name for path in staged.iterdir()), key=lambda name: name == last)
-        (folder / last).unlink(missing_ok=True)
-        for name in names:
+    with one_at_a_time(f"folder-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}"):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(folder, _SCRATCH) as staged:
+                yield staged
+                _swap(staged, folder, last, belonging, overwrite)
+        except BaseException:
+            for path in made:
+                with suppress(OSError):
+                    path.rmdir()
+            raise
+
+
+def _swap(staged: Path, folder: Path, last: str, belonging: Collection[str], overwrite: bool) -> None:
+    names = {path.name for path in staged.iterdir()}
+    same = {name for name in names if _same(staged / name, folder / name)}
+    old = {name for name in {*names, *belonging} - same if os.path.lexists(folder / name)}
+    check_free(folder, old, overwrite)
+    backup = staged.with_name("old")
+    backup.mkdir()
+    try:
+        for name in sorted(old, key=lambda name: name != last):
+            os.replace(folder / name, backup / name)
+        for name in sorted(names - same, key=lambda name: name == last):
             os.replace(staged / name, folder / name)
+    except BaseException:
+        _put_back(staged, folder, names - same)
+        _put_back(folder, backup, old)
+        raise
+
+
+def _put_back(origin: Path, place: Path, names: Collection[str]) -> None:
+    """Move those of the files back that have been moved from ``origin`` to ``place``."""
+    for name in names:
+        if os.path.lexists(place / name) and not os.path.lexists(origin / name):
+            with suppress(OSError):  # the error that led here is the one to tell
+                os.replace(place / name, origin / name)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and (other.samefile(one) or filecmp.cmp(one, other, shallow=False))
+
+
+def check_free(folder: Path, names: Collection[str], overwrite: bool = False) -> None:
+    """Raise ``ExistingPathError`` if a folder has one of these files and it may not be replaced; a folder never is."""
+    taken = sorted(name for name in names if os.path.lexists(folder / name))
+    folders = [name for name in taken if (folder / name).is_dir()]
+    if folders:
+        raise ExistingPathError(f"{folder} has a folder {folders[0]} where a file is to be written: write elsewhere")
+    if taken and not overwrite:
+        raise ExistingPathError(
+            f"{folder} has {' and '.join(taken)} already: name another folder, or replace what is there with "
+            "overwrite=True (--overwrite on the command line)"
+        )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from convstem.errors import InvalidFileError, MissingPathError, UnsupportedModelError
-from convstem.hub.arguments import check_arguments
-from convstem.hub.kinds import check_kinds, fits, short
-from convstem.hub.limits import check_sizes, stated_sizes
-from convstem.hub.transfer import LARGEST_TEXT
+from convstem.hub.limits import check_config_sizes, check_kinds, fits, short, stated_sizes
+from convstem.hub.source import LARGEST_TEXT
 from convstem.registry import catalog
+from convstem.registry.names import trunks
+from convstem.registry.stem_spec import StemSpec
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
 """A config has no business to say where weights are: they lie beside it."""
@@ -93,8 +94,8 @@ def check_stated(architecture: str, cfg: Mapping[str, Any], args: Mapping[str, A
         if name in cfg and not (fits(cfg[name], known[name]) and accepts(cfg[name])):
             raise InvalidFileError(f"config.json: {name} must be {expected}; got {short(cfg[name])}")
     check_kinds({name: value for name, value in cfg.items() if name not in FORBIDDEN}, known)
-    check_arguments(architecture, args)
-    check_sizes(stated_sizes(args, cfg))
+    check_model_args(architecture, args)
+    check_config_sizes(stated_sizes(args, cfg))
     _check_heads(architecture, args)
     _check_classes({"pretrained_cfg": cfg, "model_args": args})
 
@@ -146,3 +147,57 @@ def _check_classes(tables: Mapping[str, Mapping[str, Any]]) -> None:
     if len(set(map(str, stated.values()))) > 1:
         places = ", ".join(f"{value} in {place}" for place, value in sorted(stated.items()))
         raise InvalidFileError(f"config.json contradicts itself about num_classes: {places}")
+
+
+_STEM: dict[str, Any] = {
+    **{f"stem_{name}": kind for name, kind in get_type_hints(StemSpec).items()},
+    "norm_eps": float | None,
+}
+"""Arguments that every name of ours takes beyond those of its trunk."""
+
+
+_EXTRACTOR: dict[str, Any] = {
+    "feature_cls": str,
+    "features_only": bool,
+    "out_indices": int | list[int],
+    "output_fmt": str,
+    "output_stride": int,
+    "pyramid_blocks": int | list[int],
+}
+"""Arguments that are part of a saved feature extractor, timm's or our pyramid."""
+
+
+_NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")
+"""Names among a constructor's annotations that are no argument, or none that belongs to a saved model."""
+
+
+def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
+    """Raise ``InvalidFileError`` unless timm's model takes all these arguments, and of these types.
+
+    Args:
+        architecture: timm name.
+        args: ``model_args`` of a config.
+    """
+    known = argument_kinds(architecture)
+    unknown = sorted(set(args) - set(known))
+    if unknown:
+        raise InvalidFileError(
+            f"config.json: unknown model_args {', '.join(unknown)}; {architecture} has {', '.join(sorted(known))}"
+        )
+    check_kinds(args, known)
+
+
+@cache
+def argument_kinds(architecture: str) -> Mapping[str, Any]:
+    """Return the arguments that a config can hold for a timm name, with their annotations."""
+    from timm.models import VisionTransformer, model_entrypoint
+    from torch import nn
+
+    named = get_type_hints(model_entrypoint(trunks().get(architecture, architecture))).get("return")
+    model: type = VisionTransformer  # our own families' functions name no class
+    if isinstance(named, type) and issubclass(named, nn.Module):
+        model = named
+    kinds: dict[str, Any] = {}
+    for cls in reversed(model.__mro__[:-1]):
+        kinds |= get_type_hints(vars(cls).get("__init__", object.__init__))
+    return {name: kind for name, kind in (kinds | _STEM | _EXTRACTOR).items() if name not in _NOT_IN_FILES}

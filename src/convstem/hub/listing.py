@@ -1,28 +1,18 @@
-"""What a repository holds at one commit, with hashes; and how often a request is tried again."""
+"""What a repository holds at one commit, with hashes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from convstem.errors import HubError, MissingFileError
-from convstem.hub.cache import DIGEST
-from convstem.hub.errors import explain, is_transient, retry_after, root_cause
-from convstem.hub.names import PICKLES
+from convstem.errors import MissingFileError
+from convstem.hub.failures import ATTEMPTS, retried
+from convstem.hub.repo_cache import DIGEST
+from convstem.hub.source import PICKLES
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
-
-ATTEMPTS = 4
-
-
-WAIT_SECONDS = 0.5
-"""Before the second try; doubled before each further one."""
-
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -95,27 +85,6 @@ def _from_headers(repo_id: str, commit: str, name: str, token: Any, attempts: in
     url = hf_hub_url(repo_id, name, revision=commit)
     found = retried(lambda: get_hf_file_metadata(url, token=token), repo_id, commit, token, attempts)
     return Listed(found.size, found.etag if found.etag and DIGEST.fullmatch(found.etag) else "")
-
-
-def retried(
-    ask: Callable[[], Result], repo_id: str, revision: str | None, token: Any, attempts: int = ATTEMPTS
-) -> Result:
-    """Return what ``ask`` returns, trying again with growing pauses while the failure may pass.
-
-    Raises:
-        HubError: a failure that will not pass, or as many failures as ``attempts``.
-    """
-    for attempt in range(attempts):
-        try:
-            return ask()
-        except HubError:
-            raise
-        except Exception as error:
-            cause = root_cause(error)
-            if attempt + 1 == attempts or not is_transient(cause):
-                raise explain(cause, repo_id, revision, token) from None  # it has the cause in its words
-            time.sleep(retry_after(cause, WAIT_SECONDS * 2**attempt))
-    raise AssertionError("attempts must be positive")
 
 
 def check_present(repo_id: str, listing: Listing, filename: str) -> None:

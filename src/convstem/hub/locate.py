@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from convstem.errors import HubError, InvalidFileError, RevisionMissingError
 from convstem.files.notes import check_once
-from convstem.hub.cache import file_digest
-from convstem.hub.names import CONFIG, WEIGHTS, split_revision
 from convstem.hub.read import cached_config, fetch, fetch_all
+from convstem.hub.repo_cache import file_digest
+from convstem.hub.source import CONFIG, WEIGHTS, split_revision
 from convstem.registry import catalog, tables
 
 if TYPE_CHECKING:

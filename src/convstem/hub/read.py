@@ -5,17 +5,17 @@ All requests are huggingface_hub's own, so its login, proxies, HF_ENDPOINT, HF_H
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convstem.errors import AccessDeniedError, HubError, MissingFileError, UnreachableError, warn
-from convstem.hub.cache import RepoCache, is_commit
-from convstem.hub.errors import explain, web_page
-from convstem.hub.listing import ATTEMPTS, Listing, check_present, list_files
-from convstem.hub.names import CONFIG, WEIGHTS, check_filename, check_repo_id
-from convstem.hub.transfer import download
+from convstem.hub.download import download
+from convstem.hub.failures import ATTEMPTS, explain, web_page
+from convstem.hub.listing import Listing, check_present, list_files
+from convstem.hub.repo_cache import RepoCache, is_commit
+from convstem.hub.source import CONFIG, WEIGHTS, check_filename, check_repo_id
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,43 @@ def fetch_all(
     filenames: Iterable[str],
     revision: str | None = None,
     *,
+    optional: Iterable[str] = (),
+    check: Callable[[HubFile], object] = lambda file: None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> dict[str, HubFile]:
-    """Return several files of a Hub repository, all from one commit. Arguments and errors: see ``fetch``."""
+    """Return several files of a Hub repository, all from one commit. Other arguments and errors: see ``fetch``.
+
+    Args:
+        repo_id, revision, cache_dir, token: see ``fetch``.
+        filenames: files to fetch, in this order.
+        optional: further files, of which those that the repository has are fetched.
+        check: called with each file before the next one is downloaded; what it raises ends the call.
+    """
     from huggingface_hub import constants
 
-    names = list(filenames)
-    for name in names:
+    names, welcome = list(filenames), list(optional)
+    for name in (*names, *welcome):
         check_filename(name)
     check_repo_id(repo_id)
     cache = RepoCache(repo_id, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
     offline = constants.HF_HUB_OFFLINE
     if offline or is_commit(revision):
         files = _cached(cache, revision, names, unknown=offline)
-        if files:
-            return files
+        more: dict[str, HubFile] = {}
+        for name in welcome if files else ():
+            more |= _cached(cache, revision, [name], unknown=offline)
+        if files and (offline or len(more) == len(welcome)):  # else the Hub may have the others
+            return _checked({**files, **more}, check)
     if offline:
         raise MissingFileError(_offline_sentence(cache, revision, names))
-    return _fetch_online(cache, names, revision, token)
+    return _fetch_online(cache, names, welcome, revision, token, check)
+
+
+def _checked(files: dict[str, HubFile], check: Callable[[HubFile], object]) -> dict[str, HubFile]:
+    for file in files.values():
+        check(file)
+    return files
 
 
 def cached_config(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
@@ -99,19 +117,28 @@ _UNCOMPARED: set[tuple[str, str]] = set()
 """Repositories and commits of which it was said that nobody tells their hashes: it is said once."""
 
 
-def _fetch_online(cache: RepoCache, names: list[str], revision: str | None, token: Any) -> dict[str, HubFile]:
+def _fetch_online(
+    cache: RepoCache,
+    names: list[str],
+    welcome: list[str],
+    revision: str | None,
+    token: Any,
+    check: Callable[[HubFile], object],
+) -> dict[str, HubFile]:
     warm = _cached(cache, revision, names, unknown=True)
     try:
-        listing = list_files(cache.repo_id, revision, names, token=token, attempts=2 if warm else ATTEMPTS)
+        listing = list_files(cache.repo_id, revision, [*names, *welcome], token=token, attempts=2 if warm else ATTEMPTS)
     except (AccessDeniedError, UnreachableError) as error:
         if not warm:
             raise
         commit = next(iter(warm.values())).commit
         warn(f"{error}. Using the copy in the cache, commit {commit[:12]}")
-        return warm
-    for name in names:
+        return _checked(warm, check)
+    files: dict[str, HubFile] = {}
+    for name in (*names, *(name for name in welcome if name in listing.files)):
         check_present(cache.repo_id, listing, name)
-    files = {name: _ensure(cache, listing, name, token) for name in names}
+        files[name] = _ensure(cache, listing, name, token)
+        check(files[name])
     if not all(file.compared for file in files.values()) and (cache.repo_id, listing.commit) not in _UNCOMPARED:
         _UNCOMPARED.add((cache.repo_id, listing.commit))
         warn(_unknown_sentence(cache.repo_id))

@@ -17,7 +17,7 @@ from torch import nn
 
 from convstem.errors import ArgumentError, ArgumentTypeError, ConvStemError
 from convstem.features.pyramid import as_pyramid, take_pyramid
-from convstem.hub.arguments import argument_kinds
+from convstem.hub.config import argument_kinds
 from convstem.hub.provenance import forget
 from convstem.layouts.diagnosis import explain_on_load
 from convstem.models.sincos import SinCosVisionTransformer

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import fnmatch
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
-from convstem.hub.cache import file_digest
 from convstem.hub.config import read_json
-from convstem.hub.errors import explain, is_transient, status_of, web_page, without_password
-from convstem.hub.listing import ATTEMPTS, WAIT_SECONDS, Listing, retried
-from convstem.hub.names import CONFIG
-from convstem.publishing.target import FILES, PushResult, Target
+from convstem.hub.failures import (
+    ATTEMPTS,
+    WAIT_SECONDS,
+    explain,
+    is_transient,
+    retried,
+    status_of,
+    web_page,
+    without_password,
+)
+from convstem.hub.listing import Listing, list_files
+from convstem.hub.repo_cache import file_digest
+from convstem.hub.source import CONFIG, FILES
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Pickled twins of the weights, which earlier pushes by other tools left behind."""
@@ -21,6 +31,47 @@ STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 CONFLICT = (409, 412)
 """HTTP statuses of a commit whose parent is not the newest commit any more."""
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or would do."""
+
+    repo_id: str
+    commit: str | None
+    """The commit that has the files; None for a dry run that would make one."""
+    url: str | None
+    files: Mapping[str, str]
+    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``."""
+    changed: bool
+    """Whether there was anything to send."""
+    pr_url: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result JSON-plain."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push: a repository's branch, or a new pull request on it."""
+
+    repo_id: str
+    revision: str | None = None
+    private: bool = False
+    create_pr: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+
+    @property
+    def api(self) -> Any:
+        """The Hub client."""
+        from huggingface_hub import HfApi
+
+        return HfApi(library_name="convstem", token=self.token)
+
+    def listing(self, revision: str | None = None) -> Listing:
+        """Return what the branch holds, or another revision."""
+        return list_files(self.repo_id, revision or self.revision, FILES, token=self.token)
 
 
 def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
@@ -41,11 +92,11 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
     if remote is not None and target.create_pr and (proposed := _open_pull_request(folder, target)):
         return proposed
     if dry_run:
-        return PushResult(target.repo_id, None, None, plan(folder, remote), changed=True)
+        return PushResult(target.repo_id, None, None, file_actions(folder, remote), changed=True)
     return _commit(folder, target, remote or _create(target))
 
 
-def plan(folder: Path, remote: Listing | None) -> dict[str, str]:
+def file_actions(folder: Path, remote: Listing | None) -> dict[str, str]:
     """Return what a commit does to each file."""
     files = remote.files if remote else {}
     actions = {name: _action(folder, name, remote) for name in FILES}
@@ -61,7 +112,7 @@ def _action(folder: Path, name: str, remote: Listing | None) -> str:
 
 
 def _is_done(folder: Path, remote: Listing) -> bool:
-    return set(plan(folder, remote).values()) == {"same"}
+    return set(file_actions(folder, remote).values()) == {"same"}
 
 
 def _current(target: Target) -> Listing | None:
@@ -118,7 +169,7 @@ def _operations(folder: Path, remote: Listing) -> list[Any]:
     """Return what the plan sends and removes, in huggingface_hub's terms."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    actions = plan(folder, remote)
+    actions = file_actions(folder, remote)
     removed = [CommitOperationDelete(name) for name, action in actions.items() if action == "remove"]
     sent = [
         CommitOperationAdd(name, str(folder / name)) for name, action in actions.items() if action in ("add", "update")
@@ -174,7 +225,7 @@ def _verified(folder: Path, target: Target, commit: str, before: Listing, pr_url
     """Compare the hashes that the Hub lists for the new commit with the files."""
     listing = target.listing(commit)
     held = listing.files
-    actions = plan(folder, listing).items()
+    actions = file_actions(folder, listing).items()
     wrong = [name for name, action in actions if action != "same" and (name not in held or held[name].digest)]
     if wrong:
         raise HubError(
@@ -188,5 +239,10 @@ def _result(
     target: Target, folder: Path, before: Listing, commit: str, changed: bool, pr_url: str | None = None
 ) -> PushResult:
     return PushResult(
-        target.repo_id, commit, web_page(target.repo_id, "commit", commit), plan(folder, before), changed, pr_url
+        target.repo_id,
+        commit,
+        web_page(target.repo_id, "commit", commit),
+        file_actions(folder, before),
+        changed,
+        pr_url,
     )

@@ -1,17 +1,61 @@
-"""Writes a model as a folder that timm, transformers and the Hub understand."""
+"""Writes a model as a folder that timm, transformers and the Hub understand; builds the model of such a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from convstem.errors import ArgumentError
+from convstem.errors import ArgumentError, InvalidFileError
+from convstem.files.paths import path_errors
 from convstem.files.safetensors import write_weights
+from convstem.files.staging import check_free, replacing
 from convstem.hub.config import check_ours, read_json
-from convstem.hub.names import CONFIG, WEIGHTS
+from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, Source
+from convstem.registry import tables
+from convstem.registry.records import WeightsSpec
 from convstem.upstream.private import timm_save_config
+
+_Result = TypeVar("_Result")
+
+
+def write_folder(folder: Path, write: Callable[[Path], _Result], overwrite: bool = False) -> _Result:
+    """Write a model's files into a folder, all of them or none; files with the same content already are not touched.
+
+    Args:
+        folder: created if needed.
+        write: writes the files into the empty folder that it is given; what it returns is returned.
+        overwrite: replace the model that is there.
+
+    Raises:
+        ExistingPathError: the folder has other files of these names; nothing was changed.
+        PathError: the folder cannot be written; nothing was changed.
+    """
+    pair = (CONFIG, WEIGHTS)
+    with path_errors("write", folder), replacing(folder, CONFIG, pair, overwrite) as staged:
+        return write(staged)
+
+
+def check_new(folder: Path, source: Source, overwrite: bool = False, names: Collection[str] = FILES) -> None:
+    """Refuse a folder for a model that is yet to be made of a source, before the work begins.
+
+    Args:
+        folder: where the model is to be written.
+        source: what it is to be made of.
+        overwrite: replace the model that is there.
+        names: the files that are to be written.
+
+    Raises:
+        ArgumentError: it is the folder of the source.
+        ExistingPathError: it has a model's files already.
+    """
+    places = [folder] if source.kind == "folder" else [folder / name for name in FILES if source.kind == "file"]
+    if any(place.exists() and place.samefile(source.path) for place in places):
+        raise ArgumentError(f"{folder} is where the source lies: name another folder to write")
+    with path_errors("write", folder):
+        check_free(folder, names, overwrite)
 
 
 def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None, ours: bool = True) -> None:
@@ -41,13 +85,24 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
     timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
 
 
-def finish_config(folder: Path, license: str, **extra: Any) -> dict[str, Any]:
-    """Make a timm config state the licence, and readable by transformers; return what it says then.
+def save_embedded(entry: WeightsSpec, folder: Path) -> None:
+    """Write ``config.json`` and the embedded file of a registry entry, byte for byte, as ``model.safetensors``."""
+    import timm
+
+    save(timm.create_model(entry.name, pretrained=True), folder)
+    shutil.copyfile(tables.data_dir("registry") / str(entry.file), folder / WEIGHTS)
+
+
+def finish(
+    folder: Path, license: str, card: Callable[[dict[str, Any]], str] | None = None, **extra: Any
+) -> dict[str, Any]:
+    """Make a timm config state the licence, and readable by transformers; write the card; return the config.
 
     Args:
         folder: where ``config.json`` lies.
         license: the licence of the weights, which the card states as well.
-        extra: further fields.
+        card: makes the card of the config; None leaves it to the caller.
+        extra: further fields of the config.
     """
     path = folder / CONFIG
     before = read_json(path)
@@ -57,4 +112,27 @@ def finish_config(folder: Path, license: str, **extra: Any) -> dict[str, Any]:
         config["model_args"] = args
     if config != before:
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if card:
+        (folder / CARD).write_text(card(config), encoding="utf-8")
     return config
+
+
+def meta_model(folder: Path) -> Any:
+    """Return the model of a folder on the meta device, its config resolved by timm and an image passed through it.
+
+    Raises:
+        InvalidFileError: the config describes no model, or one that cannot take the images that it describes.
+    """
+    import timm
+    import torch
+
+    model = timm.create_model(f"local-dir:{folder}", device="meta").eval()
+    size = model.pretrained_cfg["input_size"]
+    try:
+        model(torch.empty(1, *size, device="meta"))
+    except Exception as error:  # whatever timm and torch say of such an image
+        raise InvalidFileError(
+            f"config.json describes a model that cannot take images of its input_size {list(size)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model

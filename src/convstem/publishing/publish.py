@@ -14,14 +14,13 @@ from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, Inv
 from convstem.files.staging import scratch_folder
 from convstem.hub.config import read_json
 from convstem.hub.listing import list_files
-from convstem.hub.names import CARD, CONFIG
 from convstem.hub.read import fetch
+from convstem.hub.source import CONFIG, FILES
 from convstem.publishing.cards.facts import facts_of_entry
 from convstem.publishing.cards.render import render
-from convstem.publishing.commit import push_folder
-from convstem.publishing.folder import finish_config, save
-from convstem.publishing.stage import stage_embedded
-from convstem.publishing.target import FILES, Target
+from convstem.publishing.commit import Target, push_folder
+from convstem.publishing.folder import finish, save, save_embedded
+from convstem.publishing.transplant import measure_error
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import refusal
@@ -146,18 +145,16 @@ def _carry_out(row: Publication, private: bool, token: Any, report: Callable[[Pu
 def _stage(entry: WeightsSpec, repo_id: str, folder: Path, token: Any) -> None:
     error = None
     if entry.file:
-        stage_embedded(entry, folder)
+        save_embedded(entry, folder)
     else:
         error = _stage_transplant(entry, folder, token)
-    finish_config(folder, entry.license, **{PROVENANCE: provenance(entry, repo_id)})
-    (folder / CARD).write_text(render(facts_of_entry(entry, repo_id, error)), encoding="utf-8")
+    card = render(facts_of_entry(entry, repo_id, error))
+    finish(folder, entry.license, lambda config: card, **{PROVENANCE: provenance(entry, repo_id)})
 
 
 def _stage_transplant(entry: WeightsSpec, folder: Path, token: Any) -> float:
     """Write a transplanted model and return its measured error against its source."""
     import timm
-
-    from convstem.publishing.transplant_folder import measure_error
 
     repository, revision = entry.hub_name
     file = fetch(repository, revision=revision, token=token).path

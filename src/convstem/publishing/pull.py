@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
+from filecmp import cmp
 from pathlib import Path
 
-from convstem.errors import ArgumentError, MissingFileError
-from convstem.files.paths import path_errors
-from convstem.files.staging import replacing
+from convstem.errors import ArgumentError
 from convstem.hosts.describe import find_weights
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, split_revision
-from convstem.hub.read import fetch, fetch_all
+from convstem.hub.read import HubFile, fetch_all
+from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
+from convstem.publishing.cards.facts import facts_of_entry
+from convstem.publishing.cards.render import render
+from convstem.publishing.folder import finish, save_embedded, write_folder
 from convstem.registry.records import WeightsSpec
 
 
 def pull(
     source: str,
     revision: str | None = None,
-    out: str | Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
+    overwrite: bool = False,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> Path:
@@ -30,48 +35,47 @@ def pull(
             is transplanted while loading, what is pulled is its source, so that it loads offline from then on.
         revision: branch, tag or commit.
         out: copy the files into this folder; default: stay in the Hub's cache. Needed for embedded weights.
+        overwrite: replace a model that is in ``out``; without it only the same one may be there.
         cache_dir: another Hub cache.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
-        ArgumentError: an invalid repository id, or embedded weights without ``out``.
+        ArgumentError: an invalid repository id, a path, or embedded weights without ``out``.
+        ExistingPathError: ``out`` has other files of these names.
         HubError: the files cannot be had from the Hub.
         PathError: ``out`` cannot be written.
         UnknownModelError: unknown name.
     """
-    source = source.removeprefix("hf-hub:")
-    entry = None if "/" in source else find_weights(source)
+    found = source_of("pull", source)
+    entry = find_weights(found.name) if found.kind == "name" else None
+    folder = None if out is None else Path(out)
     if entry is not None and entry.file:
-        return _write_embedded(entry, out)
-    repo_id, at = entry.hub_name if entry else split_revision(source)
-    files = fetch_all(repo_id, [CONFIG, WEIGHTS], revision or at, cache_dir=cache_dir, token=token)
-    with suppress(MissingFileError):  # a card is welcome, not needed
-        commit = files[WEIGHTS].commit
-        files[CARD] = fetch(repo_id, CARD, commit, cache_dir=cache_dir, token=token)
-    return _deliver({name: file.path for name, file in files.items()}, out)
+        if folder is None:
+            raise ArgumentError(
+                f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to"
+            )
+        write_folder(folder, lambda staged: write_embedded(entry, staged), overwrite)
+        return folder
+    repo_id, at = entry.hub_name if entry else (found.repo_id, found.revision)
+    files = fetch_all(repo_id, [CONFIG, WEIGHTS], revision or at, optional=[CARD], cache_dir=cache_dir, token=token)
+    if folder is None:
+        return files[WEIGHTS].path.parent
+    write_folder(folder, lambda staged: _copy(files, folder, staged), overwrite)
+    return folder
 
 
-def _write_embedded(entry: WeightsSpec, out: str | Path | None) -> Path:
-    from convstem.publishing.cards.facts import facts_of_entry
-    from convstem.publishing.cards.render import render
-    from convstem.publishing.folder import finish_config
-    from convstem.publishing.stage import stage_embedded
-
-    if out is None:
-        raise ArgumentError(
-            f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to"
-        )
-    with path_errors("write", Path(out)), replacing(Path(out), last=CONFIG) as folder:
-        stage_embedded(entry, folder)
-        finish_config(folder, entry.license)
-        (folder / CARD).write_text(render(facts_of_entry(entry)), encoding="utf-8")
-    return Path(out)
+def write_embedded(entry: WeightsSpec, folder: Path) -> None:
+    """Write the model of a registry entry whose weights are in the package, with its card."""
+    save_embedded(entry, folder)
+    finish(folder, entry.license, lambda config: render(facts_of_entry(entry)))
 
 
-def _deliver(files: dict[str, Path], out: str | Path | None) -> Path:
-    if out is None:
-        return files[WEIGHTS].parent
-    with path_errors("write", Path(out)), replacing(Path(out), last=CONFIG) as folder:
-        for name, path in files.items():
-            shutil.copyfile(path, folder / name)
-    return Path(out)
+def _copy(files: Mapping[str, HubFile], folder: Path, staged: Path) -> None:
+    """Stage the files for a folder; what it has already is linked, so that many processes copy it only once."""
+    for name, file in files.items():
+        there = folder / name
+        if there.is_file() and not there.is_symlink() and cmp(there, file.path, shallow=False):
+            with suppress(OSError):  # a file system without links
+                os.link(there, staged / name)
+        if not (staged / name).exists():
+            shutil.copyfile(file.path, staged / name)

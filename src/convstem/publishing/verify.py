@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
-from convstem.files.safetensors import Stored, check_finite_file, check_header
-from convstem.hub.cache import file_digest
+from convstem.files.safetensors import check_finite_file, check_header
+from convstem.files.staging import scratch_folder
+from convstem.hosts.describe import find_weights
 from convstem.hub.config import parts, read_config
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
-from convstem.hub.names import CARD, CONFIG, WEIGHTS, is_path, split_revision
 from convstem.hub.read import fetch_all
-from convstem.publishing.meta_model import meta_model
+from convstem.hub.repo_cache import file_digest
+from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
+from convstem.layouts.comparison import differences
+from convstem.publishing.folder import meta_model
+from convstem.publishing.pull import write_embedded
 from convstem.registry.licenses import license_of_card
-
-_KINDS = {True: "floating-point numbers", False: "integers"}
 
 
 @dataclass(frozen=True)
@@ -50,30 +54,43 @@ class Report:
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(source: str | Path, revision: str | None = None, *, token: str | bool | None = None) -> Report:
-    """Examine a Hub repository or a local folder; the model is built without memory, and nothing in it can run.
+def verify(source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None) -> Report:
+    """Examine a Hub repository, a local folder or the weights of a name; nothing in them can run.
+
+    The model is built without memory. Of weights that are transplanted while loading, the file that they are made from
+    is examined, which is of another architecture.
 
     Args:
-        source: ``org/name``, ``org/name@revision`` or a folder.
+        source: ``org/name``, ``org/name@revision``, a folder, or a name that ``convstem list --pretrained`` prints.
         revision: branch, tag or commit.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
+        ArgumentError: no such kind of source.
         HubError: the repository cannot be read.
         MissingPathError: no such folder.
+        UnknownModelError: unknown name.
     """
-    if Path(source).is_dir():
-        return verify_folder(Path(source), str(source))
-    repo_id, at = split_revision(str(source))
-    if "/" not in repo_id or is_path(str(source)):
-        raise MissingPathError(f"{source!s} is neither a folder nor a repository id of the form org/name")
-    listing = list_files(repo_id, revision or at, token=token)
+    found = source_of("verify", source)
+    if found.kind == "folder":
+        return verify_folder(found.path, str(source))
+    if found.kind == "repository":
+        return _verify_repository(found.repo_id, revision or found.revision, token)
+    entry = find_weights(found.name)
+    if entry.file:
+        with scratch_folder(Path(tempfile.gettempdir()), "convstem-verify-") as folder:
+            write_embedded(entry, folder)
+            return verify_folder(folder, entry.name)
+    repo_id, at = entry.hub_name
+    return _verify_repository(repo_id, revision or at, token, ours=entry.transform == "none")
+
+
+def _verify_repository(repo_id: str, revision: str | None, token: Any, ours: bool = True) -> Report:
+    listing = list_files(repo_id, revision, token=token)
     names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]
-    if WEIGHTS not in names:
-        check_present(repo_id, listing, WEIGHTS)
+    check_present(repo_id, listing, WEIGHTS)
     files = fetch_all(repo_id, names, listing.commit, token=token)
-    folder = files[WEIGHTS].path.parent
-    weights = files[WEIGHTS].sha256
+    folder, weights = files[WEIGHTS].path.parent, files[WEIGHTS].sha256
     unknown = [name for name, file in files.items() if not file.compared]
     hashes = Check(
         "hashes",
@@ -82,11 +99,16 @@ def verify(source: str | Path, revision: str | None = None, *, token: str | bool
         if unknown
         else f"{len(files)} files have the hashes that the Hub lists",
     )
-    return verify_folder(folder, f"{repo_id}@{listing.commit}", listing.commit, weights, (hashes,))
+    return verify_folder(folder, f"{repo_id}@{listing.commit}", listing.commit, weights, (hashes,), ours)
 
 
 def verify_folder(
-    folder: Path, source: str, commit: str | None = None, sha256: str | None = None, before: tuple[Check, ...] = ()
+    folder: Path,
+    source: str,
+    commit: str | None = None,
+    sha256: str | None = None,
+    before: tuple[Check, ...] = (),
+    ours: bool = True,
 ) -> Report:
     """Examine a folder with ``config.json``, ``model.safetensors`` and ``README.md``.
 
@@ -95,18 +117,20 @@ def verify_folder(
         source: what the report calls it.
         commit, sha256: of a repository, the commit, and the hash of its weights; default: the file is hashed.
         before: checks that were made already.
+        ours: False for weights of another architecture, of which only the file is examined.
     """
     weights = folder / WEIGHTS
     found: dict[str, Any] = {}
-    questions: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("header", lambda: _header(weights, found)),
-        ("config", lambda: _config(folder / CONFIG, found)),
-        ("shapes", lambda: _shapes(found)),
-        ("labels", lambda: _labels(found)),
-        ("finite", lambda: _finite(weights, found)),
-        ("license", lambda: _license(folder / CARD)),
-    )
-    checks = (*before, *(_answer(name, question) for name, question in questions))
+    questions: dict[str, Callable[[], str]] = {
+        "header": lambda: _header(weights, found),
+        "config": lambda: _config(folder / CONFIG, found),
+        "shapes": lambda: _shapes(found),
+        "labels": lambda: _labels(found),
+        "finite": lambda: _finite(weights, found),
+        "license": lambda: _license(folder / CARD),
+    }
+    asked = questions if ours else ("header", "finite")
+    checks = (*before, *(_answer(name, questions[name]) for name in asked))
     if sha256 is None and weights.is_file():
         sha256 = file_digest(weights)
     return Report(source, commit, sha256, checks)
@@ -141,24 +165,10 @@ def _config(path: Path, found: dict[str, Any]) -> str:
 def _shapes(found: Mapping[str, Any]) -> str:
     if "model" not in found or "header" not in found:
         raise InvalidFileError("not compared, because the header or the config is wrong")
-    expected = {k: Stored(tuple(t.shape), t.is_floating_point()) for k, t in found["model"].state_dict().items()}
-    actual: Mapping[str, Stored] = found["header"]
-    both = sorted(set(actual) & set(expected))
-    wrong = [f"missing {key}" for key in sorted(set(expected) - set(actual))]
-    wrong += [f"surplus {key}" for key in sorted(set(actual) - set(expected))]
-    wrong += [
-        f"{key} is {list(actual[key].shape)}, the config makes it {list(expected[key].shape)}"
-        for key in both
-        if actual[key].shape != expected[key].shape
-    ]
-    wrong += [
-        f"{key} holds {_KINDS[actual[key].floating]}, the model {_KINDS[expected[key].floating]}"
-        for key in both
-        if actual[key].floating != expected[key].floating
-    ]
+    expected = found["model"].state_dict()
+    wrong = differences(found["header"], expected)
     if wrong:
-        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InvalidFileError(f"the weights are not those of the config: {'; '.join(wrong[:5])}{more}")
+        raise InvalidFileError(f"the weights are not those of the config: {wrong}")
     return f"all {len(expected)} tensors have the shapes of the architecture"
 
 

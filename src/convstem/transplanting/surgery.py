@@ -6,6 +6,7 @@ This file swaps the patch embedding of a model; what the new stem's parameters a
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from timm.layers import PatchEmbed
 from torch import nn
 
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
+from convstem.hub.timm_source import create_source
 from convstem.registry.catalog import transplanted_name
 from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
@@ -29,12 +31,11 @@ from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_t
 from convstem.transplanting.bands import widen_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
-from convstem.transplanting.source import create_source
 from convstem.upstream.private import timm_set_metadata
 
 
 def transplant(
-    model: nn.Module | str,
+    model: nn.Module | str | os.PathLike[str],
     stem: StemLike | None = None,
     margin: float = MARGIN,
     pretrained: bool = True,
@@ -46,7 +47,7 @@ def transplant(
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model, ``hf-hub:org/name`` or ``local-dir:FOLDER``, whose weights are verified.
+            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified.
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
             ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
             instead of 224.
@@ -69,7 +70,7 @@ def transplant(
         CheckpointError, HubError, MissingPathError, UnknownModelError: the model that was named cannot be had.
         UnsupportedModelError: it has no patch embedding that can be transplanted; the message says what it has.
     """
-    source = create_source(model, pretrained) if isinstance(model, str) else model
+    source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
     if in_chans is not None or bands is not None:

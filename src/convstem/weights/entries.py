@@ -8,8 +8,8 @@ from torch import Tensor
 
 from convstem.errors import MissingPathError
 from convstem.files.safetensors import read_weights
+from convstem.hub.download import progress_bars
 from convstem.hub.locate import check_sha256
-from convstem.hub.progress import progress_bars
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
 from convstem.registry.stem_spec import StemSpec

@@ -20,6 +20,7 @@ from convstem.files.safetensors import Stored, check_finite, check_header, check
 from convstem.hub.config import check_stated
 from convstem.hub.limits import check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
+from convstem.hub.model import SavedCfg
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
@@ -62,7 +63,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check a config, which anybody may have written, before anything is built."""
-        if self.from_config:
+        if self.from_config and not isinstance(self.given_cfg, SavedCfg):
             check_stated(self.name, self.given_cfg, self.saved)
         others = {key: value for key, value in self.kwargs.items() if value is not None and key not in _NO_MATTER}
         changed = any(key not in self.saved or value != self.saved[key] for key, value in others.items())
@@ -84,6 +85,11 @@ class Request:
         ours = {"custom_load": False, "first_conv": own.first_conv, "classifier": own.classifier}
         callers = {name: value for name, value in (self.overlay or {}).items() if name in _UNTRUSTED}
         return replace(cfg, **{**dict.fromkeys(_UNTRUSTED), **ours, **callers})
+
+    @cached_property
+    def located(self) -> Located | None:
+        """The file on this machine, fetched and verified if it is on the Hub; see ``locate``."""
+        return self.given_cfg.located if isinstance(self.given_cfg, SavedCfg) else locate(self.cfg, self.cache_dir)
 
     @contextmanager
     def blaming(self, create: Callable[..., nn.Module]) -> Iterator[None]:
@@ -110,9 +116,8 @@ class Request:
                 f"config.json describes a model that cannot be built: {type(fault).__name__}: {fault}. Its model_args: "
                 f"{json.dumps(self.saved, default=str)[:500]}"
             ) from fault
-        located = None if isinstance(error, ConvStemError) else locate(self.cfg, self.cache_dir)
-        if located:
-            _check_as_saved(model, check_header(located.path))
+        if not isinstance(error, ConvStemError) and self.located:
+            _check_as_saved(model, check_header(self.located.path))
 
 
 def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Module:
@@ -131,8 +136,7 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     """
     kwargs = dict(request.kwargs)
     check_device(kwargs.get("device"))  # before anything is fetched
-    cfg = request.cfg
-    located = locate(cfg, request.cache_dir)
+    cfg, located = request.cfg, request.located
     header: dict[str, Stored] = check_weights(located.path) if located else {}  # before anything is built
     if request.from_config and located:
         check_fits_header(request.saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from string import Template
 
-from convstem.errors import MissingFileError
 from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
 from convstem.hub.config import read_config
-from convstem.hub.names import CARD, CONFIG, split_revision
-from convstem.hub.read import fetch
-from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
+from convstem.hub.read import fetch_all
+from convstem.hub.source import CARD, CONFIG, source_of
+from convstem.publishing.cards.facts import CardFacts, facts_of_entry, facts_of_saved, sized_spec
 from convstem.publishing.cards.metadata import metadata
 from convstem.registry import tables
 from convstem.registry.complexity import macs, num_params
@@ -68,7 +67,7 @@ def located(text: str, repo_id: str) -> str:
     return text
 
 
-def card_of(source: str, license: str | None = None) -> str:
+def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
     """Return the model card of pretrained weights, of a folder or of a repository.
 
     Args:
@@ -77,26 +76,24 @@ def card_of(source: str, license: str | None = None) -> str:
         license: licence of a folder or repository that does not state one.
 
     Raises:
-        ArgumentError: nobody says the licence.
+        ArgumentError: nobody says the licence, or no such kind of source.
         HubError: the repository cannot be read.
         UnknownModelError: no such architecture or tag; the message lists the nearest names, or the tags.
     """
-    if Path(source).is_dir():
-        return _card_of_config(Path(source), None, license)
-    if "/" in source:
-        repo_id, revision = split_revision(source)
-        file = fetch(repo_id, CONFIG, revision)
-        with suppress(MissingFileError):
-            fetch(repo_id, CARD, file.commit)
-        return _card_of_config(file.path.parent, repo_id, license)
-    return render(facts_of_entry(find_weights(source)))
+    found = source_of("card", source)
+    if found.kind == "folder":
+        return _card_of_config(found.path, None, license)
+    if found.kind == "repository":
+        files = fetch_all(found.repo_id, [CONFIG], found.revision, optional=[CARD])
+        return _card_of_config(files[CONFIG].path.parent, found.repo_id, license)
+    return render(facts_of_entry(find_weights(found.name)))
 
 
 def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:
     config, card = read_config(folder / CONFIG), folder / CARD
     if license is None and card.is_file():
         license = license_of_card(card.read_text(encoding="utf-8"), card.name)
-    return render(facts_of_config(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
+    return render(facts_of_saved(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
 
 
 def render(facts: CardFacts) -> str:

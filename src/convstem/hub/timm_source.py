@@ -1,65 +1,61 @@
-"""The timm model that a user names, its weights verified; what timm or the Hub says against it is one of our errors."""
+"""The timm model of a source, its weights verified; what timm or the Hub says against it is one of our errors."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
+from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import nn
 
 from convstem.errors import ArgumentError, CheckpointError, ConvStemError, HubError, MissingPathError, UnknownModelError
 from convstem.files.safetensors import Stored, check_finite, check_weights, nonfinite_allowed
 from convstem.hub.config import check_stated, parts, read_json
-from convstem.hub.kinds import short
-from convstem.hub.limits import check_as_saved, check_fits_header
+from convstem.hub.limits import check_as_saved, check_fits_header, short
 from convstem.hub.locate import LOCATION, locate
-from convstem.hub.names import CONFIG, WEIGHTS, split_revision
 from convstem.hub.provenance import LOADED, Step, add, forget, record
 from convstem.hub.read import fetch_all
+from convstem.hub.source import CONFIG, WEIGHTS, Source, source_of
 
 
-def create_source(name: str, pretrained: bool = True) -> nn.Module:
+def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = True) -> nn.Module:
     """Return a timm model in eval mode, its weights fetched from the Hub, verified and checked before it is built.
 
     Args:
-        name: timm name (with tag), ``hf-hub:org/name`` (with ``@revision`` if need be) or ``local-dir:folder``.
+        source: timm name (with tag), a repository or a folder.
         pretrained: load its weights.
 
     Raises:
-        ArgumentError: no such kind of name, or a model without pretrained weights.
+        ArgumentError: no such kind of source, or a model without pretrained weights.
         CheckpointError: the repository or folder does not hold a model that timm can load.
         HubError: the weights cannot be had from the Hub, or are only to be had without a hash.
         InvalidFileError: they are damaged or not finite.
         MissingPathError: no such folder, or one without a config.
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
     """
+    found = source_of("transplant", source)
+    if found.kind == "name":
+        _check_name(found.name, pretrained)
+        return _from_tag(found.name) if pretrained else timm.create_model(found.name).eval()
     try:
-        kind, place = ("local-dir", name) if Path(name).is_dir() else parse_model_name(name)
-    except ValueError as error:
-        raise ArgumentError(str(error)) from error
-    if kind is None:
-        _check_name(place, pretrained)
-        return _from_tag(place) if pretrained else timm.create_model(place).eval()
-    try:
-        return _from_hub(place, pretrained) if kind == "hf-hub" else _from_folder(Path(place), pretrained)
+        return _from_hub(found, pretrained) if found.kind == "repository" else _from_folder(found.path, pretrained)
     except ConvStemError:
         raise
     except Exception as error:  # whatever timm and torch make of a config and weights from anywhere
         raise CheckpointError(
-            f"timm cannot load {name} as its {CONFIG} describes it: {type(error).__name__}: {error}"
+            f"timm cannot load {found} as its {CONFIG} describes it: {type(error).__name__}: {error}"
         ) from error
 
 
-def _from_hub(place: str, pretrained: bool) -> nn.Module:
-    repository, revision = split_revision(place)
+def _from_hub(source: Source, pretrained: bool) -> nn.Module:
     names = [CONFIG, WEIGHTS] if pretrained else [CONFIG]
-    files = fetch_all(repository, names, revision)
+    files = fetch_all(source.repo_id, names, source.revision)
     model = _from_folder(files[CONFIG].path.parent, pretrained)
-    place = f"{repository}@{files[CONFIG].commit}"
+    place = f"{source.repo_id}@{files[CONFIG].commit}"
     _say_location(model, {"source": "hf-hub", "hf_hub_id": place})
     if pretrained:
         add(model, Step(LOADED, place))

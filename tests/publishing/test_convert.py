@@ -20,7 +20,7 @@ import convstem
 from convstem.cli.main import main
 from convstem.errors import InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
-from convstem.publishing.convert_folder import convert_to_folder
+from convstem.publishing.convert import convert_to_folder
 from tests.support import reference_vits as vits
 from tests.support.assertions import randomise, relative_error
 from tests.support.everyday import mostly_in_ci

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""huggingface_hub lays out its cache as ``convstem.hub.cache`` reads and writes it, in the release installed here."""
+"""huggingface_hub lays out its cache as ``convstem.hub.repo_cache`` reads and writes it, in the release installed."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
-from convstem.hub.cache import RepoCache
+from convstem.hub.repo_cache import RepoCache
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.fixtures import REPO, cache, client, hub, repo, server  # noqa: F401
 
 WEIGHTS = "model.safetensors"
 CONTENT = b"weights" * 1000
-CHANGED = f"huggingface_hub {huggingface_hub.__version__} lays out its cache otherwise: mend convstem/hub/cache.py"
+CHANGED = f"huggingface_hub {huggingface_hub.__version__} lays out its cache otherwise: mend convstem/hub/repo_cache.py"
 
 DOWNLOAD = """
 from huggingface_hub import hf_hub_download

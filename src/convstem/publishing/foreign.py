@@ -1,4 +1,4 @@
-"""Compares a converted model with the library that its checkpoint comes from."""
+"""What other libraries say of a checkpoint: the configs beside its weights, and the outputs of their own model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convstem.errors import CheckpointError
+from convstem.errors import CheckpointError, InvalidFileError, MissingPathError
+from convstem.hub.config import read_json
+from convstem.hub.limits import fits, short
+from convstem.hub.source import CONFIG, PREPROCESSING, WEIGHTS
 from convstem.layouts.conversion import Converted
+from convstem.layouts.transformers import arguments_of_config, layout_of_config
 from convstem.layouts.unwrap import unwrap
-from convstem.publishing.neighbours import transformers_config
 from convstem.registry.stem_spec import StemSpec
 
 TOLERANCE = 1e-4
 """Largest relative difference of float32 outputs that counts as equal."""
+
+
+_NAMES = (WEIGHTS, "pytorch_model.bin")
+"""What the weights are called in a folder of transformers or timm, the safe one first."""
+
+
+def weights_in(source: Path) -> Path:
+    """Return the weights file of a folder, or the file itself.
+
+    Raises:
+        MissingPathError: the folder has none.
+    """
+    if not source.is_dir():
+        return source
+    found = [source / name for name in _NAMES if (source / name).is_file()]
+    if not found:
+        raise MissingPathError(f"{source} has no {' and no '.join(_NAMES)}: give the path of a checkpoint")
+    return found[0]
+
+
+def facts_beside(path: Path) -> dict[str, Any]:
+    """Return what the configs of transformers beside a weights file say that shapes do not, by timm's argument.
+
+    Raises:
+        InvalidFileError: a config is damaged.
+    """
+    facts: dict[str, Any] = {}
+    config, preprocessing = path.with_name(CONFIG), path.with_name(PREPROCESSING)
+    if config.is_file():
+        content = read_json(config)
+        if layout_of_config(content):
+            facts |= {**arguments_of_config(content), "layout": layout_of_config(content)}
+    if preprocessing.is_file():
+        facts |= _mean_and_std(preprocessing)
+    return facts
+
+
+def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
+    content = read_json(preprocessing)
+    found = {name: content[f"image_{name}"] for name in ("mean", "std") if content.get(f"image_{name}")}
+    for name, values in found.items():
+        if not fits(values, list[float]):
+            raise InvalidFileError(f"{preprocessing.name}: image_{name} must be a list of numbers; got {short(values)}")
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def transformers_config(path: Path) -> dict[str, Any]:
+    """Return transformers' ``config.json`` beside a weights file; empty if there is none, or another library's."""
+    config = path.with_name(CONFIG)
+    content = read_json(config) if config.is_file() else {}
+    return content if content.get("architectures") else {}
 
 
 @torch.no_grad()

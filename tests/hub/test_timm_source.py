@@ -8,7 +8,7 @@ import timm
 
 import convstem
 from convstem.errors import ArgumentError, CheckpointError, HubError, MissingPathError, UnknownModelError
-from convstem.transplanting.source import create_source
+from convstem.hub.timm_source import create_source
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -34,8 +34,9 @@ def test_a_name_with_weights(hub_file: Callable[..., None]) -> None:
         ("vit_small_patch16_36x1_224", ArgumentError, "no pretrained weights of vit_small_patch16_36x1_224: choose"),
         ("vit_large_patch16_224", HubError, "switched off.*timm/vit_large_patch16_224"),
         ("hf-hub:me/nothing", HubError, "switched off.*me/nothing"),
-        ("me/nothing", ArgumentError, "Use 'hf-hub:me/nothing'"),
-        ("local-dir:nowhere", MissingPathError, "nowhere is not the folder of a timm model: it has no config.json"),
+        ("me/nothing", HubError, "switched off.*me/nothing"),
+        ("local-dir:nowhere", MissingPathError, "there is no file or folder nowhere: transplant takes the name of"),
+        ("local-dir:.", MissingPathError, "is not the folder of a timm model: it has no config.json"),
     ],
 )
 def test_what_cannot_be_had(name: str, error: type[Exception], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import TransplantError
-from convstem.files.paths import path_errors
-from convstem.files.staging import replacing
-from convstem.hub.names import CARD, CONFIG
-from convstem.publishing.cards.facts import facts_of_config
+from convstem.hub.source import Source, source_of
+from convstem.hub.timm_source import create_source
+from convstem.publishing.cards.facts import facts_of_saved
 from convstem.publishing.cards.render import render
-from convstem.publishing.folder import finish_config, save
+from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
 from convstem.stem.carry import TransplantReport
 from convstem.stem.pixels import normalised_range
 from convstem.transplanting.patch_size import enlarge_patches
-from convstem.transplanting.source import create_source
 from convstem.transplanting.surgery import transplant
 
 PROBE_IMAGES = 8
@@ -45,29 +44,36 @@ class TransplantResult:
         return {**asdict(self), "report": report, "folder": str(self.folder), "summary": self.report.summary()}
 
 
-def transplant_to_folder(source: str, folder: Path, *, pretrained: bool = True, **options: Any) -> TransplantResult:
+def transplant_to_folder(
+    source: str | os.PathLike[str], folder: Path, *, pretrained: bool = True, overwrite: bool = False, **options: Any
+) -> TransplantResult:
     """Transplant a timm model and write ``config.json``, ``model.safetensors`` and a model card.
 
     Args:
-        source: timm name (with tag), ``hf-hub:...`` or ``local-dir:...``.
+        source: timm name (with tag), a Hub repository or a folder.
         folder: where to write; created if needed.
         pretrained: False transplants random weights, to try things out.
+        overwrite: replace the model that is there.
         options: see ``write_transplant``.
 
     Raises:
+        ArgumentError, ExistingPathError: see ``check_new``.
         PathError: the folder cannot be written.
         TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
     """
-    return write_transplant(create_source(source, pretrained), source, folder, **options)
+    found, folder = source_of("transplant", source), Path(folder)
+    check_new(folder, found, overwrite)
+    return write_transplant(create_source(found, pretrained), found, folder, overwrite=overwrite, **options)
 
 
 def write_transplant(
     model: nn.Module,
-    source: str,
+    source: Source,
     folder: Path,
     *,
     tolerance: float = 1e-4,
     license: str | None = None,
+    overwrite: bool = False,
     bands: Sequence[int] | None = None,
     **options: Any,
 ) -> TransplantResult:
@@ -75,10 +81,11 @@ def write_transplant(
 
     Args:
         model: a patchify model of timm.
-        source: what the card calls it.
+        source: what it was made of, for the card.
         folder: where to write; created if needed.
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
         license: of the weights; default: the one in the model's pretrained cfg.
+        overwrite: replace the model that is there.
         bands, options: further arguments of ``convstem.transplant``.
 
     Raises:
@@ -99,11 +106,13 @@ def write_transplant(
             "Use a wider stem or a larger --tolerance"
         )
     license = license or cfg.get("license") or "unknown"
-    result = TransplantResult(source, cfg["architecture"], license, error, report, Path(folder))
-    with path_errors("write", folder), replacing(Path(folder), last=CONFIG) as staged:
+    result = TransplantResult(str(source), cfg["architecture"], license, error, report, folder)
+
+    def write(staged: Path) -> None:
         save(twin, staged)
-        config = finish_config(staged, license)
-        (staged / CARD).write_text(_card(result, config), encoding="utf-8")
+        finish(staged, license, lambda config: _card(result, source.short, config))
+
+    write_folder(folder, write, overwrite)
     return result
 
 
@@ -146,8 +155,8 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
 
 
-def _card(result: TransplantResult, config: Mapping[str, Any]) -> str:
-    facts = facts_of_config(
+def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:
+    facts = facts_of_saved(
         config,
         None,
         result.license if result.license != "unknown" else "other",
@@ -157,5 +166,4 @@ def _card(result: TransplantResult, config: Mapping[str, Any]) -> str:
         resized_from=result.report.resized_from,
         note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
-    name = facts.base_model or Path(result.source.removeprefix("local-dir:")).name
-    return render(replace(facts, description=f"`{name}` on a convolutional stem."))
+    return render(replace(facts, description=f"`{facts.base_model or name}` on a convolutional stem."))

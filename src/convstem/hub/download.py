@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from convstem.errors import HubError
-from convstem.hub.cache import RepoCache, file_digest
-from convstem.hub.errors import explain, is_server_error, web_page
-from convstem.hub.listing import Listing, retried
-from convstem.hub.names import CARD, CONFIG
-from convstem.hub.pieces import download_pieces
+from convstem.hub.failures import explain, is_server_error, retried, web_page
+from convstem.hub.listing import Listing
+from convstem.hub.repo_cache import RepoCache, file_digest
+from convstem.hub.source import CARD, CONFIG, LARGEST_TEXT
 
-LARGEST_TEXT = 16 << 20
-"""Bytes that a config or a card may have."""
+PIECE = 8 << 20
+"""Bytes of one request."""
 
 
 def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
@@ -92,3 +94,51 @@ def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str | Non
         f"{name} of {repo_id} is damaged, twice: expected hash {expected}, got {actual}; nothing was kept. Report it "
         f"at {web_page(repo_id, 'discussions')}, unless another network gives the right content"
     )
+
+
+def download_pieces(repo_id: str, commit: str, filename: str, size: int, target: Path, token: Any = None) -> None:
+    """Complete ``target``, which may hold a prefix of the file from an earlier try.
+
+    For connections on which huggingface_hub's single request does not survive. Every piece asks ``/resolve/`` again, so
+    a signed URL cannot expire, and a killed process resumes at the last piece.
+
+    Args:
+        repo_id, commit, filename: the file on the Hub.
+        size: its length in bytes.
+        target: the partial file; two processes that write it write the same bytes to the same places.
+        token: see ``fetch``.
+    """
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = min(target.stat().st_size, size) // PIECE * PIECE if target.exists() else 0
+    files = HfFileSystem(token=token, skip_instance_cache=True)
+    remote = files.open(f"{repo_id}@{commit}/{filename}", "rb", block_size=PIECE, cache_type="none", size=size)
+    bar = tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=filename, name="convstem.hub")
+    with remote, bar, target.open("r+b" if target.exists() else "w+b") as file:
+        for start in range(done, size, PIECE):
+            length = min(PIECE, size - start)
+            remote.seek(start)
+            piece = remote.read(length)
+            if len(piece) != length:
+                raise ConnectionError(f"got {len(piece)} of {length} bytes of {filename} from byte {start}")
+            file.seek(start)
+            file.write(piece)
+            bar.update(length)
+        file.truncate(size)
+
+
+@contextmanager
+def progress_bars(show: bool) -> Iterator[None]:
+    """Switch huggingface_hub's progress bars off for a while, unless they are to be shown."""
+    from huggingface_hub import utils
+
+    if show or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]
+        yield
+        return
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,23 +10,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import ExistingPathError
+from torch import nn
+
+from convstem.errors import CheckpointError
 from convstem.files.checkpoint import read_checkpoint
-from convstem.files.paths import path_errors
 from convstem.files.safetensors import check_finite, write_weights
-from convstem.files.staging import replacing
 from convstem.hub.config import read_json
-from convstem.hub.names import CARD, CONFIG, WEIGHTS
+from convstem.hub.read import fetch_all
+from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
+from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
-from convstem.publishing.cards.facts import facts_of_config
+from convstem.publishing.cards.facts import facts_of_saved
 from convstem.publishing.cards.render import render
-from convstem.publishing.converted_model import build
-from convstem.publishing.folder import finish_config, save
-from convstem.publishing.neighbours import facts_beside, weights_in
-from convstem.publishing.references import compare
-from convstem.publishing.transplant_folder import TransplantResult, write_transplant
+from convstem.publishing.folder import check_new, finish, save, write_folder
+from convstem.publishing.foreign import compare, facts_beside, weights_in
+from convstem.publishing.transplant import TransplantResult, write_transplant
 from convstem.upstream.private import timm_set_metadata
+
+_ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
+           "paper_name", "source", "tag", "url")  # fmt: skip
+"""Fields of a pretrained cfg that belong to the registry's weights of the architecture, not to these."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class ConversionResult:
             *(("note", note) for note in report.notes),
             ("transplant", self._transplanted()),
             ("check", self.check),
-            ("written", ", ".join(sorted(path.name for path in self.folder.iterdir()))),
+            ("written", ", ".join(sorted(FILES)) if self.target == "timm" else WEIGHTS),
         ]
         return [row for row in rows if row[1]]
 
@@ -83,7 +88,7 @@ class ConversionResult:
 
 
 def convert_to_folder(
-    source: Path,
+    source: str | os.PathLike[str],
     folder: Path,
     *,
     layout: str | None = None,
@@ -93,6 +98,7 @@ def convert_to_folder(
     transplanted: bool = False,
     check: bool = False,
     license: str = "other",
+    overwrite: bool = False,
     **facts: Any,
 ) -> ConversionResult:
     """Convert a checkpoint and write ``config.json``, ``model.safetensors`` and ``README.md``.
@@ -100,51 +106,98 @@ def convert_to_folder(
     Nothing is written before every key and shape has been compared with the architecture.
 
     Args:
-        source: a checkpoint, or a folder of transformers with one.
+        source: a checkpoint, or a folder or Hub repository of transformers with one.
         folder: where to write; created if needed.
         layout, use_ema, architecture, facts: ``source`` and the rest of ``convstem.convert``.
         target: layout to write; for another than ``timm`` only ``model.safetensors`` is written.
         transplanted: give a plain (patchify) ViT a conv stem with the same function.
         check: compare outputs with the library that the checkpoint comes from, where it is installed.
         license: licence of the weights, for the card and the config.
+        overwrite: replace the model that is there.
 
     Raises:
+        ArgumentError: no such kind of source, or ``folder`` is the source's.
         ExistingPathError: there is a model in ``folder`` already.
         ConversionError, CheckpointError: the checkpoint is not whole, or not of the architecture.
+        HubError: the repository cannot be read.
         InvalidFileError: the checkpoint, or a config of transformers beside it, is damaged.
         MissingPathError: no such checkpoint.
         TransplantError: the transplant would be too inaccurate, or has no name of ours.
     """
-    taken = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
-    if taken:
-        raise ExistingPathError(f"{folder} has a {' and a '.join(taken)} already: name another folder")
-    path = weights_in(source)
+    found = source_of("convert", source)
+    check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
+    path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
+    name = found.repo_id or path.name
     content, beside = read_checkpoint(path), facts_beside(path)
     layout = layout or beside.pop("layout", None)
     known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
     converted = convert(content, layout, architecture=architecture, use_ema=use_ema, **known)
     check_finite(converted, path.name)
-    model = build(converted)
+    model = _build(converted)
     compared = compare(content, path, converted, model, use_ema) if check else ""
-    result = partial(ConversionResult, path.name, folder, target, report=converted.report, check=compared)
+    result = partial(ConversionResult, name, folder, target, report=converted.report, check=compared)
     if transplanted and converted.patchify and target == "timm":
         if converted.norm_eps != 1e-6:
             timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
-        written = write_transplant(model, f"local-dir:{path.name}", folder, license=license)
+        written = write_transplant(model, found, folder, license=license, overwrite=overwrite)
         args = read_json(folder / CONFIG).get("model_args") or {}
         return result(written.architecture, args, False, transplant=written)
-    with path_errors("write", folder), replacing(folder, last=CONFIG) as staged:
+
+    def write(staged: Path) -> None:
         if target == "timm":
-            _write_timm(model, converted, staged, path.name, license)
+            save(model, staged, ours=not converted.patchify)
+            finish(staged, license, lambda config: _card(config, name, converted, license))
         else:
             _write_layout(converted, target, staged)
+
+    write_folder(folder, write, overwrite)
     return result(converted.architecture, converted.model_args, converted.patchify)
 
 
-def _write_timm(model: Any, converted: Converted, folder: Path, name: str, license: str) -> None:
-    save(model, folder, ours=not converted.patchify)
-    config = finish_config(folder, license)
-    (folder / CARD).write_text(_card(config, name, converted, license), encoding="utf-8")
+def _fetched(source: Source) -> Path:
+    """Return the weights of a repository, verified, with what transformers says of them beside."""
+    files = fetch_all(source.repo_id, [WEIGHTS], source.revision, optional=[CONFIG, PREPROCESSING])
+    return files[WEIGHTS].path
+
+
+def _build(converted: Converted) -> Any:
+    """Return the timm model of a converted checkpoint, with its weights.
+
+    Raises:
+        CheckpointError: a key or shape is not the architecture's.
+    """
+    import timm
+
+    name = converted.architecture
+    model = timm.create_model(
+        name,
+        device="meta",
+        num_classes=converted.sizes.num_classes,
+        in_chans=converted.sizes.in_chans,
+        pretrained_cfg=_cfg(converted),
+        **converted.model_args,
+    )
+    _require_fit(converted, model)
+    model.load_state_dict(converted.state_dict, assign=True)
+    if converted.patchify:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = converted.norm_eps
+    return model.eval()
+
+
+def _cfg(converted: Converted) -> dict[str, Any]:
+    """Return a pretrained cfg: the architecture's own, without the origin of the registry's weights."""
+    from timm.models import resolve_pretrained_cfg
+
+    own = resolve_pretrained_cfg(converted.architecture).to_dict()
+    return {**{key: value for key, value in own.items() if key not in _ORIGIN}, **converted.pretrained_cfg}
+
+
+def _require_fit(converted: Converted, model: nn.Module) -> None:
+    wrong = differences(converted, model.state_dict())
+    if wrong:
+        raise CheckpointError(f"this checkpoint is not a {converted.architecture}; {wrong}")
 
 
 def _write_layout(converted: Converted, target: str, folder: Path) -> None:
@@ -156,9 +209,9 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
     origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     if not converted.patchify:
-        return render(facts_of_config(config, None, license, name=converted.architecture, description=origin))
+        return render(facts_of_saved(config, None, license, name=converted.architecture, description=origin))
     notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "
-        f"(patchify) ViT of timm's; `convstem transplant local-dir:FOLDER --out OUT` gives it a conv stem.{notes}\n"
+        f"(patchify) ViT of timm's; `convstem transplant FOLDER --out OUT` gives it a conv stem.{notes}\n"
     )

@@ -1,10 +1,12 @@
-"""Which failures of the Hub client may pass on a second try, and one plain sentence for each that will not."""
+"""Which failures of the Hub client may pass, so that it is asked again; one plain sentence for each that will not."""
 
 from __future__ import annotations
 
 import errno
 import re
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -17,6 +19,16 @@ from huggingface_hub.errors import (
 )
 
 from convstem.errors import AccessDeniedError, HubError, MissingFileError, RevisionMissingError, UnreachableError
+
+ATTEMPTS = 4
+
+
+WAIT_SECONDS = 0.5
+"""Before the second try; doubled before each further one."""
+
+
+Result = TypeVar("Result")
+
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -91,6 +103,27 @@ def retry_after(error: BaseException, seconds: float, longest: float = 30.0) -> 
     """Return how long to wait before the next try: what the server asks for, else ``seconds``; at most ``longest``."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     return min(float(asked), longest) if asked.isdigit() else seconds
+
+
+def retried(
+    ask: Callable[[], Result], repo_id: str, revision: str | None, token: Any, attempts: int = ATTEMPTS
+) -> Result:
+    """Return what ``ask`` returns, trying again with growing pauses while the failure may pass.
+
+    Raises:
+        HubError: a failure that will not pass, or as many failures as ``attempts``.
+    """
+    for attempt in range(attempts):
+        try:
+            return ask()
+        except HubError:
+            raise
+        except Exception as error:
+            cause = root_cause(error)
+            if attempt + 1 == attempts or not is_transient(cause):
+                raise explain(cause, repo_id, revision, token) from None  # it has the cause in its words
+            time.sleep(retry_after(cause, WAIT_SECONDS * 2**attempt))
+    raise AssertionError("attempts must be positive")
 
 
 def explain(error: BaseException, repo_id: str, revision: str | None, token: Any = None) -> HubError:

@@ -1,0 +1,235 @@
+"""What a user names as a source: a model by its name, a repository of the Hub, a folder or a file; how all are spelt.
+
+Only the spelling and this machine's disk decide, never the network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeAlias
+
+from convstem.errors import ArgumentError, ArgumentTypeError, MissingPathError
+
+WEIGHTS = "model.safetensors"
+
+
+CONFIG = "config.json"
+
+
+CARD = "README.md"
+
+
+FILES = (CONFIG, WEIGHTS, CARD)
+"""What a model's folder or repository holds."""
+
+
+PREPROCESSING = "preprocessor_config.json"
+"""Where transformers keeps mean and std."""
+
+
+LARGEST_TEXT = 16 << 20
+"""Bytes that a config or a card may have."""
+
+
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")
+"""Suffixes of files that run code when they are opened; never read from the Hub."""
+
+
+_SUFFIXES = (".npz", ".pyth", ".safetensors", ".tar", *PICKLES)
+"""How a name ends that can only be that of a file."""
+
+
+_SCHEME = re.compile(r"([A-Za-z][\w+.-]+):")  # two letters at least: C: is a drive
+
+
+Kind: TypeAlias = Literal["name", "repository", "folder", "file"]
+
+
+_IN_WORDS: Mapping[Kind, str] = {
+    "name": "the name of a model",
+    "repository": "a Hub repository org/name",
+    "folder": f"a folder with {CONFIG} and {WEIGHTS}",
+    "file": "a checkpoint file",
+}
+
+
+TAKES: Mapping[str, tuple[Kind, ...]] = {
+    "card": ("name", "repository", "folder"),
+    "convert": ("repository", "folder", "file"),
+    "export": ("name", "repository", "folder"),
+    "fold": ("name", "repository", "folder"),
+    "load": ("name", "repository", "folder"),
+    "pull": ("name", "repository"),
+    "push": ("folder", "file"),
+    "show": ("name",),
+    "transplant": ("name", "repository", "folder"),
+    "verify": ("name", "repository", "folder"),
+}
+"""What each verb takes as its source, in the library as on the command line."""
+
+
+_CONVERT = "`convstem convert {0} --out FOLDER` makes such a folder"
+
+
+_PULL = "`convstem pull {0} --out FOLDER` makes a folder that can be pushed"
+
+
+_CARD = "`convstem card {0}` describes its model"
+
+
+_REMEDIES: Mapping[tuple[str, Kind], str] = {
+    (
+        "convert",
+        "name",
+    ): "convstem.load takes a name of ours, and `convstem transplant` one of timm's",
+    ("pull", "file"): "`convstem convert {0} --out FOLDER` makes a folder of it",
+    ("pull", "folder"): "it is on this machine already, and `convstem verify {0}` examines it",
+    ("push", "name"): _PULL,
+    ("push", "repository"): _PULL,
+    ("show", "file"): "`convstem convert {0} --out FOLDER` finds out what it is",
+    ("show", "folder"): _CARD,
+    ("show", "repository"): _CARD,
+    ("transplant", "file"): "`convstem convert {0} --out FOLDER --transplant` converts and transplants it",
+}
+"""What to do with a source that a verb does not take; of a file for the other verbs, ``_CONVERT``."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user's text means."""
+
+    text: str
+    """As written, for messages."""
+    kind: Kind
+    name: str = ""
+    """Of a name: with its tag, ours or timm's, known or not."""
+    repo_id: str = ""
+    revision: str | None = None
+    """Of a repository: a branch, a tag or a commit; None: the newest commit."""
+    path: Path = Path()
+    """Of a folder or a file, ``~`` expanded; there or not."""
+
+    def __str__(self) -> str:
+        """Return the text as written."""
+        return self.text
+
+    @property
+    def short(self) -> str:
+        """What a card calls it: no path of this machine."""
+        return self.name or self.repo_id or self.path.absolute().name
+
+
+def resolve(source: str | os.PathLike[str], disk: bool = True) -> Source:
+    """Return what is meant, by spelling; what lies on the disk wins over a name or repository of the same spelling.
+
+    Args:
+        source: ``name``, ``name.tag``, ``org/name`` or ``hf-hub:org/name`` (with ``@revision`` if need be),
+            ``local-dir:FOLDER``, or a path.
+        disk: False where no path can be meant, so that nothing on the disk is looked for.
+
+    Raises:
+        ArgumentError: empty, of an unknown scheme, or no repository that the Hub could have.
+        ArgumentTypeError: neither text nor a path.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ArgumentTypeError(f"a source is {_WAYS}; got a {type(source).__name__}")
+    text = os.fspath(source)
+    found = _SCHEME.match(text)
+    scheme = found[1].replace("hf_hub", "hf-hub") if found else ""  # timm's older spelling
+    place = text[len(scheme) + 1 :] if scheme in ("hf-hub", "local-dir") else text
+    if not place.strip():
+        raise ArgumentError(f"a source is {_WAYS}; got {text!r}")
+    if scheme == "local-dir" or isinstance(source, os.PathLike) or (disk and os.path.exists(os.path.expanduser(text))):
+        return _on_disk(text, place)
+    if scheme == "hf-hub":
+        return _on_hub(text, place)
+    if scheme:
+        raise ArgumentError(f"{text} begins with {scheme}:, which is no scheme of a source; a source is {_WAYS}")
+    if is_path(text):
+        return _on_disk(text, text)
+    return _on_hub(text, text) if "/" in text else Source(text, "name", name=text)
+
+
+_WAYS = "the name of a model, org/name or hf-hub:org/name with or without @revision, local-dir:FOLDER, or a path"
+
+
+def _on_disk(text: str, place: str) -> Source:
+    path = Path(os.path.expanduser(place))
+    is_file = os.path.isfile(path) or (place.endswith(_SUFFIXES) and not os.path.isdir(path))
+    return Source(text, "file" if is_file else "folder", path=path)
+
+
+def _on_hub(text: str, place: str) -> Source:
+    repo_id, revision = split_revision(place)
+    check_repo_id(repo_id)
+    return Source(text, "repository", repo_id=repo_id, revision=revision)
+
+
+def source_of(verb: str, source: str | os.PathLike[str] | Source) -> Source:
+    """Return what is meant, if the verb takes it.
+
+    Args:
+        verb: one of ``TAKES``.
+        source: what the user wrote, or what it was resolved to.
+
+    Raises:
+        ArgumentError: a kind of source that the verb does not take, and see ``resolve``.
+        ArgumentTypeError: neither text nor a path.
+        MissingPathError: a path where nothing is.
+    """
+    disk = not {"folder", "file"}.isdisjoint(TAKES[verb])
+    found = source if isinstance(source, Source) else resolve(source, disk)
+    if found.kind in ("folder", "file") and not os.path.exists(found.path):
+        raise MissingPathError(f"there is no file or folder {found.path}: {verb} takes {_taken(verb)}")
+    if found.kind not in TAKES[verb]:
+        remedy = _REMEDIES.get((verb, found.kind), _CONVERT).format(found.path if found.kind == "file" else found)
+        raise ArgumentError(f"{found} is a {found.kind}, and {verb} takes {_taken(verb)}. {remedy}")
+    return found
+
+
+def _taken(verb: str) -> str:
+    """Return the kinds of sources of a verb in words."""
+    *others, last = (_IN_WORDS[kind] for kind in TAKES[verb])
+    if len(others) < 2:
+        return " or ".join([*others, last])
+    return f"{', '.join(others)}, or {last}"
+
+
+def is_path(source: str) -> bool:
+    """Tell whether a name can only mean a path on this machine, and no repository."""
+    name = source.partition("@")[0]
+    spelt = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    return spelt or source.endswith(_SUFFIXES)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Return repository and revision of ``org/name@revision``, with timm's ``hf-hub:`` before it or not.
+
+    The revision is None where none is given: the newest commit is meant.
+    """
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
+    return repo_id, revision or None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ``ArgumentError`` unless the Hub could have a repository of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ArgumentError(f"a repository of the Hub is named org/name; got {repo_id!r}. {error}") from error
+
+
+def check_filename(filename: str) -> None:
+    """Raise ``ArgumentError`` unless this is a plain path of a file that is safe to read from the Hub."""
+    path = PurePosixPath(filename)
+    plain = filename == str(path) and not path.is_absolute() and ".." not in path.parts and "\\" not in filename
+    if not plain or (path.suffix != ".safetensors" and filename not in (CARD, CONFIG, PREPROCESSING)):
+        raise ArgumentError(
+            f"from the Hub only {CARD}, {CONFIG} and *.safetensors are read, by a plain relative path; got {filename!r}"
+        )
