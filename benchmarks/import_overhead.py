@@ -33,7 +33,7 @@ def timed(host, path):
 hook.register = timed
 start = time.perf_counter(); import timm, torchvision; hosts_s = time.perf_counter() - start
 registration = sys.modules.get("convstem.hosts.registration")
-names = {host: len(record.names) for host, record in registration.RECORDS.items()} if registration else {}
+names = {host: len(done.names) for host, done in registration.REGISTRATIONS.items()} if registration else {}
 print(json.dumps({"import torch": torch_s, "import timm, torchvision": hosts_s, "spent": spent, "names": names}))
 """
 

@@ -198,8 +198,7 @@ def peak(expression: str) -> dict[str, int]:
     import torch
     import torchvision
 
-    import convstem.models.timm_trunk
-    import convstem.models.timm_vit  # noqa: F401 (what building a model imports)
+    import convstem.models.timm_models  # noqa: F401 (what building a model imports)
 
     start = reset_peak()
     model = eval(expression, {"timm": timm, "torch": torch, "torchvision": torchvision}).eval()

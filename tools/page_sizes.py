@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from convstem.registry import catalog
+from convstem.registry.catalog import named_trunks
 from convstem.registry.complexity import macs, num_params, stem_macs, stem_params
 from convstem.registry.records import Architecture, ModelSpec
-from convstem.registry.trunks import named_trunks
 
 HEAD = """# Sizes
 

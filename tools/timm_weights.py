@@ -20,7 +20,7 @@ from typing import Any
 
 import timm
 
-from convstem.hosts.timm_tags import dataset_of
+from convstem.hosts.describe import dataset_of
 from convstem.registry import catalog
 from convstem.registry.names import rows as registry_rows
 from tools.generated import write_or_check

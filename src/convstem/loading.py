@@ -12,7 +12,7 @@ from torch import nn
 
 from convstem.errors import ArgumentError, MissingPathError
 from convstem.files.safetensors import ALLOW_NONFINITE
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_config
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, PICKLES, WEIGHTS, is_path, split_revision

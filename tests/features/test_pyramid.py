@@ -18,7 +18,7 @@ import convstem
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.features.pyramid import FeaturePyramid
 from convstem.registry import catalog
-from convstem.registry.trunks import named_trunks
+from convstem.registry.catalog import named_trunks
 from tests.support.assertions import randomise
 from tests.support.everyday import mostly_in_ci
 

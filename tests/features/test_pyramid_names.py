@@ -11,7 +11,7 @@ import convstem
 from convstem.cli.main import main
 from convstem.features.pyramid import FeaturePyramid
 from convstem.registry import catalog
-from convstem.registry.trunks import named_trunks
+from convstem.registry.catalog import named_trunks
 
 NANO = "vit_nano4_convstem"
 

@@ -86,7 +86,7 @@ def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code() 
     assert created == "ok"
     assert "convstem.hosts.convstem_timm" in loaded
     assert "convstem.hosts.convstem_torchvision" in loaded
-    assert "convstem.models.timm_vit" not in loaded
+    assert "convstem.models.timm_models" not in loaded
     assert "transplant" not in loaded
     for slow in ("records", "catalog"):  # to make them takes longer than all the rest of a registration
         assert f"convstem.registry.{slow}'" not in loaded
@@ -180,7 +180,7 @@ def test_registration_is_atomic_and_the_host_survives(host: str) -> None:
     else:
         raise SystemExit("did not raise")
     assert set(table) == before
-    assert register.RECORDS[host].error == "RuntimeError: boom" and not register.RECORDS[host].names
+    assert register.REGISTRATIONS[host].error == "RuntimeError: boom" and not register.REGISTRATIONS[host].names
     home.register_model = real
     register.register()
     assert set(ours) <= set(table)
@@ -201,8 +201,8 @@ def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path: Path) -> 
     said = [str(w.message) for w in caught if "convstem" in str(w.message)]
     assert len(said) == 1 and "RegistryError: weights.json: Expecting value" in said[0], said
     timm.create_model("vit_tiny_patch16_224", depth=1)
-    from convstem.hosts.registration import RECORDS
-    assert "Expecting value" in RECORDS["timm"].error
+    from convstem.hosts.registration import REGISTRATIONS
+    assert "Expecting value" in REGISTRATIONS["timm"].error
     """
     python(code, str(tmp_path))
 

@@ -64,13 +64,15 @@ def test_in_place_and_frozen(host: str) -> None:
 def test_a_folded_timm_model_is_an_ordinary_one(tmp_path: Path) -> None:
     model = model_of("timm", num_classes=7)
     plain = fold(model)
-    assert plain.stem_spec.norm == "none"
-    assert model.stem_spec.norm == "batchnorm2d"
+    assert plain.patch_embed.stem_spec.norm == "none"
+    assert model.patch_embed.stem_spec.norm == "batchnorm2d"
     save_for_hf(plain, tmp_path)
     loaded = convstem.load(tmp_path)
-    assert loaded.stem_spec == plain.stem_spec
+    assert loaded.patch_embed.stem_spec == plain.patch_embed.stem_spec
     assert largest_difference(loaded, plain, images()) == 0
-    twin = torchvision.models.get_model(NAMES["torchvision"], num_classes=7, conv_stem_configs=plain.stem_spec).eval()
+    twin = torchvision.models.get_model(
+        NAMES["torchvision"], num_classes=7, conv_stem_configs=plain.patch_embed.stem_spec
+    ).eval()
     twin.load_state_dict(convert(plain.state_dict(), source="timm", target="torchvision").state_dict)
     assert largest_difference(twin, plain, images()) < 1e-5
     loss = plain.train()(images()).sum()
@@ -81,7 +83,7 @@ def test_a_folded_timm_model_is_an_ordinary_one(tmp_path: Path) -> None:
 def test_a_folded_torchvision_model_is_pushed_like_any_other() -> None:
     plain = fold(model_of("torchvision"))
     back = as_timm_model(plain).eval()
-    assert back.stem_spec.norm == "none"
+    assert back.patch_embed.stem_spec.norm == "none"
     assert largest_difference(back, plain, images()) < 1e-5
 
 
@@ -97,7 +99,7 @@ def test_timms_own_switch_finds_it() -> None:
     plain = reparameterize_model(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
     assert error(plain, model, images()) < 1e-5
-    assert plain.stem_spec.norm == "none"
+    assert plain.patch_embed.stem_spec.norm == "none"
 
 
 @pytest.mark.parametrize(("norm", "said"), [("none", "has no norm already"), ("layernorm2d", "has LayerNorm")])

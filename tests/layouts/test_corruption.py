@@ -53,7 +53,7 @@ CORRUPTIONS = (drop, rename, add, transpose, reshape)
 def sound(case: Case) -> tuple[State, State]:
     """A checkpoint's flat state dict, and the facts to convert it by; those left out are no part of it."""
     opened = unwrap(case.hold(case.build().state_dict()), case.use_ema)
-    facts = {**opened.facts, **case.facts}
+    facts = {**opened.arguments, **case.facts}
     facts.pop("architecture", None)
     state = {key: tensor.clone() for key, tensor in opened.state_dict.items()}
     kept = convert(state, case.layout, **facts).report

@@ -13,7 +13,7 @@ from torch import nn
 from convstem import convert
 from convstem.errors import ArgumentTypeError, ConversionError
 from convstem.layouts.conversion import Converted
-from convstem.layouts.outward import LACKS
+from convstem.layouts.engine import LACKS
 from convstem.layouts.recognise import LAYOUTS
 from convstem.layouts.unwrap import unwrap
 from tests.support.assertions import randomise, relative_error
@@ -111,7 +111,7 @@ def test_both_sets_of_weights_are_named() -> None:
     ).report.summary()  # fmt: skip
 
 
-def test_what_is_left_out_has_a_ground() -> None:
+def test_what_is_left_out_has_a_reason() -> None:
     case = next(case for case in CASES if case.name == "moco_v3 pre-training")
     dropped = convert(case.hold(case.build().state_dict())).report.dropped
     assert dropped["head.0.weight"] == "the projector is only for pre-training"

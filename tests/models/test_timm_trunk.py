@@ -11,8 +11,8 @@ from torch import nn
 
 import convstem
 from convstem.cli.main import main
+from convstem.hosts.describe import weights_of
 from convstem.hosts.timm_cfgs import trunk_cfgs
-from convstem.hosts.timm_tags import weights_of
 from convstem.publishing.cards.render import card_of
 from convstem.publishing.push import stage
 from convstem.publishing.transplant import transplant_to_folder
@@ -75,7 +75,7 @@ def test_a_tag_is_its_source_with_larger_patches(name: str, source: str, hub_fil
     larger = enlarge_patches(x, 14)
     assert model.pretrained_cfg["input_size"] == tuple(larger.shape[1:])
     assert model.patch_embed.grid_size == plain.patch_embed.grid_size
-    assert (model.transplant_report.resized_from, model.transplant_report.exact) == (14, True)
+    assert (model.transplant_report.resized_from, model.transplant_report.scope) == (14, "every input")
     expected = features(plain, x)
     assert relative_error(features(timm.create_model(name, depth=1).eval(), larger), expected) > 1e-2  # control
     assert relative_error(features(model, larger), expected) < 2e-5
@@ -114,7 +114,7 @@ def test_an_image_size_of_the_source_is_answered_with_ours() -> None:
 
 
 def test_patch_14_by_name_needs_strides_that_make_it() -> None:
-    with pytest.raises(ValueError, match=r"must equal patch_size 14; .* reduce the image by 16: pass stem_strides"):
+    with pytest.raises(ValueError, match=r"powers of two .*; got patch_size=14: .* pass stem_channels, stem_strides"):
         timm.create_model(DINOV2, depth=1, patch_size=14, img_size=224)
     model = timm.create_model(DINOV2, depth=1, patch_size=14, img_size=224, **KEPT.model_args)
     assert model.patch_embed.grid_size == (16, 16)

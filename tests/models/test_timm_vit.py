@@ -190,7 +190,7 @@ def test_stem_settings_survive_a_hub_folder() -> None:
     timm.models.save_for_hf(model, folder, safe_serialization=True)
     for name in (f"local-dir:{folder}", "hf-hub:me/mine", "hf-hub:me/mine@main"):
         twin = timm.create_model(name, pretrained=True).eval()
-        assert twin.stem_spec == model.stem_spec
+        assert twin.patch_embed.stem_spec == model.patch_embed.stem_spec
         assert largest_difference(model, twin, torch.randn(2, 3, 32, 32)) == 0
 
 
@@ -230,8 +230,8 @@ def test_the_fixed_position_embedding_is_moco_v3s() -> None:
             ValueError,
             "multiple of the patch size 4; got 230x230: use 228x228 or 232x232, or pass dyn",
         ),
-        ({"patch_size": 2}, ValueError, r"must equal patch_size 2; stem_channels \[64, 128\]"),
-        ({"patch_size": 7}, ValueError, "must equal patch_size 7"),
+        ({"patch_size": 2, "stem_channels": [64, 128]}, ValueError, "must equal patch_size 2; stem_channels"),
+        ({"patch_size": 7}, ValueError, "powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size=7"),
         (
             {"stem_channels": [8, 8, 8]},
             ValueError,
@@ -282,9 +282,11 @@ def load_as_pretrained(state: Any) -> Any:
     return timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
 
 
-def test_a_plain_vit_checkpoint_is_named() -> None:
-    with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 4x4 patches"):
-        load_directly(plain_twin().state_dict())
+@pytest.mark.filterwarnings("ignore:this checkpoint has a patch embedding and no conv stem")
+def test_a_plain_vit_whose_embedding_does_not_fit_the_stem_is_named() -> None:
+    state = {**plain_twin().state_dict(), "patch_embed.proj.weight": torch.zeros(96, 3, 8, 8)}
+    with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 8x8 patches"):
+        load_directly(state)
 
 
 def test_a_plain_vit_checkpoint_as_pretrained_weights_is_transplanted() -> None:

@@ -176,8 +176,8 @@ def test_another_enum_is_refused() -> None:
 
 
 def test_a_plain_vit_checkpoint_is_named() -> None:
-    plain = VisionTransformer(32, 4, 6, 3, 96, 192, num_classes=10)
-    with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 4x4 patches"):
+    plain = VisionTransformer(32, 8, 6, 3, 96, 192, num_classes=10)
+    with pytest.raises(RuntimeError, match=r"checkpoint of a plain \(patchify\) ViT: it embeds 8x8 patches"):
         get_model(NANO).load_state_dict(plain.state_dict(), strict=False)
     with pytest.raises(RuntimeError, match=r"source='timm', target='torchvision'"):
         state = get_model(NANO).state_dict()
@@ -200,7 +200,7 @@ def test_models_copy_pickle_and_keep_their_hook() -> None:
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert largest_difference(model, twin, x) == 0
         with pytest.raises(RuntimeError, match="plain"):
-            twin.load_state_dict({"conv_proj.weight": torch.zeros(96, 3, 4, 4)}, strict=False)
+            twin.load_state_dict({"conv_proj.weight": torch.zeros(96, 3, 8, 8)}, strict=False)
 
 
 def test_fx_and_script() -> None:

@@ -15,9 +15,8 @@ from convstem.publishing.push import stage
 from convstem.publishing.transplant import transplant_to_folder
 from convstem.publishing.verify import verify_folder
 from convstem.registry import catalog
-from convstem.registry.catalog import transplanted_name
+from convstem.registry.catalog import named_trunks, rule_trunks, transplanted_name
 from convstem.registry.names import families
-from convstem.registry.trunks import named_trunks, rule_trunks
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 from tests.support.processes import python

@@ -76,7 +76,7 @@ def test_both_hosts_compute_the_same(act: str) -> None:
     assert largest_difference(twin, model, x) < 1e-12
     assert not any("running" in key for key in model.state_dict())
     back = as_timm_model(twin.float())
-    assert back.stem_spec == model.stem_spec
+    assert back.patch_embed.stem_spec == model.patch_embed.stem_spec
     converted = convert(twin.state_dict(), source="torchvision", target="timm", stem_strides=(2, 2), num_heads=3)
     assert converted.model_args["stem_norm"] == "none"
 
@@ -85,7 +85,7 @@ def test_a_stem_without_norm_survives_saving(tmp_path: Path) -> None:
     model = nano(num_classes=7)
     save_for_hf(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert loaded.stem_spec.norm == "none"
+    assert loaded.patch_embed.stem_spec.norm == "none"
     assert largest_difference(loaded, model, images()) == 0
 
 

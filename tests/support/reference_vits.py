@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,11 +164,22 @@ class Normalised(nn.Sequential):
         return self.model((x - self.normalize.mean) / self.normalize.std)
 
 
+class InBlock(nn.Module):
+    """pycls's wrapper around torch's attention."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.block = nn.MultiheadAttention(dim, heads)
+
+    def forward(self, *tokens: Tensor, need_weights: bool) -> Any:
+        return self.block(*tokens, need_weights=need_weights)
+
+
 class SequenceFirstBlock(nn.Module):
-    def __init__(self, dim: int, heads: int, mlp: int, eps: float, mlp_name: str) -> None:
+    def __init__(self, dim: int, heads: int, mlp: int, eps: float, mlp_name: str, attention: Any) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(dim, eps=eps)
-        self.self_attention = nn.MultiheadAttention(dim, heads)
+        self.self_attention = attention(dim, heads)
         self.ln_2 = nn.LayerNorm(dim, eps=eps)
         layers = OrderedDict(linear_1=nn.Linear(dim, mlp), act=nn.GELU(), linear_2=nn.Linear(mlp, dim))
         self.add_module(mlp_name, nn.Sequential(layers))
@@ -204,7 +216,8 @@ class PyclsViT(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if token else None
         self.pos_embedding = nn.Parameter(torch.zeros(tokens + token, 1, dim))
         blocks = {
-            f"block_{i}": SequenceFirstBlock(dim, heads, mlp_ratio * dim, 1e-5, "mlp_block") for i in range(depth)
+            f"block_{i}": SequenceFirstBlock(dim, heads, mlp_ratio * dim, 1e-5, "mlp_block", InBlock)
+            for i in range(depth)
         }
         self.encoder = nn.Sequential(OrderedDict(**blocks, ln=nn.LayerNorm(dim, eps=1e-5)))
         self.head = nn.Sequential(OrderedDict(head_fc=nn.Linear(dim, classes)))
@@ -231,7 +244,10 @@ class ClassyViT(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.encoder = nn.Module()
         self.encoder.pos_embedding = nn.Parameter(torch.zeros(5, 1, dim))
-        layers = {f"layer_{i}": SequenceFirstBlock(dim, heads, 4 * dim, 1e-6, "mlp") for i in range(depth)}
+        layers = {
+            f"layer_{i}": SequenceFirstBlock(dim, heads, 4 * dim, 1e-6, "mlp", nn.MultiheadAttention)
+            for i in range(depth)
+        }
         self.encoder.layers = nn.Sequential(OrderedDict(layers))
         self.encoder.ln = nn.LayerNorm(dim, eps=1e-6)
         self.heads = nn.ModuleDict({"default_head": nn.Module()})

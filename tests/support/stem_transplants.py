@@ -1,17 +1,14 @@
-"""Transplanted stems of plain torch modules, filters and images, for the tests of the transplant's core."""
+"""Stems of plain torch modules that carry a patch embedding, filters and images, for the tests of ``carry``."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convstem.registry.stem_spec import StemSpec
-from convstem.transplanting.algebra import transplant_stem
-from convstem.transplanting.report import TransplantReport
+from convstem.stem.carry import TransplantReport, carry
 
 LOW, HIGH = -2.0, 2.5
 """Pixel range in every channel of the images below."""
-
-BN_EPS = 1e-5
 
 
 def filters(embed_dim: int, in_chans: int, patch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -28,23 +25,19 @@ def white_images(in_chans: int, size: int, beyond: float = 0.0) -> Tensor:
     return LOW - beyond + pixels * (HIGH - LOW + 2 * beyond)
 
 
-def smooth_images(in_chans: int, size: int, count: int = 2) -> Tensor:
-    """White noise blurred at several scales, within the pixel range: like photographs in power spectrum."""
-    generator = torch.Generator().manual_seed(2)
-    total = torch.zeros(count, in_chans, size, size, dtype=torch.float64)
-    for scale in (1, 2, 4, 8):
-        coarse = torch.randn(count, in_chans, size // scale, size // scale, generator=generator).double()
-        total += scale * F.interpolate(coarse, size=(size, size), mode="bilinear")
-    return (total / total.std()).clamp(LOW, HIGH)
+def noise(in_chans: int, size: int) -> Tensor:
+    """Pixels of no range: normal ones, far beyond that of images."""
+    generator = torch.Generator().manual_seed(5)
+    return 3 * torch.randn(2, in_chans, size, 2 * size, generator=generator, dtype=torch.float64)
 
 
-def build_stem(state: dict[str, Tensor], spec: StemSpec, bn_eps: float = BN_EPS) -> nn.Sequential:
+def build_stem(state: dict[str, Tensor], spec: StemSpec) -> nn.Sequential:
     """Build the stem of plain torch modules with these parameters, in eval mode and in their type."""
     layers: dict[str, nn.Module] = {}
     for layer in spec.layers(in_chans=state["0.conv.weight"].shape[1]):
         padding = (layer.kernel_size - 1) // 2
         conv = nn.Conv2d(layer.in_chans, layer.channels, layer.kernel_size, layer.stride, padding, bias=spec.bias)
-        norm = {} if spec.norm == "none" else {"bn": nn.BatchNorm2d(layer.channels, bn_eps)}
+        norm = {} if spec.norm == "none" else {"bn": nn.BatchNorm2d(layer.channels)}
         parts = {"conv": conv, **norm, "act": nn.ReLU()}
         layers[str(len(layers))] = nn.Sequential()
         for name, part in parts.items():
@@ -60,12 +53,10 @@ def build_stem(state: dict[str, Tensor], spec: StemSpec, bn_eps: float = BN_EPS)
 
 
 def transplant(
-    spec: StemSpec, weight: Tensor, bias: Tensor | None, **options: object
+    spec: StemSpec, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32, **options: object
 ) -> tuple[nn.Sequential, TransplantReport]:
-    in_chans = weight.shape[1]
-    arguments = {"low": [LOW] * in_chans, "high": [HIGH] * in_chans, **options}
-    state, report = transplant_stem(weight, bias, spec, **arguments)
-    return build_stem(state, spec, float(arguments.get("bn_eps", BN_EPS))), report
+    state, report = carry(weight, bias, spec, **{"low": [LOW] * weight.shape[1], "dtype": dtype, **options})
+    return build_stem(state, spec), report
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 import convstem
+from convstem.stem.pixels import normalised_range
 from convstem.transplanting.bands import spread_over_bands
-from convstem.transplanting.pixels import normalised_range
 from tests.support.assertions import randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 

@@ -53,7 +53,7 @@ def test_what_a_resized_model_says_about_itself() -> None:
     assert twin.pretrained_cfg["input_size"] == (3, 592, 592)  # 518 / 14 * 16
     assert {info["reduction"] for info in twin.feature_info} == {16}
     assert torch.equal(twin.pos_embed, source.pos_embed)
-    assert (twin.transplant_report.resized_from, twin.transplant_report.exact) == (14, True)
+    assert (twin.transplant_report.resized_from, twin.transplant_report.scope) == (14, "every input")
     assert "resized from patches of 14 pixels by pseudo-inverse" in twin.transplant_report.summary()
     assert "approximately so for photographs" in twin.transplant_report.summary()
     assert all(torch.equal(before[key], value) for key, value in source.state_dict().items())

@@ -25,8 +25,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 
     The batch size is dynamic; for ExecuTorch it is one image.
     """
-    from convstem.inference.export import check_target, export
-    from convstem.inference.formats import FORMATS
+    from convstem.inference.export import FORMATS, check_target, export
 
     source_of("export", source)
     check_target(to, out, opset)  # before anything is loaded
@@ -59,4 +58,4 @@ def fold(source: str, out: Path, overwrite: bool) -> None:
     found = source_of("fold", source)
     check_new(out, found, overwrite)  # before anything is loaded
     model = fold_to_folder(convstem.load(source), found, out, overwrite)
-    click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.stem_spec.norm}")
+    click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.patch_embed.stem_spec.norm}")

@@ -56,7 +56,7 @@ def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
 @AS_JSON
 @click.pass_context
 def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
-    """Show what convstem keeps beside the Hub's cache: transplanted stems, and notes about checked files."""
+    """Show what convstem keeps beside the Hub's cache: notes about files whose content was checked."""
     from convstem.files import cache
 
     if context.invoked_subcommand:
@@ -78,15 +78,13 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
 @cache.command("verify")
 @AS_JSON
 def cache_verify(as_json: bool) -> None:
-    """Hash every verified file and kept stem anew; exit status 1 if one is damaged or unreadable.
+    """Hash every verified file anew; exit status 1 if one is damaged or unreadable.
 
     In daily use a file counts as verified while its size and time of change stay: this finds what that cannot see.
     """
-    from convstem.hub.repo_cache import Recheck, recheck
-    from convstem.transplanting import kept
+    from convstem.hub.repo_cache import recheck
 
     rows = list(recheck())
-    rows += [Recheck(str(path), "right" if right else "damaged") for path, right in kept.recheck().items()]
     if as_json:
         print_json([row.to_json() for row in rows])
     else:
@@ -114,8 +112,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
     metavar="C1,C2,...",
     help="Channels of the stem's layers, comma-separated; strides are 2.",
 )
-@click.option("--calibration", type=click.Path(exists=True, file_okay=False), help="Folder of typical images.")
-@click.option("--margin", default=0.25, show_default=True, help="Reach beyond the pixel range, normalised units.")
+@click.option("--margin", default=0.25, show_default=True, help="Reach below the pixel range, normalised units.")
 @click.option("--in-chans", type=int, help="Give the model more input channels; needs --bands.")
 @click.option("--bands", callback=integers, metavar="R,G,B", help="New channels that take SOURCE's own filters.")
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
@@ -126,7 +123,6 @@ def transplant(
     overwrite: bool,
     name: str | None,
     stem: StemSpec | None,
-    calibration: str | None,
     margin: float,
     in_chans: int | None,
     bands: tuple[int, ...] | None,
@@ -145,7 +141,6 @@ def transplant(
         source,
         out,
         stem=stem or name,
-        calibration=calibration,
         margin=margin,
         in_chans=in_chans,
         bands=bands,

@@ -1,4 +1,4 @@
-"""What convstem keeps between runs, beside the Hub's cache: transplanted stems, and which files were checked.
+"""What convstem keeps between runs, beside the Hub's cache: notes about files whose content was checked.
 
 Everything here can be made again, so a cache that cannot be read or written costs time and is never an error.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from convstem.files.paths import path_errors
 from convstem.files.writing import write_whole
 
-KINDS = ("checked", "stems")
-"""Folders of the cache: notes about files whose content was checked, and transplanted stems."""
+KINDS = ("checked",)
+"""Folders of the cache."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,3 @@ def store(path: Path, write: Callable[[Path], object]) -> None:
     with suppress(Exception):  # a full disk reaches us as whatever the writing library makes of it
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold the lock of a cache file, where the cache can be written: the others wait, then find it done."""
-    from filelock import FileLock
-
-    lock = root() / "locks" / f"{path.name}.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    except OSError:
-        yield
-        return
-    with FileLock(lock):
-        yield

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convstem.errors import InvalidFileError, MissingPathError
 from convstem.files.notes import check_once
-from convstem.layouts.diagnosis import some_of
+from convstem.layouts.comparison import some_of
 
 ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
 """Whether NaN and Inf are accepted; ``convstem.load(allow_nonfinite=True)`` sets it, ``CONVSTEM_ALLOW_NONFINITE=1``

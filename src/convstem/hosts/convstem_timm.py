@@ -13,26 +13,15 @@ default_cfgs: dict[str, Any] = {}
 """timm looks this name up in an entrypoint's module."""
 
 
-def make_entrypoint(name: str, source: str) -> Callable[..., Any]:
+def make_entrypoint(name: str, doc: str) -> Callable[..., Any]:
     """Return the function timm registers for an architecture: named after it and at home in this module."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
-        from convstem.models.timm_vit import create_timm_model  # heavy, so only when a model is built
+        from convstem.models.timm_models import create_timm_model  # heavy, so only when a model is built
 
         return create_timm_model(name, pretrained, **kwargs)
 
-    return _at_home(entrypoint, name, f"{name}: conv-stem ViT. {source}")
-
-
-def make_trunk_entrypoint(name: str, trunk: str) -> Callable[..., Any]:
-    """Return the function timm registers for a timm architecture on a conv stem."""
-
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
-        from convstem.models.timm_trunk import create_on_trunk  # heavy, so only when a model is built
-
-        return create_on_trunk(name, trunk, pretrained, **kwargs)
-
-    return _at_home(entrypoint, name, f"{name}: timm's {trunk} on a conv stem.")
+    return _at_home(entrypoint, name, f"{name}: {doc}")
 
 
 def make_pyramid_entrypoint(name: str, create: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,11 +56,11 @@ def entrypoints() -> dict[str, Callable[..., Any]]:
     for name, row in rows("architectures").items():
         tags = weights.get(name, {})
         cfgs.update({tag: weights_cfg(row, tags[tag]) for tag in tags} or {name: model_cfg(row)})
-        functions[name] = make_entrypoint(name, row.get("source", ""))
+        functions[name] = make_entrypoint(name, f"conv-stem ViT. {row.get('source', '')}")
     for name, trunk in trunks().items():
         if is_model(trunk):  # another timm release may lack some
             cfgs.update(trunk_cfgs(name, trunk))
-            functions[name] = make_trunk_entrypoint(name, trunk)
+            functions[name] = make_entrypoint(name, f"timm's {trunk} on a conv stem.")
     default_cfgs.update(generate_default_cfgs(cfgs))
     for name in [name for name in families() if name in functions]:
         functions[f"{name}{PYRAMID}"] = make_pyramid_entrypoint(name, functions[name])

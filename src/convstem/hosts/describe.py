@@ -1,4 +1,4 @@
-"""What exists, as plain data: the answers behind ``convstem list`` and ``convstem show``.
+"""What exists, as plain data: the answers behind ``convstem list`` and ``convstem show``, and every pretrained tag.
 
 timm is imported only where pretrained tags are asked for that are timm's.
 """
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from convstem.hosts.timm_tags import find_weights, weights_of
+from convstem.errors import UnknownModelError
 from convstem.registry import catalog
 from convstem.registry.complexity import macs, num_params
-from convstem.registry.elsewhere import elsewhere
 from convstem.registry.licenses import admitted
-from convstem.registry.records import Architecture, ModelSpec, WeightsSpec
+from convstem.registry.names import what_is_kept
+from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
 from convstem.registry.stem_spec import StemSpec, choice
 
 
@@ -73,8 +73,9 @@ def describe(name: str) -> dict[str, Any]:
     """
     spec = catalog.find(name)
     entries = [find_weights(name)] if "." in name else weights_of(spec.name)
-    published = [entry for entry in elsewhere().values() if entry.architecture == spec.name]
-    return _describe(spec, entries) | {
+    published = [entry for entry in catalog.elsewhere().values() if entry.architecture == spec.name]
+    return {
+        **_describe(spec, entries),
         "weights": [_describe_weights(entry) for entry in entries],
         "elsewhere": [{**asdict(entry), "command": entry.command} for entry in published],
     }
@@ -89,7 +90,7 @@ def summarise(name: str) -> dict[str, Any]:
     spec = catalog.find(name)
     entries = catalog.weights_of(spec.name) if isinstance(spec, ModelSpec) else None
     weights = None if entries is None else [_describe_weights(entry) for entry in entries]
-    return _describe(spec, entries or []) | {"weights": weights}
+    return {**_describe(spec, entries or []), "weights": weights}
 
 
 def _describe(spec: Architecture, entries: Sequence[WeightsSpec]) -> dict[str, Any]:
@@ -141,3 +142,58 @@ def stem_rows(stem: StemSpec, img_size: int | Sequence[int], embed_dim: int) -> 
         [title, f"{kernel}x{kernel}", str(stride), str(channels), f"{made.height}x{made.width}"]
         for title, kernel, stride, channels, made in [*cells, ("conv", 1, 1, embed_dim, layers[-1])]
     ]
+
+
+# What a tag was trained on last, by how it ends; the first match counts.
+_DATASETS = (("in1k", "ImageNet-1k"), ("in21k", "ImageNet-21k"), ("dino", "ImageNet-1k"), ("mae", "ImageNet-1k"))
+
+
+def weights_of(architecture: str) -> list[WeightsSpec]:
+    """Return the weights entries of any architecture of ours, its default first."""
+    if architecture in catalog.models():
+        return catalog.weights_of(architecture)
+    from timm.models import get_arch_pretrained_cfgs
+
+    cfgs = get_arch_pretrained_cfgs(architecture).items()
+    return [trunk_entry(name, cfg) for name, cfg in cfgs if cfg.hf_hub_id and cfg.tag]
+
+
+def find_weights(name: str) -> WeightsSpec:
+    """Return the weights entry of a name with tag, or the default one of a name without.
+
+    Raises:
+        UnknownModelError: no such name, or no such tag of it; the message lists the nearest names or the tags.
+    """
+    architecture, tag = catalog.find(name).name, name.partition(".")[2]
+    entries = weights_of(architecture)
+    found = [entry for entry in entries if tag in ("", entry.tag)]
+    if found:
+        return found[0]
+    if not entries:
+        raise UnknownModelError(
+            f"{architecture} has no pretrained weights here: timm.create_model({architecture!r}) builds it at random, "
+            "and `convstem convert FILE --out FOLDER` takes a checkpoint of its authors"
+        )
+    has = ", ".join(sorted(entry.tag for entry in entries))
+    raise UnknownModelError(f"{architecture} has no pretrained tag {tag!r}; it has {has}")
+
+
+def trunk_entry(name: str, cfg: Any) -> WeightsSpec:
+    """Return the weights entry of a timm pretrained cfg under our name with tag."""
+    shared = ("num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "hf_hub_id")
+    source = cfg.hf_hub_id.removeprefix("timm/")
+    spec = catalog.find(name)
+    patch = spec.resized_from if isinstance(spec, TrunkSpec) else None
+    return WeightsSpec(
+        name=name,
+        license=cfg.license or "unknown",
+        dataset=dataset_of(source.partition(".")[2]),
+        transform="transplant",
+        description=f"Transplanted from timm's {source}: {what_is_kept(patch)}, not trained further.",
+        **{field: getattr(cfg, field) for field in shared},
+    )
+
+
+def dataset_of(tag: str) -> str:
+    """Return what the weights of a timm tag were trained on last, or the tag where it does not say."""
+    return next((dataset for end, dataset in _DATASETS if tag.endswith(end)), tag)

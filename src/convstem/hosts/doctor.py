@@ -11,9 +11,7 @@ from typing import Any
 
 _SWITCHES = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "CONVSTEM_AUTOLOAD")
 
-
 _PACKAGES = ("convstem", "torch", "torchvision", "timm", "huggingface_hub", "safetensors")
-
 
 # Runs without importing convstem: only what torch's autoload did on its own may show up.
 _PROBE = """
@@ -22,7 +20,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch, timm.models, torchvision.models
 register = sys.modules.get("convstem.hosts.registration")
-records = {host: dataclasses.asdict(r) for host, r in register.RECORDS.items()} if register else {}
+records = {host: dataclasses.asdict(r) for host, r in register.REGISTRATIONS.items()} if register else {}
 said = [str(w.message) for w in caught if "convstem" in str(w.message)]
 print(json.dumps({"hosts": records, "warnings": said}))
 """

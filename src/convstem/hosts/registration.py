@@ -16,7 +16,7 @@ HOST_MODULES = {"timm": "timm.models", "torchvision": "torchvision.models"}
 
 
 @dataclass
-class Record:
+class Registration:
     """What happened when one host was registered with; ``convstem doctor`` prints it."""
 
     host: str
@@ -28,15 +28,15 @@ class Record:
     error: str | None = None
 
 
-RECORDS: dict[str, Record] = {}
-"""The latest record of each host."""
+REGISTRATIONS: dict[str, Registration] = {}
+"""The latest with each host."""
 
 
-def register() -> dict[str, Record]:
+def register() -> dict[str, Registration]:
     """Register our architectures with timm and torchvision, importing both; safe to call again.
 
     Returns:
-        The record of each host, by host.
+        What happened with each host, by host.
 
     Raises:
         RegistryError: our own data is damaged; as after any other error, the host is left as it was.
@@ -49,7 +49,7 @@ def register() -> dict[str, Record]:
     for host, module in HOST_MODULES.items():
         importlib.import_module(module)
         register_host(host, "convstem.register()")
-    return dict(RECORDS)
+    return dict(REGISTRATIONS)
 
 
 def register_loaded(path: str) -> None:
@@ -61,34 +61,34 @@ def register_loaded(path: str) -> None:
             register_host(host, path)
 
 
-def register_host(host: str, path: str) -> Record:
+def register_host(host: str, path: str) -> Registration:
     """Register our architectures with one imported host.
 
     Args:
         host: ``timm`` or ``torchvision``.
-        path: who asked, for the record.
+        path: who asked.
 
     Raises:
         Exception: whatever stopped the registration; the names registered so far are withdrawn.
     """
-    record = RECORDS[host] = Record(host, path)
+    done = REGISTRATIONS[host] = Registration(host, path)
     try:
-        _REGISTER[host](record)
+        _REGISTER[host](done)
     except Exception as error:
-        record.names.clear()
-        record.error = f"{type(error).__name__}: {error}"
+        done.names.clear()
+        done.error = f"{type(error).__name__}: {error}"
         raise
-    if record.refused:
-        owners = "; ".join(f"{name} ({reason})" for name, reason in sorted(record.refused.items()))
+    if done.refused:
+        owners = "; ".join(f"{name} ({reason})" for name, reason in sorted(done.refused.items()))
         warn(
-            f"convstem left {len(record.refused)} {host} model name(s) to their owners: {owners}. "
+            f"convstem left {len(done.refused)} {host} model name(s) to their owners: {owners}. "
             "`convstem doctor` shows what was registered.",
             RuntimeWarning,
         )
-    return record
+    return done
 
 
-def _register_timm(record: Record) -> None:
+def _register_timm(done: Registration) -> None:
     from timm import models  # the parent may still be importing: it has no attribute `models` yet
 
     from convstem.hosts import convstem_timm
@@ -99,15 +99,15 @@ def _register_timm(record: Record) -> None:
 
     functions = convstem_timm.entrypoints()
     taken = {name: models.model_entrypoint(name) for name in functions if models.is_model(name)}
-    new = _unclaimed(record, functions, taken, convstem_timm.__name__)
+    new = _unclaimed(done, functions, taken, convstem_timm.__name__)
     with _all_or_none(new, withdraw):
         for name in new:
             models.register_model(functions[name])
             setattr(models, name, functions[name])  # where timm's own are
-    record.names += sorted(set(functions) - set(record.refused))
+    done.names += sorted(set(functions) - set(done.refused))
 
 
-def _register_torchvision(record: Record) -> None:
+def _register_torchvision(done: Registration) -> None:
     from torchvision import models
 
     from convstem.hosts import convstem_torchvision
@@ -119,13 +119,13 @@ def _register_torchvision(record: Record) -> None:
 
     builders, enums = convstem_torchvision.builders()
     taken = {name: models.get_model_builder(name) for name in set(models.list_models()) & set(builders)}
-    new = _unclaimed(record, builders, taken, convstem_torchvision.HOME)
+    new = _unclaimed(done, builders, taken, convstem_torchvision.HOME)
     with _all_or_none(new, withdraw):
         for name in new:
             torchvision_register(name, builders[name])
             setattr(models, name, builders[name])
             setattr(models, enums[name].__name__, enums[name])  # where get_weight() looks
-    record.names += sorted(set(builders) - set(record.refused))
+    done.names += sorted(set(builders) - set(done.refused))
 
 
 @contextmanager
@@ -139,12 +139,14 @@ def _all_or_none(names: Iterable[str], withdraw: Callable[[str], None]) -> Itera
         raise
 
 
-def _unclaimed(record: Record, ours: Iterable[str], taken: Mapping[str, Callable[..., Any]], home: str) -> list[str]:
-    """Return our names that the host does not have yet; record those that belong to somebody else."""
+def _unclaimed(
+    done: Registration, ours: Iterable[str], taken: Mapping[str, Callable[..., Any]], home: str
+) -> list[str]:
+    """Return our names that the host does not have yet; done those that belong to somebody else."""
     for name, function in taken.items():
         owner = getattr(function, "__module__", None)
         if owner != home:
-            record.refused[name] = f"registered by {owner}"
+            done.refused[name] = f"registered by {owner}"
     return [name for name in ours if name not in taken]
 
 

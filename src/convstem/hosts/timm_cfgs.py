@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from convstem.registry.names import FIRST_CONV, RESIZED, resized_from, resized_input, rows, without_size
+from convstem.registry.names import FIRST_CONV, FIRST_IN_EMBED, RESIZED, resized_from, resized_input, rows, without_size
 from convstem.registry.tables import data_dir, freeze
 from convstem.upstream.private import timm_cfgs
 
@@ -68,7 +68,7 @@ def _with_stem(cfg: Any, patch: int | None) -> Any:
         patch: its patch size, if that is resized: then images are larger by as much.
     """
     copy = object.__new__(type(cfg))  # every import of timm pays for some hundred of them
-    vars(copy).update(vars(cfg), first_conv=f"{str(cfg.first_conv).removesuffix('.proj')}.backbone.0.conv")
+    vars(copy).update(vars(cfg), first_conv=f"{str(cfg.first_conv).removesuffix('.proj')}.{FIRST_IN_EMBED}")
     if patch:
         copy.input_size = resized_input(cfg.input_size, patch, RESIZED)
         copy.test_input_size = cfg.test_input_size and resized_input(cfg.test_input_size, patch, RESIZED)

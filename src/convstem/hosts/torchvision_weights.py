@@ -18,7 +18,6 @@ from convstem.weights.entries import load_weights
 _IMAGENET = ViT_B_16_Weights.IMAGENET1K_V1
 """Weights of torchvision's own, from which the preset of transforms and ImageNet-1k's class names are taken."""
 
-
 _DATASETS = {"ImageNet-1k": "ImageNet-1K"}
 """Our name of a dataset -> torchvision's."""
 

@@ -1,6 +1,6 @@
-"""Writes a model in the formats of other runtimes (``formats``), and compares what was written with the model.
+"""Writes a model in the formats of other runtimes, and compares what was written with the model.
 
-Every format starts from one ``torch.export`` program.
+Every format starts from one ``torch.export`` program; how each is written and run is a thin edge over its own exporter.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, ExistingPathError
+from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError
 from convstem.files.paths import path_errors
-from convstem.inference.formats import FORMATS, check_packages, installed
 from convstem.registry.stem_spec import choice
 
 LARGEST_BATCH = 1 << 16
@@ -26,9 +27,87 @@ LARGEST_BATCH = 1 << 16
 LARGEST_GRID = 256
 """The same for the rows and columns of patches of a model that takes any image size."""
 
-
 OPSETS = range(18, 24)
 """Operator sets that torch's dynamo exporter writes; lower ones need a conversion that loses precision."""
+
+
+def _write_program(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    torch.export.save(program, out)
+
+
+def _run_program(out: Path, images: Tensor) -> Tensor:
+    return torch.export.load(out).module()(images)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    converted: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+    batch = converted.model.graph.inputs[0].shape[0]
+    if not isinstance(batch, int) and hasattr(converted, "rename_axes"):  # an older torch has not
+        converted.rename_axes({batch: "batch"})
+    converted.save(out)
+
+
+def _run_onnx(out: Path, images: Tensor) -> Tensor:
+    runtime: Any = import_module("onnxruntime")
+    session = runtime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def _write_openvino(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    openvino: Any = import_module("openvino")
+    openvino.save_model(openvino.convert_model(program), out, compress_to_fp16=False)
+
+
+def _run_openvino(out: Path, images: Tensor) -> Tensor:
+    openvino: Any = import_module("openvino")
+    compiled = openvino.Core().compile_model(out, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(compiled(images.numpy())[0])
+
+
+def _write_executorch(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
+    exir: Any = import_module("executorch.exir")
+    xnnpack: Any = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+    with out.open("wb") as file:
+        lowered.to_executorch().write_to_file(file)
+
+
+def _run_executorch(out: Path, images: Tensor) -> Tensor:
+    runtime: Any = import_module("executorch.runtime").Runtime.get()
+    return runtime.load_program(out).load_method("forward").execute([images])[0]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: what it needs, and how it is written and run."""
+
+    suffix: str
+    write: Callable[[torch.export.ExportedProgram, Path, int | None], None]
+    """Writes a program to a file; the number is ONNX's operator set, and of no matter to the others."""
+    run: Callable[[Path, Tensor], Tensor]
+    """Runs a written file on images."""
+    runtime: str
+    """Package that ``run`` needs."""
+    packages: tuple[str, ...] = ()
+    """Packages that ``write`` needs."""
+    dynamic: bool = True
+    """Whether it takes any batch."""
+
+
+FORMATS = {
+    "executorch": Format(".pte", _write_executorch, _run_executorch, "executorch", ("executorch",), dynamic=False),
+    "onnx": Format(".onnx", _write_onnx, _run_onnx, "onnxruntime", ("onnx", "onnxscript")),
+    "openvino": Format(".xml", _write_openvino, _run_openvino, "openvino", ("openvino",)),
+    "torch-export": Format(".pt2", _write_program, _run_program, "torch"),
+}
+"""Every format by the name that ``export`` takes."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +179,22 @@ def check_target(to: str, out: Path, opset: int | None = None) -> None:
         raise ArgumentError(
             f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, which torch's exporter writes; got {opset}"
         )
-    check_packages(to)
+    _check_packages(to)
+
+
+def _check_packages(to: str) -> None:
+    """Raise ``MissingPackageError`` naming what to install to write a format."""
+    needed = FORMATS[to].packages
+    for package in needed:
+        if not installed(package):
+            raise MissingPackageError(
+                f"the format {to} needs {package}, which is not installed: pip install {' '.join(needed)}"
+            )
+
+
+def installed(package: str) -> bool:
+    """Tell whether a package is installed, without importing it."""
+    return find_spec(package) is not None
 
 
 def example(model: Any) -> Tensor:
@@ -124,7 +218,7 @@ def trace(model: Any, images: Tensor, dynamic: bool = True) -> torch.export.Expo
     if getattr(model, "dynamic_img_size", False):
         patch = model.patch_embed.patch_size
         grid = [torch.export.Dim(name, min=2, max=LARGEST_GRID) for name in ("rows", "columns")]
-        sizes |= {2 + axis: patch[axis] * grid[axis] for axis in range(2)}
+        sizes.update({2 + axis: patch[axis] * grid[axis] for axis in range(2)})
     return torch.export.export(model, (images,), dynamic_shapes=(sizes,))
 
 

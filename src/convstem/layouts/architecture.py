@@ -4,17 +4,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from convstem.errors import ArgumentError, ConversionError
-from convstem.layouts.arguments import TRUNK_DEFAULTS, ask_for, image_size, mlp_ratio, trunk_arguments
-from convstem.layouts.given import Given
-from convstem.layouts.plain import name_plain
-from convstem.layouts.rows import Layout
-from convstem.layouts.sizes import Sizes, StemSizes
+from convstem.layouts.research import MOCO_V3_HEADS
+from convstem.layouts.rows import Layout, Naming
+from convstem.layouts.timm import NORM_EPS, Sizes, StemSizes
+from convstem.layouts.unwrap import PREPROCESSING, Unwrapped
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec
+
+TRUNKS: Mapping[tuple[int, int, int], str] = {
+    (192, 12, 3): "tiny",
+    (384, 12, 6): "small",
+    (768, 12, 12): "base",
+    (1024, 24, 16): "large",
+    (1152, 27, 16): "so400m",
+    (1280, 32, 16): "huge",
+    (1408, 40, 16): "giant",
+    (1536, 40, 16): "giantopt",
+    (1664, 48, 16): "gigantic",
+}
+"""timm's word for a plain ViT's width, depth and heads. Source: timm/models/vision_transformer.py."""
+
+TRUNK_DEFAULTS: Mapping[str, Any] = {
+    "act_layer": None,
+    "class_token": True,
+    "fc_norm": None,
+    "global_pool": "token",
+    "init_values": None,
+    "no_embed_class": False,
+    "norm_eps": NORM_EPS,
+    "pre_norm": False,
+    "qk_norm": False,
+    "qkv_bias": True,
+    "reg_tokens": 0,
+}
+
+ARGUMENTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_strides")
+"""timm's arguments that shapes do not tell."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known besides the shapes."""
+
+    architecture: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """timm's, from the user, else from the file."""
+    hint: str | None = None
+    """The architecture's name in the file, which may be another project's."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """By field of timm's pretrained cfg."""
+
+    @classmethod
+    def of(cls, architecture: str | None, facts: Mapping[str, Any], opened: Unwrapped) -> Given:
+        """Join what the user says with what the file says; the user is right.
+
+        Raises:
+            ArgumentError: facts that nobody asks for.
+        """
+        allowed = sorted((*ARGUMENTS, *PREPROCESSING))
+        unknown = sorted(set(facts) - set(allowed))
+        if unknown:
+            raise ArgumentError(f"convert takes {', '.join(allowed)} besides; got {', '.join(unknown)}")
+        arguments, preprocessing = dict(opened.arguments), dict(opened.preprocessing)
+        hint = arguments.pop("architecture", None)
+        for name, value in facts.items():
+            if value is not None:
+                known = preprocessing if name in PREPROCESSING else arguments
+                known[name] = value
+        return cls(architecture, arguments, hint, preprocessing)
 
 
 def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -> tuple[str, dict[str, Any]]:
@@ -30,17 +92,18 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
         ArgumentError: the number of heads or the strides of the stem cannot be told.
         ConversionError: the architecture asked for has other sizes.
     """
-    moco = {"num_heads": 12} if fixed_positions else {}
-    facts = {**moco, **layout.facts, **given.facts, "pos_embed": "sincos2d" if fixed_positions else "learn"}
-    if sizes.gated_mlp and "gated_base" not in facts and given.architecture is None:
-        raise ArgumentError(ask_for(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
+    known = {**layout.arguments, **given.arguments, "pos_embed": "sincos2d" if fixed_positions else "learn"}
+    if fixed_positions:
+        known.setdefault("num_heads", MOCO_V3_HEADS)
+    if sizes.gated_mlp and not layout.naming.gated_base and given.architecture is None:
+        raise ArgumentError(_ask_for(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
     if sizes.stem is None:
-        return name_plain(sizes, layout, given.architecture, facts)
-    spec = _spec(sizes, sizes.stem, layout, given, facts)
-    return spec.name, _arguments(sizes, sizes.stem, spec, facts)
+        return _plain(sizes, layout.naming, given.architecture, known)
+    spec = _spec(sizes, sizes.stem, given, known)
+    return spec.name, _changes(sizes, sizes.stem, spec, layout, known)
 
 
-def _spec(sizes: Sizes, stem: StemSizes, layout: Layout, given: Given, facts: Mapping[str, Any]) -> ModelSpec:
+def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any]) -> ModelSpec:
     """Return the registry's row that fits best; where the model differs from it, its arguments say so."""
     if given.architecture is not None:
         spec = catalog.find(given.architecture)
@@ -51,22 +114,22 @@ def _spec(sizes: Sizes, stem: StemSizes, layout: Layout, given: Given, facts: Ma
             )
         _check_asked(sizes, stem, spec)
         return spec
-    rows = [spec for spec in catalog.models().values() if _same_trunk(sizes, spec) and _same_heads(spec, facts)]
-    rows = [spec for spec in rows if spec.pos_embed == facts["pos_embed"]]
-    named = catalog.models().get(str(given.hint).split(".", 1)[0])
-    if named is not None and named.embed_dim == sizes.embed_dim and _same_heads(named, facts):
+    rows = [spec for spec in catalog.models().values() if _same_trunk(sizes, spec) and _same_heads(spec, known)]
+    rows = [spec for spec in rows if spec.pos_embed == known["pos_embed"]]
+    named = catalog.models().get(str(given.hint).partition(".")[0])
+    if named is not None and named.embed_dim == sizes.embed_dim and _same_heads(named, known):
         return named
     alike = [spec for spec in rows if _same_stem(stem, spec.stem_for(sizes.in_chans))]
     if alike:
         return alike[0]
     heads = {spec.num_heads for spec in rows}
-    if rows and ("num_heads" in facts or len(heads) == 1):
+    if rows and ("num_heads" in known or len(heads) == 1):
         return rows[0]
-    if "num_heads" not in facts:
-        raise ArgumentError(ask_for(sizes, "num_heads", "the number of attention heads"))
+    if "num_heads" not in known:
+        raise ArgumentError(_ask_for(sizes, "num_heads", "the number of attention heads"))
     # No row has this trunk: any row of the right model class will do, for its arguments override every size.
     kind = "vit_s16_cvst" if stem.norm == "layernorm2d" else "vit_b16_convstem"
-    return catalog.models()["vit_conv_small" if facts["pos_embed"] == "sincos2d" else kind]
+    return catalog.models()["vit_conv_small" if known["pos_embed"] == "sincos2d" else kind]
 
 
 def _same_trunk(sizes: Sizes, spec: ModelSpec) -> bool:
@@ -74,8 +137,8 @@ def _same_trunk(sizes: Sizes, spec: ModelSpec) -> bool:
     return (spec.embed_dim, spec.depth, mlp) == (sizes.embed_dim, sizes.depth, sizes.mlp)
 
 
-def _same_heads(spec: ModelSpec, facts: Mapping[str, Any]) -> bool:
-    return facts.get("num_heads", spec.num_heads) == spec.num_heads
+def _same_heads(spec: ModelSpec, known: Mapping[str, Any]) -> bool:
+    return known.get("num_heads", spec.num_heads) == spec.num_heads
 
 
 def _same_stem(stem: StemSizes, own: StemSpec) -> bool:
@@ -93,19 +156,18 @@ def _check_asked(sizes: Sizes, stem: StemSizes, spec: ModelSpec) -> None:
     )
 
 
-def _arguments(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where the model differs from the registry's row."""
-    strides = _strides(sizes, stem, spec, facts)
-    own: dict[str, Any] = {
-        **{name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")},
-        **TRUNK_DEFAULTS,
-        **spec.trunk_args,
-        **spec.stem_for(sizes.in_chans).model_args,
-    }
+def _changes(
+    sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments with which the model differs from the registry's row."""
+    strides = _strides(sizes, stem, spec, layout, known)
+    own = {name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")}
+    for arguments in (TRUNK_DEFAULTS, spec.trunk_args, spec.stem_for(sizes.in_chans).model_args):
+        own.update(arguments)
     wanted = {
-        **trunk_arguments(sizes, facts.get("num_heads", spec.num_heads), facts),
-        "mlp_ratio": spec.mlp_ratio if _same_trunk(sizes, spec) else mlp_ratio(sizes),
-        "img_size": image_size(sizes, math.prod(strides), facts),
+        **_trunk_arguments(sizes, known.get("num_heads", spec.num_heads), known),
+        "mlp_ratio": spec.mlp_ratio if _same_trunk(sizes, spec) else _mlp_ratio(sizes),
+        "img_size": _image_size(sizes, math.prod(strides), known),
         "stem_channels": list(stem.channels),
         "stem_strides": list(strides),
         "stem_kernel_sizes": list(stem.kernel_sizes),
@@ -118,16 +180,149 @@ def _arguments(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[st
     return args
 
 
-def _strides(sizes: Sizes, stem: StemSizes, spec: ModelSpec, facts: Mapping[str, Any]) -> tuple[int, ...]:
-    if "stem_strides" in facts:
-        return tuple(facts["stem_strides"])
+def _strides(
+    sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
+) -> tuple[int, ...]:
+    if "stem_strides" in known:
+        return tuple(known["stem_strides"])
     own = spec.stem_for(sizes.in_chans)
     if _same_stem(stem, own):
         return own.strides
     stems = [row.stem_for(sizes.in_chans) for row in catalog.models().values()]
-    known = {other.strides for other in stems if _same_stem(stem, other)}
-    if len(known) == 1:
-        return known.pop()
-    if facts.get("stem_stride"):
-        return (facts["stem_stride"],) * len(stem.channels)
-    raise ArgumentError(ask_for(sizes, "stem_strides", f"the strides of the {len(stem.channels)} stem layers"))
+    strides = {other.strides for other in stems if _same_stem(stem, other)}
+    if len(strides) == 1:
+        return strides.pop()
+    if layout.stem_stride:
+        return (layout.stem_stride,) * len(stem.channels)
+    raise ArgumentError(_ask_for(sizes, "stem_strides", f"the strides of the {len(stem.channels)} stem layers"))
+
+
+def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return timm's name and arguments of a plain ViT, one without a conv stem; ``asked`` is the user's name for it."""
+    from timm.models import is_model
+
+    size = _image_size(sizes, sizes.patch_size, known)
+    if asked is not None:
+        if not is_model(asked):
+            raise ArgumentError(f"timm has no architecture {asked!r}; `timm.list_models('vit_*')` lists its ViTs")
+        return asked, {"img_size": size}
+    act = known.get("act_layer", "gelu")
+    words = {"patch": sizes.patch_size, "act": "_quickgelu" if act == "quick_gelu" else ""}
+    trunks = _trunks(sizes, naming)
+    names = {  # timm has every size under its own image size, or under one of the usual two
+        name: (heads, image)
+        for heads, word in trunks.items()
+        for image in (size, 224, 256)
+        if is_model(name := naming.pattern.format(size=word, img=image, **words))
+    }
+    heads = _heads(sizes, known, {heads for heads, _ in names.values()} or set(trunks))
+    if not names or not _usual(sizes, naming):
+        base = naming.gated_base if sizes.gated_mlp else naming.base
+        return base.format(**words), {**_unlike_base(sizes, heads, size, known), **_act(act, naming)}
+    # the right number of heads counts more than the right image size: the latter is an argument of every model
+    name = min(names, key=lambda name: (names[name][0] != heads, names[name][1] != size))
+    own_heads, image = names[name]
+    args: dict[str, Any] = {}
+    if own_heads != heads:
+        args["num_heads"] = heads
+    if image != size or "{img}" not in naming.pattern:
+        args["img_size"] = size
+    return name, {**args, **_act(act, naming)}
+
+
+def _trunks(sizes: Sizes, naming: Naming) -> dict[int, str]:
+    """Return timm's words for trunks of this width and depth, by their number of heads."""
+    size = (sizes.embed_dim, sizes.depth)
+    trunks = {**TRUNKS, **naming.gated_trunks}
+    return {heads: word for (width, depth, heads), word in trunks.items() if (width, depth) == size}
+
+
+def _act(act: str, naming: Naming) -> dict[str, str]:
+    """Return the argument for the activation, where the name does not have it."""
+    named = "{act}" in naming.pattern and act == "quick_gelu"
+    return {} if act == "gelu" or named else {"act_layer": act}
+
+
+def _heads(sizes: Sizes, known: Mapping[str, Any], usual: set[int]) -> int:
+    """Return the number of heads: of the shapes, as it is known, or that of the usual models of this size."""
+    if sizes.head_dim:
+        return sizes.embed_dim // sizes.head_dim
+    if "num_heads" in known:
+        return int(known["num_heads"])
+    if len(usual) != 1:
+        raise ArgumentError(_ask_for(sizes, "num_heads", "the number of attention heads"))
+    return usual.pop()
+
+
+def _usual(sizes: Sizes, naming: Naming) -> bool:
+    """Tell whether the model has the tokens, norms and pooling that its name stands for."""
+    usual = {**_FIRST_VIT, **naming.usual}
+    gated = (sizes.embed_dim, sizes.depth) in {(width, depth) for width, depth, _ in naming.gated_trunks}
+    return sizes.gated_mlp == gated and all(getattr(sizes, name) == value for name, value in usual.items())
+
+
+_FIRST_VIT = {"class_token": True, "class_position": True, "reg_tokens": 0, "qk_norm": False, "qkv_bias": True,
+              "layer_scale": False, "pre_norm": False, "fc_norm": False, "map_pool": False}  # fmt: skip
+
+
+def _unlike_base(sizes: Sizes, heads: int, size: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    args = _trunk_arguments(sizes, heads, known)
+    del args["norm_eps"], args["act_layer"]  # a norm class no config can hold; the activation has its own rule
+    changed = {name: value for name, value in args.items() if TRUNK_DEFAULTS.get(name, object()) != value}
+    return {**changed, "patch_size": sizes.patch_size, "img_size": size}
+
+
+def _trunk_arguments(sizes: Sizes, heads: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's arguments of a trunk.
+
+    Args:
+        sizes: what the shapes say.
+        heads: of attention.
+        known: what shapes do not say, by timm's argument.
+    """
+    act, pool = known.get("act_layer", "gelu"), _pool(sizes)
+    return {
+        "act_layer": None if act == "gelu" else act,
+        "embed_dim": sizes.embed_dim,
+        "depth": sizes.depth,
+        "num_heads": heads,
+        "mlp_ratio": _mlp_ratio(sizes),
+        "class_token": sizes.class_token,
+        "fc_norm": False if pool == "avg" and not sizes.fc_norm else None,
+        "global_pool": pool,
+        "init_values": 1e-5 if sizes.layer_scale else None,
+        "no_embed_class": sizes.prefix_tokens > 0 and not sizes.class_position,
+        "norm_eps": known.get("norm_eps", NORM_EPS),
+        "pre_norm": sizes.pre_norm,
+        "qk_norm": sizes.qk_norm,
+        "qkv_bias": sizes.qkv_bias,
+        "reg_tokens": sizes.reg_tokens,
+    }
+
+
+def _pool(sizes: Sizes) -> str:
+    if sizes.map_pool:
+        return "map"
+    return "avg" if sizes.fc_norm or not sizes.class_token else "token"
+
+
+def _mlp_ratio(sizes: Sizes) -> float:
+    """Return the ratio that timm rounds down to the width of this MLP."""
+    ratio = sizes.mlp / sizes.embed_dim
+    return ratio if int(sizes.embed_dim * ratio) == sizes.mlp else (sizes.mlp + 0.5) / sizes.embed_dim
+
+
+def _image_size(sizes: Sizes, patch: int, known: Mapping[str, Any]) -> Any:
+    """Return the image size that is stated, or that of a square grid of patches."""
+    size = known.get("img_size")
+    return size if size is not None else round(sizes.patch_tokens**0.5) * patch
+
+
+def _ask_for(sizes: Sizes, name: str, what: str) -> str:
+    """Return the sentence that asks for argument ``name``, or for the architecture, which would tell it."""
+    names = sorted({name, "architecture"}, reverse=True)
+    arguments, options = [f"{name}=" for name in names], [f"--{name.replace('_', '-')}" for name in names]
+    return (
+        f"{what} cannot be told from this checkpoint ({sizes.depth} blocks of width {sizes.embed_dim}): pass "
+        f"{' or '.join(arguments)} ({', '.join(options)})"
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-_COUNTER = ".num_batches_tracked"  # a frozen norm has none, and BatchNorm starts anew without it
+_COUNTER = ".num_batches_tracked"  # a frozen norm has none, BatchNorm starts anew without it, and counts in any kind
 _KINDS = {True: "floating-point numbers", False: "integers"}
+
+Findings = Mapping[str, Collection[str]]
+"""The keys that differ, by what is to be said of them."""
 
 
 def differences(actual: Mapping[str, Any], expected: Mapping[str, Any], free: tuple[str, ...] = ()) -> str:
@@ -17,21 +20,36 @@ def differences(actual: Mapping[str, Any], expected: Mapping[str, Any], free: tu
         expected: those of the model.
         free: starts of keys that may differ.
     """
-    ours, theirs = (
-        {key: tensor for key, tensor in tensors.items() if not (free and key.startswith(free))}
-        for tensors in (actual, expected)
-    )
-    both = sorted(ours.keys() & theirs.keys())
-    shapes = {key: (list(ours[key].shape), list(theirs[key].shape)) for key in both}
+    ours, theirs = _compared(actual, expected, free), _compared(expected, actual, free)
+    both = [key for key in ours.keys() & theirs.keys() if not key.endswith(_COUNTER)]
     kinds = {key: (_floating(ours[key]), _floating(theirs[key])) for key in both}
     findings = {
-        "the file lacks what the model needs": _but_counters(theirs.keys() - ours.keys()),
-        "the file has what the model has no place for": _but_counters(ours.keys() - theirs.keys()),
-        "shapes differ": [f"{key} (file {file}, model {model})" for key, (file, model) in shapes.items() if file != model],
+        **compare_shapes(_shapes(ours), _shapes(theirs)),
         "kinds of numbers differ": [
-            f"{key} (file {_KINDS[file]}, model {_KINDS[model]})" for key, (file, model) in kinds.items() if file != model
+            f"{key} (file {_KINDS[file]}, model {_KINDS[model]})"
+            for key, (file, model) in kinds.items()
+            if file != model
         ],
     }
+    return in_words(findings)
+
+
+def compare_shapes(
+    actual: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], named: Callable[[str], str] = str
+) -> Findings:
+    """Return the keys that are missing, surplus or misshapen, each as ``named`` calls it."""
+    both = {key: (list(actual[key]), list(expected[key])) for key in actual.keys() & expected.keys()}
+    return {
+        "the file lacks what the model needs": [named(key) for key in expected.keys() - actual.keys()],
+        "the file has what the model has no place for": [named(key) for key in actual.keys() - expected.keys()],
+        "shapes differ": [
+            f"{named(key)} (file {file}, model {model})" for key, (file, model) in both.items() if file != model
+        ],
+    }
+
+
+def in_words(findings: Findings) -> str:
+    """Return one clause for each kind of finding, empty if there are none."""
     return "; ".join(f"{text}: {some_of(keys)}" for text, keys in findings.items() if keys)
 
 
@@ -40,8 +58,17 @@ def some_of(keys: Collection[str]) -> str:
     return ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def _but_counters(keys: Collection[str]) -> list[str]:
-    return [key for key in keys if not key.endswith(_COUNTER)]
+def _compared(tensors: Mapping[str, Any], others: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """Return the tensors that are compared: not those that may differ, nor a counter that the others lack."""
+    return {
+        key: tensor
+        for key, tensor in tensors.items()
+        if not key.startswith(free) and (key in others or not key.endswith(_COUNTER))
+    }
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    return {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def _floating(tensor: Any) -> bool:

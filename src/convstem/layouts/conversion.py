@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from convstem.errors import ArgumentError
-from convstem.layouts.architecture import resolve
-from convstem.layouts.given import Given
-from convstem.layouts.inward import check_whole, own_spelling, to_timm
-from convstem.layouts.outward import from_timm
-from convstem.layouts.positions import is_moco_sincos
+from convstem.layouts.architecture import Given, resolve
+from convstem.layouts.engine import check_whole, from_timm, to_timm
 from convstem.layouts.recognise import LAYOUTS, require_layout
-from convstem.layouts.report import ConversionReport
-from convstem.layouts.rows import Layout
-from convstem.layouts.sizes import Sizes
-from convstem.layouts.templates import match
+from convstem.layouts.research import is_moco_sincos
+from convstem.layouts.rows import Layout, match
+from convstem.layouts.timm import NORM_EPS, Sizes
 from convstem.layouts.unwrap import Unwrapped, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Where every key of a converted state dict came from, and what was left out."""
+
+    layout: str
+    why: str
+    """What shows that the state dict has this layout."""
+    path: tuple[str, ...]
+    """Containers and prefixes that were opened, outermost first."""
+    weights: str
+    """``raw`` or ``averaged``."""
+    mapped: Mapping[str, tuple[str, ...]]
+    """New key -> the keys it was made from."""
+    dropped: Mapping[str, str]
+    """Key -> why it was left out."""
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Return what happened, in a few lines."""
+        opened = f", inside {' '.join(self.path)}" if self.path else ""
+        sources = sum(map(len, self.mapped.values()))
+        reasons = Counter(self.dropped.values())
+        lines = [
+            f"layout {self.layout} ({self.why}){opened}; {self.weights} weights",
+            f"{sources} keys became {len(self.mapped)}, {len(self.dropped)} were left out",
+            *(f"left out, {count}: {reason}" for reason, count in sorted(reasons.items())),
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report JSON-plain."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -134,7 +166,7 @@ def convert(
     layout, why = _layout(opened, source)
     given = Given.of(architecture, {**_heads(opened.state_dict, layout), **facts}, opened)
     inward, dropped = to_timm(opened.state_dict, layout)
-    sizes = check_whole(inward, layout, square="img_size" not in given.facts)
+    sizes = check_whole(inward, layout, square="img_size" not in given.arguments)
     outward = from_timm(inward, sizes, LAYOUTS[target])
     report = ConversionReport(
         layout=layout.name,
@@ -155,7 +187,7 @@ def _heads(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
     """Return the number of heads, where a shape has it."""
     template, axis = layout.heads
     for key, tensor in state_dict.items() if template else ():
-        if match(template, own_spelling(key, layout)) is not None and tensor.ndim > axis:
+        if match(template, layout.own_spelling(key)) is not None and tensor.ndim > axis:
             return {"num_heads": tensor.shape[axis]}
     return {}
 
@@ -171,15 +203,15 @@ def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:
 
 
 def _epsilon(layout: Layout, given: Given) -> float:
-    return float({**layout.facts, **given.facts}.get("norm_eps", 1e-6))
+    return float({**layout.arguments, **given.arguments}.get("norm_eps", NORM_EPS))
 
 
 def _epsilon_notes(sizes: Sizes, layout: Layout, given: Given) -> list[str]:
     epsilon = _epsilon(layout, given)
-    if epsilon == 1e-6:
+    if epsilon == NORM_EPS:
         return []
     how = "" if sizes.stem else "; timm's own ViT takes it as norm_layer=partial(torch.nn.LayerNorm, eps=...)"
-    return [f"its LayerNorms have the epsilon {epsilon:g}, not 1e-06{how}"]
+    return [f"its LayerNorms have the epsilon {epsilon:g}, not {NORM_EPS:g}{how}"]
 
 
 def _dtype_notes(state_dict: Mapping[str, Tensor]) -> list[str]:

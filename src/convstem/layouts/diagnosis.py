@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convstem.errors import CheckpointError, ConversionError
-from convstem.layouts.inward import to_timm
+from convstem.layouts.comparison import differences, some_of
+from convstem.layouts.engine import to_timm
 from convstem.layouts.recognise import LAYOUTS, recognise
+from convstem.layouts.timm import PATCH_WEIGHT, STEM_START
 from convstem.layouts.unwrap import unwrap
 
 if TYPE_CHECKING:
@@ -16,15 +18,6 @@ if TYPE_CHECKING:
 
 # What a new classifier may change besides itself: another pooling has its norm elsewhere, or pools by attention.
 _POOLING = ("attn_pool.", "fc_norm.", "norm.")
-
-
-_STEM = "patch_embed.backbone."
-
-
-_PATCHIFY = "patch_embed.proj.weight"
-
-
-_COUNTER = ".num_batches_tracked"  # a frozen norm has none, and BatchNorm starts anew without it
 
 
 def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: str) -> list[str]:
@@ -38,15 +31,20 @@ def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: st
     own = _tensors(model)
     integers = _integers(state_dict, own)
     if integers:
-        return [_integers_sentence(integers)]
+        return [
+            f"this checkpoint holds integers where the model has floating-point numbers: {some_of(integers)}. A "
+            "quantised checkpoint has to be converted back first."
+        ]
     if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
         return []  # every good load comes here: nothing to look into
+    if getattr(recognise(own).layout, "name", None) != layout:
+        return []  # a trunk that is no ViT of our layouts, such as BEiT: nothing is known of its files
     stranger = _stranger(state_dict, layout)
     if stranger:
         return [stranger]
     actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
-    if _PATCHIFY in actual and not any(key.startswith(_STEM) for key in actual):
-        return [patchify_sentence(actual[_PATCHIFY])]
+    if PATCH_WEIGHT in actual and not any(key.startswith(STEM_START) for key in actual):
+        return []  # the stem carries it, or says why not
     if actual and _channels(actual) != _channels(expected):
         return [
             f"this checkpoint has another stem: its conv channels are {_channels(actual)}, the model's are "
@@ -97,33 +95,31 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
     Raises:
         CheckpointError: tensors are missing, surplus or misshapen.
     """
-    cfg = model.pretrained_cfg
-    own = _tensors(model)
-    head = f"{cfg['classifier']}."
-    free: tuple[str, ...] = (head, *_POOLING) if model.num_classes != cfg["num_classes"] else ()
-    missing = [key for key in own if key not in state_dict and not key.startswith(free) and not key.endswith(_COUNTER)]
-    surplus = [key for key in state_dict if key not in own and not key.startswith(free) and not key.endswith(_COUNTER)]
-    misshapen = [
-        f"{key} (file {list(state_dict[key].shape)}, model {list(own[key].shape)})"
-        for key in own.keys() & state_dict.keys()
-        if state_dict[key].shape != own[key].shape and key != f"{cfg['first_conv']}.weight" and not key.startswith(free)
-    ]
-    findings = {
-        "the file lacks what the model needs": missing,
-        "the file has what the model has no place for": surplus,
-        "shapes differ": misshapen,
-    }
-    if any(findings.values()) or _integers(state_dict, own):
-        lists = [f"{text}: {some_of(keys)}" for text, keys in findings.items() if keys]
-        raise CheckpointError(
-            f"these weights do not fit {cfg.get('architecture', 'the model')}. "
-            + ". ".join([*lists, *explain_mismatch(state_dict, model, "timm")])
-        )
+    cfg, own = model.pretrained_cfg, _tensors(model)
+    free: tuple[str, ...] = ()
+    if getattr(model, "num_classes", 0) != cfg["num_classes"]:
+        heads = cfg["classifier"] or ()
+        names = [heads] if isinstance(heads, str) else heads
+        free = (*(f"{head}." for head in names), *_free_pooling(state_dict, own))
+    first, adapted = f"{cfg['first_conv']}.weight", dict(state_dict)
+    if first in adapted and first in own and adapted[first].shape[:1] == own[first].shape[:1]:
+        adapted[first] = own[first]  # timm adapts its input channels, and checks them
+    wrong = differences(adapted, own, free)
+    if wrong:
+        why = [wrong, *explain_mismatch(state_dict, model, "timm")]
+        raise CheckpointError(f"these weights do not fit {cfg.get('architecture', 'the model')}. {'. '.join(why)}")
+
+
+def _free_pooling(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the starts of keys by which two ways of pooling differ; none where file and model pool alike."""
+    file, model = (
+        {start for start in _POOLING if any(key.startswith(start) for key in keys)} for keys in (state_dict, own)
+    )
+    return _POOLING if file and file != model else ()
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:
-    # Not state_dict(): it detaches every parameter, which would initialise what is about to be loaded.
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return model.state_dict(keep_vars=True)  # detached, every parameter would initialise what is about to be loaded
 
 
 def _integers(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -133,18 +129,6 @@ def _integers(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> list[str
         for key, tensor in state_dict.items()
         if key in own and own[key].is_floating_point() and hasattr(tensor, "dtype") and not tensor.is_floating_point()
     ]
-
-
-def _integers_sentence(keys: Collection[str]) -> str:
-    return (
-        f"this checkpoint holds integers where the model has floating-point numbers: {some_of(keys)}. A quantised "
-        "checkpoint has to be converted back first."
-    )
-
-
-def some_of(keys: Collection[str]) -> str:
-    """Return the first five keys, sorted, and how many more there are."""
-    return ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, Any]:

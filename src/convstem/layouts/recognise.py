@@ -6,15 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from convstem.errors import ConversionError
-from convstem.layouts.augreg import AUGREG
-from convstem.layouts.classyvision import CLASSYVISION
-from convstem.layouts.moco_v3 import MOCO_V3
-from convstem.layouts.pycls import PYCLS
-from convstem.layouts.robustbench import ROBUSTBENCH
-from convstem.layouts.rows import Layout
-from convstem.layouts.templates import search
+from convstem.layouts.research import AUGREG, MOCO_V3, ROBUSTBENCH
+from convstem.layouts.rows import Layout, search
 from convstem.layouts.timm import TIMM
-from convstem.layouts.torchvision import TORCHVISION
+from convstem.layouts.torchvision import CLASSYVISION, PYCLS, TORCHVISION
 from convstem.layouts.transformers import TRANSFORMERS
 
 _ALL = (AUGREG, CLASSYVISION, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)

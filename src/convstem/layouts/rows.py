@@ -1,32 +1,90 @@
-"""What a layout is made of: rows of keys, what is left out or refused, and what is known of its models."""
+"""What a layout is written in: key templates, operations on tensors, rows of both, and all that is known of its models.
+
+A template is one line of text for many keys of a state dict. Its holes: ``{i}`` is an index and ``{3i+1}`` one computed
+from it, ``{n}`` is the number of stem layers before the last, ``{p}`` a parameter, ``{s}`` a parameter or statistic of
+a norm, ``{w}`` one part of a key, ``{*}`` all that follows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
+
+from convstem.errors import ConversionError
+from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""The usual normalisation, by field of timm's pretrained cfg."""
+_HOLE = re.compile(r"\{(?:(\d*)([in])(?:\+(\d+))?|([psw*]))\}")
 
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-"""The normalisation to [-1, 1]."""
-
-PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
-    "class_token": (True,),
-    "class_position": (True,),
-    "reg_tokens": (0,),
-    "layer_scale": (False,),
-    "qk_norm": (False,),
-    "pre_norm": (False,),
-    "fc_norm": (False,),
-    "map_pool": (False,),
+_WORDS = {
+    "p": "weight|bias",
+    "s": "weight|bias|running_mean|running_var|num_batches_tracked",
+    "w": r"[^./]+",
+    "*": ".+",
 }
-"""Sizes that the trunk of the first ViT can have, for ``Layout.expresses``."""
+
+_GROUPS = {"*": "rest"}
+
+
+def match(template: str, key: str, n: int = 0) -> dict[str, Any] | None:
+    """Return the values of a template's holes if ``key`` fits it, else None."""
+    regex, factor, offset = _compile(template, n)
+    found = regex.fullmatch(key)
+    if found is None:
+        return None
+    values: dict[str, Any] = found.groupdict()
+    if "i" in values:
+        index, rest = divmod(int(values["i"]) - offset, factor)
+        if rest or index < 0:
+            return None
+        values["i"] = index
+    return values
+
+
+def fill(template: str, values: Mapping[str, Any], n: int = 0) -> str:
+    """Return the key that a template makes of the values of its holes."""
+
+    def hole(found: re.Match[str]) -> str:
+        factor, letter, offset, word = found.groups()
+        if word:
+            return str(values[_GROUPS.get(word, word)])
+        return str(int(factor or 1) * (n if letter == "n" else values["i"]) + int(offset or 0))
+
+    return _HOLE.sub(hole, template)
+
+
+def search(template: str, lines: str) -> str:
+    """Return the first of several lines that fits a template, or an empty string."""
+    found = _line(template).search(lines)
+    return found[0] if found else ""
+
+
+@cache
+def _line(template: str) -> re.Pattern[str]:
+    return re.compile(f"^{_compile(template, 0)[0].pattern}$", re.MULTILINE)
+
+
+@cache
+def _compile(template: str, n: int) -> tuple[re.Pattern[str], int, int]:
+    """Return the pattern of a template, and factor and offset of its index."""
+    parts, end, factor, offset = [], 0, 1, 0
+    for hole in _HOLE.finditer(template):
+        parts.append(re.escape(template[end : hole.start()]))
+        end = hole.end()
+        times, letter, plus, word = hole.groups()
+        if word:
+            parts.append(f"(?P<{_GROUPS.get(word, word)}>{_WORDS[word]})")
+        elif letter == "i":
+            factor, offset = int(times or 1), int(plus or 0)
+            parts.append(r"(?P<i>0|[1-9]\d*)")
+        else:
+            parts.append(str(int(times or 1) * n + int(plus or 0)))
+    return re.compile("".join([*parts, re.escape(template[end:])])), factor, offset
 
 
 @dataclass(frozen=True)
@@ -43,9 +101,135 @@ class Operation:
 RENAME = Operation("rename", lambda tensors: tensors, "rename", lambda tensors: tensors)
 
 
+def _each(change: Callable[[Tensor], Tensor]) -> Callable[..., list[Tensor]]:
+    return lambda tensors: [change(tensor) for tensor in tensors]
+
+
+SEQUENCE_FIRST = Operation(
+    "permute sequence-first to batch-first",
+    _each(lambda tensor: tensor.permute(1, 0, 2)),
+    "permute batch-first to sequence-first",
+    _each(lambda tensor: tensor.permute(1, 0, 2)),
+)
+"""[tokens, 1, width] <-> [1, tokens, width]."""
+
+
+def _squeeze(tensor: Tensor) -> Tensor:
+    if tensor.shape[0] != 1:
+        raise ConversionError("the first axis is not 1")
+    return tensor[0]
+
+
+ADD_AXIS = Operation("add a first axis", _each(lambda t: t[None]), "drop the first axis", _each(_squeeze))
+"""[tokens, width] <-> [1, tokens, width]."""
+
+ADD_TWO_AXES = Operation(
+    "add two first axes",
+    _each(lambda tensor: tensor[None, None]),
+    "drop two first axes",
+    _each(lambda tensor: _squeeze(_squeeze(tensor))),
+)
+"""[width] <-> [1, 1, width]."""
+
+TRANSPOSE = Operation("transpose", _each(lambda t: t.permute(1, 0)), "transpose", _each(lambda t: t.permute(1, 0)))
+"""A linear kernel [in, out] <-> [out, in]."""
+
+KERNEL_HWIO = Operation(
+    "permute a kernel from HWIO to OIHW",
+    _each(lambda kernel: kernel.permute(3, 2, 0, 1)),
+    "permute a kernel from OIHW to HWIO",
+    _each(lambda kernel: kernel.permute(2, 3, 1, 0)),
+)
+"""A convolution's kernel as JAX has it, and as torch has it."""
+
+
+def _join(tensors: Sequence[Tensor]) -> list[Tensor]:
+    import torch
+
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ConversionError("the parts differ in shape")
+    return [torch.cat(list(tensors))]
+
+
+JOIN_QKV = Operation("join q, k, v", _join, "split into q, k, v", lambda tensors: tensors[0].chunk(3))
+"""Three [width, ...] <-> one [3 * width, ...]."""
+
+JOIN_TWO = Operation("join two", _join, "split into two", lambda tensors: tensors[0].chunk(2))
+"""Two [width, ...] <-> one [2 * width, ...]."""
+
+
+def _linear_of_heads(kernel: Tensor) -> Tensor:
+    width, heads, head_width = kernel.shape
+    return kernel.reshape(width, heads * head_width).permute(1, 0)
+
+
+HEADS_TO_LINEAR = Operation("flatten heads into a linear weight", _each(_linear_of_heads))
+"""JAX's kernel [in, heads, head width] -> [heads * head width, in]; the number of heads is gone."""
+
+JOIN_HEADS = Operation("join kernels of separate heads", lambda t: _join([_linear_of_heads(k) for k in t]))
+"""Two or three [in, heads, head width] -> one [2 or 3 * heads * head width, in]."""
+
+JOIN_HEAD_BIASES = Operation("join biases of separate heads", lambda t: _join([_flat_bias(bias) for bias in t]))
+"""One to three [heads, head width] -> one [heads * head width] or its multiple."""
+
+
+def _flat_bias(bias: Tensor) -> Tensor:
+    heads, head_width = bias.shape
+    return bias.reshape(heads * head_width)
+
+
+def _linear_from_heads(kernel: Tensor) -> Tensor:
+    heads, head_width, width = kernel.shape
+    return kernel.reshape(heads * head_width, width).permute(1, 0)
+
+
+FLATTEN_HEADS = Operation("flatten heads", _each(_linear_from_heads))
+"""An output kernel [heads, head width, out] -> [out, heads * head width]."""
+
+
+def _absorb(tensors: Sequence[Tensor]) -> list[Tensor]:
+    token, positions = tensors
+    return [token + positions[:, :1], positions[:, 1:]]
+
+
+ABSORB_POSITION = Operation("add the class token's position to the token", _absorb)
+"""Class token [1, 1, width] and positions [1, 1 + tokens, width] -> both without the class token's position."""
+
+
+def _with_zero_bias(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensors[0], tensors[0].new_zeros(len(tensors[0]))]
+
+
+def _without_zero_bias(tensors: Sequence[Tensor]) -> list[Tensor]:
+    if tensors[1].any():
+        raise ConversionError("the bias is not zero, and the other layout has none")
+    return [tensors[0]]
+
+
+ADD_ZERO_BIAS = Operation("add a zero bias", _with_zero_bias, "drop a zero bias", _without_zero_bias)
+"""A weight [out, in] <-> the weight and a bias [out]."""
+
+
+def _split_q_kv(tensors: Sequence[Tensor]) -> list[Tensor]:
+    third, rest = divmod(len(tensors[0]), 3)
+    if rest:
+        raise ConversionError("the first axis is not a multiple of three")
+    return [tensors[0][:third], tensors[0][third:]]
+
+
+def _join_q_kv(tensors: Sequence[Tensor]) -> list[Tensor]:
+    import torch
+
+    return [torch.cat(list(tensors))]
+
+
+SPLIT_Q_KV = Operation("split into q and kv", _split_q_kv, "join q and kv", _join_q_kv)
+"""One [3 * width, ...] <-> [width, ...] and [2 * width, ...]."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """A rename or an operation between timm's keys and another layout's; keys are templates, see ``templates``."""
+    """A rename or an operation between timm's keys and another layout's; keys are templates."""
 
     timm: str | tuple[str, ...]
     other: str | tuple[str, ...]
@@ -60,10 +244,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Drop:
-    """Keys that are left out, with the ground."""
+    """Keys that are left out, with the reason."""
 
     keys: str
-    ground: str
+    reason: str
+
+
+def reason_to_drop(key: str, drops: Iterable[Drop]) -> str:
+    """Return why a key is left out, or an empty string if it is not."""
+    return next((drop.reason for drop in drops if match(drop.keys, key) is not None), "")
 
 
 @dataclass(frozen=True)
@@ -72,6 +261,22 @@ class Refusal:
 
     keys: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How timm names the plain ViTs of a layout, those without a conv stem."""
+
+    pattern: str = "vit_{size}_patch{patch}_{img}"
+    """With ``{size}``, ``{patch}``, ``{img}`` and, where the name has the activation, ``{act}``."""
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    """What the models so named have, by field of ``Sizes``, where it is not what the first ViT has."""
+    gated_trunks: Mapping[tuple[int, int, int], str] = field(default_factory=dict)
+    """Width, depth and heads of those with a gated MLP, and the word for their ``{size}``."""
+    base: str = "vit_base_patch16_224"
+    """What a model is built from that has no name, by arguments."""
+    gated_base: str = ""
+    """The same for one with a gated MLP, which is no argument of timm's; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +292,8 @@ class Layout:
     """Keys that only this layout has."""
     stem: tuple[str, int] = ("", 0)
     """A key of every stem layer, and what its largest index lacks to be the number of layers before the last."""
+    stem_stride: int | None = None
+    """Of every layer of the stem, where all models of the layout have the same."""
     has: tuple[str, ...] = ()
     """Keys of timm's that every model of the layout has, though not every ViT."""
     unless: str = ""
@@ -101,14 +308,46 @@ class Layout:
     refusals: tuple[Refusal, ...] = ()
     expresses: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Sizes that the layout's model class can have, by field of ``Sizes``; fields not named here are free."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """timm arguments that hold for every model of the layout, and that shapes do not tell."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """timm's arguments that hold for every model of the layout, and that shapes do not tell."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What the layout's models are usually fed, by field of timm's pretrained cfg; a checkpoint may say otherwise."""
-    names: str = ""
-    """timm's names of the layout's plain ViTs, with ``{size}``, ``{patch}`` and ``{img}``."""
+    naming: Naming = Naming()
 
     @cached_property
     def invertible(self) -> bool:
         """Whether state dicts can be converted to this layout too."""
         return all(row.operation.inverse for row in self.rows)
+
+    def stem_layers(self, keys: Iterable[str]) -> int:
+        """Return the number of stem layers before the last, ``{n}``; 0 for a patchify ViT."""
+        template, lacks = self.stem
+        indices = [found["i"] for key in keys if template and (found := match(template, key)) is not None]
+        return max(indices) + lacks if indices else 0
+
+    def own_spelling(self, key: str) -> str:
+        """Return a key in the spelling of the rows."""
+        for other, own in self.spellings:
+            values = match(other, key)
+            if values is not None:
+                return fill(own, values)
+        return key
+
+
+PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
+    "class_token": (True,),
+    "class_position": (True,),
+    "reg_tokens": (0,),
+    "layer_scale": (False,),
+    "qk_norm": (False,),
+    "pre_norm": (False,),
+    "fc_norm": (False,),
+    "map_pool": (False,),
+}
+"""Sizes that the trunk of the first ViT can have, for ``Layout.expresses``."""
+
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+"""The usual normalisation, by field of timm's pretrained cfg."""
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+"""The normalisation to [-1, 1]."""

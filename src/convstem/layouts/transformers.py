@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convstem.layouts.operations import (
+from convstem.layouts.rows import (
     ABSORB_POSITION,
     ADD_AXIS,
     ADD_TWO_AXES,
     ADD_ZERO_BIAS,
+    HALF,
+    IMAGENET,
     JOIN_QKV,
     JOIN_TWO,
+    PLAIN_TRUNK,
     SPLIT_Q_KV,
+    Drop,
+    Layout,
+    Naming,
+    Refusal,
+    Row,
 )
-from convstem.layouts.rows import HALF, IMAGENET, PLAIN_TRUNK, Drop, Layout, Refusal, Row
 
 _MASK = Drop("embeddings.mask_token", "only masked-image training uses the mask token")
 _POOLER = Drop("pooler.dense.{p}", "the pooler is a layer of pre-training; the class token after the last norm is kept")
@@ -67,9 +74,8 @@ VIT = Layout(
         "gated_mlp": (False,),
         "stem_norm": ("",),
     },
-    facts={"norm_eps": 1e-12},
+    arguments={"norm_eps": 1e-12},
     preprocessing=HALF,
-    names="vit_{size}_patch{patch}_{img}",
 )
 
 _DINOV2_ROWS = (
@@ -103,8 +109,8 @@ _DINOV2_IS = {"layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,),
               "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
               "num_classes": (0,)}  # fmt: skip
 
-# The giant's MLP is gated, which timm's name has and no argument of a config could ask for.
-_GIANT = {"gated_base": "vit_giant_patch14_dinov2", "trunks": {(1536, 40, 24): "giant"}}
+_GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for
+_GATED_TRUNKS = {(1536, 40, 24): "giant"}
 
 # Source: transformers/models/dinov2/modeling_dinov2.py.
 DINOV2 = Layout(
@@ -118,9 +124,14 @@ DINOV2 = Layout(
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
     expresses={**_DINOV2_IS, "class_position": (True,), "reg_tokens": (0,)},
-    facts={"usual": {"layer_scale": True}, "base": "vit_base_patch14_dinov2", **_GIANT},
     preprocessing=IMAGENET,
-    names="vit_{size}_patch{patch}_dinov2",
+    naming=Naming(
+        "vit_{size}_patch{patch}_dinov2",
+        usual={"layer_scale": True},
+        gated_trunks=_GATED_TRUNKS,
+        base="vit_base_patch14_dinov2",
+        gated_base=_GIANT,
+    ),
 )
 
 # Source: transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py. The class token has a position
@@ -138,13 +149,14 @@ DINOV2_REGISTERS = Layout(
     has=("cls_token", "reg_token"),
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
-    facts={
-        "usual": {"layer_scale": True, "reg_tokens": 4, "class_position": False},
-        "base": "vit_base_patch14_reg4_dinov2",
-        **_GIANT,
-    },
     preprocessing=IMAGENET,
-    names="vit_{size}_patch{patch}_reg4_dinov2",
+    naming=Naming(
+        "vit_{size}_patch{patch}_reg4_dinov2",
+        usual={"layer_scale": True, "reg_tokens": 4, "class_position": False},
+        gated_trunks=_GATED_TRUNKS,
+        base="vit_base_patch14_reg4_dinov2",
+        gated_base=_GIANT,
+    ),
 )
 
 _TOWER = (
@@ -181,14 +193,11 @@ CLIP = Layout(
     drops=(_IDS,),
     refusals=_MEAN_CLASSIFIER,
     expresses={**_TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
-    facts={
-        "norm_eps": 1e-5,
-        "act_layer": "quick_gelu",
-        "usual": {"pre_norm": True},
-        "base": "vit_base_patch16_clip{act}_224",
-    },
+    arguments={"norm_eps": 1e-5, "act_layer": "quick_gelu"},
     preprocessing={"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
-    names="vit_{size}_patch{patch}_clip{act}_{img}",
+    naming=Naming(
+        "vit_{size}_patch{patch}_clip{act}_{img}", usual={"pre_norm": True}, base="vit_base_patch16_clip{act}_224"
+    ),
 )
 
 # Source: transformers/models/siglip/modeling_siglip.py.
@@ -209,13 +218,13 @@ SIGLIP = Layout(
     drops=(_IDS,),
     refusals=_MEAN_CLASSIFIER,
     expresses={**_TOWER_IS, "class_token": (False,), "pre_norm": (False,), "map_pool": (True,), "num_classes": (0,)},
-    facts={
-        "act_layer": "gelu_tanh",
-        "usual": {"class_token": False, "map_pool": True},
-        "base": "vit_base_patch16_siglip_224",
-    },
+    arguments={"act_layer": "gelu_tanh"},
     preprocessing=HALF,
-    names="vit_{size}_patch{patch}_siglip_{img}",
+    naming=Naming(
+        "vit_{size}_patch{patch}_siglip_{img}",
+        usual={"class_token": False, "map_pool": True},
+        base="vit_base_patch16_siglip_224",
+    ),
 )
 
 TRANSFORMERS = (CLIP, DINOV2, DINOV2_REGISTERS, SIGLIP, VIT)
@@ -223,15 +232,15 @@ TRANSFORMERS = (CLIP, DINOV2, DINOV2_REGISTERS, SIGLIP, VIT)
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
-def facts_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a ``config.json`` of transformers says that shapes do not, by timm's argument."""
     own = {**config, **config.get("vision_config", {})}
-    facts = {
+    arguments = {
         "num_heads": own.get("num_attention_heads"),
         "norm_eps": own.get("layer_norm_eps"),
         "act_layer": _ACTIVATIONS.get(own.get("hidden_act", "")),
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 _MODEL_TYPES = {

@@ -1,17 +1,19 @@
-"""Takes the state dict out of what training scripts save around it: containers, and stacks of key prefixes."""
+"""Takes the state dict out of what training scripts save around it: containers, key prefixes, settings of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from convstem.errors import ArgumentTypeError, ConversionError
-from convstem.layouts.prefixes import PREFIXES, Prefix
-from convstem.layouts.settings import read_settings
-from convstem.layouts.templates import match
+from convstem.layouts.comparison import some_of
+from convstem.layouts.rows import Drop, match, reason_to_drop
 
 RAW, AVERAGED = "raw", "averaged"
+
+PREPROCESSING = ("mean", "std")
+"""Settings that are no arguments of the model, by field of timm's pretrained cfg."""
 
 
 @dataclass
@@ -25,8 +27,8 @@ class Unwrapped:
     """``raw``, or ``averaged`` for the exponential moving average of training."""
     dropped: dict[str, str] = field(default_factory=dict)
     """Key -> why it was left out."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """timm arguments that a container states, such as ``num_heads``."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """timm's arguments that a container states, such as ``num_heads``, and ``architecture``, the model's name there."""
     preprocessing: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """``mean`` and ``std`` of a normalisation layer around the model, or of the script's arguments."""
     layout: str | None = None
@@ -51,6 +53,56 @@ CONTAINERS = (
 )
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix of keys, stripped only if every key without it is listed here."""
+
+    text: str
+    outside: tuple[Drop, ...] = ()
+    beside: tuple[str, ...] = ()
+    """Keys without the prefix that belong to the model all the same, such as a classifier."""
+    averaged: bool | None = None
+    """Whether what it holds is averaged; None if the prefix does not tell."""
+    layout: str | None = None
+
+
+_NORMALISATION = tuple(Drop(f"normalize.{name}", "states the preprocessing, which goes into the config") for name in
+                       ("mean", "std"))  # fmt: skip
+_PREDICTOR = Drop("predictor.{*}", "the predictor is only for pre-training")
+_TEXT = (
+    Drop("text_model.{*}", "the text tower is not part of the image model"),
+    Drop("text_projection.weight", "the text tower is not part of the image model"),
+    Drop("logit_scale", "compares images with texts"),
+    Drop("logit_bias", "compares images with texts"),
+)
+
+PREFIXES = (
+    Prefix("module.", (Drop("n_averaged", "counts the averaging steps"),)),
+    Prefix("_orig_mod."),
+    Prefix(
+        "base_encoder.",
+        (Drop("momentum_encoder.{*}", "the averaged twin of the encoder; --use-ema takes it instead"), _PREDICTOR),
+        averaged=False,
+        layout="moco_v3",
+    ),
+    Prefix(
+        "momentum_encoder.",
+        (Drop("base_encoder.{*}", "the raw twin of the averaged encoder"), _PREDICTOR),
+        averaged=True,
+        layout="moco_v3",
+    ),
+    Prefix("base_model.", _NORMALISATION),
+    Prefix("model.", _NORMALISATION),
+    Prefix("vit.", beside=("classifier.{p}",)),
+    Prefix("dinov2.", beside=("classifier.{p}",)),
+    Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
+    Prefix("vision_model.", _TEXT, beside=("classifier.{p}", "visual_projection.weight")),
+    Prefix("opt/target/", (Drop("opt/state/{*}", "state of the optimizer"),)),
+    Prefix("params/img/", (Drop("params/{*}", "the text tower is not part of the image model"),)),
+    Prefix("params/", (Drop("opt/{*}", "state of the optimizer"),)),
+)
+
+
 def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrapped:
     """Return the state dict inside a checkpoint.
 
@@ -70,9 +122,9 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
     opened = Unwrapped(dict(checkpoint))
     while _nested(opened.state_dict):
         _open(opened, use_ema)
-    odd = sorted(repr(key) for key in opened.state_dict if not isinstance(key, str))
+    odd = [repr(key) for key in opened.state_dict if not isinstance(key, str)]
     if odd:
-        raise ConversionError(f"the keys of a state dict are text; this one has {', '.join(odd[:5])}")
+        raise ConversionError(f"the keys of a state dict are text; this one has {some_of(odd)}")
     while _strip(opened, use_ema):
         pass
     _unstack(opened)
@@ -81,9 +133,9 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         raise ConversionError(f"there are no averaged weights{inside}: leave use_ema (--use-ema) out")
     if not opened.state_dict:
         raise ConversionError("this state dict is empty")
-    wrong = sorted(key for key, value in opened.state_dict.items() if not _is_dense(value))
+    wrong = [key for key, value in opened.state_dict.items() if not _is_dense(value)]
     if wrong:
-        raise ConversionError(f"a state dict holds dense tensors; {', '.join(wrong[:5])} is none")
+        raise ConversionError(f"a state dict holds dense tensors; {some_of(wrong)} is none")
     return opened
 
 
@@ -114,10 +166,9 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
 
 
 def _take_settings(opened: Unwrapped) -> None:
-    facts, notes = read_settings(opened.state_dict)
-    opened.preprocessing |= {name: facts.pop(name) for name in ("mean", "std") if name in facts}
-    opened.facts |= facts
-    opened.notes += notes
+    for name, value in _read_settings(opened.state_dict, opened.notes).items():
+        known = opened.preprocessing if name in PREPROCESSING else opened.arguments
+        known[name] = value
 
 
 def _present(content: Mapping[str, Any], container: Container) -> dict[str, str]:
@@ -170,18 +221,17 @@ def _strip(opened: Unwrapped, use_ema: bool | None) -> bool:
         outside = [key for key in opened.state_dict if not key.startswith(prefix.text)]
         if len(outside) == len(opened.state_dict):
             continue
-        grounds = {key: next((d.ground for d in prefix.outside if match(d.keys, key) is not None), None)
-                   for key in outside}  # fmt: skip
+        reasons = {key: reason_to_drop(key, prefix.outside) for key in outside}
         beside = {key for key in outside if any(match(keys, key) is not None for keys in prefix.beside)}
-        if all(ground or key in beside for key, ground in grounds.items()):
-            _take_prefix(opened, prefix, {key: ground for key, ground in grounds.items() if ground})
+        if all(reason or key in beside for key, reason in reasons.items()):
+            _take_prefix(opened, prefix, {key: reason for key, reason in reasons.items() if reason})
             return True
     return False
 
 
 def _take_prefix(opened: Unwrapped, prefix: Prefix, outside: Mapping[str, str]) -> None:
-    for key, ground in outside.items():
-        opened.dropped["".join(p for p in opened.path if p[-1] in "./") + key] = ground
+    for key, reason in outside.items():
+        opened.dropped["".join(p for p in opened.path if p[-1] in "./") + key] = reason
         if key.startswith("normalize."):
             values = tuple(round(float(value), 6) for value in opened.state_dict[key].flatten())
             opened.preprocessing[key.removeprefix("normalize.")] = values
@@ -208,3 +258,60 @@ def _unstack(opened: Unwrapped) -> None:
             flat[key] = value
     opened.state_dict = flat
     opened.path.append("blocks stacked by scan")
+
+
+def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return what a container says about the model besides its weights, and note what could not be read.
+
+    Settings only spare the user an argument: those of a form that nobody expects are no reason to refuse the weights.
+
+    Returns:
+        timm's arguments, ``mean`` and ``std`` of the preprocessing, and ``architecture``, the model's name there.
+    """
+    found: dict[str, Any] = {}
+    for key, read in _READERS.items():
+        if content.get(key) is None:
+            continue
+        try:
+            found |= {name: value for name, value in read(content[key]).items() if value is not None}
+        except Exception as error:  # anything can be there, and YAML has errors of its own
+            notes.append(
+                f"the checkpoint's {key!r} could not be read ({type(error).__name__}): nothing is taken from it"
+            )
+    return found
+
+
+def _pycls_settings(text: Any) -> dict[str, Any]:
+    import yaml
+
+    config = yaml.safe_load(text) if isinstance(text, str) else {}
+    vit = (config or {}).get("VIT", {})
+    return {
+        "num_heads": vit.get("NUM_HEADS"),
+        "stem_strides": tuple(vit.get("C_STEM_STRIDES") or ())[:-1] or None,
+        "norm_eps": (config or {}).get("LN", {}).get("EPS"),
+    }
+
+
+def _classy_settings(arguments: Any) -> dict[str, Any]:
+    model = arguments.get("config", {}).get("model", {}) if isinstance(arguments, Mapping) else {}
+    layers = model.get("conv_stem_layers") or []
+    strides = tuple(layer["stride"] if isinstance(layer, Mapping) else layer[1] for layer in layers)
+    return {"num_heads": model.get("num_heads"), "stem_strides": strides or None}
+
+
+def _script_settings(arguments: Any) -> dict[str, Any]:
+    """timm's train.py keeps the model's arguments in a Namespace; torchvision's keeps only the model's name."""
+    values = arguments if isinstance(arguments, Mapping) else vars(arguments)
+    given = values.get("model_kwargs") or {}
+    names = ("num_heads", "stem_strides", "norm_eps", "img_size")
+    preprocessing = {name: tuple(values[name]) for name in ("mean", "std") if values.get(name)}
+    return {**{name: given.get(name) for name in names}, **preprocessing, "architecture": values.get("model")}
+
+
+_READERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "cfg": _pycls_settings,
+    "input_args": _classy_settings,
+    "args": _script_settings,
+    "arch": lambda name: {"architecture": name if isinstance(name, str) else None},
+}

@@ -14,6 +14,7 @@ from convstem.layouts.diagnosis import explain_on_load
 from convstem.registry import catalog
 from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_img_size, check_stem_patch
 from convstem.stem.init import init_stem
+from convstem.stem.loading import torchvision_carrier
 from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
 from convstem.weights.deferred import DeferredInit
@@ -90,6 +91,7 @@ def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
     """Return torchvision's ``VisionTransformer`` on a freshly initialised stem that explains wrong checkpoints."""
     model = VisionTransformer(conv_stem_configs=to_torchvision(stem), **sizes)
     init_stem(model.conv_proj, stem.norm)
+    model.conv_proj.register_load_state_dict_pre_hook(torchvision_carrier(stem, model.hidden_dim))
     model.conv_proj.register_load_state_dict_pre_hook(fit_norm)
     model.register_load_state_dict_pre_hook(explain_on_load("torchvision"))
     return model

@@ -19,10 +19,9 @@ from convstem.hub.config import read_json
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
 from convstem.layouts.comparison import differences
-from convstem.layouts.conversion import Converted, convert
+from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
-from convstem.layouts.report import ConversionReport
-from convstem.publishing.cards.facts import facts_of_saved
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import compare, facts_beside, weights_in
@@ -64,7 +63,7 @@ class ConversionResult:
     def rows(self) -> list[tuple[str, str]]:
         """Return what was done as labels and texts."""
         report = self.report
-        grounds = Counter(report.dropped.values())
+        reasons = Counter(report.dropped.values())
         args = ", ".join(f"{name}={value}" for name, value in self.model_args.items())
         plain = "a plain (patchify) ViT of timm's; --transplant gives it a conv stem"
         rows = [
@@ -75,7 +74,7 @@ class ConversionResult:
             ("architecture", f"{self.architecture}({args})"),
             ("", plain if self.patchify else ""),
             ("keys", f"{sum(map(len, report.mapped.values()))} became {len(report.mapped)}"),
-            *(("left out", f"{count}: {ground}") for ground, count in sorted(grounds.items())),
+            *(("left out", f"{count}: {reason}") for reason, count in sorted(reasons.items())),
             *(("note", note) for note in report.notes),
             ("transplant", self._transplanted()),
             ("check", self.check),
@@ -210,7 +209,7 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
     origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     if not converted.patchify:
-        return render(facts_of_saved(config, None, license, name=converted.architecture, description=origin))
+        return render(facts_of_config(config, None, license, name=converted.architecture, description=origin))
     notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "

@@ -14,7 +14,7 @@ from convstem.hub.config import read_json
 from convstem.hub.limits import fits, short
 from convstem.hub.source import CONFIG, PREPROCESSING, WEIGHTS
 from convstem.layouts.conversion import Converted
-from convstem.layouts.transformers import facts_of_config, layout_of_config
+from convstem.layouts.transformers import arguments_of_config, layout_of_config
 from convstem.layouts.unwrap import unwrap
 from convstem.registry.stem_spec import StemSpec
 
@@ -51,7 +51,7 @@ def facts_beside(path: Path) -> dict[str, Any]:
     if config.is_file():
         content = read_json(config)
         if layout_of_config(content):
-            facts |= {**facts_of_config(content), "layout": layout_of_config(content)}
+            facts |= {**arguments_of_config(content), "layout": layout_of_config(content)}
     if preprocessing.is_file():
         facts |= _mean_and_std(preprocessing)
     return facts
@@ -114,7 +114,7 @@ def _torchvision(state: Mapping[str, Tensor], path: Path, converted: Converted, 
 
     from convstem.stem.vocabulary import to_torchvision
 
-    stem: StemSpec | None = getattr(model, "stem_spec", None)
+    stem: StemSpec | None = getattr(model.patch_embed, "stem_spec", None)
     sizes = converted.sizes
     twin = VisionTransformer(
         image_size=images.shape[-1],

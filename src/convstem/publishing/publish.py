@@ -25,7 +25,7 @@ from convstem.publishing.verify import require, verify_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import refusal
 from convstem.registry.records import WeightsSpec
-from convstem.transplanting.algebra import ALGORITHM
+from convstem.stem.carry import ALGORITHM
 
 PROVENANCE = "convstem"
 """Key of ``config.json`` that says what published weights were made from, so that a later run can skip them."""

@@ -10,7 +10,7 @@ from filecmp import cmp
 from pathlib import Path
 
 from convstem.errors import ArgumentError
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import find_weights
 from convstem.hub.read import HubFile, fetch_all
 from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
 from convstem.publishing.cards.facts import facts_of_entry

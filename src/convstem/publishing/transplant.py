@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from convstem.errors import TransplantError
 from convstem.hub.source import Source, source_of
 from convstem.hub.timm_source import create_source
-from convstem.publishing.cards.facts import facts_of_saved
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
+from convstem.stem.carry import TransplantReport
+from convstem.stem.pixels import normalised_range
 from convstem.transplanting.patch_size import enlarge_patches
-from convstem.transplanting.pixels import normalised_range
-from convstem.transplanting.report import TransplantReport
 from convstem.transplanting.surgery import transplant
 
 PROBE_IMAGES = 8
@@ -40,7 +40,8 @@ class TransplantResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result JSON-plain."""
-        return {**asdict(self), "folder": str(self.folder), "summary": self.report.summary()}
+        report = {**asdict(self.report), "scope": self.report.scope}
+        return {**asdict(self), "report": report, "folder": str(self.folder), "summary": self.report.summary()}
 
 
 def transplant_to_folder(
@@ -102,7 +103,7 @@ def write_transplant(
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
-            "Use a wider stem, calibration images, or a larger --tolerance"
+            "Use a wider stem or a larger --tolerance"
         )
     license = license or cfg.get("license") or "unknown"
     result = TransplantResult(str(source), cfg["architecture"], license, error, report, folder)
@@ -155,7 +156,7 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
 
 
 def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:
-    facts = facts_of_saved(
+    facts = facts_of_config(
         config,
         None,
         result.license if result.license != "unknown" else "other",

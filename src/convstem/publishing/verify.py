@@ -12,7 +12,7 @@ from typing import Any
 from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
 from convstem.files.safetensors import check_finite_file, check_header
 from convstem.files.staging import scratch_folder
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import find_weights
 from convstem.hub.config import parts, read_config
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files

@@ -6,12 +6,12 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from convstem.errors import RegistryError, UnknownModelError
 from convstem.registry.names import PYRAMID, by_rule, families, rows, without_size
-from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
+from convstem.registry.records import Architecture, ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec
 from convstem.registry.tables import make_rows
-from convstem.registry.trunks import named_trunks, rule_trunks
 
 
 @cache
@@ -38,6 +38,44 @@ def check_torchvision_names(specs: Mapping[str, ModelSpec], file: str) -> None:
 
 
 @cache
+def named_trunks() -> Mapping[str, TrunkSpec]:
+    """Return the named architectures on timm trunks, the rows of ``registry/trunks.json``, in registry order.
+
+    Raises:
+        RegistryError: a bad row, or a trunk that ``timm_trunks.json`` does not have.
+    """
+    trunks = {}
+    for name, row in rows("trunks").items():
+        if row.get("trunk") not in rows("timm_trunks"):
+            raise RegistryError(f"trunks.json: [{name}]: timm_trunks.json has no trunk {row.get('trunk')!r}")
+        trunks[name] = {**_measured(row["trunk"]), **row}
+    return make_rows("trunks.json", trunks, TrunkSpec)
+
+
+@cache
+def rule_trunks() -> Mapping[str, TrunkSpec]:
+    """Return the names by rule: ``<timm name>_convstem`` for every transplantable timm architecture.
+
+    Those are of patch 8, 16 and 32, and 14, which becomes 16.
+    """
+    trunks = {by_rule(trunk): _measured(trunk) for trunk in rows("timm_trunks")}
+    return make_rows("timm_trunks.json", trunks, TrunkSpec)
+
+
+def _measured(trunk: str) -> dict[str, Any]:
+    row = rows("timm_trunks")[trunk]
+    old, new = row.get("resized_from"), row["patch_size"]
+    resized = f"; patches of {old} pixels become {new}, and images as much larger: as many tokens" if old else ""
+    return {"trunk": trunk, **row, "source": f"trunk: timm's {trunk}; stem: the default one{resized}"}
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Return every architecture by timm name: our own families, named timm trunks, and the names made by rule."""
+    return {**models(), **named_trunks(), **rule_trunks()}
+
+
+@cache
 def weights() -> Mapping[str, WeightsSpec]:
     """Return every weights entry by ``architecture.tag``, in registry order (an architecture's first is its default).
 
@@ -47,12 +85,29 @@ def weights() -> Mapping[str, WeightsSpec]:
     entries: dict[str, WeightsSpec] = {}
     for file in ("weights", "timm_weights"):
         for entry in make_rows(f"{file}.json", rows(file), WeightsSpec).values():
-            if entry.architecture not in models():
-                raise RegistryError(f"{file}.json: [{entry.name}]: {unknown_name(entry.architecture)}")
+            _check_architecture(entry, file)
             if entry.name in entries:
                 raise RegistryError(f"{file}.json: [{entry.name}]: this name is taken by another file")
             entries[entry.name] = entry
     return entries
+
+
+@cache
+def elsewhere() -> Mapping[str, ElsewhereSpec]:
+    """Return the weights that other projects publish, by ``architecture.tag``; they are no pretrained tags.
+
+    Raises:
+        RegistryError: a bad row, or an entry for an architecture that does not exist.
+    """
+    entries = make_rows("elsewhere.json", rows("elsewhere"), ElsewhereSpec)
+    for entry in entries.values():
+        _check_architecture(entry, "elsewhere")
+    return entries
+
+
+def _check_architecture(entry: WeightsSpec | ElsewhereSpec, file: str) -> None:
+    if entry.architecture not in models():
+        raise RegistryError(f"{file}.json: [{entry.name}]: {unknown_name(entry.architecture)}")
 
 
 def weights_of(architecture: str) -> list[WeightsSpec]:
@@ -71,12 +126,6 @@ def _weights_by_architecture() -> Mapping[str, list[WeightsSpec]]:
 def torchvision_names() -> dict[str, str]:
     """Return torchvision name -> timm name."""
     return {spec.torchvision: spec.name for spec in models().values() if spec.torchvision}
-
-
-@cache
-def architectures() -> Mapping[str, Architecture]:
-    """Return every architecture by timm name: our own families, named timm trunks, and the names made by rule."""
-    return {**models(), **named_trunks(), **rule_trunks()}
 
 
 def find(name: str) -> Architecture:
@@ -137,7 +186,7 @@ def matching(pattern: str = "") -> list[str]:
         return families()
     spellings = {name: [name, spec.torchvision or ""] for name, spec in architectures().items()}
     if PYRAMID.strip("_") in pattern:
-        spellings |= {f"{name}{PYRAMID}": [f"{name}{PYRAMID}"] for name in families()}
+        spellings.update({f"{name}{PYRAMID}": [f"{name}{PYRAMID}"] for name in families()})
     return [name for name, known in spellings.items() if fnmatch.filter(known, as_pattern(pattern))]
 
 
@@ -183,8 +232,7 @@ def conv_stem_names(trunk: str) -> list[str]:
 
 def transplanted_name(architecture: str) -> str:
     """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the one made by rule."""
-    named = {without_size(spec.trunk): name for name, spec in models().items() if spec.trunk}
-    named |= {
-        without_size(spec.trunk): name for name, spec in named_trunks().items() if architecture not in spec.unlike
-    }
+    ours = [(name, spec.trunk) for name, spec in models().items() if spec.trunk]
+    ours += [(name, spec.trunk) for name, spec in named_trunks().items() if architecture not in spec.unlike]
+    named = {without_size(trunk): name for name, trunk in ours}
     return named.get(without_size(architecture), by_rule(architecture))

@@ -20,7 +20,8 @@ def macs(spec: Architecture) -> int:
 
 def stem_params(spec: Architecture) -> int:
     """Return the number of parameters of an architecture's stem."""
-    stem, extra = spec.stem, spec.stem.bias + _NORM_PARAMS[spec.stem.norm]
+    stem = spec.stem
+    extra = _NORM_PARAMS[stem.norm] + (1 if stem.bias else 0)
     layers = sum((layer.kernel_size**2 * layer.in_chans + extra) * layer.channels for layer in stem.layers())
     return layers + (stem.channels[-1] + 1) * spec.embed_dim
 

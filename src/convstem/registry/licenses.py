@@ -8,9 +8,7 @@ from convstem.errors import ArgumentError, InvalidFileError
 
 _FORM = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
-
 _NOT_A_LICENCE = ("none", "unknown", "unlicensed")
-
 
 _LISTED = """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
@@ -25,13 +23,11 @@ _LISTED = """
 """
 """What the Hub takes as the ``license`` of a card; it refuses a commit with any other. Source: Hub docs, "Licenses"."""
 
-
 PERMISSIVE = frozenset(
     ["0bsd", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "cc-by-4.0"]
     + ["cc0-1.0", "isc", "mit", "unlicense", "wtfpl", "zlib"]
 )
 """Those that let everybody use, change and sell the weights, and ask for no more than to be named."""
-
 
 _NO_DERIVATIVES = {
     "cc-by-nc-nd-3.0": "forbids derivatives",

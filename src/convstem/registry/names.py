@@ -15,8 +15,11 @@ from convstem.registry import tables
 PYRAMID = "_pyramid"
 """End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
 
-FIRST_CONV = "patch_embed.backbone.0.conv"
-"""Key of a stem's first convolution in timm's layout; timm adapts it to other channel counts."""
+FIRST_IN_EMBED = "backbone.0.conv"
+"""A stem's first convolution within the patch embedding, in timm's layout; timm adapts it to other channel counts."""
+
+FIRST_CONV = f"patch_embed.{FIRST_IN_EMBED}"
+"""The same within a plain ViT."""
 
 RESIZED = 16
 """Pixels per patch of a model whose own patch size stride-2 layers cannot make: the nearest power of two to 14."""
@@ -71,10 +74,15 @@ def without_size(architecture: str) -> str:
 
 def resized_from(trunk: str) -> int | None:
     """Return the patch size of a timm architecture whose patches a stem makes larger; None of all others."""
-    return rows("timm_trunks").get(trunk, {}).get("resized_from")  # named_trunks reports an unknown trunk
+    return rows("timm_trunks").get(trunk, {}).get("resized_from")  # catalog.named_trunks reports an unknown trunk
 
 
 def resized_input(size: Sequence[int], old: int, new: int) -> tuple[int, int, int]:
     """Return the image [channels, height, width] that has as many patches of ``new`` pixels as this one of ``old``."""
     channels, height, width = size
     return channels, height // old * new, width // old * new
+
+
+def what_is_kept(resized: int | None) -> str:
+    """Return in a few words what a transplant keeps, given the patch size its filters were resized from, if any."""
+    return f"patches resized from {resized} to {RESIZED} pixels" if resized else "function preserved"

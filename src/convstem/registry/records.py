@@ -1,4 +1,4 @@
-"""Frozen records of what exists: architectures, trunks and weights. No torch in this file."""
+"""Frozen records of what exists: architectures, trunks, weights and those of others. No torch in this file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from convstem.registry.stem_spec import (
 POS_EMBEDS = ("learn", "sincos2d")
 """Position embeddings of a trunk: learned, or fixed two-dimensional sine-cosine (MoCo v3)."""
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The usual normalisation of images, by channel."""
 
 TRANSFORMS = ("none", "transplant")
 """How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
@@ -77,8 +79,8 @@ class ModelSpec(Architecture):
     stem_act: str = "relu"
     stem_bias: bool = False
     img_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.9
     pos_embed: str = "learn"
     trunk_args: Mapping[str, Any] = field(default_factory=dict)
@@ -213,3 +215,39 @@ class WeightsSpec:
     def tag(self) -> str:
         """The pretrained tag."""
         return self.name.split(".", 1)[1]
+
+
+@dataclass(frozen=True)
+class ElsewhereSpec:
+    """Weights that another project publishes in its own layout: a row of ``registry/elsewhere.json``.
+
+    They are no pretrained tag: a user downloads the file and converts it.
+    """
+
+    name: str
+    """``architecture.tag``."""
+    published_as: str
+    """The name they have there."""
+    address: str
+    """The page of the project."""
+    file: str
+    """Where its own loader puts the file."""
+    license: str
+    license_source: str
+    dataset: str
+    metrics: Mapping[str, float]
+    """Published figures, in per cent."""
+    metrics_source: str
+    sha256: str | None = None
+    """Content hash of the file; None as long as nobody has looked at it."""
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's timm name."""
+        return self.name.split(".", 1)[0]
+
+    @property
+    def command(self) -> str:
+        """What turns the downloaded file into a verified folder."""
+        options = f"--architecture {self.architecture} --license {self.license}"
+        return f"convstem convert {self.file} --out {self.name} {options}"

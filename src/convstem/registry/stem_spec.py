@@ -12,7 +12,6 @@ from convstem.errors import ArgumentError, ArgumentTypeError
 NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d", "none")
 """Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
 
-
 ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
 
@@ -177,27 +176,6 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
     channels = [count if lean and layer else 2 * count for layer, count in enumerate(pixels)]
     channels[-1] = 2 * min(pixels[-1], embed_dim)
     return StemSpec(tuple(channels), norm="none")
-
-
-def scope(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> str:
-    """Return for which inputs a stem without loss keeps a patch embedding's function: what ``transplant_report`` says.
-
-    Args:
-        stem: the stem.
-        embed_dim: width of the trunk.
-        in_chans: input channels.
-
-    Returns:
-        ``every input`` where every layer has room for both signs of all it carries, else ``pixels in range``.
-    """
-    carried, size = in_chans, 1
-    for layer in stem.layers():
-        size *= layer.stride
-        pixels, embedding = carried * layer.stride**2, embed_dim * (stem.patch_size // size) ** 2
-        carried = pixels if 2 * pixels <= layer.channels else embedding
-        if 2 * carried > layer.channels:
-            return "pixels in range"
-    return "every input"
 
 
 def check_stem_patch(stem: StemSpec, patch_size: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from convstem.errors import RegistryError
 
-Record = TypeVar("Record")
-"""A frozen dataclass."""
+Spec = TypeVar("Spec")
+"""A frozen dataclass of ``records``."""
 
 
 def data_dir(name: str) -> Path:
@@ -24,15 +24,15 @@ def data_dir(name: str) -> Path:
     raise RegistryError(f"convstem's data folder {name!r} is missing from the installation; reinstall convstem")
 
 
-def make_rows(file: str, rows: Mapping[str, Any], record: type[Record]) -> dict[str, Record]:
+def make_rows(file: str, rows: Mapping[str, Any], spec: type[Spec]) -> dict[str, Spec]:
     """Make records from the rows of a file, by name and in their order.
 
     Raises:
         RegistryError: an unknown or missing field, or a value the record refuses.
     """
-    known = {f.name: f for f in fields(record) if f.name != "name"}  # type: ignore[arg-type]  # a dataclass
+    known = {f.name: f for f in fields(spec) if f.name != "name"}  # type: ignore[arg-type]  # a dataclass
     required = frozenset(n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING)
-    read = partial(_record, record, frozenset(known), required)
+    read = partial(_make, spec, frozenset(known), required)
     return {name: read(name, table, f"{file}: [{name}]") for name, table in rows.items()}
 
 
@@ -60,9 +60,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _record(
-    record: type[Record], known: frozenset[str], required: frozenset[str], name: str, table: object, where: str
-) -> Record:
+def _make(
+    spec: type[Spec], known: frozenset[str], required: frozenset[str], name: str, table: object, where: str
+) -> Spec:
     if not isinstance(table, Mapping):
         raise RegistryError(f"{where}: expected a table of fields, got {table!r}")
     unknown = sorted(table.keys() - known)
@@ -72,7 +72,7 @@ def _record(
     if missing:
         raise RegistryError(f"{where}: missing field {', '.join(missing)}")
     try:
-        make: Any = record
+        make: Any = spec
         return make(name=name, **{key: freeze(value) for key, value in table.items()})
     except (TypeError, ValueError) as error:
         raise RegistryError(f"{where}: {error}") from error

@@ -13,9 +13,10 @@ from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, UnsupportedModelError
-from convstem.layouts.diagnosis import patchify_sentence
+from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from convstem.registry.stem_spec import StemSpec, check_img_size
+from convstem.stem.init import init_stem
+from convstem.stem.loading import carry_on_load
 from convstem.stem.norms import fit_norm, fold_stem, stem_norm
 
 _NORM_LAYERS = {
@@ -30,12 +31,30 @@ def _activation(channels: int, act: str, **norm_arguments: Any) -> nn.Module:
     return create_act_layer(act, inplace=True)
 
 
+class _ConvStem(ConvStem):
+    """timm's ``ConvStem``, which answers timm's reader of JAX files: that one takes every stem for a ResNet's."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a module or parameter.
+
+        Raises:
+            CheckpointError: ``conv`` is asked for, a ResNet's first convolution.
+        """
+        if name == "conv":
+            raise CheckpointError(
+                "timm's reader of JAX files knows no conv stem, so checkpoint_path= and load_pretrained() cannot take "
+                "an .npz: pass pretrained=True, pretrained_cfg_overlay={'file': FILE}, or run `convstem convert FILE "
+                "--out FOLDER`"
+            )
+        return super().__getattr__(name)
+
+
 def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None) -> ConvStem:
     """Return timm's ``ConvStem`` for a spec; its last layer is the 1x1, without norm and activation.
 
     Maps images [batch, in_chans, height, width] to [batch, embed_dim, ceil(height / patch), ceil(width / patch)].
     """
-    backbone = ConvStem(
+    backbone = _ConvStem(
         in_chans=in_chans,
         depth=len(stem.channels) + 1,
         channels=(*stem.channels, embed_dim),
@@ -61,6 +80,8 @@ def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any =
 class ConvStemEmbed(HybridEmbed):
     """timm's ``HybridEmbed`` around a conv stem, with ``PatchEmbed``'s attributes and its checks of the image size.
 
+    A state dict with a patch embedding and no stem is transplanted while it is loaded.
+
     Args:
         stem: the stem.
         img_size: height and width in pixels, or one number; None if the model asks for no size.
@@ -72,6 +93,8 @@ class ConvStemEmbed(HybridEmbed):
     Raises:
         ArgumentError: the image size is not a multiple of the patch size (unless the size is dynamic).
     """
+
+    __jit_unused_properties__ = ("proj",)  # TorchScript would compile it
 
     def __init__(
         self,
@@ -107,14 +130,41 @@ class ConvStemEmbed(HybridEmbed):
             dtype=dtype,
         )
         del self.proj  # the stem ends in a 1x1 of its own, and an Identity of this name is in adapters' way
-        self.stem_spec = stem
+        self.stem_spec, self.embed_dim = stem, embed_dim
+        # For a patch embedding that is loaded: the lowest normalised pixels, and the patch size of its trunk's own.
+        self.lowest = self.resized_from = None
         self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
         self.norm = nn.Identity()
-        self.register_load_state_dict_pre_hook(explain_patchify)
+        self.register_load_state_dict_pre_hook(carry_on_load)
         if img_size is None:
             self.img_size: Any = None
             self.grid_size: Any = None
             self.num_patches: Any = None
+
+    @property
+    def proj(self) -> nn.Conv2d:
+        """What a patch embedding has here, without values: the shape of its weight, its channels, kernel and stride.
+
+        timm's filters for checkpoints read it, and so do libraries and users that adapt a first layer.
+        """
+        return nn.Conv2d(self.in_chans, self.embed_dim, self.patch_size, self.patch_size, device="meta")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a projection in the place of the stem would never be used.
+
+        Raises:
+            ArgumentError: ``proj`` is set.
+        """
+        if name == "proj" and "stem_spec" in vars(self):
+            raise ArgumentError(
+                "a conv stem has no patch_embed.proj to replace: for other input channels create the model with "
+                "in_chans=, or place the RGB filters by convstem.transplant(model, in_chans=..., bands=...)"
+            )
+        super().__setattr__(name, value)
+
+    def init_weights(self) -> None:
+        """Initialise the stem in place, as the paper does; timm's models call it from theirs."""
+        init_stem(self, self.stem_spec.norm)
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
         """Return the pixels per token: one number, or [rows, columns]."""
@@ -180,15 +230,6 @@ class ConvStemEmbed(HybridEmbed):
         elif self.output_fmt != Format.NCHW:
             x = nchw_to(x, self.output_fmt)
         return self.norm(x)
-
-
-def explain_patchify(
-    stem: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
-) -> None:
-    """Say so if a state dict has a patch embedding (timm's or torchvision's) in the place of a stem; a hook."""
-    weight = state_dict.get(f"{prefix}proj.weight", state_dict.get(f"{prefix}weight"))
-    if weight is not None and patchify_sentence(weight) not in lists[-1]:  # the last list is error_msgs
-        lists[-1].append(patchify_sentence(weight))
 
 
 def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

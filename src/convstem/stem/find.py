@@ -32,6 +32,12 @@ def find_stem(model: nn.Module) -> nn.Sequential:
 
 def find_embed(model: nn.Module) -> Any:
     """Return the ``ConvStemEmbed`` of a timm model, or None."""
+    path = embed_path(model)
+    return None if path is None else model.get_submodule(path)
+
+
+def embed_path(model: nn.Module) -> str | None:
+    """Return where the ``ConvStemEmbed`` of a timm model lies, or None."""
     from convstem.stem.embed import ConvStemEmbed  # imports timm, which torchvision's models do not need
 
-    return next((module for module in model.modules() if isinstance(module, ConvStemEmbed)), None)
+    return next((path for path, module in model.named_modules() if isinstance(module, ConvStemEmbed)), None)

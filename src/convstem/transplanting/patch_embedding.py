@@ -1,15 +1,23 @@
-"""Finds the patch embedding of a patchify ViT."""
+"""Finds the patch embedding of a patchify ViT, and tells what a stem in its place has to know."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torchvision
 from timm.layers import PatchEmbed
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentTypeError, UnsupportedModelError
+from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 from convstem.stem.embed import ConvStemEmbed
+from convstem.stem.pixels import PixelRange, lowest_pixels, normalised_range, numbers
+from convstem.upstream.private import torch_has_hooks
+
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+"""Mean and standard deviation that torchvision's own ViT weights were trained with."""
 
 
 def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
@@ -24,25 +32,52 @@ def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
             f"transplant takes a patchify ViT or the name of one; got {type(model).__name__}: for a state dict, load "
             "it into the model it belongs to first"
         )
-    if isinstance(model, torchvision.models.VisionTransformer):
-        if isinstance(model.conv_proj, nn.Conv2d):
-            return "conv_proj", model.conv_proj
-        raise UnsupportedModelError("this torchvision model has a conv stem already; transplant takes patchify models")
-    embeddings = [(name, module) for name, module in model.named_modules() if type(module) is PatchEmbed]
-    if len(embeddings) == 1 and isinstance(embeddings[0][1].proj, nn.Conv2d):
-        name, embedding = embeddings[0]
-        if embedding.proj.kernel_size != embedding.proj.stride:
-            raise UnsupportedModelError(
-                f"the patch embedding of {type(model).__name__} overlaps: kernel {embedding.proj.kernel_size}, stride "
-                f"{embedding.proj.stride}; transplant needs kernel = stride"
-            )
-        return name, embedding
-    raise UnsupportedModelError(_no_patch_embedding(model))
+    path, embedding = _torchvision(model) if isinstance(model, torchvision.models.VisionTransformer) else _timm(model)
+    what = next(_more_than_patches(embedding), None)
+    if what:
+        raise UnsupportedModelError(
+            f"the patch embedding of {type(model).__name__} has {what}, which a stem in its place would not have: "
+            "transplant takes a plain Conv2d whose kernel equals its stride"
+        )
+    return path, embedding
 
 
 def projection_of(embedding: Any) -> Any:
     """Return the convolution of what ``find_patch_embedding`` found."""
     return embedding.proj if isinstance(embedding, PatchEmbed) else embedding
+
+
+def lowest_of(model: nn.Module, pixel_range: PixelRange | None) -> Tensor | None:
+    """Return the lowest normalised pixel of each channel of a patchify model, or None if nobody tells.
+
+    Args:
+        model: tells by its mean and standard deviation.
+        pixel_range: what a user says instead.
+
+    Raises:
+        ArgumentError: the range is none, or mean and standard deviation are none.
+    """
+    in_chans = projection_of(find_patch_embedding(model)[1]).in_channels
+    if pixel_range is not None:
+        return lowest_pixels(pixel_range, in_chans)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    of_torchvision = isinstance(model, torchvision.models.VisionTransformer)
+    mean, std = _IMAGENET if of_torchvision else (cfg.get("mean"), cfg.get("std"))
+    known = normalised_range(mean, std, in_chans) if mean and std else None
+    return None if known is None else numbers(known[0])
+
+
+def _torchvision(model: Any) -> tuple[str, nn.Conv2d]:
+    if isinstance(model.conv_proj, nn.Conv2d):
+        return "conv_proj", model.conv_proj
+    raise UnsupportedModelError("this torchvision model has a conv stem already; transplant takes patchify models")
+
+
+def _timm(model: nn.Module) -> tuple[str, PatchEmbed]:
+    embeddings = [(name, module) for name, module in model.named_modules() if type(module) is PatchEmbed]
+    if len(embeddings) == 1 and isinstance(embeddings[0][1].proj, nn.Conv2d):
+        return embeddings[0]
+    raise UnsupportedModelError(_no_patch_embedding(model))
 
 
 def _no_patch_embedding(model: nn.Module) -> str:
@@ -54,3 +89,27 @@ def _no_patch_embedding(model: nn.Module) -> str:
         f"{type(model).__name__} has {kind}; transplant takes models with one timm PatchEmbed whose kernel equals its "
         "stride (VisionTransformer, Eva, Beit, Cait, ConViT, DeiT, relpos, SAM, Swin), or torchvision's ViT"
     )
+
+
+def _more_than_patches(embedding: Any) -> Iterator[str]:
+    """Yield what a patch embedding does beyond multiplying patches by its weight."""
+    conv = projection_of(embedding)
+    for module in dict.fromkeys((embedding, conv)):  # of torchvision they are one
+        if "forward" in vars(module):
+            yield f"a forward of its own, set on this {type(module).__name__}"
+        if torch_has_hooks(module):
+            yield "hooks"
+        if is_parametrized(module):
+            yield "parametrizations"
+    if type(conv).forward is not nn.Conv2d.forward:
+        yield f"a forward of its own, that of {type(conv).__name__}"
+    if conv.kernel_size != conv.stride:
+        yield f"kernel {conv.kernel_size} and stride {conv.stride}"
+    if conv.padding not in ((0, 0), "valid"):
+        yield f"padding {conv.padding}"
+    if conv.dilation != (1, 1):
+        yield f"dilation {conv.dilation}"
+    if conv.groups != 1:
+        yield f"{conv.groups} groups"
+    if not conv.in_channels:
+        yield "no input channels"

@@ -1,16 +1,18 @@
 """Transplant: a pretrained patchify ViT becomes a conv-stem ViT that computes the same function, without training.
 
-This file swaps the patch embedding of a model; ``state_dicts`` does the same to tensors.
+This file swaps the patch embedding of a model; what the new stem's parameters are is in ``convstem/stem/carry.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import torch
+import torchvision
 from timm.layers import PatchEmbed
 from torch import nn
 
@@ -19,23 +21,23 @@ from convstem.hub.timm_source import create_source
 from convstem.registry.catalog import transplanted_name
 from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
+from convstem.stem.carry import MARGIN, carry
+from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.init import init_stem
-from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem
+from convstem.stem.loading import torchvision_carrier, under_own_keys
+from convstem.stem.norms import fit_norm
+from convstem.stem.pixels import PixelRange
+from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
 from convstem.transplanting.bands import widen_input
-from convstem.transplanting.calibration import Calibration, calibration_statistics
-from convstem.transplanting.new_stem import load_stem, timm_stem, torchvision_stem
-from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
+from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
-from convstem.transplanting.pixels import PixelRange, range_of
-from convstem.transplanting.state_dicts import transplant_tensors
 from convstem.upstream.private import timm_set_metadata
 
 
 def transplant(
     model: nn.Module | str | os.PathLike[str],
     stem: StemLike | None = None,
-    calibration: Calibration | None = None,
-    margin: float = 0.25,
+    margin: float = MARGIN,
     pretrained: bool = True,
     pixel_range: PixelRange | None = None,
     in_chans: int | None = None,
@@ -49,13 +51,11 @@ def transplant(
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
             ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
             instead of 224.
-        calibration: normalised images the model will see, for stems too narrow to be exact and for the BatchNorm
-            statistics: a tensor [batch, in_chans, height, width], a folder of images, or an iterable of batches such
-            as a ``DataLoader``; default: a 1/f^2 prior.
-        margin: how far beyond the pixel range the function is preserved, in normalised units.
+        margin: how far below the pixel range the function is preserved, in normalised units, by a stem without room
+            for both signs of everything.
         pretrained: load pretrained weights if ``model`` is a name.
-        pixel_range: lowest and highest normalised pixel of each channel, for stems without room for both signs of
-            everything; default: from the model's mean and std, if these tell of every channel.
+        pixel_range: lowest and highest normalised pixel of each channel, for such a stem; default: from the model's
+            mean and std, if these tell of every channel.
         in_chans: give the model more input channels; needs ``bands``.
         bands: for each input channel of the model, the new one that takes its filters, counted from 0 (Sentinel-2's
             RGB: 3, 2, 1). The other bands start at zero, so that the function of these stays what it is.
@@ -64,13 +64,11 @@ def transplant(
         The new model, on the same device, in the same dtype and mode; ``transplant_report`` says what is preserved.
 
     Raises:
-        ArgumentError: the stem does not fit, the weights are not finite, or the pixel range is unknown or none.
-        ArgumentTypeError: ``model``, ``stem`` or ``calibration`` is of another kind.
+        ArgumentError: the stem does not fit or is too narrow, the weights are not finite, or the pixel range is
+            unknown or none.
+        ArgumentTypeError: ``model`` or ``stem`` is of another kind.
         CheckpointError, HubError, MissingPathError, UnknownModelError: the model that was named cannot be had.
         UnsupportedModelError: it has no patch embedding that can be transplanted; the message says what it has.
-
-    Warns:
-        UserWarning: the stem is too narrow to be exact; the message has the predicted relative error.
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     find_patch_embedding(source)  # refuse before copying
@@ -78,67 +76,121 @@ def transplant(
     if in_chans is not None or bands is not None:
         widen_input(twin, in_chans, bands)
     resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if stem is not None else resize_patch(twin)
-    swap_stem(twin, stem, calibration, margin, pixel_range, resized_from=resized_from)
-    note_transplant(twin)
+    transplant_in_place(twin, stem_for(twin, stem), margin, pixel_range, resized_from)
+    _note_transplant(twin)
     return twin
 
 
-def note_transplant(model: Any) -> None:
-    """Record that a model was transplanted, if it is known what its weights were made from."""
-    known = steps(getattr(model, "pretrained_cfg", None) or {})
-    if known and known[-1].what == LOADED:
-        record(model, [*known[:-1], Step(TRANSPLANTED, known[-1].source)])
-
-
-def swap_stem(
+def transplant_in_place(
     model: nn.Module,
-    stem: StemLike | None = None,
-    calibration: Calibration | None = None,
-    margin: float = 0.25,
+    spec: StemSpec,
+    margin: float = MARGIN,
     pixel_range: PixelRange | None = None,
-    transplanted: bool = True,
-    changes: Mapping[str, Any] | None = None,
-    cached: bool = False,
     resized_from: int | None = None,
 ) -> None:
-    """Replace a model's patch embedding by a conv stem, in place; see ``transplant`` for the arguments.
+    """Replace a model's patch embedding by a stem that computes the same; see ``transplant`` for the arguments.
 
     Args:
-        transplanted: give the stem the patch embedding's function; False initialises it afresh.
-        changes: ``StemSpec`` fields that replace those of ``stem``.
-        cached: keep the result for the next time; not for calibrated stems.
+        model: of the stem's patch size.
+        spec: the stem.
+        margin, pixel_range: see ``transplant``.
         resized_from: patch size that the filters were resized from, for the report.
     """
     path, old = find_patch_embedding(model)
     projection = projection_of(old)
+    low = lowest_of(model, pixel_range)
+    state, report = carry(projection.weight, projection.bias, spec, low, margin=margin)
+    new = _new_stem(old, spec, torch.device("meta"))  # without values, which it is given now
+    stem: nn.Module = new.backbone if isinstance(new, ConvStemEmbed) else new  # type: ignore[assignment]
+    stem.load_state_dict(under_own_keys(stem, state), assign=True)
+    if isinstance(new, ConvStemEmbed):
+        new.lowest = None if low is None else low.tolist()
+    if not projection.weight.requires_grad:
+        new.requires_grad_(False)
+    _replace(model, path, new.to(projection.weight.device), spec)
+    model.transplant_report = replace(report, resized_from=resized_from)  # type: ignore[assignment]  # no module
+
+
+def put_stem(model: nn.Module, spec: StemSpec) -> nn.Module:
+    """Replace a patchify model's patch embedding by a fresh stem, in place, and return the stem's module.
+
+    Args:
+        model: of the stem's patch size.
+        spec: the stem, initialised by ``init_stem``.
+
+    Raises:
+        UnsupportedModelError: the model has no patch embedding that a stem can replace.
+    """
+    path, old = find_patch_embedding(model)
+    new = _new_stem(old, spec, projection_of(old).weight.device)
+    init_stem(new, spec.norm)
+    _replace(model, path, new, spec)
+    return new
+
+
+def stem_for(model: nn.Module, stem: StemLike | None = None, **changes: Any) -> StemSpec:
+    """Return the stem that is meant for a patchify model.
+
+    Args:
+        model: its patch size is the stem's.
+        stem: see ``transplant``.
+        changes: ``StemSpec`` fields that replace those of ``stem``.
+
+    Raises:
+        ArgumentError: the strides do not multiply to the model's patch size.
+    """
+    projection = projection_of(find_patch_embedding(model)[1])
     patch = projection.weight.shape[-1]
     size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
     spec = as_stem_spec(stem) if stem is not None else default_stem(size, *projection.weight.shape[:2])
-    spec = override_stem(spec, patch, **(changes or {}))
-    new = timm_stem(old, spec) if isinstance(old, PatchEmbed) else torchvision_stem(old, spec)
-    if transplanted:
-        statistics = None if calibration is None else calibration_statistics(calibration, model, patch)
-        state, report = transplant_tensors(
-            projection.weight,
-            projection.bias,
-            spec,
-            range_of(model, projection.in_channels) if pixel_range is None else pixel_range,
-            statistics,
-            margin,
-            cached and calibration is None,
-        )
-        load_stem(new, state)
-        model.transplant_report = replace(report, resized_from=resized_from)  # type: ignore[assignment]  # a plain attribute, not a module
-    else:
-        init_stem(new, spec.norm)
+    return override_stem(spec, patch, **changes)
+
+
+def _new_stem(old: PatchEmbed | nn.Conv2d, spec: StemSpec, device: torch.device) -> nn.Module:
+    """Return a stem in the place of a patch embedding, on this device and of the embedding's type."""
+    with device:  # what takes no device as an argument is made on torch's default one
+        return _timm_stem(old, spec, device) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
+
+
+def _timm_stem(old: PatchEmbed, spec: StemSpec, device: torch.device) -> nn.Module:
+    """Return a stem with a ``PatchEmbed``'s interface: sizes, output format, strictness and norm."""
+    new = ConvStemEmbed(
+        spec,
+        img_size=old.img_size,
+        patch_size=spec.patch_size,
+        in_chans=old.proj.in_channels,
+        embed_dim=old.proj.out_channels,
+        flatten=old.flatten,
+        strict_img_size=old.strict_img_size and not old.dynamic_img_pad,
+        device=device,
+        dtype=old.proj.weight.dtype,
+    )
+    new.output_fmt = old.output_fmt
+    new.norm = old.norm
+    return new
+
+
+def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
+    """Return torchvision's own conv stem, taken from a model without blocks."""
+    host = torchvision.models.VisionTransformer(
+        spec.patch_size, spec.patch_size, 0, 1, old.out_channels, 1, conv_stem_configs=to_torchvision(spec)
+    )
+    layer = cast("Any", host.conv_proj[0])
+    if layer[0].in_channels != old.in_channels:  # torchvision's model has no argument for it
+        conv, bias = layer[0], layer[0].bias is not None
+        layer[0] = nn.Conv2d(old.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias)
+    host.conv_proj.register_load_state_dict_pre_hook(torchvision_carrier(spec, old.out_channels, old.in_channels))
+    host.conv_proj.register_load_state_dict_pre_hook(fit_norm)
+    return host.conv_proj.to(old.weight.dtype)
+
+
+def _replace(model: Any, path: str, new: nn.Module, spec: StemSpec) -> None:
+    """Put a stem at the place of the patch embedding, and make the model say what it is now."""
     parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, new.train(old.training))
-    if isinstance(old, PatchEmbed):
-        _correct_metadata(model, path, spec)
-
-
-def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
-    """Make the model say what it is now: architecture, first convolution, and the arguments that rebuild its stem."""
+    owner = model.get_submodule(parent)
+    setattr(owner, leaf, new.train(getattr(owner, leaf).training))
+    if not isinstance(new, ConvStemEmbed):
+        return
     first_conv = FIRST_CONV.replace("patch_embed", path, 1)
     if getattr(model, "pretrained_cfg", None):
         architecture = model.pretrained_cfg.get("architecture")
@@ -148,3 +200,10 @@ def _correct_metadata(model: Any, path: str, spec: StemSpec) -> None:
         model.pretrained_cfg = model.default_cfg = cfg
     patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else a name's own
     timm_set_metadata(model, {**spec.model_args, **patch}, first_conv=first_conv)
+
+
+def _note_transplant(model: Any) -> None:
+    """Record that a model was transplanted, if it is known what its weights were made from."""
+    known = steps(getattr(model, "pretrained_cfg", None) or {})
+    if known and known[-1].what == LOADED:
+        record(model, [*known[:-1], Step(TRANSPLANTED, known[-1].source)])

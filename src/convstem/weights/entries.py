@@ -13,6 +13,8 @@ from convstem.hub.locate import check_sha256
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
 from convstem.registry.stem_spec import StemSpec
+from convstem.stem.carry import carry
+from convstem.stem.pixels import normalised_range
 
 
 def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
@@ -64,8 +66,8 @@ def load_weights(
         check_sha256(path, entry.sha256)
     state = read_weights(path)
     if entry.transform == "transplant":
-        from convstem.transplanting.state_dicts import transplant_state_dict  # imports timm
-
-        stem = stem or catalog.models()[entry.architecture].stem
-        return transplant_state_dict(state, stem, entry.mean, entry.std)
+        known = normalised_range(entry.mean, entry.std, 3)
+        weight, bias = state.pop("patch_embed.proj.weight"), state.pop("patch_embed.proj.bias", None)
+        carried, _ = carry(weight, bias, stem or catalog.models()[entry.architecture].stem, known and known[0])
+        state.update({f"patch_embed.backbone.{key}": tensor for key, tensor in carried.items()})
     return state

@@ -2,43 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from torch import nn
 
-from convstem.files.safetensors import Stored, check_finite, check_weights, nonfinite_allowed
-from convstem.hub.limits import check_as_saved, check_fits_header
+from convstem.errors import CheckpointError, ConvStemError, DeviceMemoryError, HubError, InvalidFileError, PathError
+from convstem.files.checkpoint import read_checkpoint
+from convstem.files.safetensors import Stored, check_finite, check_header, check_weights, nonfinite_allowed
+from convstem.hub.config import check_stated
+from convstem.hub.limits import check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
+from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_device, enough_memory, off_meta
-from convstem.weights.from_config import FROM_CONFIG
+from convstem.weights.fit import stem_channels
+
+FROM_CONFIG = ("hf-hub", "local-dir")
+"""Sources of a pretrained cfg that came from a ``config.json``."""
+
+_NO_MATTER = ("cache_dir", "device", "dtype")
+"""Arguments of an entrypoint that do not change which model is built."""
 
 _UNTRUSTED = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
 """Fields by which a cfg could change how weights are fetched or checked: never taken from a ``config.json``."""
 
 
-def build_pretrained(
-    build: Callable[..., nn.Module],
-    name: str,
-    pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
-    cache_dir: str | Path | None = None,
-    as_saved: bool = False,
-    **kwargs: Any,
-) -> nn.Module:
+@dataclass
+class Request:
+    """What a caller asks timm for: a name, where its weights are, and arguments.
+
+    Args:
+        name: our timm name.
+        given_cfg, overlay, cache_dir: ``pretrained_cfg``, ``pretrained_cfg_overlay`` and ``cache_dir`` of
+            ``timm.create_model``.
+        saved: the arguments of a saved model, from its config.
+        kwargs: those of the entrypoint: the caller's, and the saved ones.
+
+    Raises:
+        InvalidFileError: the config of a saved model is absurd, or contradicts itself.
+    """
+
+    name: str
+    given_cfg: Any
+    overlay: Mapping[str, Any] | None
+    cache_dir: str | Path | None
+    saved: Mapping[str, Any]
+    kwargs: dict[str, Any]
+    as_saved: bool = field(init=False)
+    """Whether the saved model is asked for as it is, so that nothing of it may be adapted."""
+
+    def __post_init__(self) -> None:
+        """Check a config, which anybody may have written, before anything is built."""
+        if self.from_config:
+            check_stated(self.name, self.given_cfg, self.saved)
+        others = {key: value for key, value in self.kwargs.items() if value is not None and key not in _NO_MATTER}
+        changed = any(key not in self.saved or value != self.saved[key] for key, value in others.items())
+        self.as_saved = self.from_config and not changed
+
+    @property
+    def from_config(self) -> bool:
+        """Whether the model is described by a ``config.json``."""
+        return isinstance(self.given_cfg, Mapping) and self.given_cfg.get("source") in FROM_CONFIG
+
+    @cached_property
+    def cfg(self) -> PretrainedCfg:
+        """The pretrained cfg; what a config must not say, or does not, is the architecture's own."""
+        if not self.from_config:
+            return resolve_pretrained_cfg(self.name, self.given_cfg, self.overlay)
+        own = resolve_pretrained_cfg(self.name)
+        size = {"input_size": own.input_size, "fixed_input_size": own.fixed_input_size}  # else timm takes 224 pixels
+        cfg = resolve_pretrained_cfg(self.name, {**size, **self.given_cfg}, self.overlay)
+        ours = {"custom_load": False, "first_conv": own.first_conv, "classifier": own.classifier}
+        callers = {name: value for name, value in (self.overlay or {}).items() if name in _UNTRUSTED}
+        return replace(cfg, **{**dict.fromkeys(_UNTRUSTED), **ours, **callers})
+
+    @contextmanager
+    def blaming(self, create: Callable[..., nn.Module]) -> Iterator[None]:
+        """Blame the config for an error only if what it describes, without the caller's arguments, is not its file's.
+
+        Args:
+            create: builds the model of a pretrained cfg and arguments.
+        """
+        try:
+            yield
+        except (CheckpointError, DeviceMemoryError, HubError, InvalidFileError, PathError):
+            raise
+        except Exception as error:
+            if self.from_config:
+                self._check_saved(create, error)
+            raise
+
+    def _check_saved(self, create: Callable[..., nn.Module], error: Exception) -> None:
+        try:
+            with torch.device("meta"):
+                model = create(pretrained_cfg={**self.given_cfg, "source": ""}, **self.saved)
+        except Exception as fault:
+            raise InvalidFileError(
+                f"config.json describes a model that cannot be built: {type(fault).__name__}: {fault}. Its model_args: "
+                f"{json.dumps(self.saved, default=str)[:500]}"
+            ) from fault
+        located = None if isinstance(error, ConvStemError) else locate(self.cfg, self.cache_dir)
+        if located:
+            _check_as_saved(model, check_header(located.path))
+
+
+def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Module:
     """Build a pretrained timm model without initialising or copying what its weights file holds.
 
     Args:
-        build: takes ``pretrained``, ``pretrained_cfg``, ``cache_dir`` and ``kwargs``, as ``build_model_with_cfg`` does.
-        name: timm name of the architecture.
-        pretrained_cfg, pretrained_cfg_overlay, cache_dir: see ``timm.create_model``.
-        as_saved: the model of a config and a file is asked for as it is, so that nothing of it may be adapted.
-        kwargs: passed to ``build``.
+        request: what is asked for.
+        build: takes a pretrained cfg whose file is on this machine, that file's header, and the caller's arguments.
 
     Raises:
         ArgumentError: a device that torch does not have here.
@@ -47,62 +129,71 @@ def build_pretrained(
         HubError: the weights cannot be had from the Hub.
         InvalidFileError: the file is damaged or holds NaN or Inf, or its config is absurd or contradicts itself.
     """
+    kwargs = dict(request.kwargs)
     check_device(kwargs.get("device"))  # before anything is fetched
-    overlay = dict(pretrained_cfg_overlay or {})
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
-    from_config = cfg.source in FROM_CONFIG
-    if from_config:
-        cfg = _without_untrusted(cfg, name, overlay)
-    located = locate(cfg, cache_dir)
-    local_cfg = cfg
-    if located:
-        header = check_weights(located.path)  # before anything is built
-        if from_config:
-            saved = kwargs.get("pretrained_model_args") or {}
-            check_fits_header(saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)
-        local_cfg = replace(cfg, **located.overlay)
-    adopt = bool(located and located.immutable)
+    cfg = request.cfg
+    located = locate(cfg, request.cache_dir)
+    header: dict[str, Stored] = check_weights(located.path) if located else {}  # before anything is built
+    if request.from_config and located:
+        check_fits_header(request.saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)
+    local = replace(cfg, **located.overlay) if located else _opened(cfg)
+    build = partial(build, local, header or local.state_dict or {}, pretrained=True)
     with off_meta(kwargs), enough_memory():
-        model = _build_deferred(build, adopt, pretrained_cfg=local_cfg, cache_dir=cache_dir, **kwargs)
+        model = _build_deferred(build, bool(located and located.immutable), kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
         check_finite(dict(model.named_parameters()), "the checkpoint")
-    restore_location(model.pretrained_cfg, cfg)
+    _restore_location(model.pretrained_cfg, cfg)
     if located:
-        if as_saved:
-            check_as_saved(model.state_dict(), header)
-        _note_origin(model, located, name, cfg, header)
+        if request.as_saved:
+            _check_as_saved(model, header)
+        _note_origin(model, located, request, header)
     return model
 
 
-def _build_deferred(build: Callable[..., nn.Module], adopt: bool, **kwargs: Any) -> nn.Module:
+def _build_deferred(build: Callable[..., nn.Module], adopt: bool, kwargs: dict[str, Any]) -> Any:
+    """Build in a frame of its own, which ``enough_memory`` can clear."""
     with DeferredInit(adopt=adopt):
-        return build(pretrained=True, **kwargs)
+        return build(**kwargs)
 
 
-def _note_origin(model: Any, located: Located, name: str, cfg: PretrainedCfg, header: Mapping[str, Stored]) -> None:
-    source = located.hub_id or (f"{name}.{cfg.tag}" if located.immutable and cfg.tag else "")
+def _opened(cfg: PretrainedCfg) -> PretrainedCfg:
+    """Return a cfg with the content of a JAX file, which timm would hand to a reader that knows no conv stem."""
+    if cfg.state_dict or Path(str(cfg.file)).suffix != ".npz":
+        return cfg
+    return replace(cfg, state_dict=read_checkpoint(Path(str(cfg.file))), file=None, custom_load=False)
+
+
+def _check_as_saved(model: nn.Module, header: Mapping[str, Stored]) -> None:
+    """Raise ``CheckpointError`` if a model loaded as its config describes it was adapted on the way.
+
+    timm resizes a position embedding where a config is not the one that its weights were saved with; no caller asked
+    for that.
+    """
+    state = model.state_dict()
+    both = [key for key in header if key in state]
+    wrong = differences({key: header[key] for key in both}, {key: state[key] for key in both})
+    if wrong:
+        raise CheckpointError(
+            f"config.json is not that of the weights beside it: {wrong}. Arguments such as img_size= say which is meant"
+        )
+
+
+def _note_origin(model: Any, located: Located, request: Request, header: Mapping[str, Stored]) -> None:
+    cfg = request.cfg
+    source = located.hub_id or (f"{request.name}.{cfg.tag}" if located.immutable and cfg.tag else "")
     if cfg.source not in FROM_CONFIG:  # the registry's words about weights that may be trained further
         model.pretrained_cfg.pop("description", None)
     if source:
-        ours = any(".backbone.0.conv." in key for key in header)
-        add(model, Step(LOADED if ours else TRANSPLANTED, source))
+        add(model, Step(LOADED if stem_channels(header) else TRANSPLANTED, source))
 
 
-def _without_untrusted(cfg: PretrainedCfg, name: str, overlay: Mapping[str, Any]) -> PretrainedCfg:
-    """Return a cfg read from a ``config.json`` whose ``_UNTRUSTED`` fields are the architecture's or the overlay's."""
-    own = resolve_pretrained_cfg(name)
-    ours = {"custom_load": False, "first_conv": own.first_conv, "classifier": own.classifier}
-    callers = {field: overlay[field] for field in _UNTRUSTED if field in overlay}
-    return replace(cfg, **dict.fromkeys(_UNTRUSTED) | ours | callers)
-
-
-def restore_location(stored: Any, cfg: PretrainedCfg) -> None:
+def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:
     """Make a model's pretrained cfg say again what it says for everyone: where its weights are, and of which images.
 
     While loading it says where the file is on this machine, and how many channels a stem was transplanted for.
     """
     stored["input_size"] = cfg.input_size
-    for field in LOCATION:
-        stored.pop(field, None)
-        if getattr(cfg, field) is not None:
-            stored[field] = getattr(cfg, field)
+    for name in LOCATION:
+        stored.pop(name, None)
+        if getattr(cfg, name) is not None:
+            stored[name] = getattr(cfg, name)

@@ -9,8 +9,7 @@ from typing import Any
 from convstem.hub.provenance import Step, steps
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.stem_spec import scope
-from convstem.transplanting.report import RESIZED_NOTE
+from convstem.stem.carry import RESIZED_NOTE, plan
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
     return CardFacts(
         repo_id=repo_id,
         resized_from=spec.resized_from if isinstance(spec, TrunkSpec) else None,
-        note=_note(spec),
+        note=_note(spec) if entry.transform == "transplant" else "",
         base_model=entry.hub_name[0] if entry.hf_hub_id else None,
         transplanted=entry.transform == "transplant",
         measured_error=measured_error,
@@ -77,13 +76,13 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
 
 def _note(spec: Architecture) -> str:
     """Return what there is to say of a transplant into an architecture's own stem."""
-    exact = f"The stem is exact for {scope(spec.stem, spec.embed_dim)}."
+    exact = f"The stem is exact for {plan(spec.stem, spec.embed_dim).scope}."
     if not isinstance(spec, TrunkSpec) or spec.resized_from is None:
         return exact
     return f"{exact} {RESIZED_NOTE.format(spec.resized_from)} {spec.measured}".strip()
 
 
-def facts_of_saved(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
+def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
     """Return what a timm ``config.json`` says about a model.
 
     Args:

@@ -7,18 +7,17 @@ import re
 from pathlib import Path
 from string import Template
 
-from convstem.hosts.describe import STEM_COLUMNS, stem_rows
-from convstem.hosts.timm_tags import find_weights
+from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
 from convstem.hub.config import read_config
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CARD, CONFIG, source_of
-from convstem.publishing.cards.facts import CardFacts, facts_of_entry, facts_of_saved, sized_spec
+from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
 from convstem.publishing.cards.metadata import metadata
 from convstem.registry import tables
 from convstem.registry.complexity import macs, num_params
 from convstem.registry.licenses import check_license, license_of_card
+from convstem.registry.names import what_is_kept
 from convstem.registry.records import Architecture, ModelSpec
-from convstem.registry.trunks import kept
 
 TEMPLATE = "template.md"
 
@@ -94,7 +93,7 @@ def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> s
     config, card = read_config(folder / CONFIG), folder / CARD
     if license is None and card.is_file():
         license = license_of_card(card.read_text(encoding="utf-8"), card.name)
-    return render(facts_of_saved(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
+    return render(facts_of_config(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
 
 
 def render(facts: CardFacts) -> str:
@@ -177,7 +176,7 @@ def _origin(facts: CardFacts) -> str:
             if facts.measured_error is not None
             else "The relative error of the features in float32 is about 1e-6 where the stem is exact."
         )
-        source, what = facts.base_model or "the source", kept(facts.resized_from)
+        source, what = facts.base_model or "the source", what_is_kept(facts.resized_from)
         return _TRANSPLANT.format(base_model=source, kept=what, error=error, note=facts.note)
     known = [f"{str(step)[0].upper()}{str(step)[1:]}." for step in facts.steps]
     if facts.base_model and facts.base_model not in {step.repo_id for step in facts.steps}:

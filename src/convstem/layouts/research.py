@@ -1,0 +1,169 @@
+"""The layouts of research code: MoCo v3 and revisiting-at, which are timm's with another stem, and the JAX papers'."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from convstem.layouts.rows import (
+    FLATTEN_HEADS,
+    HALF,
+    HEADS_TO_LINEAR,
+    IMAGENET,
+    JOIN_HEAD_BIASES,
+    JOIN_HEADS,
+    KERNEL_HWIO,
+    PLAIN_TRUNK,
+    TRANSPOSE,
+    Drop,
+    Layout,
+    Refusal,
+    Row,
+)
+from convstem.layouts.timm import PATCHIFY_ROWS, TRUNK_ROWS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MOCO_V3 = "patch_embed.proj."
+
+MOCO_V3_HEADS = 12
+"""At every width, the small one too."""
+
+# timm's, with the stem in one ``Sequential`` and the projector in place of the head.
+# Source: facebookresearch/moco-v3, vits.py (ConvStem, VisionTransformerMoCo) and moco/builder.py (MoCo_ViT).
+MOCO_V3 = Layout(
+    name="moco_v3",
+    title="a MoCo v3 checkpoint",
+    rows=(
+        *TRUNK_ROWS,
+        *PATCHIFY_ROWS,
+        Row("patch_embed.backbone.{n}.conv.{p}", f"{_MOCO_V3}{{3n}}.{{p}}"),
+        Row("patch_embed.backbone.{i}.conv.weight", f"{_MOCO_V3}{{3i}}.weight"),
+        Row("patch_embed.backbone.{i}.bn.{s}", f"{_MOCO_V3}{{3i+1}}.{{s}}"),
+    ),
+    markers=(f"{_MOCO_V3}{{3i}}.weight",),
+    has=("cls_token",),
+    stem=(f"{_MOCO_V3}{{3i}}.weight", 0),
+    drops=(Drop("head.{i}.{*}", "the projector is only for pre-training"),),
+    expresses={
+        **PLAIN_TRUNK,
+        "stem_norm": ("", "batchnorm2d"),
+        "biased_norm": (False,),
+    },
+    arguments={"num_heads": MOCO_V3_HEADS},
+    stem_stride=2,
+    preprocessing=IMAGENET,
+)
+
+_CLOSE = 2e-3  # half precision keeps values up to 1 within 5e-4
+
+
+def is_moco_sincos(pos_embed: Tensor) -> bool:
+    """Tell whether a position embedding is the two-dimensional sine-cosine table of MoCo v3.
+
+    Args:
+        pos_embed: [1, 1 + side * side, width], the class token first.
+
+    Source: facebookresearch/moco-v3, vits.py (build_2d_sincos_position_embedding).
+    """
+    import torch
+
+    _, tokens, width = pos_embed.shape
+    side = round((tokens - 1) ** 0.5)
+    if pos_embed.is_meta or side * side != tokens - 1 or width % 4:
+        return False
+    frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.outer(torch.arange(side), frequencies)
+    column, row = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # tokens are counted column by column
+    table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], 1)
+    expected = torch.cat([table.new_zeros(1, width), table])
+    return bool((pos_embed[0].detach().float().cpu() - expected).abs().max() < _CLOSE)
+
+
+_ROBUSTBENCH = "patch_embed.proj.stem."
+
+# Of Singh et al. 2023, and of RobustBench's zoo: timm's, with the stem inside ``proj``.
+# Source: nmndeep/revisiting-at, utils_architecture.py (ConvBlock, ConvBlock2); RobustBench/robustbench,
+# robustbench/model_zoo/architectures/convstem_models.py.
+ROBUSTBENCH = Layout(
+    name="robustbench",
+    title="a ConvStem checkpoint of revisiting-at or RobustBench",
+    rows=(
+        *TRUNK_ROWS,
+        Row("patch_embed.backbone.{n}.conv.{p}", f"{_ROBUSTBENCH}{{3n}}.{{p}}"),
+        Row("patch_embed.backbone.{i}.conv.{p}", f"{_ROBUSTBENCH}{{3i}}.{{p}}"),
+        Row("patch_embed.backbone.{i}.bn.{p}", f"{_ROBUSTBENCH}{{3i+1}}.{{p}}"),
+    ),
+    markers=(f"{_ROBUSTBENCH}{{3i}}.weight",),
+    has=("cls_token",),
+    stem=(f"{_ROBUSTBENCH}{{3i}}.weight", 0),
+    expresses={"stem_norm": ("layernorm2d",), "stem_bias": (True,)},
+    stem_stride=2,
+    preprocessing={**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"},
+)
+
+_BLOCK = "Transformer/encoderblock_{i}/"
+_ATTENTION = f"{_BLOCK}MultiHeadDotProductAttention_1/"
+_POOL = "MAPHead_0/"
+_POOLING = f"{_POOL}MultiHeadDotProductAttention_0/"
+
+
+def _norm(timm: str, other: str) -> tuple[Row, Row]:
+    return Row(f"{timm}.weight", f"{other}/scale"), Row(f"{timm}.bias", f"{other}/bias")
+
+
+def _linear(timm: str, other: str) -> tuple[Row, Row]:
+    return Row(f"{timm}.weight", f"{other}/kernel", TRANSPOSE), Row(f"{timm}.bias", f"{other}/bias")
+
+
+def _joined(timm: str, attention: str, parts: tuple[str, ...]) -> tuple[Row, Row]:
+    return (
+        Row(f"{timm}.weight", tuple(f"{attention}{part}/kernel" for part in parts), JOIN_HEADS),
+        Row(f"{timm}.bias", tuple(f"{attention}{part}/bias" for part in parts), JOIN_HEAD_BIASES),
+    )
+
+
+# The JAX checkpoints (.npz) of the ViT and AugReg papers and of big_vision.
+# Source: google-research/vision_transformer, vit_jax/models_vit.py; google-research/big_vision, models/vit.py.
+AUGREG = Layout(
+    name="augreg",
+    title="a JAX checkpoint of ViT, AugReg or big_vision",
+    rows=(
+        Row("cls_token", "cls"),
+        Row("pos_embed", "Transformer/posembed_input/pos_embedding"),
+        Row("patch_embed.proj.weight", "embedding/kernel", KERNEL_HWIO),
+        Row("patch_embed.proj.bias", "embedding/bias"),
+        *_norm("blocks.{i}.norm1", f"{_BLOCK}LayerNorm_0"),
+        *_joined("blocks.{i}.attn.qkv", _ATTENTION, ("query", "key", "value")),
+        Row("blocks.{i}.attn.proj.weight", f"{_ATTENTION}out/kernel", FLATTEN_HEADS),
+        Row("blocks.{i}.attn.proj.bias", f"{_ATTENTION}out/bias"),
+        *_norm("blocks.{i}.norm2", f"{_BLOCK}LayerNorm_2"),
+        *_linear("blocks.{i}.mlp.fc1", f"{_BLOCK}MlpBlock_3/Dense_0"),
+        *_linear("blocks.{i}.mlp.fc2", f"{_BLOCK}MlpBlock_3/Dense_1"),
+        *_norm("norm", "Transformer/encoder_norm"),
+        Row("attn_pool.latent", f"{_POOL}probe"),
+        Row("attn_pool.q.weight", f"{_POOLING}query/kernel", HEADS_TO_LINEAR),
+        Row("attn_pool.q.bias", f"{_POOLING}query/bias", JOIN_HEAD_BIASES),
+        *_joined("attn_pool.kv", _POOLING, ("key", "value")),
+        Row("attn_pool.proj.weight", f"{_POOLING}out/kernel", FLATTEN_HEADS),
+        Row("attn_pool.proj.bias", f"{_POOLING}out/bias"),
+        *_norm("attn_pool.norm", f"{_POOL}LayerNorm_0"),
+        *_linear("attn_pool.mlp.fc1", f"{_POOL}MlpBlock_0/Dense_0"),
+        *_linear("attn_pool.mlp.fc2", f"{_POOL}MlpBlock_0/Dense_1"),
+        *_linear("head", "head"),
+    ),
+    # big_vision numbers the layers of a block by kind, and keeps the positions outside the encoder
+    spellings=(
+        ("pos_embedding", "Transformer/posembed_input/pos_embedding"),
+        (f"{_BLOCK}MultiHeadDotProductAttention_0/{{*}}", f"{_ATTENTION}{{*}}"),
+        (f"{_BLOCK}LayerNorm_1/{{w}}", f"{_BLOCK}LayerNorm_2/{{w}}"),
+        (f"{_BLOCK}MlpBlock_0/{{*}}", f"{_BLOCK}MlpBlock_3/{{*}}"),
+    ),
+    markers=("embedding/kernel", f"{_BLOCK}LayerNorm_0/scale"),
+    refusals=(
+        Refusal("pre_logits/{w}", "its head has a hidden layer (pre_logits, then tanh), which timm's ViT has not; "
+                "without it the logits would be others"),
+    ),
+    heads=(f"{_ATTENTION}query/kernel", 1),
+    preprocessing=HALF,
+)  # fmt: skip

@@ -1,0 +1,237 @@
+"""Every timm model of ours: timm's own class, with a conv stem in the place of its patch embedding."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+from timm.layers import LayerNorm, to_2tuple
+from timm.models import PretrainedCfg, build_model_with_cfg, model_entrypoint, resolve_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from convstem.errors import ArgumentError, ArgumentTypeError, ConvStemError
+from convstem.features.pyramid import as_pyramid, take_pyramid
+from convstem.hub.config import argument_kinds
+from convstem.hub.provenance import forget
+from convstem.layouts.diagnosis import explain_on_load
+from convstem.models.sincos import SinCosVisionTransformer
+from convstem.registry import catalog
+from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
+from convstem.registry.stem_spec import StemSpec, check_heads, default_stem
+from convstem.stem.find import find_embed
+from convstem.stem.norms import layer_norm
+from convstem.stem.pixels import normalised_range
+from convstem.stem.vocabulary import override_stem
+from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
+from convstem.transplanting.patch_size import needs_resizing
+from convstem.transplanting.surgery import put_stem
+from convstem.upstream.private import timm_set_metadata
+from convstem.weights.fit import fit, stem_channels
+from convstem.weights.pretrained import Request, load_pretrained
+
+_STEM = [field.name for field in fields(StemSpec)]
+
+_FEATURES = {"out_indices": 3, "feature_cls": "getter"}
+"""What timm gives all its plain ViTs for ``features_only=True``: the last three blocks."""
+
+_NAFLEX = ("timm.models.eva", "timm.models.vision_transformer")
+"""Modules that build another class where the environment asks for it (``TIMM_USE_NAFLEXVIT``), unless told not to."""
+
+_CLASSES = {"learn": VisionTransformer, "sincos2d": SinCosVisionTransformer}
+
+
+def create_timm_model(
+    name: str,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: Any = None,
+    pretrained_model_args: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build one of our timm models, as timm's own entrypoints do.
+
+    A file with a stem is loaded as it is, the patch embedding of one without is transplanted; without weights the stem
+    starts as the paper's does.
+
+    Args:
+        name: our timm name, without tag.
+        pretrained, pretrained_cfg, pretrained_cfg_overlay, cache_dir: see ``timm.create_model``.
+        pretrained_model_args: the arguments of a saved model, from its config.
+        kwargs: arguments of the trunk's class, ``stem_channels`` etc. (see ``StemSpec``), and ``norm_eps``, the epsilon
+            of the trunk's LayerNorms.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: the caller's arguments do not fit; the message has the nearest that would.
+        CheckpointError, DeviceMemoryError, HubError, InvalidFileError: see ``weights.pretrained``.
+    """
+    request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
+    pyramid = take_pyramid(kwargs, "dynamic_img_size" in argument_kinds(name))
+    with request.blaming(partial(create_timm_model, name)):
+        if pretrained:
+            model = load_pretrained(request, partial(_build, request))
+        else:
+            model = _build(request, request.cfg, {}, **kwargs)
+            forget(model)  # the cfg describes pretrained weights, and these are not
+    return model if pyramid is None else as_pyramid(model, pyramid)
+
+
+def _build(
+    request: Request, cfg: PretrainedCfg, header: Mapping[str, Any], pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Build a model, and load it; here ``cfg`` names a file where the weights are at hand.
+
+    Args:
+        header: of that file, where it is known.
+    """
+    for argument in ("embed_layer", "embed_norm_layer"):
+        if kwargs.pop(argument, None) is not None:
+            raise ArgumentTypeError(
+                f"{argument} cannot be set: the conv stem is the patch embedding; use the stem_* arguments"
+            )
+    eps = kwargs.pop("norm_eps", None)
+    if eps is not None:
+        kwargs["norm_layer"] = layer_norm(LayerNorm, eps, kwargs.get("norm_layer"))
+    changes = {field: kwargs.pop(f"stem_{field}", None) for field in _STEM}
+    channels = stem_channels(header)
+    if header and not channels:  # a patch embedding, for which a saved model's own stem may be too narrow
+        changes = {
+            field: None if value == request.saved.get(f"stem_{field}") else value for field, value in changes.items()
+        }
+    make = partial(_make, request.name, cfg, changes, channels)
+    with _caller_errors(request.name):
+        model = build_model_with_cfg(
+            make,
+            request.name,
+            pretrained,
+            pretrained_cfg=cfg,
+            pretrained_filter_fn=fit,
+            feature_cfg=dict(_FEATURES),
+            cache_dir=request.cache_dir,
+            pretrained_model_args=dict(request.saved),
+            **{**_own_size(request.name, cfg, kwargs), **kwargs},
+        )
+    spec = find_embed(model).stem_spec
+    patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else the name's own
+    timm_set_metadata(model, {**spec.model_args, **patch})
+    return model
+
+
+def _make(
+    name: str,
+    cfg: PretrainedCfg,
+    changes: dict[str, Any],
+    channels: tuple[int, ...],
+    **kwargs: Any,
+) -> nn.Module:
+    """Return timm's class with a fresh stem in it.
+
+    Args:
+        cfg: of the name.
+        changes: fields of ``StemSpec`` that the caller gave.
+        channels: those of the stem in the file that will be loaded, if it is known and has one.
+    """
+    trunk = trunks().get(name)
+    model = _family(name, kwargs) if trunk is None else _trunk(trunk, cfg, kwargs)
+    projection = projection_of(find_patch_embedding(model)[1])
+    embed_dim, in_chans, patch, _ = projection.weight.shape
+    embed: Any = put_stem(model, _stem(name, patch, embed_dim, in_chans, changes, channels))
+    known = normalised_range(cfg.mean, cfg.std, in_chans)
+    embed.lowest = known and known[0]
+    embed.resized_from = _resized(trunk, patch)
+    model.register_load_state_dict_pre_hook(explain_on_load("timm"))
+    return model
+
+
+def _family(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Return timm's ``VisionTransformer`` of the sizes in the row of one of our own families."""
+    spec = catalog.models()[name]
+    row = {field: getattr(spec, field) for field in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
+    arguments = {**row, **spec.trunk_args, **kwargs}
+    check_heads(arguments["embed_dim"], arguments["num_heads"])
+    return _CLASSES[spec.pos_embed](**arguments)
+
+
+def _trunk(trunk: str, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> nn.Module:
+    """Return timm's own model of a trunk, without its weights."""
+    entrypoint = model_entrypoint(trunk)
+    if entrypoint.__module__ in _NAFLEX:
+        kwargs = {"use_naflex": False, **kwargs}
+    plain = replace(cfg, architecture=trunk, first_conv=resolve_pretrained_cfg(trunk).first_conv)
+    return entrypoint(pretrained=False, pretrained_cfg=plain, **kwargs)
+
+
+def _stem(
+    name: str, patch: int, embed_dim: int, in_chans: int, changes: dict[str, Any], channels: tuple[int, ...]
+) -> StemSpec:
+    """Return the stem of a model: the caller's, else the file's, else the name's own, else the default one.
+
+    A name's own stem keeps its norm and activation where another patch size asks for other layers.
+    """
+    spec = catalog.models().get(name)
+    if spec is not None and spec.stem_channels and patch == spec.patch_size:
+        return override_stem(spec.stem, patch, **changes)
+    if needs_resizing(patch) and not changes["strides"]:
+        raise ArgumentError(
+            f"the patches of stride-2 layers have powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size="
+            f"{patch}: choose one of these, or pass stem_channels, stem_strides and stem_kernel_sizes whose strides "
+            "multiply to it, such as (12, 588), (2, 7) and (3, 13) for 14"
+        )
+    stem = default_stem(RESIZED if needs_resizing(patch) else patch, embed_dim, in_chans)
+    if spec is not None:
+        stem = replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
+    if changes["channels"] is None and len(channels) == len(stem.channels):
+        stem = replace(stem, channels=channels)
+    return override_stem(stem, patch, **changes)
+
+
+def _resized(trunk: str | None, patch: int) -> int | None:
+    """Return the patch size that a trunk's own weights have, if a model's patches are larger."""
+    own = resized_from(trunk) if trunk else None
+    return None if own == patch else own
+
+
+def _own_size(name: str, cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm must be told of a trunk whose patches a stem makes larger: it would build its own.
+
+    Raises:
+        ArgumentError: an image size that fits the source's patches, but not those they became.
+    """
+    patch = resized_from(trunks().get(name, ""))
+    if patch is None:
+        return {}
+    size = kwargs.get("img_size", cfg.input_size[1:])
+    sides = to_2tuple(size or 0)
+    larger = resized_input((3, *sides), patch, RESIZED)[1:]
+    own_patch = kwargs.get("patch_size", RESIZED) == RESIZED and not kwargs.get("dynamic_img_size")
+    if own_patch and any(side % RESIZED for side in sides) and not any(side % patch for side in sides):
+        raise ArgumentError(
+            f"img_size {size} is of patches of {patch} pixels, the source's; here they have {RESIZED}, and as many "
+            f"have {larger[0]} x {larger[1]}: pass img_size={larger}"
+        )
+    return {"patch_size": RESIZED, "img_size": cfg.input_size[1:]}
+
+
+@contextmanager
+def _caller_errors(name: str) -> Iterator[None]:
+    """Say what timm says against a caller's arguments as one of our errors, with the nearest argument there is."""
+    try:
+        yield
+    except ConvStemError:
+        raise
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        known = argument_kinds(name)
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(known))}"
+        raise ArgumentTypeError(f"{name} takes no argument {unknown[1]!r}; {hint}") from error
+    except AssertionError as error:
+        raise ArgumentError(f"timm cannot build {name} with these arguments: {error}") from error

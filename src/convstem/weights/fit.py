@@ -1,0 +1,141 @@
+"""From the state dict of any file to the one that a timm model of ours loads: the one pipeline for every name."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from convstem.errors import ConversionError
+from convstem.layouts.conversion import convert
+from convstem.layouts.diagnosis import check_checkpoint
+from convstem.layouts.recognise import LAYOUTS, recognise
+from convstem.layouts.rows import match
+from convstem.layouts.unwrap import unwrap
+from convstem.registry.names import RESIZED, resized_input
+from convstem.stem.find import embed_path
+from convstem.stem.loading import carry_patch_embedding
+from convstem.stem.norms import fit_norm
+
+_logger = logging.getLogger(__name__)
+
+
+def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+    """Return a checkpoint's state dict with the model's keys, stem, grid and input channels; the filter timm calls.
+
+    Layouts that we know become timm's, and timm's own filter of the trunk reads what it knows and resamples positions.
+    The patch embedding of a file without a stem is carried into the model's. Then every key and shape is compared,
+    but for those of a new classifier, which timm adapts.
+
+    Args:
+        state_dict: of a file, or what a training script saved around one.
+        model: a timm model of ours, not yet loaded, with its ``pretrained_cfg``.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus or misshapen.
+        ConversionError: it is a ViT's of a layout that we know, but not a whole one.
+    """
+    path = embed_path(model)
+    state = _by_timms_filter(_in_timms_keys(state_dict), model, path)
+    embed = model.get_submodule(path)
+    projection = f"{path}.proj.weight"
+    if projection in state and not _has_stem(state, path):
+        state[projection] = _widened(state[projection], model, embed.in_chans)
+        report = carry_patch_embedding(embed, state, f"{path}.")
+        model.transplant_report = replace(report, resized_from=embed.resized_from)
+    fit_norm(embed.backbone, state, f"{path}.backbone.")
+    if "pos_embed" in dict(model.named_buffers()):  # fixed by the grid
+        state["pos_embed"] = model.pos_embed
+    check_checkpoint(state, model)
+    return state
+
+
+def stem_channels(tensors: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the channels of the conv stem in a file, the last 1x1's left out; none if it has no stem.
+
+    Args:
+        tensors: anything with a shape, by key.
+    """
+    convs = {
+        int(index): tensor.shape[0]
+        for key, tensor in tensors.items()
+        for _, found, end in [key.partition(".backbone.")]
+        for index, _, name in [end.partition(".")]
+        if found and index.isdigit() and name == "conv.weight"
+    }
+    return tuple(convs[index] for index in sorted(convs)[:-1])
+
+
+def _has_stem(state: Mapping[str, Any], path: str) -> bool:
+    return any(key.startswith(f"{path}.backbone.") for key in state)
+
+
+def _in_timms_keys(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state dict of a layout that we know under timm's keys; any other as it is, for timm may know it."""
+    try:
+        opened = unwrap(state_dict)
+        layout = LAYOUTS[opened.layout] if opened.layout else recognise(opened.state_dict).layout
+    except ConversionError:
+        return state_dict
+    if layout is None or layout.name == "timm":
+        return state_dict
+    return convert(state_dict, source=layout.name, target="timm").state_dict
+
+
+def _by_timms_filter(state_dict: Mapping[str, Any], model: Any, path: str) -> dict[str, Tensor]:
+    """Return what timm's filter of the trunk makes of a state dict, without what is only for pre-training.
+
+    A stem has no patch kernel, by which timm tells the grid that positions were made for: it is shown one.
+    """
+    shown = {f"{path}.proj.weight": model.get_submodule(path).proj.weight} if _has_stem(state_dict, path) else {}
+    shown = {key: value for key, value in shown.items() if key not in state_dict}
+    cfg = model.pretrained_cfg
+    model.pretrained_cfg = _of_source(cfg, state_dict, model.get_submodule(path), f"{path}.proj.weight")
+    try:
+        filtered = _filter_of(model)({**state_dict, **shown}, model)
+    finally:
+        model.pretrained_cfg = cfg
+    drops = [drop.keys for drop in LAYOUTS["timm"].drops]
+    return {
+        key: tensor
+        for key, tensor in filtered.items()
+        if key not in shown and not any(match(keys, key) is not None for keys in drops)
+    }
+
+
+def _filter_of(model: nn.Module) -> Callable[[Mapping[str, Any], Any], dict[str, Tensor]]:
+    """Return timm's own filter for the checkpoints of a model's class; most modules have one."""
+    own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if own is None:
+        return lambda state_dict, _: dict(state_dict)
+    if "adapt_layer_scale" in inspect.signature(own).parameters:  # DeiT III's, whose builder asks for it
+        return partial(own, adapt_layer_scale=True)
+    return own  # type: ignore[no-any-return]
+
+
+def _of_source(cfg: dict[str, Any], state_dict: Mapping[str, Any], embed: Any, projection: str) -> dict[str, Any]:
+    """Return a pretrained cfg with the images of a source whose patches were smaller than the model's."""
+    kernel = getattr(state_dict.get(projection), "shape", (0,))[-1]
+    if not embed.resized_from or kernel != embed.resized_from:
+        return cfg
+    return {**cfg, "input_size": resized_input(cfg["input_size"], RESIZED, embed.resized_from)}
+
+
+def _widened(weight: Tensor, model: Any, in_chans: int) -> Tensor:
+    """Return a patch embedding for the model's input channels, by timm's rule."""
+    size = model.pretrained_cfg["input_size"]
+    model.pretrained_cfg["input_size"] = (in_chans, *size[1:])  # adapted here: timm has nothing left to do
+    if in_chans == weight.shape[1]:
+        return weight
+    _logger.info(
+        f"Adapted the patch embedding from {weight.shape[1]} to {in_chans} input channels by timm's rule, which "
+        "repeats or sums the filters; convstem.transplant(..., in_chans=, bands=) places them on chosen bands."
+    )
+    return adapt_input_conv(in_chans, weight, base_chans=weight.shape[1])
