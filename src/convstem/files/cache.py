@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,23 +65,3 @@ def store(path: Path, write: Callable[[Path], object]) -> None:
     with suppress(Exception):  # a full disk reaches us as whatever the writing library makes of it
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
-
-
-@contextmanager
-def one_at_a_time(name: str) -> Iterator[None]:
-    """Hold a lock that all processes of this cache share, where the cache can be written: the others wait.
-
-    Args:
-        name: of the lock, the name of a file.
-    """
-    from filelock import FileLock
-
-    lock = root() / "locks" / f"{name}.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    except OSError:
-        yield
-        return
-    with FileLock(lock):
-        yield

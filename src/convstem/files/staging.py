@@ -15,7 +15,7 @@ from stat import S_ISDIR
 from filelock import FileLock, Timeout
 
 from convstem.errors import ExistingPathError
-from convstem.files.cache import one_at_a_time
+from convstem.files.cache import root
 
 _LOCK = ".lock"
 
@@ -79,7 +79,7 @@ def replacing(folder: Path, last: str, belonging: Collection[str] = (), overwrit
         ExistingPathError: the folder has other files of these names; nothing was changed.
         OSError: what the file system says; nothing was changed.
     """
-    with one_at_a_time(f"folder-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}"):
+    with _alone(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,20 @@ def replacing(folder: Path, last: str, belonging: Collection[str] = (), overwrit
                 with suppress(OSError):
                     path.rmdir()
             raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which lies where nobody's files are; without one where the cache cannot be written."""
+    lock = root() / "locks" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError:
+        yield
+        return
+    with FileLock(lock):
+        yield
 
 
 def _swap(staged: Path, folder: Path, last: str, belonging: Collection[str], overwrite: bool) -> None:

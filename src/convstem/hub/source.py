@@ -187,7 +187,8 @@ def source_of(verb: str, source: str | os.PathLike[str] | Source) -> Source:
         raise MissingPathError(f"there is no file or folder {found.path}: {verb} takes {_taken(verb)}")
     if found.kind not in TAKES[verb]:
         remedy = _REMEDIES.get((verb, found.kind), _CONVERT).format(found.path if found.kind == "file" else found)
-        raise ArgumentError(f"{found} is a {found.kind}, and {verb} takes {_taken(verb)}. {remedy}")
+        absent = " (there is no file or folder of this name)" if disk and found.kind in ("name", "repository") else ""
+        raise ArgumentError(f"{found} is a {found.kind}{absent}, and {verb} takes {_taken(verb)}. {remedy}")
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from convstem.hub.source import Source
 from convstem.inference.fold import fold
-from convstem.publishing.cards.facts import facts_of_saved
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 
@@ -32,7 +32,7 @@ def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = F
 
     def write(staged: Path) -> None:
         save(folded, staged)
-        finish(staged, license, lambda config: render(facts_of_saved(config, None, license, description=description)))
+        finish(staged, license, lambda config: render(facts_of_config(config, None, license, description=description)))
 
     write_folder(folder, write, overwrite)
     return folded

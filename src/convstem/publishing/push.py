@@ -20,7 +20,7 @@ from convstem.hub.provenance import SCRATCH, TRANSPLANTED, TUNED, Step, record, 
 from convstem.hub.read import fetch
 from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of, split_revision
 from convstem.models.twins import as_timm_model
-from convstem.publishing.cards.facts import CardFacts, facts_of_entry, facts_of_saved
+from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.render import located, render
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
@@ -137,7 +137,7 @@ def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapp
     if tag is not None:
         facts = facts_of_entry(find_weights(tag))
         known = {k: getattr(facts, k) for k in ("dataset", "description", "metrics", "metrics_source", "recipe")}
-    return facts_of_saved(
+    return facts_of_config(
         read_json(folder / CONFIG), repo_id, license, **{**known, **{k: v for k, v in more.items() if v}}
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convstem.errors import TransplantError
 from convstem.hub.source import Source, source_of
 from convstem.hub.timm_source import create_source
-from convstem.publishing.cards.facts import facts_of_saved
+from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
@@ -156,7 +156,7 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
 
 
 def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:
-    facts = facts_of_saved(
+    facts = facts_of_config(
         config,
         None,
         result.license if result.license != "unknown" else "other",

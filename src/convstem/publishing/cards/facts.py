@@ -82,7 +82,7 @@ def _note(spec: Architecture) -> str:
     return f"{exact} {RESIZED_NOTE.format(spec.resized_from)} {spec.measured}".strip()
 
 
-def facts_of_saved(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
+def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
     """Return what a timm ``config.json`` says about a model.
 
     Args:

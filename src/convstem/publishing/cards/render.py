@@ -11,7 +11,7 @@ from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
 from convstem.hub.config import read_config
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CARD, CONFIG, source_of
-from convstem.publishing.cards.facts import CardFacts, facts_of_entry, facts_of_saved, sized_spec
+from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
 from convstem.publishing.cards.metadata import metadata
 from convstem.registry import tables
 from convstem.registry.complexity import macs, num_params
@@ -93,7 +93,7 @@ def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> s
     config, card = read_config(folder / CONFIG), folder / CARD
     if license is None and card.is_file():
         license = license_of_card(card.read_text(encoding="utf-8"), card.name)
-    return render(facts_of_saved(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
+    return render(facts_of_config(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
 
 
 def render(facts: CardFacts) -> str:
