@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, the same each time; ``python -m tools.fuzz`` runs longer ones."""
+"""A short run of the fuzzer, the same each time; ``python -m tests.fuzz`` runs longer ones."""
 
 import random
 import re
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.fuzz import main, many, one
-from tools.fuzz_mutations import spoil_bytes, spoil_tree
-from tools.fuzz_readers import READERS, Reader, WrongContentError, compare, small_weights
+from tests.fuzz.__main__ import main, many, one
+from tests.fuzz.mutations import spoil_bytes, spoil_tree
+from tests.fuzz.readers import READERS, Reader, WrongContentError, compare, small_weights
 
 CASES = {"config": 60, "layout": 60, "registry": 150, "weights": 400}
 

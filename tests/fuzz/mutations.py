@@ -1,4 +1,4 @@
-"""How ``tools.fuzz`` damages files: as bytes, and as JSON."""
+"""How ``tests.fuzz`` damages files: as bytes, and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The readers that ``tools.fuzz`` tries: each spoils a real file, reads it, and compares what it got with the file."""
+"""The readers that ``tests.fuzz`` tries: each spoils a real file, reads it, and compares what it got with the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tools.fuzz_mutations import spoil_bytes, spoil_tree
+from tests.fuzz.mutations import spoil_bytes, spoil_tree
 
 State = dict[str, Any]
 

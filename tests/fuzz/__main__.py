@@ -1,7 +1,7 @@
 """Damages real small files at random and reads them: each case ends in the right content, or in one of our errors.
 
-    python -m tools.fuzz [--seconds 60] [--seed 0]
-    python -m tools.fuzz --reader config --seed 0 --case 123   # one case again, with its traceback
+    python -m tests.fuzz [--seconds 60] [--seed 0]
+    python -m tests.fuzz --reader config --seed 0 --case 123   # one case again, with its traceback
 
 Anything else (another error, a hang, wrong content) is printed with its seed, and the exit status is 1.
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.fuzz_readers import READERS, Reader, WrongContentError
+from tests.fuzz.readers import READERS, Reader, WrongContentError
 
 SLOW_SECONDS = 20.0
 """A case that takes longer counts as a hang."""
