@@ -19,9 +19,9 @@ from benchmarks.transplant_quality_cases import embedding, embedding_error, erro
 from benchmarks.transplant_quality_images import SIZE, uniform
 from convstem import StemSpec, transplant
 from convstem.transplanting.surgery import swap_stem
+from experiments.cifar10.data import Split, load_split
 from experiments.stem_norms import EPOCHS, OPTIMISERS, RATES, STEPS, TEST_IMAGES
 from experiments.transplant_cifar10 import get_source
-from experiments.transplant_cifar10_data import Split, load_split
 from experiments.transplant_cifar10_experiments import accuracy, predict, train
 
 TRUNKS = {

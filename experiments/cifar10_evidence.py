@@ -7,21 +7,28 @@ same trunk, one of equal depth and one a block deeper, whose cost is about the c
     python -m experiments.cifar10_evidence --data-dir DATA --out OUT --epochs 10 --seeds 0 1 2 --jobs 2
     python -m experiments.cifar10_evidence --data-dir DATA --out OUT --report    # only print the table, draw the plots
 
-Interrupt or kill it freely: the same command goes on from the last whole epoch of each run. OUT/runs/NAME holds log and
-last checkpoint of a run, OUT gets ``results.txt`` and ``curves.png``; ``--plan`` prints the runs. They go seed by seed
-with the stems side by side, so that an interrupted table is still a fair one.
+Interrupt or kill it freely: the same command goes on from the last whole epoch of each run. OUT/runs.jsonl gets a line
+when a run is done, OUT/runs/NAME holds its last checkpoint, OUT gets ``results.txt`` and ``curves.png``; ``--plan``
+prints the runs. They go seed by seed with the stems side by side, so that an interrupted table is still a fair one.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from experiments import cifar10_evidence_report as report
 from experiments.cifar10 import sweep
-from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.models import COLOURS, STEMS, pflop, twin_settings
+from experiments.cifar10.settings import Settings, precision_of
+from experiments.machine import machines
+from experiments.runs import RUNS, Row, by_name
+from experiments.seeds import Scores, paired, spread, verdict
 
 OPTIMIZERS = {"adamw": (0.05, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)), "sgd": (1e-4, (0.02, 0.06, 0.2, 0.6, 2.0))}
 """Weight decay and learning rates of each optimizer: factors of about three around the usual one."""
@@ -66,6 +73,205 @@ def planned(args: argparse.Namespace) -> list[Run]:
     return [Run(model, stem, name, rate, seed) for seed, model, (name, rate), stem in combined]
 
 
+# What the runs say about each claim of the paper
+
+CHANCE = 10.0
+"""Accuracy, in per cent, of a run whose loss was lost."""
+
+Key = tuple[str, str, str, float]
+"""Model, optimizer, stem and learning rate."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run that is done: test accuracy in per cent after each epoch, and its line."""
+
+    accuracy: tuple[float, ...]
+    row: Row
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loss became no number."""
+        return sweep.DIVERGED in self.row
+
+
+Runs = dict[Key, dict[int, Curve]]
+"""By what is compared, then by seed."""
+
+
+def read_runs(out: Path) -> Runs:
+    """Return the runs that are done; one whose loss was lost stays at chance."""
+    groups: Runs = defaultdict(dict)
+    for name, row in sorted(by_name(out).items()):
+        model, stem, optimizer, rest = name.split("-", 3)
+        rate, seed = rest.rsplit("-", 1)
+        accuracy = [epoch["accuracy"] for epoch in row["epochs"]] + [CHANCE] * (sweep.DIVERGED in row)
+        groups[model, optimizer, stem, float(rate)][int(seed)] = Curve(tuple(accuracy), row)
+    return dict(sorted(groups.items()))
+
+
+def final(curves: Mapping[int, Curve]) -> float:
+    """Return the mean accuracy after the last epoch, over seeds."""
+    return statistics.fmean(curve.accuracy[-1] for curve in curves.values())
+
+
+def rates_of(runs: Runs, model: str, optimizer: str, stem: str) -> dict[float, dict[int, Curve]]:
+    """Return the runs of one model, optimizer and stem by learning rate."""
+    return {key[3]: curves for key, curves in runs.items() if key[:3] == (model, optimizer, stem)}
+
+
+def best(rates: Mapping[float, Mapping[int, Curve]]) -> Mapping[int, Curve]:
+    """Return the runs of the learning rate with the highest final accuracy."""
+    return max(rates.values(), key=final)
+
+
+def best_of_seeds(rates: Mapping[float, Mapping[int, Curve]]) -> Scores:
+    """Return, by seed, the final accuracy at the rate that is best on average."""
+    return {seed: curve.accuracy[-1] for seed, curve in best(rates).items()}
+
+
+NEAR = 10.0
+"""Points below the best rate up to which a rate still counts as near."""
+
+OVER_RATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean accuracy": statistics.fmean,
+    "smaller range": lambda finals: min(finals) - max(finals),
+    f"rates less than {NEAR:g} points below the best": lambda finals: sum(max(finals) - x < NEAR for x in finals),
+}
+"""What the final accuracies over all rates say about care with the rate: more is better."""
+
+
+def over_rates(rates: Mapping[float, Mapping[int, Curve]], measure: Callable[[Sequence[float]], float]) -> Scores:
+    """Return, by seed, a measure of the final accuracies over rates; only seeds that all rates have."""
+    seeds = set.intersection(*(set(curves) for curves in rates.values()))
+    return {seed: measure([curves[seed].accuracy[-1] for curves in rates.values()]) for seed in sorted(seeds)}
+
+
+def epochs_to(curve: Sequence[float], accuracy: float) -> int:
+    """Return after how many epochs a curve reaches an accuracy; one more than it has if never."""
+    return next((epoch for epoch, value in enumerate(curve, 1) if value >= accuracy), len(curve) + 1)
+
+
+def shared_rates(*sweeps: Mapping[float, Any]) -> list[dict[float, Any]]:
+    """Return sweeps with the rates that all have, so that an unfinished table compares like with like."""
+    return [{rate: rates[rate] for rate in rates if all(rate in other for other in sweeps)} for rates in sweeps]
+
+
+def claims(runs: Runs, model: str, other: str) -> list[str]:
+    """Return the paper's claims about a model against one of its twins, each with its figure."""
+    lines, gaps = [], {}
+    for optimizer in sorted({key[1] for key in runs}):
+        conv, twin = shared_rates(*(rates_of(runs, model, optimizer, stem) for stem in ("conv", other)))
+        if not conv:
+            continue
+        lines.append(verdict(f"{optimizer}: accuracy at the best rate", paired(*map(best_of_seeds, (conv, twin)))))
+        for name, measure in OVER_RATES.items() if len(conv) > 1 else ():
+            if better := paired(*(over_rates(rates, measure) for rates in (conv, twin))):
+                lines.append(verdict(f"{optimizer}: {name}, over {len(conv)} rates", better))
+        ours, theirs = best(conv), best(twin)
+        epochs = len(next(iter(theirs.values())).accuracy)
+        early = {s: epochs - epochs_to(ours[s].accuracy, theirs[s].accuracy[-1]) for s in sorted({*ours} & {*theirs})}
+        lines.append(verdict(f"{optimizer}: epochs sooner at the twin's final accuracy, of {epochs}", early))
+        gaps[optimizer] = best_of_seeds(conv), best_of_seeds(twin)
+    if {"adamw", "sgd"} <= set(gaps):
+        conv_gap, twin_gap = (paired(gaps["adamw"][i], gaps["sgd"][i]) for i in range(2))
+        lines.append(verdict("smaller gap from AdamW to SGD", paired(twin_gap, conv_gap)))
+    return [f"{model}, conv stem against {other}", *lines, ""] if lines else []
+
+
+# Table and plots
+
+PICTURE = "curves.png"
+
+
+def cell(curves: Mapping[int, Curve]) -> str:
+    """Return mean, spread over seeds, and how many runs were lost."""
+    lost = sum(curve.lost for curve in curves.values())
+    return spread(curve.accuracy[-1] for curve in curves.values()) + (f" ({lost} lost)" if lost else "")
+
+
+def table(runs: Runs, model: str, optimizer: str) -> list[str]:
+    """Return the table of one model and optimizer."""
+    sweeps = {stem: rates for stem in STEMS if (rates := rates_of(runs, model, optimizer, stem))}
+    columns = sorted({rate for rates in sweeps.values() for rate in rates})
+    lines = [f"{model}, {optimizer}", f"{'stem':<12}" + "".join(f"{f'lr {rate:g}':>18}" for rate in columns)]
+    for stem, rates in sweeps.items():
+        lines.append(f"{stem:<12}" + "".join(f"{cell(rates[rate]) if rate in rates else '-':>18}" for rate in columns))
+    return [*lines, ""]
+
+
+def sizes(runs: Runs) -> list[str]:
+    """Return the size and cost of each model."""
+    rows = {key[0::2]: curve.row for key, curves in runs.items() for curve in curves.values()}
+    return [f"{model}, {stem}: {row['parameters']:,} parameters, {row['gmacs']:.4f} GMACs"
+            for (model, stem), row in sorted(rows.items())]  # fmt: skip
+
+
+def circumstances(runs: Runs) -> list[str]:
+    """Return what all runs share, and on what they ran for how long."""
+    rows = [curve.row for curves in runs.values() for curve in curves.values()]
+    shared = rows[0]["settings"]
+    hours, work = sum(row["cpu_hours"] for row in rows), sum(map(pflop, rows))
+    images, precision = shared["train_images"] or "all", precision_of(shared)
+    return [
+        f"{shared['epochs']} epochs of {images} training images, all test images; batch {shared['batch_size']}, "
+        f"label smoothing {shared['smoothing']:g}, clipped at {shared['clip_grad']:g}; {precision}",
+        f"{hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(rows)} runs",
+        *machines(rows),
+    ]
+
+
+def to_text(runs: Runs) -> str:
+    """Return the report."""
+    models, optimizers = (sorted({key[index] for key in runs}) for index in range(2))
+    seeds = sorted({seed for curves in runs.values() for seed in curves})
+    lines = [f"CIFAR-10 test accuracy (%) from scratch; mean +- sample deviation over seeds {seeds}", ""]
+    lines += [line for model in models for name in optimizers for line in table(runs, model, name)]
+    lines += [
+        "In favour of the conv stem (points, or epochs), paired by seed; shown where all seeds agree",
+        "",
+    ]
+    lines += [line for model in models for other in STEMS[1:] for line in claims(runs, model, other)]
+    return "\n".join([*lines, *sizes(runs), *circumstances(runs)]) + "\n"
+
+
+def plot(runs: Runs, path: Path) -> None:
+    """Draw, per model and optimizer, accuracy over epochs at the best rate, and final accuracy over the rate."""
+    import matplotlib.pyplot as plt
+
+    kinds = sorted({key[:2] for key in runs})
+    figure, axes = plt.subplots(len(kinds), 2, figsize=(10, 3.2 * len(kinds)), layout="constrained", squeeze=False)
+    for (left, right), (model, optimizer) in zip(axes, kinds, strict=True):
+        for stem, colour in COLOURS.items():
+            rates = rates_of(runs, model, optimizer, stem)
+            for seed, curve in best(rates).items() if rates else ():
+                label = stem if seed == min(best(rates)) else None
+                left.plot(range(1, len(curve.accuracy) + 1), curve.accuracy, color=colour, alpha=0.7, label=label)
+            right.plot(list(rates), [final(curves) for curves in rates.values()], color=colour, marker="o", label=stem)
+        left.set(title=f"{model}, {optimizer}: at the best rate", xlabel="epoch", ylabel="test accuracy, %")
+        left.xaxis.get_major_locator().set_params(integer=True)
+        right.set(title="final accuracy over learning rate", xlabel="learning rate", xscale="log")
+        for place in (left, right):
+            place.grid(alpha=0.25)
+            place.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def write(out: Path) -> None:
+    """Print the table, and write it and the plots beside the runs."""
+    runs = read_runs(out)
+    if not runs:
+        raise SystemExit(f"{out / RUNS} has no finished run yet")
+    text = to_text(runs)
+    (out / "results.txt").write_text(text, encoding="utf-8")
+    plot(runs, out / PICTURE)
+    print(text, end="")
+
+
+# Command line
+
+
 def parse_rates(text: str) -> tuple[str, tuple[float, ...]]:
     """Parse ``adamw=1e-3,4e-3``."""
     name, _, values = text.partition("=")
@@ -103,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not args.report:
         sweep.run_all(runs, sweep.Where.from_flags(args))
-    report.write(args.out)
+    write(args.out)
 
 
 if __name__ == "__main__":

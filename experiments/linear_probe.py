@@ -24,10 +24,9 @@ from torch.nn.functional import cross_entropy
 
 from convstem.files.writing import write_whole
 from experiments.cifar10 import data, models
-from experiments.cifar10.checkpoints import CHECKPOINT
+from experiments.cifar10.data import Split, normalise
 from experiments.cifar10.settings import Settings
-from experiments.cifar10.training import EVALUATION_BATCH, accuracy
-from experiments.transplant_cifar10_data import Split, normalise
+from experiments.cifar10.training import CHECKPOINT, EVALUATION_BATCH, accuracy
 from tools.dinov2_vit_small import ARCHITECTURE, PATCH, WeightsError, load_patch16
 
 DECAY = 1e-3

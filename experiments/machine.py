@@ -38,9 +38,9 @@ def in_words(info: Mapping[str, Any]) -> str:
     return f"{info['machine']}; " + ", ".join(f"{name} {number}" for name, number in info["versions"].items())
 
 
-def machines(heads: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of all machines and versions on which the trainings with these log heads ran."""
-    return sorted({in_words(head["environment"]) for head in heads})
+def machines(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of all machines and versions on which these runs ran."""
+    return sorted({in_words(run["environment"]) for run in runs})
 
 
 def cpu_name() -> str:

@@ -6,10 +6,11 @@
     python -m experiments.nano4 --data-dir DATA --out OUT --jobs 2 --stages levers    # short runs, one change each
     python -m experiments.nano4 --data-dir DATA --out OUT --stages report             # what is there, and the hours
 
-Each stage has a folder in OUT with a checkpoint for each epoch. Interrupt or kill it freely: the same command goes on
-from the last whole epoch, to the same result. The test images are looked at once, after the last epoch; the levers are
-judged on training images that are held out. The hours are the sum over epochs, so those of an epoch that was killed
-are not in them; hours of processor time over the number of cores are what quiet cores take.
+Each stage has a folder in OUT with its last checkpoint; OUT/runs.jsonl gets a line when a stage or a short run is done.
+Interrupt or kill it freely: the same command goes on from the last whole epoch, to the same result. The test images are
+looked at once, after the last epoch; the levers are judged on training images that are held out. The hours are the sum
+over epochs, so those of an epoch that was killed are not in them; hours of processor time over the number of cores are
+what quiet cores take.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from experiments.cifar10 import sweep
-from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.models import POOLED, pflop
 from experiments.cifar10.settings import BFLOAT16, Settings
-from experiments.cifar10.training import DivergedError, run
+from experiments.cifar10.training import CHECKPOINT, DivergedError, run, so_far
 from experiments.machine import machines
-from experiments.seeds import spread
+from experiments.runs import Row, by_name
+from experiments.seeds import paired, spread
 
 TEACHER = Settings(model="convnet", epochs=12, batch_size=256, sched="poly", amp=True)
 PLAIN = Settings(
@@ -72,46 +75,54 @@ def lever_runs() -> dict[str, Settings]:
     }
 
 
+def score(row: Row) -> float:
+    """Return the accuracy after the last epoch."""
+    return row["epochs"][-1]["accuracy"]
+
+
 def lever_lines(out: Path) -> list[str]:
     """Return the table of the levers: accuracy on held-out images, what each adds, paired by seed, and its time."""
-    found: dict[str, dict[int, tuple[float, float]]] = {}
-    heads = []
+    done, planned = by_name(out), lever_runs()
+    found: dict[str, dict[int, Row]] = {}
     for name, seed in product(LEVERS, SEEDS):
-        folder = out / "levers" / "runs" / f"{name.replace(' ', '_')}-{seed}"
-        if sweep.finished(folder, lever_runs()[folder.name]) and (folder / LOG).exists():
-            head, rows = read_log(folder)
-            found.setdefault(name, {})[seed] = rows[-1]["accuracy"], 3600 * head["cpu_hours"]
-            heads.append(head)
+        run_name = f"{name.replace(' ', '_')}-{seed}"
+        if sweep.is_done(done, run_name, planned[run_name]) and sweep.DIVERGED not in done[run_name]:
+            found.setdefault(name, {})[seed] = done[run_name]
     if not found:
         return []
     base = found.get("as it is", {})
     lines = [f"{SHORT.epochs} epochs of {SHORT.train_images} images, {SHORT.holdout} held-out training images; seeds "
              f"{SEEDS}", f"{'lever':<32}{'accuracy %':>16}{'gain':>16}{'processor s':>13}"]  # fmt: skip
-    for name, runs in found.items():
-        gains = [score - base[seed][0] for seed, (score, _) in runs.items() if seed in base]
-        seconds = sum(time for _, time in runs.values()) / len(runs)
-        scores = spread(score for score, _ in runs.values())
-        lines.append(f"{name:<32}{scores:>16}{spread(gains) if gains else '':>16}{seconds:>13.0f}")
-    return [*lines, *machines(heads)]
+    for name, of_seeds in found.items():
+        scores, others = ({seed: score(row) for seed, row in rows.items()} for rows in (of_seeds, base))
+        gains = paired(scores, others).values()
+        seconds = fmean(3600 * row["cpu_hours"] for row in of_seeds.values())
+        cells = spread(scores.values()), spread(gains)
+        lines.append(f"{name:<32}{cells[0]:>16}{cells[1]:>16}{seconds:>13.0f}")
+    return [*lines, *machines(row for rows in found.values() for row in rows.values())]
 
 
 def stage_lines(out: Path) -> list[str]:
     """Return the table of the long runs: how far, accuracy after the last epoch, size, work, hours."""
     columns = {"epochs": 10, "accuracy %": 12, "parameters": 12, "GMACs": 8, "PFLOP": 8, "hours": 8, "of processor": 14}
     lines = [f"{'stage':<10}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
-    heads = []
-    for name, settings in STAGES.items():
-        if not (out / name / LOG).exists():
-            continue
-        head, rows = read_log(out / name)
-        score = f"{rows[-1]['accuracy']:.2f}" if len(rows) == settings.epochs else "-"
+    found = begun_stages(out)
+    for name, row in found.items():
+        done, planned = len(row["epochs"]), STAGES[name].epochs
+        accuracy = f"{score(row):.2f}" if done == planned else "-"
         lines.append(
-            f"{name:<10}{f'{len(rows)}/{settings.epochs}':>10}{score:>12}{head['parameters']:>12,}{head['gmacs']:>8.4f}"
-            f"{pflop(head):>8.2f}{head['hours']:>8.2f}{head['cpu_hours']:>14.2f}"
+            f"{name:<10}{f'{done}/{planned}':>10}{accuracy:>12}{row['parameters']:>12,}{row['gmacs']:>8.4f}"
+            f"{pflop(row):>8.2f}{row['hours']:>8.2f}{row['cpu_hours']:>14.2f}"
         )
-        heads.append(head)
     return [*lines, "PFLOP: forward and backward passes of all epochs; a teacher's for its student are not counted",
-            *machines(heads)] if heads else []  # fmt: skip
+            *machines(found.values())] if found else []  # fmt: skip
+
+
+def begun_stages(out: Path) -> dict[str, Row]:
+    """Return the long runs: a line of the file where they are done, else what their checkpoint has."""
+    done = by_name(out)
+    begun = [name for name in STAGES if name in done or (out / name / CHECKPOINT).exists()]
+    return {name: done.get(name) or so_far(out / name) for name in begun}
 
 
 def report(out: Path) -> str:
@@ -125,10 +136,11 @@ def carry_out(stage: str, args: argparse.Namespace) -> None:
     if stage == "report":
         print(report(args.out), end="")
     elif stage == "levers":
-        sweep.run_all(lever_runs(), sweep.Where(args.data_dir, args.out / "levers", args.device, args.jobs))
+        sweep.run_all(lever_runs(), sweep.Where.from_flags(args))
     else:
         teacher = args.out / "teacher" if stage == "student" else None
-        run(STAGES[stage], args.data_dir, args.out / stage, args.device, teacher)
+        work = partial(run, STAGES[stage], args.data_dir, args.out / stage, args.device, teacher)
+        sweep.kept(args.out, stage, STAGES[stage], work)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

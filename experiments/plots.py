@@ -13,30 +13,23 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments import (
-    cifar10_evidence_report,
-    robustness_report,
-    transplant_cifar10_report,
-    transplant_gain_report,
-)
-from experiments.cifar10_evidence_claims import read_runs
+from experiments import cifar10_evidence, robustness, transplant_cifar10_report, transplant_gain_report
 from experiments.paper_table import RESULTS
 
 
 def evidence(folder: Path) -> None:
     """Draw accuracy over epochs and over learning rates."""
-    cifar10_evidence_report.plot(read_runs(folder), folder / cifar10_evidence_report.PICTURE)
+    cifar10_evidence.plot(cifar10_evidence.read_runs(folder), folder / cifar10_evidence.PICTURE)
 
 
 def gain(folder: Path) -> None:
     """Draw what a transplant and a new stem gain over the patchify model."""
-    done = transplant_gain_report.read_results(folder / transplant_gain_report.RUNS)
-    transplant_gain_report.plot(done, folder / transplant_gain_report.PICTURE)
+    transplant_gain_report.plot(transplant_gain_report.read_results(folder), folder / transplant_gain_report.PICTURE)
 
 
-def robustness(folder: Path) -> None:
+def under_attack(folder: Path) -> None:
     """Draw the accuracy under attack."""
-    robustness_report.plot(robustness_report.read_figures(folder)[1], folder / robustness_report.PICTURE)
+    robustness.plot(robustness.read_runs(folder)[1], folder / robustness.PICTURE)
 
 
 def fine_tuning(folder: Path) -> None:
@@ -47,7 +40,7 @@ def fine_tuning(folder: Path) -> None:
 
 DRAWN: dict[str, Callable[[Path], None]] = {
     "cifar10_evidence*": evidence,
-    "robustness*": robustness,
+    "robustness*": under_attack,
     "transplant_cifar10": fine_tuning,
     "transplant_gain*": gain,
 }

@@ -1,8 +1,7 @@
 """What the stem's maps at strides 2, 4 and 8 bring to a small decoder on a real, pretrained trunk.
 
     python -m tools.dinov2_vit_small DINOV2.safetensors
-    python -m experiments.pyramid_evidence DINOV2.safetensors --out RESULTS --wheels FOLDER     # resumable
-    python -m experiments.pyramid_evidence_report RESULTS --wheels FOLDER
+    python -m experiments.pyramid_evidence DINOV2.safetensors --out OUT --wheels FOLDER     # resumable
 
 The trunk is DINOv2's ViT-S (as patch 16), transplanted onto our default stem. Every arm has a decoder of the same size,
 trained for the same number of steps, on
@@ -14,15 +13,15 @@ trained for the same number of steps, on
     pixels       the last block, and the pixels as maps of strides 2, 4 and 8: is it these maps, or any detail?
 
 First the encoder is frozen and its maps are computed once. Then some arms are fine-tuned a little: the decoder as
-trained so far, and all of the encoder. Each run is one line of runs.jsonl: task, arm, seed and the figures on held-out
-images.
+trained so far, and all of the encoder. Each run is one line of OUT/runs.jsonl: task, arm, seed and the figures on
+held-out images. OUT gets ``table.txt`` and ``pictures.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 import convstem
 from experiments.pyramid_evidence_arms import ARMS, Decoder, Encoder, decoder_for, parameters
 from experiments.pyramid_evidence_data import TASKS, Task, figures, load
+from experiments.runs import RUNS, Row, append_line, read_lines
 from tools import dinov2_vit_small
 
 SEEDS = 3
@@ -128,9 +128,8 @@ class Results:
     """The runs in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.log = folder, folder / "runs.jsonl"
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        self.done = {tuple(json.loads(line)[key] for key in ("task", "arm", "tuned", "seed")) for line in lines}
+        self.folder = folder
+        self.done = {tuple(row[key] for key in ("task", "arm", "tuned", "seed")) for row in read_lines(folder / RUNS)}
 
     def todo(self, name: str, arm: str, tuned: bool, seeds: int) -> list[int]:
         """Return the seeds whose runs are missing."""
@@ -144,8 +143,7 @@ class Results:
         """Keep a run's figures, and the first seed's prediction for one held-out image."""
         prediction = task.prediction(output)
         row |= figures(task, prediction, task.test[1])
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.folder / RUNS, row)
         print(row, time.strftime("%H:%M:%S"), flush=True)
         if row["seed"] == 0 and not row["tuned"]:
             torch.save(prediction[task.shown].half(), self.folder / f"{row['task']}-{row['arm']}.prediction.pt")
@@ -176,8 +174,81 @@ def tuned_runs(task: Task, model: nn.Module, results: Results, seeds: int) -> No
             results.add(row, task, output)
 
 
+# Table and picture
+
+METRICS = ("mIoU", "boundary F1", "PSNR")
+WIDTHS = (11, 9, 13, 7, 9, 22, 22, 22)
+"""Of the table's columns, in characters."""
+
+
+def table(rows: list[Row]) -> str:
+    """Return mean and range over the seeds, by task, encoder and arm."""
+    head = ("task", "encoder", "arm", "seeds", "decoder", *METRICS)
+    lines = [line(head)]
+    keys = [(task, tuned, arm) for task in TASKS for tuned in (False, True) for arm in ARMS]
+    for task, tuned, arm in keys:
+        runs = [row for row in rows if (row["task"], row["tuned"], row["arm"]) == (task, tuned, arm)]
+        if runs:
+            metrics = [spread([row[metric] for row in runs if metric in row]) for metric in METRICS]
+            cells = (task, "tuned" if tuned else "frozen", arm, str(len(runs)), str(runs[0]["parameters"]), *metrics)
+            lines.append(line(cells))
+    return "\n".join(lines)
+
+
+def line(cells: tuple[str, ...]) -> str:
+    """Return a line of the table."""
+    return "".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+
+
+def spread(values: list[float]) -> str:
+    """Return ``mean (lowest to highest)``, or a dash."""
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "-"
+
+
+def as_picture(task: Task, values: Tensor) -> Tensor:
+    """Return classes or pixels as an image [height, width, 3] in 0..1."""
+    if task.is_segmentation:
+        return (values.float() / (task.outputs - 1))[..., None].expand(-1, -1, 3)
+    return values.float().permute(1, 2, 0)
+
+
+def draw(out: Path, tasks: list[Task]) -> None:
+    """Write a row per task: input, truth, and every arm's prediction for one held-out image, the encoder frozen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = ("input", "truth", *ARMS)
+    figure, axes = pyplot.subplots(len(tasks), len(titles), figsize=(2 * len(titles), 2.2 * len(tasks)), squeeze=False)
+    for row, task in zip(axes, tasks, strict=True):
+        images, truth = (part[task.shown] for part in task.test)
+        predicted = [torch.load(out / f"{task.name}-{arm}.prediction.pt") for arm in ARMS]
+        panels = [images.permute(1, 2, 0), *(as_picture(task, values) for values in (truth, *predicted))]
+        for axis, panel, title in zip(row, panels, titles, strict=True):
+            axis.imshow(panel.numpy())
+            axis.set_title(title, fontsize=9)
+            axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(out / "pictures.png", dpi=75)
+
+
+def report(out: Path, tasks: list[Task]) -> None:
+    """Print the table, and write it and the picture beside the runs."""
+    noisy = tasks[-1]
+    text = table(read_lines(out / RUNS))
+    text += f"\n\nheld-out images per task: {', '.join(f'{t.name} {len(t.test[0])}' for t in tasks)}"
+    text += f"; PSNR of the noisy images themselves: {figures(noisy, noisy.test[0], noisy.test[1])['PSNR']:.1f}"
+    print(text)
+    (out / "table.txt").write_text(text + "\n", encoding="utf-8")
+    draw(out, tasks)
+
+
+# Command line
+
+
 def main() -> None:
-    """Run what is missing."""
+    """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
     parser.add_argument("--out", type=Path, required=True)
@@ -192,6 +263,7 @@ def main() -> None:
         frozen_runs(task, model, results, args.seeds)
     for name in TUNED_TASKS:
         tuned_runs(tasks[name], model, results, args.seeds)
+    report(args.out, list(tasks.values()))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import convstem
 from benchmarks.load import machine
 from benchmarks.transplant_quality_images import CALIBRATION, HELD_OUT, crops
 from convstem.inference.export import export
-from experiments.transplant_cifar10_data import Split, load_split, normalise
+from experiments.cifar10.data import Split, load_split, normalise
 from tools.dinov2_vit_small import load_patch16
 
 Run: TypeAlias = Callable[[Tensor], Tensor]

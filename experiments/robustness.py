@@ -11,14 +11,14 @@ descent within a radius, and then attacked within the same radius.
 The attacks are those of the Adversarial Robustness Toolbox: PGD-50 on ``--attacked`` test images, and AutoAttack on
 ``--autoattacked`` of them, with three of its four parts: APGD on cross-entropy and on the difference of logits ratio,
 and Square, which with its usual 5,000 iterations takes longer than the training (FAB is missing). Interrupt it freely:
-the same command goes on. OUT gets ``results.txt`` and ``robustness.png``; a run's figures lie in
-OUT/runs/NAME/robustness.json.
+the same command goes on. OUT/runs.jsonl gets a line when a run is done, with its figures; OUT gets ``results.txt`` and
+``robustness.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -30,14 +30,22 @@ import torch
 from torch import Tensor, nn
 
 from convstem.files.writing import write_whole
-from experiments import robustness_report as report
 from experiments.cifar10 import data, sweep
-from experiments.cifar10.checkpoints import load_trained
-from experiments.cifar10.models import STEMS, twin_settings
-from experiments.cifar10.settings import Settings, differences
-from experiments.robustness_report import ATTACKS, FIGURES, SQUARE
-from experiments.transplant_cifar10_data import MEAN, STD, Split
+from experiments.cifar10.data import MEAN, STD, Split
+from experiments.cifar10.models import COLOURS, STEMS, pflop, twin_settings
+from experiments.cifar10.settings import Settings, differences, precision_of
+from experiments.cifar10.training import load_trained
+from experiments.machine import machines
+from experiments.runs import Row, by_name
+from experiments.seeds import Scores, paired, spread, verdict
 from tools.cifar10 import CLASSES, SIZE
+
+TABLE, PICTURE = "results.txt", "robustness.png"
+ATTACKS = ("clean", "PGD-50", "AutoAttack")
+SQUARE = "Square's iterations"
+
+Found = dict[str, dict[int, Row]]
+"""Lines of the runs by stem and seed."""
 
 
 def classifier(model: nn.Module, device: str) -> Any:
@@ -95,22 +103,108 @@ def measure(model: nn.Module, test: Split, settings: Settings, counts: dict[str,
     return figures
 
 
-def carry_out(folder: Path, settings: Settings, where: sweep.Where, counts: dict[str, int]) -> None:
-    """Train and attack one model, and write down its figures."""
-    sweep.train_one(folder, settings, where)
-    if (folder / sweep.DIVERGED).exists():
-        return
+def carry_out(name: str, settings: Settings, where: sweep.Where, counts: dict[str, int]) -> Row:
+    """Train and attack one model, and return what is kept."""
+    row = sweep.train_one(name, settings, where)
+    if sweep.DIVERGED in row:
+        return row
     _, test = data.read(where.data_dir, settings, where.device)
-    figures = measure(load_trained(folder, where.device), test, settings, counts, where.device)
-    record = {"counts": counts, "figures": figures}
-    write_whole(folder / FIGURES, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+    model = load_trained(where.checkpoint(name), where.device)
+    return {**row, "counts": counts, "figures": measure(model, test, settings, counts, where.device)}
 
 
 def refuse_other_attacks(out: Path, counts: dict[str, int]) -> None:
-    """Raise ``ValueError`` if finished runs in a folder were attacked with other counts; nothing is trained then."""
-    found, _ = report.read_figures(out)
+    """Raise ``ValueError`` if runs in a folder were attacked with other counts; nothing is trained then."""
+    found, _ = read_runs(out)
     if found and (changed := differences(found, counts)):
         raise ValueError(f"{out} was attacked with {changed}: choose another --out, or the same flags")
+
+
+# Table and picture
+
+
+def read_runs(out: Path) -> tuple[dict[str, int], Found]:
+    """Return on how many images each attack ran, and the runs that were attacked, in the order of the stems.
+
+    Raises:
+        ValueError: runs were attacked differently.
+    """
+    counts: dict[str, int] = {}
+    found: Found = {stem: {} for stem in STEMS}
+    for name, row in sorted(by_name(out).items()):
+        if sweep.DIVERGED in row:
+            continue
+        if counts not in ({}, row["counts"]):
+            raise ValueError(f"all runs need the same attacks; {name} has {row['counts']}, others have {counts}")
+        counts = row["counts"]
+        stem, seed = name.rsplit("-", 1)
+        found[stem][int(seed)] = row
+    return counts, {stem: rows for stem, rows in found.items() if rows}
+
+
+def to_text(counts: Mapping[str, int], found: Found) -> str:
+    """Return the report."""
+    if not found:
+        return "no run has finished yet\n"
+    lines = [
+        "CIFAR-10 accuracy (%) of adversarially trained models; mean +- sample deviation over seeds",
+        ", ".join(f"{name} on {counts[name]}" for name in ATTACKS) + f" images; {SQUARE}: {counts[SQUARE]}",
+    ]
+    lines += ["", f"{'stem':<12}{'runs':>5}" + "".join(f"{name:>18}" for name in ATTACKS)]
+    for stem, rows in found.items():
+        cells = "".join(f"{spread(accuracies(rows, name).values()):>18}" for name in ATTACKS)
+        lines.append(f"{stem:<12}{len(rows):>5}{cells}")
+    lines += ["", "conv stem minus its twin (points), paired by seed"]
+    for stem, name in product(STEMS[1:], ATTACKS):
+        if gain := paired(*(accuracies(found.get(one, {}), name) for one in ("conv", stem))):
+            lines.append(verdict(f"{name}, against {stem}", gain))
+    return "\n".join([*lines, "", *circumstances([row for rows in found.values() for row in rows.values()])]) + "\n"
+
+
+def accuracies(rows: Mapping[int, Row], attack: str) -> Scores:
+    """Return the accuracy under an attack, in per cent, by seed."""
+    return {seed: row["figures"][attack] for seed, row in rows.items()}
+
+
+def circumstances(rows: Sequence[Row]) -> list[str]:
+    """Return how the models were trained, on what, and for how long."""
+    shared = rows[0]["settings"]
+    hours, work = sum(row["cpu_hours"] for row in rows), sum(map(pflop, rows))
+    return [
+        f"{shared['epochs']} epochs; attack of {shared['attack_steps']} steps within {shared['attack_radius']:g}/255; "
+        f"{shared['opt']}, {shared['lr']:g}; batch {shared['batch_size']}; {precision_of(shared)}",
+        f"{hours:.1f} hours of processor time and {work:.1f} PFLOP in {len(rows)} trainings",
+        *machines(rows),
+    ]
+
+
+def plot(found: Found, path: Path) -> None:
+    """Draw the accuracy under each attack: a dot for each seed, a column for each stem."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for column, (stem, rows) in enumerate(found.items()):
+        places = [place + 0.15 * (column - 1) for place in range(len(ATTACKS)) for _ in rows]
+        values = [accuracy for name in ATTACKS for accuracy in accuracies(rows, name).values()]
+        axes.plot(places, values, "o", color=COLOURS[stem], alpha=0.7, label=stem)
+    axes.set(xticks=range(len(ATTACKS)), xticklabels=ATTACKS, ylabel="test accuracy, %", xlim=(-0.5, 2.5))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def write(out: Path) -> None:
+    """Print the table of a folder, and write it and the picture there."""
+    counts, found = read_runs(out)
+    text = to_text(counts, found)
+    write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))
+    if found:
+        plot(found, out / PICTURE)
+    print(text, end="")
+
+
+# Command line
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -147,8 +241,8 @@ def main(argv: list[str] | None = None) -> None:
         "clean": args.attacked, "PGD-50": args.attacked, "AutoAttack": args.autoattacked, SQUARE: args.square_iterations
     }  # fmt: skip
     refuse_other_attacks(args.out, counts)
-    sweep.run_all(runs, sweep.Where.from_flags(args), partial(carry_out, counts=counts), FIGURES)
-    report.write(args.out)
+    sweep.run_all(runs, sweep.Where.from_flags(args), partial(carry_out, counts=counts))
+    write(args.out)
 
 
 if __name__ == "__main__":

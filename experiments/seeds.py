@@ -9,11 +9,11 @@ Scores = dict[int, float]
 """By seed."""
 
 
-def spread(values: Iterable[float]) -> str:
-    """Return mean and sample standard deviation as text."""
+def spread(values: Iterable[float], digits: int = 2) -> str:
+    """Return mean and sample standard deviation as text; none of no values."""
     values = list(values)
-    deviation = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation}"
+    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}" if values else ""
 
 
 def paired(scores: Scores, other: Scores) -> Scores:

@@ -28,13 +28,15 @@ from torch import nn
 
 from convstem import transplant
 from convstem.transplanting.surgery import swap_stem
+from experiments.cifar10.data import Split, load_split
 from experiments.machine import environment, in_words
+from experiments.seeds import spread
 from experiments.transplant_cifar10 import get_source
-from experiments.transplant_cifar10_data import Split, batches, load_split
 from experiments.transplant_cifar10_experiments import (
     CALIBRATION_BATCHES,
     STEM,
     accuracy,
+    batches,
     create_source,
     predict,
     train,
@@ -109,12 +111,6 @@ def carry_out(run: Run, source: nn.Module, data: Split, test: Split) -> Run:
     return replace(run, accuracy=accuracy(predict(model, test.images), test.labels), last=last)
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """Return mean and sample standard deviation as text."""
-    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
-
-
 def to_text(runs: list[Run], source: float, machine: str) -> str:
     """Return the report: one line for each start, mean and standard deviation over seeds."""
     lines = [
@@ -133,7 +129,7 @@ def to_text(runs: list[Run], source: float, machine: str) -> str:
         gains = [100 * (run.accuracy - base[run.seed]) for run in found if run.seed in base]
         lines.append(
             f"{key[0]:<12} {key[1]:<10}{key[2]:>6}  {key[3]:<12}{len(found):>5}"
-            f"{spread([100 * run.accuracy for run in found]):>16}{spread(gains) if gains else '':>18}"
+            f"{spread([100 * run.accuracy for run in found]):>16}{spread(gains):>18}"
             f"{spread([run.last for run in found], 3):>18}"
         )
     return "\n".join(lines) + "\n"

@@ -33,11 +33,12 @@ import torch
 from torch import nn
 
 from convstem import transplant
-from experiments import pool
 from experiments import transplant_cifar10_report as report
+from experiments.cifar10.data import Split, load_split
 from experiments.machine import environment
-from experiments.transplant_cifar10_data import BATCH, Split, batches, load_split
+from experiments.runs import carry_out
 from experiments.transplant_cifar10_experiments import (
+    BATCH,
     CALIBRATION_BATCHES,
     CLIP,
     OPTIMISERS,
@@ -45,6 +46,7 @@ from experiments.transplant_cifar10_experiments import (
     STEM,
     TRUNK,
     Job,
+    batches,
     compare,
     control,
     create_source,
@@ -120,7 +122,7 @@ def fine_tune_all(
     jobs = [Job(name, start, seed) for seed in args.seeds for name in OPTIMISERS for start in STARTS]
     jobs = [job for job in jobs if (job.optimiser, job.start, job.seed) not in done]
     calls = {job: (job, models, data, test, args.steps) for job in jobs}
-    for _, run in pool.carry_out(fine_tune, calls, args.jobs, len(done) + len(jobs)):
+    for _, run in carry_out(fine_tune, calls, args.jobs, len(done) + len(jobs)):
         results["runs"].append(run)
         results["seconds"] = spent + time.perf_counter() - begin
         report.save(results, args.out)

@@ -1,11 +1,11 @@
-"""Models, training and the three experiments of experiments/transplant_cifar10.py."""
+"""Batches, models, training and the three experiments of experiments/transplant_cifar10.py."""
 
 from __future__ import annotations
 
 import copy
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from convstem import StemSpec, freeze_stem
 from convstem.transplanting.surgery import swap_stem
-from experiments.transplant_cifar10_data import BATCH, MEAN, STD, Split, batches, normalise
+from experiments.cifar10.data import MEAN, STD, Split, normalise
 from tools.cifar10 import CLASSES, SIZE
 
+BATCH = 128
 TRUNK = {"img_size": SIZE, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2, "num_classes": len(CLASSES)}
 
 STEM = StemSpec((64, 128))
@@ -68,7 +69,26 @@ class Run(Job):
     losses: tuple[float, ...]
 
 
-# Models, training, evaluation
+# Batches, models, training, evaluation
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random crops, from images [batch, 3, 32, 32] padded with 4 black pixels, half of them mirrored."""
+    count, pad = len(images), 4
+    top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    rows, columns = top + torch.arange(SIZE), left + torch.arange(SIZE)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = functional.pad(images, [pad] * 4)
+    return padded[torch.arange(count).view(-1, 1, 1), :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def batches(data: Split, seed: int, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented, normalised images and their labels without end, each epoch in a new order."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(len(data.labels), generator=generator).split(size):
+            yield normalise(augment(data.images[rows], generator)), data.labels[rows]
 
 
 def create_source() -> nn.Module:

@@ -14,8 +14,9 @@ import matplotlib
 import torch
 
 from experiments.machine import in_words
-from experiments.transplant_cifar10_data import BATCH
+from experiments.seeds import spread
 from experiments.transplant_cifar10_experiments import (
+    BATCH,
     DRIFT_BATCHES,
     DRIFT_FORWARDS,
     DRIFT_NORMS,
@@ -36,12 +37,9 @@ DRIFT_STYLES = dict(zip(DRIFT_NORMS, ("#0072B2", "#56B4E9", "#E69F00"), strict=T
 # Text
 
 
-def spread(values: Sequence[float], scale: float = 1, digits: int = 2) -> str:
-    """Return mean and sample standard deviation as text."""
-    if not values:
-        return ""
-    text = f"{scale * statistics.fmean(values):.{digits}f}"
-    return f"{text} +- {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+def per_cent(fractions: Sequence[float]) -> list[float]:
+    """Return fractions in per cent."""
+    return [100 * fraction for fraction in fractions]
 
 
 def function_table(results: dict[str, Any]) -> list[str]:
@@ -50,7 +48,7 @@ def function_table(results: dict[str, Any]) -> list[str]:
     for name, row in results["function"].items():
         lines.append(f"{name:<42}{100 * row['accuracy']:>16.2f}{row['changed']:>21}{row['logit_error']:>13.1e}")
     for name, values in results["control"].items():
-        lines.append(f"{f're-initialised stem, {name} statistics':<42}{spread(values, 100):>16}")
+        lines.append(f"{f're-initialised stem, {name} statistics':<42}{spread(per_cent(values)):>16}")
     return lines
 
 
@@ -80,8 +78,8 @@ def tuning_table(results: dict[str, Any], optimiser: str) -> list[str]:
             continue
         scores = [run.accuracy for run in runs]
         gains = [run.accuracy - base[run.seed] for run in runs if run.seed in base]  # runs finish in any order
-        losses = "".join(f"{spread(v, digits=3):>17}" for v in ([r.first for r in runs], [r.last for r in runs]))
-        lines.append(f"{start:<30}{len(runs):>5}{spread(scores, 100):>16}{spread(gains, 100):>17}{losses}")
+        losses = "".join(f"{spread(v, 3):>17}" for v in ([r.first for r in runs], [r.last for r in runs]))
+        lines.append(f"{start:<30}{len(runs):>5}{spread(per_cent(scores)):>16}{spread(per_cent(gains)):>17}{losses}")
     return lines
 
 

@@ -20,6 +20,7 @@ OUT gets ``results.txt`` and ``gain.png``.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -29,19 +30,22 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from convstem import transplant
 from convstem.files.writing import write_whole
-from experiments import pool
+from convstem.registry.stem_spec import default_stem
+from convstem.transplanting.surgery import swap_stem
 from experiments import transplant_gain_report as report
 from experiments.cifar10 import data, sweep
+from experiments.cifar10.data import MEAN, STD, Split
 from experiments.cifar10.models import count
 from experiments.cifar10.settings import Settings, differences
-from experiments.cifar10.training import Training, accuracy
+from experiments.cifar10.training import CHECKPOINT, Training, accuracy, load_trained
 from experiments.machine import environment
-from experiments.transplant_cifar10_data import Split
+from experiments.runs import carry_out as in_processes
 from experiments.transplant_gain_report import STARTS, Job, Result
-from experiments.transplant_gain_starts import load_source, start_model
 from tools.cifar10 import SIZE
 
 SCOPES = ("all", "stem and head")
@@ -59,6 +63,38 @@ STEPS_MORE = 4
 TIMED_STEPS = 8
 LAST = 20
 """Steps over which the last training loss is averaged."""
+
+
+def load_source(folder: Path, device: str) -> nn.Module:
+    """Return the patchify model that a training ended with, in eval mode.
+
+    Raises:
+        ValueError: the folder holds no training.
+    """
+    if not (folder / CHECKPOINT).is_file():
+        raise ValueError(
+            f"expected the folder of a training with {CHECKPOINT}; got {folder}: "
+            "train a source with experiments.cifar10, or make one of pretrained weights with experiments.linear_probe"
+        )
+    model: Any = load_trained(folder, device)
+    model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
+    return model
+
+
+def start_model(job: Job, source: nn.Module) -> nn.Module:
+    """Return a fresh copy of the model that a run starts from, with what its scope does not train frozen."""
+    model: Any = copy.deepcopy(source)
+    if job.start == "transplant":
+        model = transplant(source)
+    if job.start == "new stem":
+        torch.manual_seed(job.seed)
+        patch, channels = model.patch_embed.patch_size[0], model.patch_embed.proj.in_channels
+        swap_stem(model, default_stem(patch, model.embed_dim, channels), transplanted=False)
+    if job.scope != "all":
+        model.requires_grad_(False)
+        for part in (model.patch_embed, model.get_classifier()):
+            part.requires_grad_(True)
+    return model
 
 
 def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
@@ -156,13 +192,10 @@ def planned(args: argparse.Namespace) -> list[Job]:
 
 def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> None:
     """Do the runs that are not done, several at a time; keep each as it ends."""
-    path = args.out / report.RUNS
-    done = report.read_results(path)
-    jobs = planned(args)
+    done, jobs = report.read_results(args.out), planned(args)
     calls = {job: (job, args, ratios) for job in jobs if job not in done}
-    for job, result in pool.carry_out(carry_out, calls, args.jobs, len(jobs)):
-        done[job] = result
-        report.write_results(path, done)
+    for job, result in in_processes(carry_out, calls, args.jobs, len(jobs)):
+        report.append_result(args.out, job, result)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

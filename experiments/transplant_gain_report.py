@@ -12,12 +12,13 @@ from typing import Any
 from convstem.files.writing import write_whole
 from experiments.cifar10.settings import precision_of
 from experiments.machine import in_words
+from experiments.runs import RUNS, append_line, read_lines
 from experiments.seeds import Scores, paired, spread
 
 STARTS = ("patchify", "transplant", "new stem")
 COLOURS = {("transplant", "steps"): "tab:blue", ("transplant", "time"): "tab:cyan", ("new stem", "steps"): "tab:red"}
 
-CONDITIONS, RUNS, TABLE, PICTURE = "conditions.json", "runs.jsonl", "results.txt", "gain.png"
+CONDITIONS, TABLE, PICTURE = "conditions.json", "results.txt", "gain.png"
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,16 @@ class Result:
 Done = Mapping[Job, Result]
 
 
-def read_results(path: Path) -> dict[Job, Result]:
-    """Return the runs that are done."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+def read_results(out: Path) -> dict[Job, Result]:
+    """Return the runs of a folder that are done."""
     kinds = [tuple(row.name for row in fields(kind)) for kind in (Job, Result)]
+    rows = read_lines(out / RUNS)
     return {Job(**{n: row[n] for n in kinds[0]}): Result(**{n: row[n] for n in kinds[1]}) for row in rows}
 
 
-def write_results(path: Path, done: Done) -> None:
-    """Write the runs that are done, a line each."""
-    text = "".join(json.dumps(asdict(job) | asdict(result)) + "\n" for job, result in done.items())
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+def append_result(out: Path, job: Job, result: Result) -> None:
+    """Keep a run of a folder that is done."""
+    append_line(out / RUNS, asdict(job) | asdict(result))
 
 
 def by_seed(done: Done, **wanted: Any) -> dict[int, Result]:
@@ -83,7 +82,7 @@ def table(done: Done) -> Iterable[str]:
     for setting, found, gains in groups(done):
         runs = list(found.values())
         cells = (
-            len(runs), spread(run.accuracy for run in runs), spread(gains.values()) if gains else "",
+            len(runs), spread(run.accuracy for run in runs), spread(gains.values()),
             spread(run.loss for run in runs), runs[0].steps, f"{statistics.fmean(run.cpu_seconds for run in runs):.0f}",
         )  # fmt: skip
         yield line(setting.values(), cells)
@@ -126,14 +125,14 @@ def to_text(conditions: Mapping[str, Any], done: Done) -> str:
 
 def read(out: Path) -> tuple[dict[str, Any], dict[Job, Result]]:
     """Return the conditions of a folder, and its runs that are done."""
-    return json.loads((out / CONDITIONS).read_text(encoding="utf-8")), read_results(out / RUNS)
+    return json.loads((out / CONDITIONS).read_text(encoding="utf-8")), read_results(out)
 
 
 def at_the_better(*folders: Path) -> Iterable[str]:
     """Yield what a transplant gains over the patchify model where each has the better of the rates of some folders."""
     best: dict[tuple[Any, ...], Scores] = {}
     for folder in folders:
-        for setting, found, _ in groups(read_results(folder / RUNS)):
+        for setting, found, _ in groups(read_results(folder)):
             scores = {seed: run.accuracy for seed, run in found.items()}
             key = tuple(setting.values())
             best[key] = max(scores, best.get(key, scores), key=lambda scores: statistics.fmean(scores.values()))

@@ -19,6 +19,7 @@ import argparse
 import inspect
 import json
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ import timm
 import torch
 from timm.layers import PatchEmbed
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from convstem.registry.names import RESIZED, resized_input
 from tools.generated import write_or_check
-from tools.sizes import macs, num_params
 
 TARGET = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 
@@ -92,6 +93,24 @@ def sizes(name: str, model: nn.Module) -> dict[str, Any]:
         "trunk_macs": macs(model, input_size) - projection * embedding.num_patches,
         **class_cost(name),
     }
+
+
+def num_params(model: nn.Module) -> int:
+    """Return the number of a model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, input_size: Sequence[int]) -> int:
+    """Return the multiply-adds of one image: convolutions, linear layers and attention products.
+
+    Args:
+        model: on the meta device; it is left in eval mode and without gradients.
+        input_size: channels, height and width of the image, in pixels.
+    """
+    model.eval().requires_grad_(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *input_size, device="meta"))
+    return counter.get_total_flops() // 2
 
 
 def class_cost(name: str) -> dict[str, int]:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from torch import nn
 
 from convstem.hosts.describe import dataset_of
 from convstem.registry import catalog
 from convstem.registry.names import rows as registry_rows
 from tools.generated import write_or_check
-from tools.sizes import safetensors_bytes
 from tools.timm_trunks import build
 
 SOURCE_FIELDS = ("source_metrics", "source_metrics_from")
@@ -72,6 +72,20 @@ def row(name: str, cfg: timm.models.PretrainedCfg) -> dict[str, Any]:
 def file_bytes(architecture: str, num_classes: int) -> int:
     """Return the size of the file that timm has of an architecture."""
     return safetensors_bytes(build(architecture, num_classes=num_classes))
+
+
+def safetensors_bytes(model: nn.Module) -> int:
+    """Return the size of a float32 model's safetensors file, as timm saves it, without its values.
+
+    Source: the format's description, https://huggingface.co/docs/safetensors: eight bytes, a JSON header that is padded
+    to eight bytes, the tensors.
+    """
+    header, end = {}, 0
+    for name, tensor in sorted(model.state_dict().items()):
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"))
+    return 8 + -(-len(text) // 8) * 8 + end
 
 
 def present_figures() -> dict[str, dict[str, Any]]:

@@ -3,10 +3,10 @@
     python -m tools.cifar10 DATA
     python -m experiments.cifar10 --data-dir DATA --out OUT --model vit_nano4_convstem --epochs 8 --threads 2
 
-OUT gets ``last.pth.tar``, written at the end of each epoch, and ``log.jsonl``. Interrupt or kill it freely: the same
-command goes on from the last whole epoch, to the same result, which timm's train.py does not promise: it keeps no
-random state. Nor has it reflected crops, alternating flips or kept logits of a teacher. All else is timm's: models,
-optimizers, schedules, mixing, averages of weights, loss.
+OUT gets ``last.pth.tar``, written at the end of each epoch, and ``runs.jsonl``, whose one line is written at the end.
+Interrupt or kill it freely: the same command goes on from the last whole epoch, to the same result, which timm's
+train.py does not promise: it keeps no random state. Nor has it reflected crops, alternating flips or kept logits of a
+teacher. All else is timm's: models, optimizers, schedules, mixing, averages of weights, loss.
 
 ``--teacher FOLDER`` is the OUT of another training, whose probabilities are learned as far as ``--teacher-share`` says.
 """
@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from experiments.cifar10.checkpoints import read_log
+from experiments.cifar10 import sweep
 from experiments.cifar10.settings import add_flags, from_flags
 from experiments.cifar10.training import DivergedError, run
 
@@ -45,12 +46,18 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        run(from_flags(args), args.data_dir, args.out, args.device, args.teacher)
+        settings = from_flags(args)
+        row = sweep.kept(
+            args.out,
+            settings.model,
+            settings,
+            partial(run, settings, args.data_dir, args.out, args.device, args.teacher),
+        )
     except (DivergedError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    head, rows = read_log(args.out)
-    print(f"{rows[-1]['accuracy']:.2f} %; {head['hours']:.2f} hours, {head['cpu_hours']:.2f} of processor time")
+    accuracy = row["epochs"][-1]["accuracy"]
+    print(f"{accuracy:.2f} %; {row['hours']:.2f} hours, {row['cpu_hours']:.2f} of processor time")
     return 0
 
 

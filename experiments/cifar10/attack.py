@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from experiments.transplant_cifar10_data import MEAN, STD
+from experiments.cifar10.data import MEAN, STD
 
 
 def perturb(

@@ -1,4 +1,4 @@
-"""CIFAR-10 in memory: which images, and their augmentation, a batch at a time.
+"""CIFAR-10 in memory: which images, how they are normalised, and their augmentation, a batch at a time.
 
 Every random number comes from the seed, what it is for, and the epoch or view. So nothing of the random state has to be
 kept to go on with a training, and a view of an image can be drawn again for its teacher.
@@ -7,20 +7,63 @@ kept to go on with a training, and a view of an image can be drawn again for its
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 from experiments.cifar10.settings import Settings
-from experiments.transplant_cifar10_data import Split, load_split, normalise
 from tools.cifar10 import CLASSES
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 ORDER, SHIFT, FLIP, MIX, LAYERS = range(5)
 """What a random number is for."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images as bytes [count, 3, 32, 32] and their labels [count]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def load_split(folder: Path, cache: Path, limit: int) -> Split:
+    """Return one split of the image folder, from the cache where that exists.
+
+    Args:
+        folder: holds one folder of PNG files for each class.
+        cache: file of tensors to read or write.
+        limit: number of images, the same for each class; 0: all, in which case the cache is used.
+    """
+    if cache.exists() and not limit:
+        return Split(**torch.load(cache, weights_only=True))
+    files = [sorted((folder / name).glob("*.png"))[: limit // len(CLASSES) or None] for name in CLASSES]
+    labels = [label for label, paths in enumerate(files) for _ in paths]
+    paths = [path for paths in files for path in paths]
+    images = [torch.from_numpy(read_png(path)) for path in tqdm(paths, desc=f"read {folder.name}", leave=False)]
+    split = Split(torch.stack(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+    if not limit:
+        torch.save(asdict(split), cache)
+    return split
+
+
+def read_png(path: Path) -> numpy.ndarray:
+    """Return the pixels of an image, [height, width, 3]."""
+    with Image.open(path) as image:
+        return numpy.array(image.convert("RGB"))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Return bytes [batch, 3, height, width] as normalised floats."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
 
 
 def derive_seed(*parts: int) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convstem.registry import catalog
+from experiments.cifar10.data import MEAN, STD
 from experiments.cifar10.settings import Settings
-from experiments.transplant_cifar10_data import MEAN, STD
 from tools.cifar10 import CLASSES, SIZE, TRAIN_IMAGES
 
 POOLED = {"global_pool": "avg", "class_token": False}
@@ -74,6 +74,9 @@ CFG = {"pretrained_cfg_overlay": {"mean": MEAN, "std": STD}}
 STEMS = ("conv", "patchify", "patchify+1")
 """The stems that are compared."""
 
+COLOURS = dict(zip(STEMS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
+"""In pictures."""
+
 OURS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
 
 
@@ -89,9 +92,13 @@ def create(settings: Settings) -> nn.Module:
 
 def set_fused_attn(model: nn.Module, fused: bool) -> None:
     """Let attention be one operation, or several."""
-    for layer in model.modules():
-        if isinstance(layer, Attention):
-            layer.fused_attn = fused
+    for layer in attentions(model):
+        layer.fused_attn = fused
+
+
+def attentions(model: nn.Module) -> list[Any]:
+    """Return a model's layers of attention."""
+    return [layer for layer in model.modules() if isinstance(layer, Attention)]
 
 
 def autocast(settings: Settings, device: str) -> Any:
@@ -102,23 +109,27 @@ def autocast(settings: Settings, device: str) -> Any:
 def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:
     """Return a model's parameters and GMACs on one image of a size in pixels."""
     device = next(model.parameters()).device
+    fused = [(layer, layer.fused_attn) for layer in attentions(model)]
+    set_fused_attn(model, False)  # torch does not count a processor's fused attention
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         model.eval()(torch.zeros(1, 3, size, size, device=device))
+    for layer, before in fused:
+        layer.fused_attn = before
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "gmacs": flops.get_total_flops() / 2e9}
 
 
-def pflop(head: Mapping[str, Any]) -> float:
-    """Return the PFLOP of all epochs of a training, its teacher's left out: two for each multiply-add.
+def pflop(run: Mapping[str, Any]) -> float:
+    """Return the PFLOP of a training's epochs so far, its teacher's left out: two for each multiply-add.
 
     A backward pass counts as two forward passes, a step of an attack as one forward pass and one backward.
 
     Args:
-        head: of the training's log.
+        run: what ``Training.record`` returned.
     """
-    settings = Settings(**head["settings"])
-    small = min(settings.small_epochs, settings.epochs)
-    gmacs = head["gmacs"] * (settings.epochs - small)
+    settings, epochs = Settings(**run["settings"]), len(run["epochs"])
+    small = min(settings.small_epochs, epochs)
+    gmacs = run["gmacs"] * (epochs - small)
     if small:
         gmacs += count(create(settings), settings.small_size)["gmacs"] * small
     images = settings.train_images or TRAIN_IMAGES - settings.holdout

@@ -22,12 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from experiments.cifar10.data import batches, move
+from experiments.cifar10.data import Split, batches, move
 from experiments.cifar10.models import POOLED
 from experiments.cifar10.settings import BFLOAT16, Settings
 from experiments.cifar10.training import Training
 from experiments.machine import environment, in_words
-from experiments.transplant_cifar10_data import Split
 from tools.cifar10 import CLASSES, SIZE
 
 TEACHER = Settings(model="convnet", batch_size=256)

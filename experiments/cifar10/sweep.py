@@ -1,4 +1,4 @@
-"""Many trainings: those that are not finished, several at a time, each in a folder of its own."""
+"""Many trainings: those that are not done, several at a time; each leaves a line of ``runs.jsonl`` and a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from experiments import pool
 from experiments.cifar10 import data
-from experiments.cifar10.checkpoints import LOG, read_log
 from experiments.cifar10.settings import BFLOAT16, Settings, changes
 from experiments.cifar10.training import DivergedError, Training, train
+from experiments.runs import RUNS, Row, append_line, by_name, carry_out
 
-DIVERGED = "diverged.txt"
-"""In the folder of a training whose loss was lost: the message."""
+DIVERGED = "diverged"
+"""In the line of a training whose loss was lost: the message."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,10 @@ class Where:
     out: Path
     device: str = "cpu"
     jobs: int = 1
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the folder of a training's checkpoint."""
+        return self.out / "runs" / name
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> Where:
@@ -48,47 +51,49 @@ def add_bfloat16(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bfloat16", action="store_const", const=BFLOAT16, default={}, help=text)
 
 
-def finished(folder: Path, settings: Settings, result: str = LOG) -> bool:
-    """Return whether a training has reached its last epoch and left a result, or can never reach it.
+def is_done(done: Mapping[str, Row], name: str, settings: Settings) -> bool:
+    """Return whether a training is among those that have ended: at the last epoch, or because the loss was lost.
 
     Raises:
-        ValueError: the folder was begun with other settings.
+        ValueError: it had other settings.
     """
-    if (folder / DIVERGED).exists():
-        return True
-    if not (folder / LOG).exists():
-        return False
-    head, rows = read_log(folder)
-    if changed := changes(head["settings"], settings):
-        raise ValueError(f"{folder} was begun with {changed}: choose another --out, or the same settings")
-    return len(rows) == settings.epochs and (folder / result).exists()
+    if name in done and (changed := changes(done[name]["settings"], settings)):
+        raise ValueError(f"{name} was trained with {changed}: choose another --out, or the same settings")
+    return name in done
 
 
-def train_one(folder: Path, settings: Settings, where: Where) -> None:
-    """Train to the last epoch, or until the loss is lost; then say so in a file."""
+def train_one(name: str, settings: Settings, where: Where) -> Row:
+    """Train to the last epoch, or until the loss is lost, and return what is kept."""
     images, test = data.read(where.data_dir, settings, where.device)
+    training = Training(settings, images, where.device)
     try:
-        train(Training(settings, images, where.device), test, folder)
+        train(training, test, where.checkpoint(name))
     except DivergedError as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DIVERGED).write_text(f"{error}\n", encoding="utf-8")
+        return {**training.record(), DIVERGED: str(error)}
+    return training.record()
+
+
+def kept(out: Path, name: str, settings: Settings, work: Callable[[], Row]) -> Row:
+    """Return a training's line in a folder's file, after carrying it out if it is not done."""
+    done = by_name(out)
+    if not is_done(done, name, settings):
+        done[name] = {"run": name, **work()}
+        append_line(out / RUNS, done[name])
+    return done[name]
 
 
 def run_all(
-    runs: Mapping[str, Settings],
-    where: Where,
-    work: Callable[[Path, Settings, Where], None] = train_one,
-    result: str = LOG,
+    trainings: Mapping[str, Settings], where: Where, work: Callable[[str, Settings, Where], Row] = train_one
 ) -> None:
-    """Carry out the runs that are not finished, in processes that share the threads; show a progress bar.
+    """Carry out the trainings that are not done, in processes that share the threads; show a progress bar.
 
     Args:
-        runs: settings by the name of the run, which is its folder in ``where.out / "runs"``.
-        work: what a process does with one.
-        result: the file in its folder that shows that it is done.
+        trainings: settings by name.
+        where: where the images lie; its folder gets a line for each training that ends.
+        work: what a process does with one; it returns what is kept.
     """
-    folders = {name: where.out / "runs" / name for name in runs}
-    todo = {name: settings for name, settings in runs.items() if not finished(folders[name], settings, result)}
-    calls = {name: (folders[name], settings, where) for name, settings in todo.items()}
-    for _ in pool.carry_out(work, calls, where.jobs, len(runs)):
-        pass  # each leaves its result in its folder
+    done = by_name(where.out)
+    todo = {name: settings for name, settings in trainings.items() if not is_done(done, name, settings)}
+    calls = {name: (name, settings, where) for name, settings in todo.items()}
+    for name, row in carry_out(work, calls, where.jobs, len(trainings)):
+        append_line(where.out / RUNS, {"run": name, **row})

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from convstem.files.writing import write_whole
-from experiments.cifar10.data import View
+from experiments.cifar10.data import Split, View, normalise
 from experiments.cifar10.models import autocast
 from experiments.cifar10.settings import Settings
-from experiments.transplant_cifar10_data import Split, normalise
 
 BATCH = 500
 

@@ -1,7 +1,7 @@
 """One training, from its last checkpoint to its last epoch.
 
-A checkpoint is written whole at the end of each epoch; a training that is killed goes on from there and ends with the
-same weights, bit for bit, on the same machine with the same number of threads.
+A checkpoint, ``last.pth.tar`` of a folder, is written whole at the end of each epoch; a training that is killed goes on
+from there and ends with the same weights, bit for bit, on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,28 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.cifar10 import checkpoints, models, optimizer
+from convstem.files.writing import write_whole
+from experiments.cifar10 import models, optimizer
 from experiments.cifar10.attack import perturb
-from experiments.cifar10.data import LAYERS, MIX, batches, derive_seed, read, resize, steps_of, view_number
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.data import (
+    LAYERS,
+    MIX,
+    Split,
+    batches,
+    derive_seed,
+    normalise,
+    read,
+    resize,
+    steps_of,
+    view_number,
+)
+from experiments.cifar10.settings import Settings, changes
 from experiments.cifar10.teacher import Teacher
-from experiments.transplant_cifar10_data import Split, normalise
-from tools.cifar10 import CLASSES
+from experiments.machine import environment
+from experiments.runs import Row
+from tools.cifar10 import CLASSES, SIZE
 
+CHECKPOINT = "last.pth.tar"
 EVALUATION_BATCH = 500
 
 
@@ -76,7 +91,7 @@ class Training:
         self.losses: list[float] = []
         """Of the steps of the epoch."""
         self.history: list[dict[str, Any]] = []
-        """A row of the log for each epoch."""
+        """A row for each epoch."""
 
     @property
     def result(self) -> nn.Module:
@@ -123,7 +138,7 @@ class Training:
         return value
 
     def run_epoch(self, epoch: int, show: bool = False) -> dict[str, Any]:
-        """Train for one epoch and return its row of the log; times are in seconds."""
+        """Train for one epoch and return its row; times are in seconds."""
         begin, begin_cpu = time.perf_counter(), time.process_time()
         logits = self.teacher.logits(view_number(epoch, self.settings)) if self.teacher else None
         torch.manual_seed(derive_seed(self.settings.seed, LAYERS, epoch))  # stochastic depth and dropout
@@ -165,6 +180,57 @@ class Training:
         self.history = state["history"]
         self.schedule.step_update(len(self.history) * self.steps)
 
+    def record(self) -> Row:
+        """Return what is kept of the training: all but its weights."""
+        return record(self.settings, self.history, self.result, self.device)
+
+
+def record(settings: Settings, history: list[Row], model: nn.Module, device: str) -> Row:
+    """Return settings, machine, size and hours of a training, and its rows, one for each epoch."""
+    return {
+        "settings": asdict(settings),
+        "environment": environment(device=device),
+        **models.count(model, settings.size or SIZE),
+        "hours": sum(row["seconds"] for row in history) / 3600,
+        "cpu_hours": sum(row["cpu_seconds"] for row in history) / 3600,
+        "epochs": history,
+    }
+
+
+def resume(training: Training, folder: Path) -> None:
+    """Go on from a folder's checkpoint, if it has one; else make the folder.
+
+    Raises:
+        ValueError: the checkpoint is of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CHECKPOINT).exists():
+        return
+    state = torch.load(folder / CHECKPOINT, map_location=training.device, weights_only=True)
+    if changed := changes(state["settings"], training.settings):
+        raise ValueError(f"{folder} was begun with {changed}: choose another --out, or the same settings")
+    training.load_state_dict(state)
+
+
+def save(training: Training, folder: Path) -> None:
+    """Write the checkpoint, which takes the place of the old one when it is complete."""
+    write_whole(folder / CHECKPOINT, partial(torch.save, training.state_dict()))
+
+
+def load_trained(folder: Path, device: str) -> nn.Module:
+    """Return the model that a training ended with, in eval mode."""
+    state = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
+    model = models.create(Settings(**state["settings"])).to(device)
+    model.load_state_dict(state["state_dict_ema"] or state["state_dict"])
+    return model.eval()
+
+
+def so_far(folder: Path) -> Row:
+    """Return what is known of a training that has not ended, from its checkpoint."""
+    state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
+    settings = Settings(**state["settings"])
+    return record(settings, state["history"], models.create(settings), "cpu")
+
 
 @torch.inference_mode()
 def accuracy(model: Callable[[Tensor], Tensor], split: Split, size: int = 0) -> float:
@@ -174,14 +240,14 @@ def accuracy(model: Callable[[Tensor], Tensor], split: Split, size: int = 0) -> 
     return 100 * right / len(split.labels)
 
 
-def train(training: Training, test: Split, folder: Path, show: bool = False) -> list[dict[str, Any]]:
-    """Train from the checkpoint in a folder, or from the start, to the last epoch; return the log's rows.
+def train(training: Training, test: Split, folder: Path, show: bool = False) -> None:
+    """Train from the checkpoint in a folder, or from the start, to the last epoch.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
         ValueError: the folder was begun with other settings.
     """
-    checkpoints.resume(training, folder)
+    resume(training, folder)
     settings = training.settings
     for epoch in range(len(training.history), settings.epochs):
         row = training.run_epoch(epoch, show)
@@ -189,16 +255,15 @@ def train(training: Training, test: Split, folder: Path, show: bool = False) -> 
         if last or due:
             row["accuracy"] = accuracy(training.result.eval(), test, settings.size)
         training.history.append(row)
-        checkpoints.save(training, folder)
-    return training.history
+        save(training, folder)
 
 
-def run(settings: Settings, data_dir: Path, out: Path, device: str, teacher: Path | None = None) -> None:
-    """Read the images, train from what is in ``out`` to the last epoch, and show a progress bar.
+def run(settings: Settings, data_dir: Path, folder: Path, device: str, teacher: Path | None = None) -> Row:
+    """Read the images, train from what is in a folder to the last epoch, and show a progress bar; return the record.
 
     Args:
         data_dir: image folder written by tools/cifar10.py.
-        out: folder of the training.
+        folder: of the training's checkpoint.
         teacher: folder of a finished training.
 
     Raises:
@@ -206,5 +271,7 @@ def run(settings: Settings, data_dir: Path, out: Path, device: str, teacher: Pat
         ValueError: the folder was begun with other settings.
     """
     images, test = read(data_dir, settings, device)
-    taught = Teacher(checkpoints.load_trained(teacher, device), images, settings, out / "logits") if teacher else None
-    train(Training(settings, images, device, taught), test, out, show=True)
+    taught = Teacher(load_trained(teacher, device), images, settings, folder / "logits") if teacher else None
+    training = Training(settings, images, device, taught)
+    train(training, test, folder, show=True)
+    return training.record()

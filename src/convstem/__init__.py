@@ -1,8 +1,8 @@
 """Conv-stem Vision Transformers as named, pretrained models in timm and torchvision.
 
 Importing convstem registers the names; it imports neither timm nor torchvision: hosts that are not imported yet get
-the names at the end of their own import. The public names are those of ``__init__.pyi``, each imported on first use;
-every module below is private.
+the names at the end of their own import. The public names are those of ``__init__.pyi``, each imported on first use,
+and the classes of ``convstem.errors``; every other module below is private.
 """
 
 import lazy_loader

@@ -1,5 +1,6 @@
 """The public names of convstem, each stated here only: type checkers, editors and ``__init__.py`` read this list."""
 
+# The module ``errors`` is public too: ``except convstem.errors.HubError``.
 from .errors import ConvStemError as ConvStemError
 from .features.pyramid import feature_pyramid as feature_pyramid
 from .hosts.describe import list_models as list_models

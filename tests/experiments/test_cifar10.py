@@ -1,5 +1,6 @@
 """The trainer of the experiments: a killed run ends as an unbroken one, a lost loss stops it, its data are right."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from experiments.cifar10 import data, models
 from experiments.cifar10.__main__ import main, parse_args
-from experiments.cifar10.checkpoints import CHECKPOINT, load_trained, read_log
+from experiments.cifar10.data import Split, normalise
 from experiments.cifar10.settings import BFLOAT16, Settings, changes, from_flags
 from experiments.cifar10.teacher import Teacher
-from experiments.cifar10.training import Training
-from experiments.transplant_cifar10_data import Split, normalise
+from experiments.cifar10.training import CHECKPOINT, Training, load_trained, so_far
+from experiments.runs import RUNS, Row, by_name
 
 ROOT = Path(__file__).parents[2]
 MODEL = [
@@ -86,19 +87,26 @@ def weights(folder: Path) -> Tensor:
     return torch.cat([tensor.flatten().double() for tensor in both])
 
 
+def kept(folder: Path) -> Row:
+    """Return the one line of a training's folder."""
+    (row,) = by_name(folder).values()
+    return row
+
+
 @pytest.mark.full
 def test_a_killed_training_ends_as_an_unbroken_one(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, *flags(images, tmp_path / "killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(read_log(tmp_path / "killed")[1]) == 1
+    assert by_name(tmp_path / "killed") == {}
+    assert len(so_far(tmp_path / "killed")["epochs"]) == 1
     begun = weights(tmp_path / "killed")
     assert main(flags(images, tmp_path / "killed")) == 0
     assert main(flags(images, tmp_path / "unbroken")) == 0
     assert not torch.equal(begun, weights(tmp_path / "unbroken"))
     assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "unbroken"))
-    killed, unbroken = (read_log(tmp_path / name)[1] for name in ("killed", "unbroken"))
+    killed, unbroken = (kept(tmp_path / name)["epochs"] for name in ("killed", "unbroken"))
     assert [(row["epoch"], row["loss"]) for row in killed] == [(row["epoch"], row["loss"]) for row in unbroken]
 
 
@@ -108,9 +116,11 @@ def test_another_seed_is_another_training(images: Path, tmp_path: Path) -> None:
     assert not torch.allclose(weights(tmp_path / "0"), weights(tmp_path / "1"))
 
 
-def test_the_log_has_the_time_and_the_last_accuracy(images: Path, tmp_path: Path) -> None:
+def test_what_is_kept_has_the_time_and_the_last_accuracy(images: Path, tmp_path: Path) -> None:
     main(flags(images, tmp_path / "out"))
-    head, rows = read_log(tmp_path / "out")
+    head = kept(tmp_path / "out")
+    rows = head["epochs"]
+    assert json.loads(json.dumps(so_far(tmp_path / "out"))) == {key: head[key] for key in head if key != "run"}
     assert ["accuracy" in row for row in rows] == [False, False, True]
     assert head["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600)
     assert head["cpu_hours"] > 0
@@ -134,7 +144,20 @@ def test_a_folder_of_other_settings_is_refused(
 ) -> None:
     main(flags(images, tmp_path / "out"))
     assert main(flags(images, tmp_path / "out", "--lr", "0.1")) == 1
+    assert "was trained with lr 0.005, not 0.1: choose another --out" in capsys.readouterr().err
+    (tmp_path / "out" / RUNS).unlink()  # as if it had been killed: the checkpoint says it, too
+    assert main(flags(images, tmp_path / "out", "--lr", "0.1")) == 1
     assert "was begun with lr 0.005, not 0.1: choose another --out" in capsys.readouterr().err
+
+
+def test_a_training_that_is_done_is_not_done_again(images: Path, tmp_path: Path, capsys: Any) -> None:
+    main(flags(images, tmp_path / "out"))
+    first = capsys.readouterr().out
+    (tmp_path / "out" / CHECKPOINT).unlink()
+    main(flags(images, tmp_path / "out"))
+    assert capsys.readouterr().out == first
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+    assert len((tmp_path / "out" / RUNS).read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_a_record_from_before_a_setting_existed_had_its_default() -> None:

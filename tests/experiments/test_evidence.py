@@ -1,6 +1,5 @@
 """The sweeps of the experiments: what is finished is not done again, a lost run is a result, the claims are counted."""
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -10,21 +9,18 @@ import pytest
 import timm
 import torch
 
-from experiments import cifar10_evidence, cifar10_evidence_report, machine, nano4, seeds
-from experiments import cifar10_evidence_claims as claims
-from experiments.cifar10 import models, sweep
-from experiments.cifar10.checkpoints import LOG
+from experiments import cifar10_evidence, machine, nano4, runs, seeds
+from experiments.cifar10 import models, sweep, training
 from experiments.cifar10.settings import Settings
 from tests.experiments.test_cifar10 import random_split
 
 
-def write_log(folder: Path, settings: Settings, accuracies: list[float]) -> None:
-    """Write the log of a training as far as a report reads it."""
-    head = {"settings": asdict(settings), "parameters": 1000, "gmacs": 0.04, "hours": 0.5, "cpu_hours": 1.0,
-            "environment": {"machine": f"machine {settings.seed}", "versions": {"torch": "9.9"}}}  # fmt: skip
-    rows = [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(accuracies)]
-    folder.mkdir(parents=True)
-    (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)), encoding="utf-8")
+def keep(out: Path, name: str, settings: Settings, accuracies: list[float], **more: Any) -> None:
+    """Write the line of a training as far as a report reads it."""
+    row = {"settings": asdict(settings), "parameters": 1000, "gmacs": 0.04, "hours": 0.5, "cpu_hours": 1.0,
+           "environment": {"machine": f"machine {settings.seed}", "versions": {"torch": "9.9"}}}  # fmt: skip
+    epochs = [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(accuracies)]
+    runs.append_line(out / runs.RUNS, {"run": name, **row, "epochs": epochs, **more})
 
 
 def evidence_args(tmp_path: Path, *more: str) -> Any:
@@ -33,9 +29,9 @@ def evidence_args(tmp_path: Path, *more: str) -> Any:
 
 
 def test_every_stem_optimizer_rate_and_seed_is_planned_once(tmp_path: Path) -> None:
-    runs = cifar10_evidence.planned(evidence_args(tmp_path))
-    assert len({run.name for run in runs}) == len(runs) == 3 * 2 * 5 * 3
-    assert {run.stem for run in runs[:3]} == set(models.STEMS)  # side by side
+    planned = cifar10_evidence.planned(evidence_args(tmp_path))
+    assert len({run.name for run in planned}) == len(planned) == 3 * 2 * 5 * 3
+    assert {run.stem for run in planned[:3]} == set(models.STEMS)  # side by side
 
 
 def test_the_twins_share_the_trunk_and_the_deeper_one_the_cost() -> None:
@@ -47,13 +43,25 @@ def test_the_twins_share_the_trunk_and_the_deeper_one_the_cost() -> None:
     assert cost["patchify+1"] == pytest.approx(cost["conv"], rel=0.04)
 
 
+def test_fused_attention_is_counted_like_any_other() -> None:
+    model = models.create(Settings())
+    counts = []
+    for fused in (True, False):
+        models.set_fused_attn(model, fused)
+        counts.append(models.count(model)["gmacs"])
+        assert {layer.fused_attn for layer in models.attentions(model)} == {fused}
+    assert counts == [0.039569472] * 2  # with the attention's own products: 12 % of it
+
+
 def test_work_counts_epochs_sizes_and_attacks() -> None:
     gmacs = models.count(models.create(Settings()))["gmacs"]
 
-    def work(**changes: int) -> float:
-        return models.pflop({"settings": asdict(Settings(epochs=10, **changes)), "gmacs": gmacs})
+    def work(done: int = 10, **changes: int) -> float:
+        settings = asdict(Settings(epochs=10, **changes))
+        return models.pflop({"settings": settings, "gmacs": gmacs, "epochs": [{}] * done})
 
     once = work()
+    assert work(done=4) == pytest.approx(0.4 * once)
     assert once == pytest.approx(6e-6 * gmacs * 390 * 128 * 10)
     assert work(attack_steps=3) == pytest.approx(3 * once)
     smaller = work(small_epochs=5)
@@ -67,7 +75,7 @@ def test_claims_are_counted_by_seed(tmp_path: Path) -> None:
     for run in cifar10_evidence.planned(args):
         low = 5.0 * (run.rate in (1e-2, 1.0)) * (1 + (run.stem == "patchify")) + 3.0 * (run.optimizer == "sgd")
         curve = [40.0 + epoch * 10 + gain[run.stem] - low - run.seed for epoch in range(3)]
-        write_log(tmp_path / "runs" / run.name, run.settings(args), curve)
+        keep(tmp_path, run.name, run.settings(args), curve)
     cifar10_evidence.main(["--data-dir", str(tmp_path), "--out", str(tmp_path), "--report"])
     text = (tmp_path / "results.txt").read_text(encoding="utf-8")
     twin, deeper = text.split("conv stem against patchify+1")
@@ -97,12 +105,16 @@ def test_a_machine_says_how_many_jobs_shared_it_only_where_that_is_known() -> No
 
 
 def test_the_report_of_nano4_has_the_work_and_how_far_a_stage_is(tmp_path: Path) -> None:
-    write_log(tmp_path / "teacher", nano4.TEACHER, [90.0] * nano4.TEACHER.epochs)
-    write_log(tmp_path / "plain", nano4.PLAIN, [80.0] * 3)
+    keep(tmp_path, "teacher", nano4.TEACHER, [90.0] * nano4.TEACHER.epochs)
+    under_way = training.Training(nano4.PLAIN, random_split(128))
+    under_way.history = [{"seconds": 1800.0, "cpu_seconds": 3600.0}] * 3
+    (tmp_path / "plain").mkdir()
+    training.save(under_way, tmp_path / "plain")
     _, teacher, plain, *_ = nano4.report(tmp_path).splitlines()
-    work = f"{models.pflop({'settings': asdict(nano4.TEACHER), 'gmacs': 0.04}):.2f}"
+    work = f"{models.pflop(runs.by_name(tmp_path)['teacher']):.2f}"
     assert teacher.split() == ["teacher", "12/12", "90.00", "1,000", "0.0400", work, "0.50", "1.00"]
-    assert plain.split()[:3] == ["plain", "3/92", "-"]
+    done = f"{models.pflop(under_way.record()):.2f}"
+    assert plain.split() == ["plain", "3/92", "-", "544,426", "0.0396", done, "1.50", "3.00"]
 
 
 def test_a_lost_run_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
@@ -113,16 +125,20 @@ def test_a_lost_run_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
     good = Settings(model_kwargs=kwargs, epochs=1, batch_size=10)
     lost = Settings(model_kwargs=kwargs, epochs=1, batch_size=10, opt="sgd", lr=1e30, warmup_epochs=0)
     where = sweep.Where(tmp_path, tmp_path)
-    for name, settings in {"good": good, "lost": lost}.items():
-        folder = tmp_path / "runs" / name
-        assert not sweep.finished(folder, settings)
-        sweep.train_one(folder, settings, where)
-        assert sweep.finished(folder, settings)
-    assert [(tmp_path / "runs" / name / sweep.DIVERGED).exists() for name in ("good", "lost")] == [False, True]
-    assert claims.read_curve(tmp_path / "runs" / "lost").accuracy == (10.0,)
-    assert not sweep.finished(tmp_path / "runs" / "good", good, "another-result.json")
-    with pytest.raises(ValueError, match=r"was begun with lr 0.005, not 0.1: choose another --out"):
-        sweep.finished(tmp_path / "runs" / "good", Settings(model_kwargs=kwargs, epochs=1, batch_size=10, lr=0.1))
+    trainings = {"a-conv-sgd-1-0": good, "a-conv-sgd-2-0": lost}
+    sweep.run_all(trainings, where)
+    rows = runs.by_name(tmp_path)
+    assert [sweep.DIVERGED in rows[name] for name in trainings] == [False, True]
+    assert rows["a-conv-sgd-2-0"][sweep.DIVERGED].startswith("the loss became ")
+    assert rows["a-conv-sgd-2-0"]["parameters"] == rows["a-conv-sgd-1-0"]["parameters"]
+    found = cifar10_evidence.read_runs(tmp_path)
+    assert found["a", "sgd", "conv", 2.0][0].accuracy == (10.0,)
+    assert found["a", "sgd", "conv", 1.0][0].accuracy == (rows["a-conv-sgd-1-0"]["epochs"][0]["accuracy"],)
+    assert "10.00 (1 lost)" in cifar10_evidence.to_text(found)
+    sweep.run_all(trainings, where)
+    assert len(runs.read_lines(tmp_path / runs.RUNS)) == 2
+    with pytest.raises(ValueError, match=r"a-conv-sgd-1-0 was trained with lr 0.005, not 0.1: choose another --out"):
+        sweep.run_all({"a-conv-sgd-1-0": Settings(model_kwargs=kwargs, epochs=1, batch_size=10, lr=0.1)}, where)
 
 
 @pytest.mark.parametrize("stage", nano4.STAGES)
@@ -141,26 +157,29 @@ def test_an_unfinished_table_compares_the_rates_that_both_have(tmp_path: Path) -
     for run in cifar10_evidence.planned(args):
         accuracy = {1e-3: 60.0, 1e-2: 55.0, 1: 10.0}[run.rate] + 5 * (run.stem == "conv")
         if run.stem == "conv" or run.rate < 1:
-            write_log(tmp_path / "runs" / run.name, run.settings(args), [accuracy] * 3)
-    text = cifar10_evidence_report.to_text(claims.read_runs(tmp_path))
+            keep(tmp_path, run.name, run.settings(args), [accuracy] * 3)
+    text = cifar10_evidence.to_text(cifar10_evidence.read_runs(tmp_path))
     assert len(re.findall(r"adamw: smaller range, over 2 rates +0\.00 ", text)) == 2
 
 
 def test_care_with_the_rate_has_three_measures() -> None:
     steep, flat = (60.0, 55.0, 20.0), (50.0, 48.0, 41.0)
-    found = {name: [measure(finals) for finals in (steep, flat)] for name, measure in claims.OVER_RATES.items()}
+    measures = cifar10_evidence.OVER_RATES.items()
+    found = {name: [measure(finals) for finals in (steep, flat)] for name, measure in measures}
     assert [first > second for first, second in found.values()] == [False, False, False]
     assert found["smaller range"] == [-40.0, -9.0]
     assert found["rates less than 10 points below the best"] == [2, 3]
 
 
 def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Path) -> None:
-    runs = nano4.lever_runs()
-    assert all(settings.holdout for settings in runs.values())
-    for name, settings in runs.items():
+    planned = nano4.lever_runs()
+    assert all(settings.holdout for settings in planned.values())
+    for name, settings in planned.items():
         better = 2.0 if name.startswith("batch_64") else 0.0
-        write_log(tmp_path / "levers" / "runs" / name, settings, [30.0, 40.0, 50.0 + settings.seed + better])
+        keep(tmp_path, name, settings, [30.0, 40.0, 50.0 + settings.seed + better])
+    keep(tmp_path, "float32-0", planned["float32-0"], [], diverged="the loss became nan")  # the last line counts
     text = nano4.report(tmp_path)
+    assert re.search(r"float32 +51\.00 +0\.00 +3600", text)  # seed 1 alone
     assert re.search(r"as it is +50\.50 \+- 0\.71 +0\.00 \+- 0\.00 +3600", text)
     assert re.search(r"batch 64 +52\.50 \+- 0\.71 +2\.00 \+- 0\.00 +3600", text)
     assert len(text.splitlines()) == 2 + len(nano4.LEVERS) + len(nano4.SEEDS)  # a machine for each seed

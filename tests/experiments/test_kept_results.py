@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cifar10_evidence_report, robustness_report, transplant_gain_report
+from experiments import cifar10_evidence, nano4, robustness, transplant_gain_report
 from experiments.cifar10.models import STEMS
-from experiments.cifar10_evidence_claims import best_of_seeds, read_runs, sweep
+from experiments.cifar10_evidence import best_of_seeds, rates_of
 from experiments.seeds import paired
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ STEM_NAMES = dict(zip(STEMS, ("conv", "patchify", "patchify, one block more"), s
 
 
 def evidence_text(out: Path) -> str:
-    return cifar10_evidence_report.to_text(read_runs(out))
+    return cifar10_evidence.to_text(cifar10_evidence.read_runs(out))
 
 
 def gain_text(out: Path) -> str:
@@ -28,7 +28,8 @@ def gain_text(out: Path) -> str:
 REPORTS: dict[str, Callable[[Path], str]] = {
     "cifar10_evidence": evidence_text,
     "cifar10_evidence_xs4": evidence_text,
-    "robustness": lambda out: robustness_report.to_text(out, *robustness_report.read_figures(out)),
+    "nano4": nano4.report,
+    "robustness": lambda out: robustness.to_text(*robustness.read_runs(out)),
     "transplant_gain": gain_text,
     "transplant_gain_dinov2": gain_text,
     "transplant_gain_dinov2_decay": gain_text,
@@ -56,7 +57,7 @@ def finetuning_rows() -> Iterator[str]:
     optimizers, scopes = {"adamw": "AdamW", "sgd": "SGD"}, {"all": "all weights", "stem and head": "stem and head"}
     tables = []
     for name in ("transplant_gain_dinov2_decay", "transplant_gain_dinov2"):
-        done = transplant_gain_report.read_results(RESULTS / name / transplant_gain_report.RUNS)
+        done = transplant_gain_report.read_results(RESULTS / name)
         tables.append({tuple(setting.values()): (runs, gains)
                        for setting, runs, gains in transplant_gain_report.groups(done)})  # fmt: skip
     for optimizer, scope, batch in product(optimizers, scopes, (128, 8)):
@@ -73,18 +74,18 @@ def finetuning_rows() -> Iterator[str]:
 
 def evidence_rows() -> Iterator[str]:
     """Accuracy at the best rate of each optimizer, and the gap between them."""
-    runs = read_runs(RESULTS / "cifar10_evidence")
+    runs = cifar10_evidence.read_runs(RESULTS / "cifar10_evidence")
     for stem, name in STEM_NAMES.items():
-        adamw, sgd = (best_of_seeds(sweep(runs, "vit_nano4_convstem", kind, stem)) for kind in ("adamw", "sgd"))
+        adamw, sgd = (best_of_seeds(rates_of(runs, "vit_nano4_convstem", kind, stem)) for kind in ("adamw", "sgd"))
         yield row(name, *(cell(scores.values(), ".1f") for scores in (adamw, sgd, paired(adamw, sgd))))
 
 
 def robustness_rows() -> Iterator[str]:
     """Accuracy under each attack."""
-    _, figures = robustness_report.read_figures(RESULTS / "robustness")
+    _, found = robustness.read_runs(RESULTS / "robustness")
     for stem, name in STEM_NAMES.items():
-        runs = figures[stem].values()
-        yield row(name, *(cell((run[attack] for run in runs), ".1f") for attack in robustness_report.ATTACKS))
+        scores = (robustness.accuracies(found[stem], attack).values() for attack in robustness.ATTACKS)
+        yield row(name, *(cell(values, ".1f") for values in scores))
 
 
 @pytest.mark.parametrize(

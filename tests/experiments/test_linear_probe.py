@@ -10,8 +10,8 @@ from torch import nn
 
 from experiments import linear_probe
 from experiments.cifar10 import data, models
-from experiments.transplant_cifar10_data import normalise
-from experiments.transplant_gain_starts import load_source
+from experiments.cifar10.data import normalise
+from experiments.transplant_gain import load_source
 from tests.experiments.test_cifar10 import random_split
 from tools.dinov2_vit_small import ARCHITECTURE, PATCH
 

@@ -1,6 +1,5 @@
 """Attacks stay within their radius and hurt; the script trains, attacks and reports."""
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +8,14 @@ import pytest
 import torch
 from timm.loss import SoftTargetCrossEntropy
 
-from experiments import robustness, robustness_report
+from experiments import robustness
 from experiments.cifar10 import models
 from experiments.cifar10.attack import perturb
+from experiments.cifar10.data import STD, Split, normalise
 from experiments.cifar10.settings import Settings
 from experiments.cifar10.training import Training
-from experiments.transplant_cifar10_data import STD, Split, normalise
 from tests.experiments.test_cifar10 import random_split
-from tests.experiments.test_evidence import write_log
+from tests.experiments.test_evidence import keep
 
 TINY = Settings(model_kwargs={"embed_dim": 24, "depth": 1, "stem_channels": (8, 16)}, batch_size=10)
 
@@ -87,24 +86,23 @@ def test_the_script_trains_attacks_goes_on_and_reports(tmp_path: Path, capsys: p
     assert "PGD-50 on 10, AutoAttack on 2 images; Square's iterations: 20" in once
     assert "of 1 seeds" in once
     assert once.count("AutoAttack, against patchify") == 2
-    assert (tmp_path / "out" / robustness_report.PICTURE).stat().st_size > 0
+    assert (tmp_path / "out" / robustness.PICTURE).stat().st_size > 0
 
 
 def test_the_report_pairs_stems_by_seed(tmp_path: Path) -> None:
-    assert robustness_report.to_text(tmp_path, *robustness_report.read_figures(tmp_path)) == "no run has finished yet\n"
-    for stem, base in {"conv": 40.0, "patchify": 30.0}.items():
+    assert robustness.to_text(*robustness.read_runs(tmp_path)) == "no run has finished yet\n"
+    counts = dict.fromkeys((*robustness.ATTACKS, robustness.SQUARE), 100)
+    for stem, base in {"patchify": 30.0, "conv": 40.0}.items():
         for seed in (0, 1):
-            folder = tmp_path / "runs" / f"{stem}-{seed}"
-            write_log(folder, TINY, [base])
-            figures = dict.fromkeys(robustness_report.ATTACKS, base + (5 * seed if stem == "conv" else 0))
-            record = {"counts": dict.fromkeys((*figures, robustness_report.SQUARE), 100), "figures": figures}
-            (folder / robustness_report.FIGURES).write_text(json.dumps(record), encoding="utf-8")
-    text = robustness_report.to_text(tmp_path, *robustness_report.read_figures(tmp_path))
+            figures = dict.fromkeys(robustness.ATTACKS, base + (5 * seed if stem == "conv" else 0))
+            keep(tmp_path, f"{stem}-{seed}", TINY, [base], counts=counts, figures=figures)
+    keep(tmp_path, "conv-2", TINY, [], diverged="the loss became nan")  # was not attacked
+    text = robustness.to_text(*robustness.read_runs(tmp_path))
+    assert re.search(r"^conv +2 .*\npatchify +2 ", text, re.M)
     assert re.search(r"PGD-50, against patchify +12\.50 \+- 3\.54   2 of 2 seeds", text)
     assert "against patchify+1" not in text
     assert "2.0 hours" not in text
     assert "4.0 hours" in text
-    record["counts"]["AutoAttack"] = 50
-    (folder / robustness_report.FIGURES).write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"all runs need the same attacks; .*'AutoAttack': 50.*, others have"):
-        robustness_report.read_figures(tmp_path)
+    keep(tmp_path, "patchify-2", TINY, [30.0], counts={**counts, "AutoAttack": 50}, figures=figures)
+    with pytest.raises(ValueError, match=r"the same attacks; patchify-2 has .*'AutoAttack': 50.*, others have"):
+        robustness.read_runs(tmp_path)

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from experiments import transplant_gain, transplant_gain_report
-from experiments.cifar10 import checkpoints
+from experiments.cifar10.data import MEAN, STD, normalise
 from experiments.cifar10.settings import Settings
-from experiments.cifar10.training import Training
-from experiments.transplant_cifar10_data import MEAN, STD, normalise
+from experiments.cifar10.training import Training, save
+from experiments.transplant_gain import load_source, start_model
 from experiments.transplant_gain_report import STARTS, Job, Result
-from experiments.transplant_gain_starts import load_source, start_model
 from tests.experiments.test_cifar10 import random_split
 
 SOURCE = Settings(
@@ -30,7 +29,7 @@ def source(tmp_path: Path) -> Path:
         torch.save(asdict(random_split(80)), tmp_path / f"{name}.pt")
     training = Training(SOURCE, random_split(40))
     (tmp_path / "source").mkdir()
-    checkpoints.save(training, tmp_path / "source")
+    save(training, tmp_path / "source")
     return tmp_path / "source"
 
 
@@ -74,8 +73,9 @@ def test_gains_are_paired_by_seed_and_what_is_done_is_read_again(tmp_path: Path)
         Job(start, "all", "sgd", 8, "steps", seed): Result(80.0 + 5 * seed + gain, 0.5, 10, 3.0)
         for start, gain in {"patchify": 0.0, "transplant": 1.0}.items() for seed in (0, 1)
     }  # fmt: skip
-    transplant_gain_report.write_results(tmp_path / "runs.jsonl", done)
-    assert transplant_gain_report.read_results(tmp_path / "runs.jsonl") == done
+    for job, result in done.items():
+        transplant_gain_report.append_result(tmp_path, job, result)
+    assert transplant_gain_report.read_results(tmp_path) == done
     transplant_gain_report.plot(done, tmp_path / "gain.png")
     assert (tmp_path / "gain.png").stat().st_size > 0
     _, patchify, transplanted = transplant_gain_report.table(done)
@@ -126,8 +126,8 @@ def test_each_model_has_the_better_of_two_folders_rates(tmp_path: Path) -> None:
     for folder, means in accuracy.items():
         done = {Job(start, "all", "sgd", 8, "steps", seed): Result(mean + seed, 1.0, 9, 1.0)
                 for start, mean in means.items() for seed in (0, 1)}  # fmt: skip
-        (tmp_path / folder).mkdir()
-        transplant_gain_report.write_results(tmp_path / folder / transplant_gain_report.RUNS, done)
+        for job, result in done.items():
+            transplant_gain_report.append_result(tmp_path / folder, job, result)
         [(_, _, gains)] = [group for group in transplant_gain_report.groups(done) if group[2]]
         assert list(gains.values()) == [means["transplant"] - means["patchify"]] * 2
     _, row = transplant_gain_report.at_the_better(tmp_path / "a", tmp_path / "b")

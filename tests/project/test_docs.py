@@ -16,8 +16,8 @@ from benchmarks.inference_report import ratios
 from convstem.registry import catalog
 from convstem.registry.names import rows
 from convstem.transplanting.patch_embedding import find_patch_embedding
-from tools.sizes import safetensors_bytes
 from tools.timm_trunks import build, sizes
+from tools.timm_weights import safetensors_bytes
 
 ROOT = Path(__file__).parents[2]
 click = tuple(int(part) for part in version("click").split(".")[:2])

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from tools.page_messages import OURS, SOURCE, calls, messages, texts, told_in_words
+from tools.messages import OURS, SOURCE, calls, messages, texts, told_in_words
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -11,6 +11,7 @@ import pytest
 
 import convstem
 from convstem import errors
+from tools.pages import api_page
 
 ROOT = Path(__file__).parents[2]
 STUB = ROOT / "src" / "convstem" / "__init__.pyi"
@@ -79,6 +80,32 @@ def test_a_public_function_documents_its_arguments_and_errors(name: str) -> None
     raised = documented(name, "Raises")
     assert raised
     assert {error for error in raised if not hasattr(errors, error)} == set()
+
+
+def missing_errors(page: str) -> list[str]:
+    """Return the classes of ``convstem.errors`` without a row with a sentence on a page, or without a block."""
+    classes = [name for name, value in vars(errors).items() if isinstance(value, type) and name != "ConvStemError"]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:`\w+`(?:, )?)+ \| (\w.+\.) \|$", page, re.M))
+    return [name for name in classes if name not in rows or f"\n::: convstem.errors.{name}\n" not in page]
+
+
+def test_every_error_is_documented() -> None:
+    page = api_page()
+    assert missing_errors(page.replace("\n| `HubError` |", "\n| `ThatError` |")) == ["HubError"]
+    assert missing_errors(page.replace("\n::: convstem.errors.PathError\n", "")) == ["PathError"]
+    assert missing_errors(page) == []
+
+
+def test_errors_are_reached_from_the_package() -> None:
+    code = """
+import sys
+import convstem
+assert issubclass(convstem.errors.HubError, convstem.ConvStemError)
+print(sorted(n for n, v in vars(convstem.errors).items() if isinstance(v, type)))
+assert "torch" not in sys.modules
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert found == f"{sorted(name for name, value in vars(errors).items() if isinstance(value, type))}\n"
 
 
 def test_every_room_says_that_it_is_not_public() -> None:

@@ -28,7 +28,7 @@ LEVELS = (
 
 LEVEL = {room: level for level, names in enumerate(LEVELS) for room in names}
 FILES_AT_THE_TOP = 6
-TEST_FOLDERS = {"experiments", "libraries", "project", "support", "training"}
+TEST_FOLDERS = {"experiments", "fuzz", "libraries", "project", "support", "training"}
 """Folders of tests/ that are about no room: the repository itself, helpers, scripts, and whole training runs."""
 
 
