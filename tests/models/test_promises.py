@@ -251,7 +251,7 @@ def assert_carried(cell: Cell, model: Any, fresh: Any, plain: Any, within: float
     """Check that a model computes what the plain ViT does."""
     dtype = next(plain.parameters()).dtype
     size = plain.patch_embed.img_size
-    x = torch.randn(2, plain.patch_embed.in_chans, *size, dtype=dtype)
+    x = torch.randn(2, plain.patch_embed.proj.in_channels, *size, dtype=dtype)
     ours = enlarge_patches(x, 14) if plain.patch_embed.patch_size == (14, 14) else x
     out = (lambda m, x: m(x)) if head else (lambda m, x: m.forward_head(m.forward_features(x), pre_logits=True))
     expected = out(plain, x)

@@ -12,7 +12,7 @@ from convstem.errors import InvalidFileError, MissingPathError, UnsupportedModel
 from convstem.hub.limits import check_config_sizes, check_kinds, fits, short, stated_sizes
 from convstem.hub.source import LARGEST_TEXT
 from convstem.registry import catalog
-from convstem.registry.names import trunks
+from convstem.registry.names import PYRAMID, families, trunks
 from convstem.registry.stem_spec import StemSpec
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_ours(architecture: str) -> None:
     """Raise ``UnsupportedModelError`` unless this is a conv-stem architecture of this package."""
-    if architecture in catalog.architectures():
+    if architecture in catalog.architectures() or architecture.removesuffix(PYRAMID) in families():
         return
     raise UnsupportedModelError(
         f"expected a conv-stem architecture of convstem, got {architecture!r}: {catalog.unknown_name(architecture)}. "
@@ -193,7 +193,8 @@ def argument_kinds(architecture: str) -> Mapping[str, Any]:
     from timm.models import VisionTransformer, model_entrypoint
     from torch import nn
 
-    named = get_type_hints(model_entrypoint(trunks().get(architecture, architecture))).get("return")
+    name = architecture.removesuffix(PYRAMID)
+    named = get_type_hints(model_entrypoint(trunks().get(name, name))).get("return")
     model: type = VisionTransformer  # our own families' functions name no class
     if isinstance(named, type) and issubclass(named, nn.Module):
         model = named

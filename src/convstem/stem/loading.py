@@ -40,14 +40,19 @@ def carry_patch_embedding(embed: Any, state_dict: MutableMapping[str, Tensor], p
 
     Args:
         embed: a ``ConvStemEmbed``.
-        state_dict: holds ``proj.weight`` [embed_dim, in_chans, patch, patch] and, usually, ``proj.bias``.
+        state_dict: holds ``proj.weight`` [embed_dim, in_chans, patch, patch] and, usually, ``proj.bias``. A kernel of
+            the trunk's own patch size is resized where the stem's is larger.
         prefix: of the embedding's keys in it.
 
     Raises:
         ArgumentError: patch size, width or channels are not the stem's, or the stem is too narrow.
     """
+    from timm.layers import resample_patch_embed  # torchvision's models, which this file serves too, do not need timm
+
     weight, bias = state_dict[f"{prefix}proj.weight"], state_dict.get(f"{prefix}proj.bias")
     shape = tuple(embed.proj.weight.shape)
+    if embed.resized_from and weight.shape[2:] == (embed.resized_from,) * 2:
+        weight = resample_patch_embed(weight, shape[2:])
     carried, report = carried_stem(weight, bias, embed.stem_spec, shape, embed.lowest)
     for key in (f"{prefix}proj.weight", f"{prefix}proj.bias"):
         state_dict.pop(key, None)
