@@ -25,7 +25,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,8 @@ from convstem import transplant
 from experiments import pool
 from experiments import transplant_cifar10_report as report
 from experiments.machine import environment
-from experiments.transplant_cifar10_data import BATCH, Split, batches, load_split
+from experiments.transplant_cifar10_data import BATCH, Split, load_split
 from experiments.transplant_cifar10_experiments import (
-    CALIBRATION_BATCHES,
     CLIP,
     OPTIMISERS,
     STARTS,
@@ -138,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         load_split(args.data_dir / name, args.out / f"{name}.pt", args.subset) for name in ("train", "validation")
     )
     source = get_source(source_file, args.epochs, data)
-    twin = transplant(source, STEM, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
+    twin = transplant(source, STEM)
     setting = settings(args, data, test)
     if results_file.exists():
         results = report.load_results(results_file)

@@ -11,7 +11,7 @@ from torch import nn
 
 from convstem import transplant
 from convstem.registry.stem_spec import default_stem
-from convstem.transplanting.surgery import swap_stem
+from convstem.transplanting.surgery import put_stem
 from experiments.cifar10.checkpoints import CHECKPOINT, load_trained
 from experiments.transplant_cifar10_data import MEAN, STD
 from experiments.transplant_gain_report import Job
@@ -41,7 +41,7 @@ def start_model(job: Job, source: nn.Module) -> nn.Module:
     if job.start == "new stem":
         torch.manual_seed(job.seed)
         patch, channels = model.patch_embed.patch_size[0], model.patch_embed.proj.in_channels
-        swap_stem(model, default_stem(patch, model.embed_dim, channels), transplanted=False)
+        put_stem(model, default_stem(patch, model.embed_dim, channels))
     if job.scope != "all":
         model.requires_grad_(False)
         for part in (model.patch_embed, model.get_classifier()):

@@ -1,6 +1,7 @@
 """Transplant on whole models: every family keeps its function, and nothing else changes."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from convstem.stem.pixels import normalised_range
 from convstem.transplanting.surgery import put_stem, stem_for
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
+
+TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 # One small member of each family: (timm name, arguments).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -279,6 +282,26 @@ def test_a_narrow_stem_is_refused_with_the_channels_that_would_do() -> None:
         convstem.transplant(source, StemSpec((24, 48, 96, 96)))
     for channels, scope in (((24, 96, 384, 384), "every input"), ((12, 48, 192, 384), "pixels in range")):
         assert convstem.transplant(source, channels).transplant_report.scope == scope
+
+
+NARROW = (12, 24, 48, 96)
+NARROW_CALLS = {
+    "transplant a name": lambda: convstem.transplant(TINY, StemSpec(NARROW)),
+    "create_model": lambda: timm.create_model("vit_ti16_convstem", pretrained=True, stem_channels=NARROW),
+    "create_model on a trunk": lambda: timm.create_model(
+        "vit_s16_dinov3_convstem", pretrained=True, stem_channels=NARROW
+    ),
+    "load": lambda: convstem.load("vit_ti16_convstem", stem_channels=NARROW),
+}
+
+
+@pytest.mark.full
+def test_a_narrow_stem_is_refused_at_every_door(hub_file: Callable[..., None]) -> None:
+    for name in (TINY, "vit_small_patch16_dinov3.lvd1689m"):
+        hub_file(f"timm/{name}", randomise(timm.create_model(name)).state_dict())
+    for call in NARROW_CALLS.values():
+        with pytest.raises(ArgumentError, match=r"\[12, 24, 48, 96\] is too narrow .* layer 1 has 24 channels for 48"):
+            call()
 
 
 @pytest.mark.parametrize("host", ["timm", "torchvision"])
