@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec, default_stem
-from convstem.stem.carry import EVERY_INPUT, IN_RANGE, carry, plan
+from convstem.stem.carry import EVERY_INPUT, IN_RANGE, carried_by, carry
 from tests.support.everyday import mostly_in_ci
 from tests.support.stem_transplants import (
     LOW,
@@ -73,7 +73,7 @@ def test_a_stem_is_the_patch_embedding_where_its_report_says_so(embed_dim: int, 
     inside, anywhere = white_images(in_chans, 3 * spec.patch_size, beyond=0.25), noise(in_chans, 2 * spec.patch_size)
     assert relative_error(stem, weight, bias, inside) < 1e-12
     assert (relative_error(stem, weight, bias, anywhere) < 1e-12) == (report.scope == EVERY_INPUT)
-    assert plan(spec, embed_dim, in_chans) == report
+    assert carried_by(spec, embed_dim, in_chans) == report
     rounded, _ = transplant(spec, weight, bias)
     assert relative_error(rounded, weight, bias, inside) < 2e-6
     nn.init.normal_(next(stem[-2].parameters()))  # negative control
@@ -300,7 +300,7 @@ def test_report() -> None:
         "pixels with both signs in 24 of 24 channels; layer 1 carries 48 values of the pixels shifted in 48 of 50 "
         "channels; layer 2 carries 100 values of the embedding with both signs in 200 of 200 channels."
     )
-    assert plan(StemSpec((24, 20)), 10).outcome() == "The transplant is exact for every input, up to rounding."
+    assert carried_by(StemSpec((24, 20)), 10).outcome() == "The transplant is exact for every input, up to rounding."
 
 
 SMALL = list(product((1, 2, 5, 11), ((2,), (2, 2), (2, 1), (1, 2), (2, 1, 1)), range(7)))
@@ -325,10 +325,10 @@ def test_a_stem_is_refused_where_no_choice_of_what_it_carries_fits(in_chans: int
                     possible.add(all(signed))
             seen.add(max(possible, default=None))
             if possible:
-                assert (plan(spec, embed_dim, in_chans).scope == EVERY_INPUT) == max(possible)
+                assert (carried_by(spec, embed_dim, in_chans).scope == EVERY_INPUT) == max(possible)
             else:
                 with pytest.raises(ArgumentError, match="too narrow"):
-                    plan(spec, embed_dim, in_chans)
+                    carried_by(spec, embed_dim, in_chans)
     assert seen == {None, False, True}
 
 
@@ -353,7 +353,7 @@ def test_a_narrow_stem_is_refused_with_the_channels_that_would_do(
     assert f"{list(in_range)} for pixels in range" in str(caught.value)
     for channels, scope in ((always, EVERY_INPUT), (in_range, IN_RANGE)):
         enough = StemSpec(channels, spec.strides, spec.kernel_sizes)
-        assert plan(enough, embed_dim).scope == scope
+        assert carried_by(enough, embed_dim).scope == scope
         for layer in range(len(channels)):
             less = StemSpec(tuple(width - (index == layer) for index, width in enumerate(channels)), spec.strides,
                             spec.kernel_sizes)  # fmt: skip
@@ -362,7 +362,7 @@ def test_a_narrow_stem_is_refused_with_the_channels_that_would_do(
                     carry(weight, bias, less)
             else:
                 with pytest.raises(ArgumentError, match="too narrow"):
-                    plan(less, embed_dim)
+                    carried_by(less, embed_dim)
 
 
 ERRORS = [
@@ -372,8 +372,9 @@ ERRORS = [
     ({"stem": StemSpec((12, 48, 192))}, r"\[2, 2, 2\] multiply to 8, patch_size is 4: change one"),
     ({"weight": torch.zeros(8, 3, 4, 5)}, r"square patches; got shape \[8, 3, 4, 5\]: resample"),
     ({"weight": torch.zeros(8, 48)}, r"\[embed_dim, in_chans, p, p\].*got shape \[8, 48\]"),
-    ({"weight": torch.zeros(8, 0, 4, 4)}, r"at least one input channel and one filter; got shape \[8, 0, 4, 4\]"),
+    ({"weight": torch.zeros(8, 0, 4, 4)}, r"at least one input channel and one filter, .*; got shape \[8, 0, 4, 4\]"),
     ({"weight": torch.zeros(0, 3, 4, 4)}, "at least one input channel and one filter"),
+    ({"weight": torch.zeros(8, 3, 4, 4, dtype=torch.int8)}, "of floating-point numbers; got .*int8: convert"),
     ({"weight": torch.zeros(8, 3, 4, 4, device="meta")}, "weight is on the meta device, .*load the model's weights"),
     ({"weight": torch.full((8, 3, 4, 4), math.nan)}, "weight must be finite; got NaN or infinity: check"),
     ({"bias": torch.full((8,), math.inf)}, "bias must be finite; got NaN or infinity: check"),

@@ -96,7 +96,7 @@ class TransplantReport:
         return f"{self.outcome()} In detail, {layers}."
 
 
-def plan(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> TransplantReport:
+def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> TransplantReport:
     """Return what the layers of a stem would carry of any patch embedding of this size.
 
     Args:
@@ -183,7 +183,7 @@ def carry(
     _check_stem(stem)
     _check_embedding(weight, bias, stem)
     dtype, (embed_dim, in_chans) = dtype or weight.dtype, weight.shape[:2]
-    lowest, report = _lowest(low, margin, in_chans), plan(stem, embed_dim, in_chans)
+    lowest, report = _lowest(low, margin, in_chans), carried_by(stem, embed_dim, in_chans)
     if lowest is None and report.scope == IN_RANGE:
         raise ArgumentError(_unknown_range(report, in_chans))
     lows = None if lowest is None else lowest.to(dtype).double()  # as the biases hold it
@@ -343,9 +343,10 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> Non
             "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
             f"got shape {list(weight.shape)}: resample it to square patches first"
         )
-    if not weight.numel():
+    if not weight.numel() or not weight.is_floating_point():
         raise ArgumentError(
-            f"a patch embedding needs at least one input channel and one filter; got shape {list(weight.shape)}"
+            "a patch embedding needs at least one input channel and one filter, of floating-point numbers; got shape "
+            f"{list(weight.shape)}, {weight.dtype}: convert or correct it first"
         )
     check_stem_patch(stem, weight.shape[-1])
     if bias is not None and bias.shape != weight.shape[:1]:
