@@ -75,8 +75,8 @@ class Row:
     """Channels of the stem before the 1x1."""
     built: str = ""
     """``full``, ``depth=2`` (two blocks) or ``embed`` (only the patch embedding)."""
-    exact: bool = False
-    """What ``transplant_report`` predicts."""
+    scope: str = ""
+    """What it is exact for, as ``transplant_report`` says."""
     embedding: float | None = None
     output: float | None = None
     output_batch: float | None = None
@@ -100,12 +100,12 @@ class Row:
         seconds = "-" if self.seconds is None else f"{self.seconds:.1f}"
         return (
             f"{self.architecture:<52}{self.kind:<27}{self.patch:>5}{self.embed_dim:>6}  {stem:<24}{self.built:<9}"
-            f"{'yes' if self.exact else 'no':<6}{figures}{seconds:>8}  {self.failure}"
+            f"{self.scope:<17}{figures}{seconds:>8}  {self.failure}"
         ).rstrip()
 
 
 HEADER = (
-    f"{'architecture':<52}{'class':<27}{'patch':>5}{'dim':>6}  {'stem':<24}{'built':<9}{'exact':<6}"
+    f"{'architecture':<52}{'class':<27}{'patch':>5}{'dim':>6}  {'stem':<24}{'built':<9}{'exact for':<17}"
     f"{'embedding':>10}{'output':>10}{'batch':>10}{'control':>10}{'seconds':>8}"
 )
 
@@ -214,7 +214,7 @@ def measure(name: str) -> Row:
         start = time.perf_counter()
         twin: Any = transplant(model)
         row.seconds = time.perf_counter() - start
-        row.exact = twin.transplant_report.exact
+        row.scope = twin.transplant_report.scope
         row.stem = tuple(layer.width for layer in twin.transplant_report.layers)
         compare(model, twin, row)
     except Exception as error:  # the other architectures are still worth measuring
@@ -231,7 +231,7 @@ def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
     return {
         "architectures": len(rows),
         "failures": sum(bool(row.failure) for row in rows),
-        "exact": sum(row.exact for row in rows),
+        "exact for": dict(Counter(row.scope or "nothing" for row in rows).most_common()),
         "built": dict(Counter(row.built or "not built" for row in rows).most_common()),
         "classes": dict(Counter(row.kind or "not built" for row in rows).most_common()),
         "preserved": {f"{tolerance:g}": sum(row.preserved(tolerance) for row in rows) for tolerance in TOLERANCES},
@@ -252,7 +252,8 @@ def print_summary(totals: dict[str, Any]) -> None:
     for kind, number in totals["classes"].items():
         print(f"{kind:<29}{number:>13}")
     built = ", ".join(f"{number} {kind}" for kind, number in totals["built"].items())
-    print(f"\n{count} architectures, {totals['failures']} failures, {totals['exact']} predicted exact; built: {built}")
+    exact = ", ".join(f"{number} {scope}" for scope, number in totals["exact for"].items())
+    print(f"\n{count} architectures, {totals['failures']} failures; exact for: {exact}; built: {built}")
     for tolerance, number in totals["preserved"].items():
         print(f"embedding and output preserved to {tolerance}: {number} of {count} ({number / count:.1%})")
     for key in ("largest_embedding_error", "largest_output_error", "smallest_control"):

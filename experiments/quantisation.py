@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import convstem
 from benchmarks.load import machine
-from benchmarks.transplant_quality_images import CALIBRATION, HELD_OUT, crops
+from benchmarks.photographs import CALIBRATION, HELD_OUT, crops
 from convstem.inference.export import export
 from experiments.cifar10.data import Split, load_split, normalise
 from tools.dinov2_vit_small import load_patch16
@@ -42,7 +42,6 @@ LINEAR = ("MatMul", "Gemm")
 STEMS: dict[str, convstem.StemSpec | None] = {
     "default stem, both signs of every pixel": None,
     "lean stem, shifted pixels": convstem.StemSpec((24, 48, 192, 768), norm="none"),
-    "paper's widths, approximate": convstem.StemSpec((48, 96, 192, 384), norm="none"),
 }
 """How a transplanted stem carries pixels through its ReLUs: as pairs x and -x, or as x + shift."""
 

@@ -20,23 +20,21 @@ import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from convstem import transplant
-from convstem.transplanting.surgery import swap_stem
+from convstem.transplanting.surgery import put_stem
 from experiments.cifar10.data import Split, load_split
 from experiments.machine import environment, in_words
 from experiments.seeds import spread
 from experiments.transplant_cifar10 import get_source
 from experiments.transplant_cifar10_experiments import (
-    CALIBRATION_BATCHES,
     STEM,
     accuracy,
-    batches,
     create_source,
     predict,
     train,
@@ -92,11 +90,11 @@ def start_model(run: Run, source: nn.Module, data: Split) -> nn.Module:
         return copy.deepcopy(source)
     stem = replace(STEM, norm=run.start)
     if run.part == "fine-tuning":
-        return transplant(source, stem, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
+        return transplant(source, stem)
     torch.manual_seed(run.seed)
     model = create_source()
     model.init_weights()
-    swap_stem(model, stem, transplanted=False)
+    put_stem(model, stem)
     return model
 
 

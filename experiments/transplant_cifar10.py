@@ -25,7 +25,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,12 @@ from experiments.machine import environment
 from experiments.runs import carry_out
 from experiments.transplant_cifar10_experiments import (
     BATCH,
-    CALIBRATION_BATCHES,
     CLIP,
     OPTIMISERS,
     STARTS,
     STEM,
     TRUNK,
     Job,
-    batches,
     compare,
     control,
     create_source,
@@ -140,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         load_split(args.data_dir / name, args.out / f"{name}.pt", args.subset) for name in ("train", "validation")
     )
     source = get_source(source_file, args.epochs, data)
-    twin = transplant(source, STEM, calibration=islice(batches(data, 0), CALIBRATION_BATCHES))
+    twin = transplant(source, STEM)
     setting = settings(args, data, test)
     if results_file.exists():
         results = report.load_results(results_file)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from convstem import StemSpec, freeze_stem
-from convstem.transplanting.surgery import swap_stem
+from convstem.transplanting.surgery import put_stem
 from experiments.cifar10.data import MEAN, STD, Split, normalise
 from tools.cifar10 import CLASSES, SIZE
 
@@ -28,7 +28,9 @@ TRUNK = {"img_size": SIZE, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_he
 STEM = StemSpec((64, 128))
 """Two stride-2 layers, wide enough to carry every pixel with both signs."""
 
-CALIBRATION_BATCHES = 8
+ESTIMATION_BATCHES = 8
+"""From which the control's BatchNorm statistics are re-estimated."""
+
 CLIP = 1.0
 """Largest norm of a gradient."""
 
@@ -102,7 +104,7 @@ def reinitialised(source: nn.Module, seed: int) -> nn.Module:
     """Return the source with a conv stem drawn at random."""
     torch.manual_seed(seed)
     model = copy.deepcopy(source)
-    swap_stem(model, STEM, transplanted=False)
+    put_stem(model, STEM)
     return model
 
 
@@ -190,7 +192,7 @@ def control(source: nn.Module, data: Split, test: Split, seeds: Sequence[int]) -
         model = reinitialised(source, seed)
         found["fresh"].append(accuracy(predict(model, test.images), test.labels))
         set_momentum(model, None)  # a plain average over the batches
-        forward_stem(model, data, seed, range(CALIBRATION_BATCHES), BATCH)
+        forward_stem(model, data, seed, range(ESTIMATION_BATCHES), BATCH)
         found["re-estimated"].append(accuracy(predict(model, test.images), test.labels))
     return found
 

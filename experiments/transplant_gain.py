@@ -36,7 +36,7 @@ from torch import nn
 from convstem import transplant
 from convstem.files.writing import write_whole
 from convstem.registry.stem_spec import default_stem
-from convstem.transplanting.surgery import swap_stem
+from convstem.transplanting.surgery import put_stem
 from experiments import transplant_gain_report as report
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.data import MEAN, STD, Split
@@ -89,7 +89,7 @@ def start_model(job: Job, source: nn.Module) -> nn.Module:
     if job.start == "new stem":
         torch.manual_seed(job.seed)
         patch, channels = model.patch_embed.patch_size[0], model.patch_embed.proj.in_channels
-        swap_stem(model, default_stem(patch, model.embed_dim, channels), transplanted=False)
+        put_stem(model, default_stem(patch, model.embed_dim, channels))
     if job.scope != "all":
         model.requires_grad_(False)
         for part in (model.patch_embed, model.get_classifier()):

@@ -93,10 +93,11 @@ def test_transplant_takes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.full
-def test_a_warning_is_a_sentence(source: str, tmp_path: Path) -> None:
-    arguments = ("transplant", source, "--out", tmp_path / "out", "--stem-channels", "12,24,48,96")
-    done = command(*map(str, arguments))
-    assert "\nWarning: " in f"\n{done.stderr}"
+def test_a_warning_is_a_sentence(tmp_path: Path) -> None:
+    model = timm.create_model("vit_ti16_convstem", depth=1)
+    timm.models.save_for_hf(model, tmp_path / "plain", safe_serialization=True)
+    done = command("fold", str(tmp_path / "plain"), "--out", str(tmp_path / "out"))
+    assert "\nWarning: nothing was folded" in f"\n{done.stderr}"
     assert "UserWarning" not in done.stderr
     assert "sys.exit" not in done.stderr
 
@@ -110,15 +111,16 @@ def test_transplant_places_the_filters_on_bands(source: str, tmp_path: Path) -> 
 
 def test_transplant_refuses_what_is_not_accurate_enough(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.warns(UserWarning, match="too narrow"):
-        text = run("transplant", source, "--out", str(out), "--stem-channels", "12,24,48,96", status=1)
-    assert "exceeds the tolerance 1.0e-04; nothing was written" in text
+    text = run("transplant", source, "--out", str(out), "--stem-channels", "12,24,48,96", status=1)
+    assert "the stem [12, 24, 48, 96] is too narrow" in text
+    text = run("transplant", source, "--out", str(out), "--tolerance", "1e-9", status=1)
+    assert "exceeds the tolerance 1.0e-09; nothing was written" in text
     assert not out.exists()
-    accepted = ("--stem-channels", "12,24,48,96", "--tolerance", "10", "--json")
-    with pytest.warns(UserWarning, match="too narrow"):
-        report = json.loads(run("transplant", source, "--out", str(out), *accepted))
-    assert report["report"]["exact"] is False
-    assert 1e-4 < report["measured_error"] < 10
+    accepted = ("--stem-channels", "12,48,192,768", "--json")
+    report = json.loads(run("transplant", source, "--out", str(out), *accepted))
+    assert report["report"]["scope"] == "pixels in range"
+    assert [layer["both_signs"] for layer in report["report"]["layers"]][:3] == [False, False, False]
+    assert 1e-9 < report["measured_error"] < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_transplant_refuses_what_is_not_accurate_enough(source: str, tmp_path: P
         (("vit_tiny_patch16_224", "--out", "x", "--stem-channels", "a,b"), "such as 3,2,1; got 'a,b'"),
         (("vit_tiny_patch16_224", "--out", "x", "--stem-channels", "0,8"), "Error: stem_channels"),
         (("vit_tiny_patch16_224", "--out", "x", "--to", "a", "--stem-channels", "8"), "not both"),
-        (("vit_tiny_patch16_224", "--out", "x", "--calibration", "nowhere"), "nowhere"),
+        (("vit_tiny_patch16_224", "--out", "x", "--calibration", "."), "No such option"),
     ],
 )
 def test_transplant_wrong_calls(

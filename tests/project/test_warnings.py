@@ -4,51 +4,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
-from click.testing import CliRunner
 
 import convstem
-from convstem.cli.main import main
 from convstem.errors import UnreachableError
-from tests.support.assertions import randomise
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-TRUNK = "vit_small_patch16_dinov3.lvd1689m"
-NARROW = (12, 24, 48, 96)
 META = torch.device("meta")
-
-
-def by_command(tmp_path: Path) -> None:
-    channels = ",".join(map(str, NARROW))
-    CliRunner().invoke(main, ["transplant", TINY, "--out", str(tmp_path / "out"), "--stem-channels", channels])
-
-
-NARROW_CALLS = {
-    "transplant a model": lambda _: convstem.transplant(timm.create_model(TINY), convstem.StemSpec(NARROW)),
-    "transplant a name": lambda _: convstem.transplant(TINY, convstem.StemSpec(NARROW)),
-    "create_model": lambda _: timm.create_model("vit_ti16_convstem", pretrained=True, stem_channels=NARROW),
-    "create_model on a trunk": lambda _: timm.create_model(
-        "vit_s16_dinov3_convstem", pretrained=True, stem_channels=NARROW
-    ),
-    "load": lambda _: convstem.load("vit_ti16_convstem", stem_channels=NARROW),
-    "command": by_command,
-}
-
-
-@pytest.mark.full
-def test_a_narrow_stem(hub_file: Callable[..., None], tmp_path: Path) -> None:
-    for name in (TINY, TRUNK):
-        hub_file(f"timm/{name}", randomise(timm.create_model(name)).state_dict())
-    for way, call in NARROW_CALLS.items():
-        with pytest.warns(UserWarning, match="is too narrow to carry") as caught:
-            call(tmp_path)
-        assert {warning.filename for warning in caught} == {__file__}, way
 
 
 def with_meta_default() -> None:

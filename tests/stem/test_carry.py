@@ -1,7 +1,6 @@
 """What a stem carries of a patch embedding, against the patch embedding itself."""
 
 import math
-from itertools import product
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec, default_stem
-from convstem.stem.carry import EVERY_INPUT, IN_RANGE, carry, plan
+from convstem.stem.carry import EVERY_INPUT, IN_RANGE, carried_by, carry
 from tests.support.everyday import mostly_in_ci
 from tests.support.stem_transplants import (
     LOW,
@@ -73,7 +72,7 @@ def test_a_stem_is_the_patch_embedding_where_its_report_says_so(embed_dim: int, 
     inside, anywhere = white_images(in_chans, 3 * spec.patch_size, beyond=0.25), noise(in_chans, 2 * spec.patch_size)
     assert relative_error(stem, weight, bias, inside) < 1e-12
     assert (relative_error(stem, weight, bias, anywhere) < 1e-12) == (report.scope == EVERY_INPUT)
-    assert plan(spec, embed_dim, in_chans) == report
+    assert carried_by(spec, embed_dim, in_chans) == report
     rounded, _ = transplant(spec, weight, bias)
     assert relative_error(rounded, weight, bias, inside) < 2e-6
     nn.init.normal_(next(stem[-2].parameters()))  # negative control
@@ -178,11 +177,21 @@ def test_degenerate_filters(widths: tuple[int, ...]) -> None:
     assert relative_error(stem, torch.zeros_like(weight), bias, white_images(3, 16)) < 1e-6
 
 
+def neighbourly(count: int, size: int) -> Tensor:
+    """Images [count, 3, size, size] with the mean, variance and correlations that a BatchNorm's statistics assume."""
+    generator = torch.Generator().manual_seed(3)
+    own = torch.randn(count, 3, size, size, generator=generator, dtype=torch.float64)
+    common = torch.randn(count, 1, size, size, generator=generator, dtype=torch.float64)
+    steps = torch.arange(size, dtype=torch.float64)
+    factor = torch.linalg.cholesky(0.9 ** (steps[:, None] - steps).abs())
+    return factor @ (math.sqrt(0.1) * own + math.sqrt(0.9) * common) @ factor.T * math.sqrt(1.25)
+
+
 def test_a_batchnorm_has_the_statistics_of_what_it_sees() -> None:
-    """Independent pixels with the assumed mean and variance: then training mode computes nearly the same."""
     weight, bias = filters(30, 3, 4)
-    stem, _ = transplant(StemSpec((12, 60)), weight, bias)
-    images = noise(3, 256).float() * math.sqrt(1.25) / 3
+    weight[:10], weight[10:20, :, ::2] = weight[:10].abs(), -weight[10:20, :, 1::2]  # smooth ones, and edges
+    stem, _ = transplant(StemSpec((12, 60)), weight, bias, low=[-9.0] * 3, dtype=torch.float64)
+    images = neighbourly(64, 64)
     stored = {name: value.clone() for name, value in stem.named_buffers() if "running" in name}
     for module in stem.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -192,8 +201,10 @@ def test_a_batchnorm_has_the_statistics_of_what_it_sees() -> None:
         stem.train()(images)
     for name, value in stored.items():
         seen = stem.get_buffer(name)
-        bounds = {"rtol": 0.15, "atol": 0} if name.endswith("var") else {"rtol": 0, "atol": 0.2}
-        torch.testing.assert_close(seen, value, **bounds)
+        scale = stored[name.replace("mean", "var")].sqrt() if name.endswith("mean") else value
+        assert float(((seen - value) / scale).abs().max()) < 0.2
+    assert relative_error(stem, weight, bias, images) < 0.1  # in training mode as well
+    assert relative_error(stem, weight, bias, noise(3, 64)) > 0.3  # negative control: other statistics
 
 
 def test_spare_channels_are_initialised_and_unread() -> None:
@@ -277,82 +288,6 @@ def test_default_device_and_type_change_nothing(norm: str, around: str | torch.d
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_report() -> None:
-    _, report = transplant(StemSpec((24, 50, 200)), *filters(100, 3, 8))
-    first, second, third = report.layers
-    assert (first.carries, first.count, first.used, first.width, first.both_signs) == ("pixels", 12, 24, 24, True)
-    assert (second.carries, second.count, second.used, second.width, second.both_signs) == ("pixels", 48, 48, 50, False)
-    assert (third.carries, third.count, third.used, third.width, third.both_signs) == ("embedding", 100, 200, 200, True)
-    assert report.summary() == (
-        "The transplant is exact for pixels in range, up to rounding. In detail, layer 0 carries 12 values of the "
-        "pixels with both signs in 24 of 24 channels; layer 1 carries 48 values of the pixels shifted in 48 of 50 "
-        "channels; layer 2 carries 100 values of the embedding with both signs in 200 of 200 channels."
-    )
-    assert plan(StemSpec((24, 20)), 10).outcome() == "The transplant is exact for every input, up to rounding."
-
-
-SMALL = list(product((1, 2, 5, 11), ((2,), (2, 2), (2, 1), (1, 2), (2, 1, 1)), range(7)))
-
-
-@pytest.mark.parametrize("in_chans", [1, 2])
-def test_a_stem_is_refused_where_no_choice_of_what_it_carries_fits(in_chans: int) -> None:
-    """Each layer carries pixels or, from some layer on, the embedding: all choices are tried."""
-    seen = set()
-    for embed_dim, strides, pick in SMALL:
-        choices = [max(1, in_chans * 4 ** (layer + 1) * share // 4) for layer in range(3) for share in (1, 3, 4, 8)]
-        for channels in product(choices[pick:], repeat=len(strides)):
-            spec = StemSpec(channels, strides)
-            sides = [math.prod(strides[: layer + 1]) for layer in range(len(strides))]
-            pixels = [in_chans * side**2 for side in sides]
-            shares = [embed_dim * (spec.patch_size // side) ** 2 for side in sides]
-            possible: set[bool] = set()  # whether it is exact for every input
-            for turn in range(len(strides) + 1):
-                signed = [w >= 2 * v for w, v in zip(channels, [*pixels[:turn], *shares[turn:]], strict=True)]
-                once = [w >= v for w, v in zip(channels, pixels[:turn], strict=False)]
-                if all(signed[turn:]) and all(once):
-                    possible.add(all(signed))
-            seen.add(max(possible, default=None))
-            if possible:
-                assert (plan(spec, embed_dim, in_chans).scope == EVERY_INPUT) == max(possible)
-            else:
-                with pytest.raises(ArgumentError, match="too narrow"):
-                    plan(spec, embed_dim, in_chans)
-    assert seen == {None, False, True}
-
-
-@pytest.mark.parametrize(
-    ("embed_dim", "spec", "always", "in_range"),
-    [
-        (192, StemSpec((24, 48, 96, 192)), (24, 96, 384, 384), (12, 48, 192, 384)),  # the paper's 1GF
-        (768, StemSpec((64, 128, 128, 256, 256, 512), (2, 2, 1, 2, 1, 2)), (24, 96, 96, 384, 384, 1536),
-         (12, 48, 48, 192, 192, 768)),
-        (10, StemSpec((24, 40, 20)), (24, 80, 20), (12, 48, 20)),
-        (20, StemSpec((12, 48, 38), (2, 2, 1)), (24, 40, 40), (12, 40, 40)),
-        (384, StemSpec((12, 500), (2, 7), (3, 13)), (24, 768), (12, 588)),
-    ],
-)  # fmt: skip
-def test_a_narrow_stem_is_refused_with_the_channels_that_would_do(
-    embed_dim: int, spec: StemSpec, always: tuple[int, ...], in_range: tuple[int, ...]
-) -> None:
-    weight, bias = filters(embed_dim, 3, spec.patch_size)
-    with pytest.raises(ArgumentError, match=r"is too narrow for this patch embedding: layer \d has") as caught:
-        carry(weight, bias, spec, [LOW] * 3)
-    assert f"With these strides, {list(always)} and wider stems are exact for every input" in str(caught.value)
-    assert f"{list(in_range)} for pixels in range" in str(caught.value)
-    for channels, scope in ((always, EVERY_INPUT), (in_range, IN_RANGE)):
-        enough = StemSpec(channels, spec.strides, spec.kernel_sizes)
-        assert plan(enough, embed_dim).scope == scope
-        for layer in range(len(channels)):
-            less = StemSpec(tuple(width - (index == layer) for index, width in enumerate(channels)), spec.strides,
-                            spec.kernel_sizes)  # fmt: skip
-            if scope == EVERY_INPUT:
-                with pytest.raises(ArgumentError, match="range .*is unknown|too narrow"):
-                    carry(weight, bias, less)
-            else:
-                with pytest.raises(ArgumentError, match="too narrow"):
-                    plan(less, embed_dim)
-
-
 ERRORS = [
     ({"stem": StemSpec((12, 48), act="gelu")}, "batchnorm2d or frozen_bn and no bias, or norm none, .*act gelu"),
     ({"stem": StemSpec((12, 48), norm="layernorm2d")}, "got norm layernorm2d, .*: choose another stem"),
@@ -360,8 +295,9 @@ ERRORS = [
     ({"stem": StemSpec((12, 48, 192))}, r"\[2, 2, 2\] multiply to 8, patch_size is 4: change one"),
     ({"weight": torch.zeros(8, 3, 4, 5)}, r"square patches; got shape \[8, 3, 4, 5\]: resample"),
     ({"weight": torch.zeros(8, 48)}, r"\[embed_dim, in_chans, p, p\].*got shape \[8, 48\]"),
-    ({"weight": torch.zeros(8, 0, 4, 4)}, r"at least one input channel and one filter; got shape \[8, 0, 4, 4\]"),
+    ({"weight": torch.zeros(8, 0, 4, 4)}, r"at least one input channel and one filter, .*; got shape \[8, 0, 4, 4\]"),
     ({"weight": torch.zeros(0, 3, 4, 4)}, "at least one input channel and one filter"),
+    ({"weight": torch.zeros(8, 3, 4, 4, dtype=torch.int8)}, "of floating-point numbers; got .*int8: convert"),
     ({"weight": torch.zeros(8, 3, 4, 4, device="meta")}, "weight is on the meta device, .*load the model's weights"),
     ({"weight": torch.full((8, 3, 4, 4), math.nan)}, "weight must be finite; got NaN or infinity: check"),
     ({"bias": torch.full((8,), math.inf)}, "bias must be finite; got NaN or infinity: check"),

@@ -34,8 +34,9 @@ MARGIN = 0.25
 """How far below the darkest pixel a shifted stem still is exact, in normalised units: 8/255 and more."""
 
 
-PIXEL_VARIANCE = 1.25
-"""Variance of a normalised pixel (natural images under ImageNet's mean and std), for the statistics of a BatchNorm."""
+PIXEL_VARIANCE, CORRELATION = 1.25, 0.9
+"""Variance of a normalised pixel (natural images under ImageNet's mean and std), and its correlation with its neighbour
+and with another colour: for the statistics of a BatchNorm, on which nothing depends in eval mode."""
 
 
 RESIZED_NOTE = (
@@ -95,7 +96,7 @@ class TransplantReport:
         return f"{self.outcome()} In detail, {layers}."
 
 
-def plan(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> TransplantReport:
+def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> TransplantReport:
     """Return what the layers of a stem would carry of any patch embedding of this size.
 
     Args:
@@ -146,8 +147,6 @@ class _Carried:
     both_signs: bool
     floor: Tensor
     """[values], float64: zero with both signs."""
-    variance: Tensor
-    """[values], float64."""
 
 
 @torch.no_grad()
@@ -184,20 +183,22 @@ def carry(
     _check_stem(stem)
     _check_embedding(weight, bias, stem)
     dtype, (embed_dim, in_chans) = dtype or weight.dtype, weight.shape[:2]
-    lowest, report = _lowest(low, margin, in_chans), plan(stem, embed_dim, in_chans)
+    lowest, report = _lowest(low, margin, in_chans), carried_by(stem, embed_dim, in_chans)
     if lowest is None and report.scope == IN_RANGE:
         raise ArgumentError(_unknown_range(report, in_chans))
     lows = None if lowest is None else lowest.to(dtype).double()  # as the biases hold it
     generator = torch.Generator("cpu").manual_seed(seed)
-    zeros = torch.zeros(in_chans, dtype=torch.float64, device="cpu")
-    below = _Carried(weight.detach().cpu(), False, zeros, zeros + PIXEL_VARIANCE)
+    weight = weight.detach().cpu()
+    below = _Carried(weight, False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
     state: dict[str, Tensor] = {}
     for index, (layer, shape) in enumerate(zip(report.layers, stem.layers(in_chans=in_chans), strict=True)):
         taps, lacking, carried = _carry_on(below, layer, shape.stride, lows)
         conv = _place(taps, below, layer.both_signs, (layer.width, shape.in_chans, shape.kernel_size), dtype)
         _draw(conv[layer.used :], generator)
-        added = _signed(lacking - carried.floor, layer)
-        after = {"conv.bias": added} if stem.norm == "none" else _norm(added, lacking, carried, layer, dtype)
+        if stem.norm == "none":
+            after = {"conv.bias": _signed(lacking - carried.floor, layer)}
+        else:
+            after = _norm(lacking, carried, layer, _variance(weight, stem, index, layer), dtype)
         state |= {f"{index}.{name}": value.to(dtype) for name, value in {"conv.weight": conv, **after}.items()}
         if stem.norm == "batchnorm2d":  # a frozen one does not count
             state[f"{index}.bn.num_batches_tracked"] = torch.tensor(0, device="cpu")
@@ -223,15 +224,14 @@ def _carry_on(below: _Carried, layer: LayerReport, stride: int, lows: Tensor | N
     if layer.carries == "pixels":
         taps = torch.eye(layer.count, dtype=below.wanted.dtype, device="cpu").view(layer.count, -1, stride, stride)
         wanted = F.pixel_unshuffle(below.wanted, stride)
-        lacking, variance = (values.repeat_interleave(stride**2) for values in (below.floor, below.variance))
+        lacking = below.floor.repeat_interleave(stride**2)
     else:
         taps, wanted = _embed(below.wanted, stride)
         lacking = taps.sum((2, 3), dtype=torch.float64) @ below.floor
-        variance = taps.double().square().sum((2, 3)) @ below.variance
     floor = torch.zeros_like(lacking)
     if not layer.both_signs and lows is not None:
         floor = lows.repeat_interleave(layer.count // len(lows))
-    return taps, lacking, _Carried(wanted, layer.both_signs, floor, variance)
+    return taps, lacking, _Carried(wanted, layer.both_signs, floor)
 
 
 def _embed(wanted: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -292,17 +292,31 @@ def _signed(values: Tensor, layer: LayerReport, spare: float = 0.0) -> Tensor:
 
 
 def _norm(
-    added: Tensor, lacking: Tensor, carried: _Carried, layer: LayerReport, dtype: torch.dtype
+    lacking: Tensor, carried: _Carried, layer: LayerReport, variance: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return a BatchNorm that has the statistics of the taps' output, and in eval mode only adds ``added`` [width]."""
-    gain = _signed(_coarse(carried.variance.sqrt()), layer, spare=1.0).abs()
+    """Return a BatchNorm that has the statistics of the taps' output, and in eval mode only adds what is lacking."""
+    gain = _signed(_coarse(variance.sqrt()), layer, spare=1.0).abs()
     mean = _signed(-lacking, layer).to(dtype).double()  # as it is stored, so that the bias makes up for the rounding
     return {
         "bn.weight": gain,
-        "bn.bias": added + mean,
+        "bn.bias": _signed(lacking - carried.floor, layer) + mean,
         "bn.running_mean": mean,
         "bn.running_var": gain.square() - BN_EPS,
     }
+
+
+def _variance(weight: Tensor, stem: StemSpec, index: int, layer: LayerReport) -> Tensor:
+    """Return the variance [count] of what a layer carries, for images whose pixels are like their neighbours.
+
+    Source: Jain, Fundamentals of Digital Image Processing (1989), section 2.9: first-order Markov in both directions.
+    """
+    if layer.carries == "pixels":
+        return torch.full((layer.count,), PIXEL_VARIANCE, dtype=torch.float64, device="cpu")
+    side = math.prod(stem.strides[: index + 1])
+    shares, steps = _embed(weight.double(), side)[0], torch.arange(side, device="cpu")
+    like = CORRELATION ** (steps[:, None] - steps).abs().double()
+    own, common = (((like @ part @ like) * part).sum((2, 3)).sum(1) for part in (shares, shares.sum(1, keepdim=True)))
+    return PIXEL_VARIANCE * ((1 - CORRELATION) * own + CORRELATION * common)
 
 
 def _coarse(deviation: Tensor) -> Tensor:
@@ -329,9 +343,10 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> Non
             "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
             f"got shape {list(weight.shape)}: resample it to square patches first"
         )
-    if not weight.numel():
+    if not weight.numel() or not weight.is_floating_point():
         raise ArgumentError(
-            f"a patch embedding needs at least one input channel and one filter; got shape {list(weight.shape)}"
+            "a patch embedding needs at least one input channel and one filter, of floating-point numbers; got shape "
+            f"{list(weight.shape)}, {weight.dtype}: convert or correct it first"
         )
     check_stem_patch(stem, weight.shape[-1])
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -9,7 +9,7 @@ from typing import Any
 from convstem.hub.provenance import Step, steps
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.stem.carry import RESIZED_NOTE, plan
+from convstem.stem.carry import RESIZED_NOTE, carried_by
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
 
 def _note(spec: Architecture) -> str:
     """Return what there is to say of a transplant into an architecture's own stem."""
-    exact = f"The stem is exact for {plan(spec.stem, spec.embed_dim).scope}."
+    exact = f"The stem is exact for {carried_by(spec.stem, spec.embed_dim).scope}."
     if not isinstance(spec, TrunkSpec) or spec.resized_from is None:
         return exact
     return f"{exact} {RESIZED_NOTE.format(spec.resized_from)} {spec.measured}".strip()
