@@ -18,7 +18,7 @@ from convstem.publishing.cards.facts import facts_of_config
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
-from convstem.stem.carry import TransplantReport
+from convstem.stem.carried import TransplantReport
 from convstem.stem.pixels import normalised_range
 from convstem.transplanting.patch_size import enlarge_patches
 from convstem.transplanting.surgery import transplant

@@ -9,7 +9,7 @@ from typing import Any
 from convstem.hub.provenance import Step, steps
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.stem.carry import RESIZED_NOTE, carried_by
+from convstem.stem.carried import RESIZED_NOTE, carried_by
 
 
 @dataclass(frozen=True)
