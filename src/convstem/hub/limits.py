@@ -90,6 +90,7 @@ LARGEST_SIZE = {
     "num_classes": 1 << 20,
     "num_heads": 1 << 10,
     "patch_size": 1 << 10,
+    "stride": 1 << 10,
 }
 """Beyond these a config is absurd, and building the model only to find that out would take for ever. All are positive,
 but for the classes of a model without head."""
@@ -103,8 +104,8 @@ LARGEST_LIST = 512
 """Numbers of a list, such as a stem's channels."""
 
 
-LARGEST_PATCH = 64
-"""Sides of a patch in pixels: with the tokens of a file's position embedding they say how large its images can be."""
+LARGEST_PATCH = 128
+"""Pixels from token to token: with the tokens of a file's position embedding they say how large its images can be."""
 
 
 def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:

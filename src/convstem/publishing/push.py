@@ -216,7 +216,7 @@ def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str
     spec = catalog.models().get(architecture)
     if spec is None or "pos_embed" not in state or kwargs.get("class_token") is False:
         return None
-    size = math.isqrt(state["pos_embed"].shape[1] - 1) * spec.patch_size
+    size = math.isqrt(state["pos_embed"].shape[1] - 1) * (kwargs.get("stride") or spec.patch_size)
     return None if size == spec.img_size else size
 
 

@@ -75,9 +75,9 @@ def at_stride(stem: StemSpec, stride: int) -> StemSpec:
     if rest or step < 1 or 2 * step - 1 > stem.kernel_sizes[-1]:
         others = [stem.patch_size * other // last for other in (1, 2) if 2 * other - 1 <= stem.kernel_sizes[-1]]
         raise ArgumentError(
-            f"the weights have a conv stem with strides {list(stem.strides)}, whose last layer can make tokens every "
-            f"{' or '.join(map(str, others))} pixels; got stride={stride}: for other strides load the plain "
-            "(patchify) model's weights, or pass stem_channels with strides of your own and train"
+            f"a conv stem with strides {list(stem.strides)} keeps its weights where its last layer alone changes, for "
+            f"tokens every {' or '.join(map(str, others))} pixels; got stride={stride}: load the plain (patchify) "
+            "model's weights, or pass stem_channels, stem_strides and stem_kernel_sizes and train"
         )
     return replace(stem, strides=(*before, step))
 

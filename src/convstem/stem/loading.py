@@ -71,7 +71,7 @@ def carried_stem(
     """
     if tuple(weight.shape) != expected:
         raise ArgumentError(f"its patch embedding is {list(weight.shape)}; this stem's would be {list(expected)}")
-    return carry(weight, bias, stem, low)
+    return carry(weight, bias, stem, low, stride=stem.patch_size)
 
 
 CARRIED = (

@@ -99,7 +99,7 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     return [ConvStemConfig(layer.channels, layer.kernel_size, layer.stride, norm, act) for layer in stem.layers()]
 
 
-def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
+def override_stem(stem: StemSpec, patch_size: int | None, **changes: Any) -> StemSpec:
     """Return ``stem`` with some fields replaced.
 
     New channels of another length bring default strides (2) and kernel sizes (3) with them, and another norm than
@@ -107,7 +107,7 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
 
     Args:
         stem: the architecture's own stem.
-        patch_size: what the strides must multiply to, in pixels.
+        patch_size: what the strides must multiply to, in pixels; None if anything will do.
         changes: ``StemSpec`` fields; None leaves a field as it is.
 
     Raises:
@@ -119,7 +119,7 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
     if stem.norm == "none":
         given = {"bias": False, **given}
     spec = replace(stem, **given)
-    if spec.patch_size != patch_size:
+    if patch_size is not None and spec.patch_size != patch_size:
         layers = patch_size.bit_length() - 1
         way = "stem_strides (1 or 2 each)" if len(spec.channels) >= layers else f"at least {layers} stem_channels"
         raise ArgumentError(
