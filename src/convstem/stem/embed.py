@@ -96,7 +96,7 @@ class ConvStemEmbed(HybridEmbed):
         ArgumentError: the image size is not a multiple of the patch size (unless the size is dynamic).
     """
 
-    __jit_unused_properties__ = ("proj",)  # TorchScript would compile it
+    __jit_unused_properties__ = ("proj", "model_args")  # TorchScript would compile it
 
     def __init__(
         self,

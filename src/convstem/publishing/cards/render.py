@@ -187,11 +187,8 @@ def _origin(facts: CardFacts) -> str:
             else "The relative error of the features in float32 is about 1e-6 where the stem is exact."
         )
         source, what = facts.base_model or "the source", what_is_kept(facts.resized_from)
-        what = (
-            f"{what}, tokens at stride {facts.restrided[1]} instead of {facts.restrided[0]}"
-            if facts.restrided
-            else what
-        )
+        if facts.restrided:
+            what = f"{what}, tokens at stride {facts.restrided[1]} instead of {facts.restrided[0]}"
         return _TRANSPLANT.format(base_model=source, kept=what, error=error, note=facts.note)
     known = [f"{str(step)[0].upper()}{str(step)[1:]}." for step in facts.steps]
     if facts.base_model and facts.base_model not in {step.repo_id for step in facts.steps}:
