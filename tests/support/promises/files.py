@@ -147,7 +147,11 @@ class Shelf:
         if door == "transplant":
             model = convstem.transplant(copy.deepcopy(self.plain(kind, **changes)))
         else:
-            model = randomise(timm.create_model(kind.name, **arguments))
+            model = timm.create_model(kind.name, **arguments)
+            fixed = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            randomise(model)
+            if "pos_embed" in fixed:
+                model.pos_embed.copy_(fixed["pos_embed"])
         size = arguments["img_size"]
         shape = (model.in_chans, *(size if isinstance(size, tuple) else (size, size)))
         facts = {"num_classes": model.num_classes, "input_size": shape}

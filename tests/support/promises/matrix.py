@@ -50,6 +50,7 @@ KINDS = {
     "_pyramid": Kind("vit_ti16_convstem_pyramid", "vit_tiny_patch16_224"),
     "row": Kind("vit_s16_dinov3_convstem", "vit_small_patch16_dinov3", small=_NARROW),
     "row of 14": Kind("vit_s16_dinov2_convstem", "vit_small_patch14_dinov2", patch=14, small=_NARROW),
+    "fixed positions": Kind("vit_conv_small", "vit_small_patch16_224", small=_NARROW),
     "rule": Kind("deit_tiny_patch16_224_convstem", "deit_tiny_patch16_224"),
     "torchvision": Kind("vit_ti16_convstem", "vit_tiny_patch16_224"),
     "plain": Kind("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
@@ -77,9 +78,9 @@ NAMED = {"tag", "overlay"}
 AFTER = {"checkpoint_path", "load_state_dict"}
 """Where the weights come when the model is built, and torch compares."""
 
-WHOLE = {"as saved", "image size", "classes", "1 channel", "13 channels"}
+WHOLE = {"as saved", "image size", "classes", "1 channel", "5 channels"}
 SHAPE = {"image shape"}
-BANDS = {"13 bands to 26", "13 bands to 3"}
+BANDS = {"5 bands to 10", "5 bands to 3"}
 FEATURES = {"features", "feature pyramid"}
 PATCH = {"patch size of a file"}
 DAMAGES = ("missing", "missing in the stem", "misshapen", "surplus", "no stem", "stray proj")
@@ -87,9 +88,9 @@ DAMAGE = {f"{damage}{how}" for damage in DAMAGES for how in ("", ", other classe
 IN_FEATURES = {f"{damage}, as features" for damage in DAMAGES}
 CARRIED = {"patchify", "patchify in float64"}
 LENIENT = {"patchify, strict=False"}
-OTHERWISE = {f"patchify, {how}" for how in ("image size", "classes", "1 channel", "13 channels", "patch size")}
-HALF_A_PLAIN = {"patchify, missing", "patchify, missing, other classes"}
-PATCHIFY = CARRIED | LENIENT | OTHERWISE | HALF_A_PLAIN
+OTHERWISE = {f"patchify, {how}" for how in ("image size", "classes", "1 channel", "5 channels", "patch size")}
+REFUSED = {"patchify, missing", "patchify, missing, other classes", "patchify into a narrow stem"}
+PATCHIFY = CARRIED | LENIENT | OTHERWISE | REFUSED
 FOREIGN = {"OpenCLIP", "DINOv2", "I-JEPA", "MAE with decoder"}
 JAX = {"JAX .npz"}
 LOADED = WHOLE | SHAPE | BANDS | FEATURES | PATCH | DAMAGE | IN_FEATURES | PATCHIFY | FOREIGN | JAX
@@ -130,6 +131,12 @@ LISTED = (
            situations=DAMAGE | IN_FEATURES | PATCH | MISTAKES | PATCH_14 | PROJ),
     Listed("the plain ViT is the control in them", {"plain"},
            situations=PATCHIFY | FOREIGN | JAX | {"feature pyramid", "timm's filter"}),
+    Listed("it has no tags, and a transplant keeps the positions of the plain ViT", {"fixed positions"},
+           {"tag", "transplant"}),
+    Listed("its stem carries pixels in range only: see tests/transplanting", {"fixed positions"},
+           situations=PATCHIFY - {"patchify into a narrow stem"} | FOREIGN | JAX | {"timm's filter"}),
+    Listed("its stem is stated: another patch size needs another one", {"fixed positions"},
+           situations=PATCH | PATCH_14 | {"patch size 8"}),
     Listed("a saved model's config has the name without _pyramid", {"_pyramid"}, CONFIG - {"local-dir"}),
     Listed("a saved model's config has the name without _pyramid", {"_pyramid"}, {"local-dir"},
            SITUATIONS - {"as saved"}),
@@ -141,8 +148,8 @@ LISTED = (
     Listed("its filters are resized, in the file's type", {"row of 14"}, situations={"patchify in float64"}),
     Listed("timm's doors", {"torchvision"}, {"hf-hub", "local-dir", "overlay", "checkpoint_path"}),
     Listed("torchvision's ViT has no features_only, patch_embed, other channels or image shapes", {"torchvision"},
-           situations=FEATURES | IN_FEATURES | SHAPE | BANDS | PROJ | {"1 channel", "13 channels", "out_indices 99"}
-           | {"patchify, 1 channel", "patchify, 13 channels"}),
+           situations=FEATURES | IN_FEATURES | SHAPE | BANDS | PROJ | {"1 channel", "5 channels", "out_indices 99"}
+           | {"patchify, 1 channel", "patchify, 5 channels"}),
     Listed("timm's own", {"torchvision"}, situations={"timm's filter", "TIMM_USE_NAFLEXVIT"}),
     Listed("torchvision's builder keeps its patch size: conv_stem_configs= makes another", {"torchvision"},
            situations=PATCH | {"patch size 8", "patchify, patch size"}),
@@ -153,6 +160,8 @@ LISTED = (
            SITUATIONS - {"as saved", "patchify"}),
     Listed("torchvision's class refuses a plain ViT's state dict, whatever else differs", {"torchvision"},
            {"load_state_dict"}, PATCHIFY - {"patchify", "patchify, strict=False"}),
+    Listed("conv_stem_configs= with weights=: see torchvision's own tests", {"torchvision"},
+           situations={"patchify into a narrow stem"}),
 )  # fmt: skip
 
 
