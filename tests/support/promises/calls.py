@@ -99,7 +99,8 @@ print(json.dumps({name: found(name) for name in %r}))
 def classes_with_naflex() -> dict[str, str]:
     """Return the class of every name where timm is told to build NaFlex models instead."""
     names = [kind.name for kind in KINDS.values()]
-    result = run_python(NAFLEX % names, TIMM_USE_NAFLEXVIT="true", HF_HUB_OFFLINE="1")
+    told = {"TIMM_USE_NAFLEXVIT": "true", "TIMM_USE_NAFLEX": "1"}  # the second of timm's eva.py
+    result = run_python(NAFLEX % names, HF_HUB_OFFLINE="1", **told)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout))
 
