@@ -228,4 +228,4 @@ def as_pyramid(model: Any, given: dict[str, Any]) -> nn.Module:
     pyramid.in_chans = traits.pop("in_chans")
     traits.pop("num_classes", None)
     timm_set_metadata(pyramid, {}, **traits)
-    return pyramid  # type: ignore[no-any-return]
+    return pyramid

@@ -60,8 +60,8 @@ def create_torchvision_model(
     if norm_eps is not None:
         sizes["norm_layer"] = layer_norm(nn.LayerNorm, norm_eps, kwargs.get("norm_layer"))
     check_sizes(sizes)
-    given = conv_stem_configs is not None
-    stem = as_stem_spec(conv_stem_configs) if given else own_stem(spec, sizes["patch_size"], sizes["hidden_dim"])
+    own = conv_stem_configs is None
+    stem = own_stem(spec, sizes["patch_size"], sizes["hidden_dim"]) if own else as_stem_spec(conv_stem_configs)
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return build(stem, sizes)

@@ -101,7 +101,7 @@ def transplant_in_place(
     low = lowest_of(model, pixel_range)
     state, report = carry(projection.weight, projection.bias, spec, low, margin=margin)
     new = _new_stem(old, spec, torch.device("meta"))  # without values, which it is given now
-    stem: nn.Module = new.backbone if isinstance(new, ConvStemEmbed) else new  # type: ignore[assignment]
+    stem = new.backbone if isinstance(new, ConvStemEmbed) else new
     stem.load_state_dict(under_own_keys(stem, state), assign=True)
     if isinstance(new, ConvStemEmbed):
         new.lowest = None if low is None else low.tolist()
