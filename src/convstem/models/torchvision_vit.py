@@ -60,8 +60,8 @@ def create_torchvision_model(
     if norm_eps is not None:
         sizes["norm_layer"] = layer_norm(nn.LayerNorm, norm_eps, kwargs.get("norm_layer"))
     check_sizes(sizes)
-    own = conv_stem_configs is None
-    stem = own_stem(spec, sizes["patch_size"], sizes["hidden_dim"]) if own else as_stem_spec(conv_stem_configs)
+    own = own_stem(spec, sizes["patch_size"], sizes["hidden_dim"]) if conv_stem_configs is None else conv_stem_configs
+    stem = as_stem_spec(own)
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return build(stem, sizes)

@@ -8,6 +8,7 @@ fewer than the pixels would take, the last layers carry the embedding instead. A
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -266,13 +267,17 @@ def _place(taps: Tensor, below: _Carried, both_signs: bool, size: tuple[int, int
     channels, channels_below, kernel = size
     rows, values, stride, _ = taps.shape
     weight = torch.zeros(channels, channels_below, kernel, kernel, dtype=dtype, device="cpu")
-    covered = slice((kernel - 1) // 2, (kernel - 1) // 2 + stride)
-    window = weight[:, :, covered, covered]
-    window[:rows, :values] = taps
-    if below.both_signs:
-        window[:rows, values : 2 * values] = -taps
-    if both_signs:
-        window[rows : 2 * rows] = -window[:rows]
+    centre = (kernel - 1) // 2
+    window = weight[:, :, centre : centre + stride, centre : centre + stride]
+    signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
+    signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
+    copies = int(taps.count_nonzero()) == rows  # of pixels: a thousandth of the window to write
+    row, value, y, x = taps.nonzero(as_tuple=True) if copies else (None,) * 4
+    for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
+        if row is None:
+            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
+        else:
+            window[row + first, value + first_below, y, x] = sign * sign_below * taps[row, value, y, x].to(dtype)
     return weight
 
 

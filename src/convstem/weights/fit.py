@@ -43,7 +43,7 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
         ConversionError: it is a ViT's of a layout that we know, but not a whole one.
     """
     path = str(embed_path(model))
-    in_timms_keys, title = _in_timms_keys(state_dict)
+    in_timms_keys, title = _in_timms_keys(state_dict, path)
     _check_positions(in_timms_keys, model)
     state = _by_timms_filter(in_timms_keys, model, path)
     embed = model.get_submodule(path)
@@ -87,11 +87,13 @@ def _has_stem(state: Mapping[str, Any], path: str) -> bool:
     return any(key.startswith(f"{path}.backbone.") for key in state)
 
 
-def _in_timms_keys(state_dict: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def _in_timms_keys(state_dict: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str]:
     """Return a state dict of a layout that we know under timm's keys, and what it is; any other as it came.
 
     What we do not know timm's own filter may.
     """
+    if f"{path}.backbone.0.conv.weight" in state_dict or f"{path}.proj.weight" in state_dict:
+        return state_dict, ""  # timm's keys already: nothing to look into
     try:
         opened = unwrap(state_dict)
         layout = LAYOUTS[opened.layout] if opened.layout else recognise(opened.state_dict).layout
