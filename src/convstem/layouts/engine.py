@@ -239,6 +239,8 @@ LACKS = {
     "stem_norm": "its stem has another norm",
     "stem_bias": "the convolutions of its stem have no biases",
     "biased_norm": "the convolutions of its stem have biases before their norms",
+    "last_kernel": "the last convolution of its stem is not a 1x1",
+    "even_kernels": "its stem has even kernels, without padding",
     "num_classes": "it has a classifier",
 }
 """What a layout lacks, by the field of ``Sizes`` that shows it (see ``Layout.expresses``)."""

@@ -346,6 +346,9 @@ PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
 }
 """Sizes that the trunk of the first ViT can have, for ``Layout.expresses``."""
 
+USUAL_STEM: Mapping[str, tuple[Any, ...]] = {"last_kernel": (1,), "even_kernels": (False,)}
+"""Convolutions of a stem that every library has which builds one, for ``Layout.expresses``."""
+
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """The usual normalisation, by field of timm's pretrained cfg."""
 

@@ -72,7 +72,7 @@ PATCHIFY = (
 
 STEM = (
     Key("patch_embed.backbone.{i}.bn.{s}", "out", "stem"),
-    Key("patch_embed.backbone.{n}.conv.weight", "d last_in 1 1", "stem"),
+    Key("patch_embed.backbone.{n}.conv.weight", "d last_in last_kernel last_kernel", "stem"),
     Key("patch_embed.backbone.{n}.conv.bias", "d", "stem"),
     Key("patch_embed.backbone.{i}.conv.weight", "out in kernel kernel", "stem"),
     Key("patch_embed.backbone.{i}.conv.bias", "out", "stem_bias"),
@@ -110,6 +110,7 @@ class StemSizes:
     kernel_sizes: tuple[int, ...]
     norm: str
     bias: bool
+    last_kernel_size: int
     tracked: bool
     """Whether its norms count batches, as BatchNorm does and a frozen one does not."""
 
@@ -153,6 +154,16 @@ class Sizes:
     def stem_bias(self) -> bool:
         """Whether the stem's layers before the last have a bias."""
         return bool(self.stem and self.stem.bias)
+
+    @property
+    def last_kernel(self) -> int:
+        """Kernel size of the stem's last convolution; 1, as usual, for a patchify ViT too."""
+        return self.stem.last_kernel_size if self.stem else 1
+
+    @property
+    def even_kernels(self) -> bool:
+        """Whether a convolution of the stem, but the last, has an even kernel."""
+        return bool(self.stem and any(kernel % 2 == 0 for kernel in self.stem.kernel_sizes))
 
     @property
     def biased_norm(self) -> bool:
@@ -260,11 +271,13 @@ def _stem(shapes: Shapes) -> StemSizes:
     layers = range(TIMM.stem_layers(shapes))
     convs = [_dims(shapes, f"patch_embed.backbone.{i}.conv.weight", 4) for i in layers]
     norm = _stem_norm(shapes)
+    last = _dims(shapes, f"patch_embed.backbone.{len(layers)}.conv.weight", 4)
     return StemSizes(
         channels=tuple(conv[0] for conv in convs),
         kernel_sizes=tuple(conv[-1] for conv in convs),
         norm=norm,
         bias=norm == "none" or any(f"patch_embed.backbone.{i}.conv.bias" in shapes for i in layers),
+        last_kernel_size=last[-1],
         tracked=_any(shapes, "patch_embed.backbone.{i}.bn.num_batches_tracked"),
     )
 
@@ -328,7 +341,7 @@ def symbols(sizes: Sizes, layer: int | None = None) -> dict[str, int]:
     if layer is not None and sizes.stem and sizes.stem.channels:
         channels = (sizes.in_chans, *sizes.stem.channels)
         table["in"], table["out"], table["last_in"] = channels[layer], channels[layer + 1], channels[-1]
-        table["kernel"] = sizes.stem.kernel_sizes[layer]
+        table["kernel"], table["last_kernel"] = sizes.stem.kernel_sizes[layer], sizes.stem.last_kernel_size
     return table
 
 

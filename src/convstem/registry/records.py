@@ -24,6 +24,9 @@ POS_EMBEDS = ("learn", "sincos2d")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The usual normalisation of images, by channel."""
 
+_STEM_FIELDS = ("strides", "kernel_sizes", "norm", "act", "bias", "last_kernel_size", "last_stride")
+"""Fields of ``StemSpec`` that a row has too, after ``stem_``."""
+
 TRANSFORMS = ("none", "transplant")
 """How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
 
@@ -72,12 +75,14 @@ class ModelSpec(Architecture):
     source: str
     mlp_ratio: float = 4.0
     stem_channels: tuple[int, ...] = ()
-    """Those before the 1x1; none: ``default_stem``'s, which follow the number of input channels."""
+    """Those before the last convolution; none: ``default_stem``'s, which follow the number of input channels."""
     stem_strides: tuple[int, ...] = ()
     stem_kernel_sizes: tuple[int, ...] = ()
     stem_norm: str = "batchnorm2d"
     stem_act: str = "relu"
     stem_bias: bool = False
+    stem_last_kernel_size: int = 1
+    stem_last_stride: int = 1
     img_size: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -98,8 +103,8 @@ class ModelSpec(Architecture):
         check_img_size((self.img_size, self.img_size), self.patch_size)
         if self.torchvision and not self.fits_torchvision:
             raise ArgumentError(
-                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
-                "leave `torchvision` out of this row"
+                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args, and its "
+                "stem ends in a 1x1; leave `torchvision` out of this row"
             )
 
     @property
@@ -115,9 +120,7 @@ class ModelSpec(Architecture):
     def stem_for(self, in_chans: int) -> StemSpec:
         """Return the architecture's stem for images of ``in_chans`` channels."""
         channels = self.stem_channels or default_stem(self.patch_size, self.embed_dim, in_chans).channels
-        return StemSpec(
-            channels, self.stem_strides, self.stem_kernel_sizes, self.stem_norm, self.stem_act, self.stem_bias
-        )
+        return StemSpec(channels, **{name: getattr(self, f"stem_{name}") for name in _STEM_FIELDS})
 
 
 @dataclass(frozen=True, kw_only=True)
