@@ -103,8 +103,8 @@ class ModelSpec(Architecture):
         check_img_size((self.img_size, self.img_size), self.patch_size)
         if self.torchvision and not self.fits_torchvision:
             raise ArgumentError(
-                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args, and its "
-                "stem ends in a 1x1; leave `torchvision` out of this row"
+                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args, and a "
+                "1x1 at the stem's end; leave `torchvision` out of this row"
             )
 
     @property

@@ -57,7 +57,7 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
     """Return the ``StemSpec`` of a list of torchvision ``ConvStemConfig``.
 
     Raises:
-        ArgumentError: the layers differ in norm or activation, or have a norm, activation or kernel without counterpart.
+        ArgumentError: the layers differ in norm or activation, or have a norm, activation or kernel of no counterpart.
 
     Source: torchvision/models/vision_transformer.py, ``ConvStemConfig``.
     """
@@ -126,8 +126,8 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
         layers = (patch_size // spec.last_stride).bit_length() - 1
         way = "stem_strides (1 or 2 each)" if len(spec.channels) >= layers else f"at least {layers} stem_channels"
         raise ArgumentError(
-            f"the product of stem_strides{last_stride_in_words(spec)} must equal patch_size {patch_size}; stem_channels "
-            f"{list(spec.channels)} with stem_strides {list(spec.strides)} reduce the image by {spec.patch_size}: pass "
-            f"{way}"
+            f"the product of stem_strides{last_stride_in_words(spec)} must equal patch_size {patch_size}; "
+            f"stem_channels {list(spec.channels)} with stem_strides {list(spec.strides)} reduce the image by "
+            f"{spec.patch_size}: pass {way}"
         )
     return spec
