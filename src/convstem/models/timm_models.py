@@ -23,11 +23,11 @@ from convstem.layouts.diagnosis import explain_on_load
 from convstem.models.sincos import SinCosVisionTransformer
 from convstem.registry import catalog
 from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
-from convstem.registry.stem_spec import StemSpec, check_heads, default_stem
+from convstem.registry.stem_spec import StemSpec, check_heads
 from convstem.stem.find import find_embed
 from convstem.stem.norms import layer_norm
 from convstem.stem.pixels import normalised_range
-from convstem.stem.vocabulary import override_stem
+from convstem.stem.vocabulary import override_stem, own_stem
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.transplanting.patch_size import needs_resizing
 from convstem.transplanting.surgery import put_stem
@@ -170,23 +170,12 @@ def _trunk(trunk: str, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> nn.Module:
 def _stem(
     name: str, patch: int, embed_dim: int, in_chans: int, changes: dict[str, Any], channels: tuple[int, ...]
 ) -> StemSpec:
-    """Return the stem of a model: the caller's, else the file's, else the name's own, else the default one.
-
-    A name's own stem keeps its norm and activation where another patch size asks for other layers.
-    """
+    """Return the stem of a model: the caller's, else the file's, else the name's own; see ``own_stem``."""
     spec = catalog.models().get(name)
-    if spec is not None and spec.stem_channels and patch == spec.patch_size:
-        return override_stem(spec.stem, patch, **changes)
-    if needs_resizing(patch) and not changes["strides"]:
-        raise ArgumentError(
-            f"the patches of stride-2 layers have powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size="
-            f"{patch}: choose one of these, or pass stem_channels, stem_strides and stem_kernel_sizes whose strides "
-            "multiply to it, such as (12, 588), (2, 7) and (3, 13) for 14"
-        )
-    stem = default_stem(RESIZED if needs_resizing(patch) else patch, embed_dim, in_chans)
-    if spec is not None:
-        stem = replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
-    if changes["channels"] is None and len(channels) == len(stem.channels):
+    made = RESIZED if needs_resizing(patch) and changes["strides"] else patch  # the caller's strides make the rest
+    stem = own_stem(spec, made, embed_dim, in_chans)
+    default = spec is None or stem != spec.stem or not spec.stem_channels
+    if default and changes["channels"] is None and len(channels) == len(stem.channels):
         stem = replace(stem, channels=channels)
     return override_stem(stem, patch, **changes)
 

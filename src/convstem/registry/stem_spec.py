@@ -214,7 +214,8 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
     if depth < 1 or 2**depth != patch_size:
         raise ArgumentError(
             f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
-            "pass a stem with other strides and kernel sizes"
+            "choose one of these, or pass a stem whose strides multiply to it, such as strides (2, 7) and kernel sizes "
+            "(3, 13) for 14"
         )
     lean = patch_size > 16 and in_chans <= 3
     pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth + 1)]

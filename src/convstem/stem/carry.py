@@ -1,9 +1,10 @@
 """A patch embedding in closed form as the parameters of a conv stem, which computes the same without any training.
 
-The layers carry the pixels to the stem's end, where the last convolution reads the embedding off. ReLU passes only what is positive:
-a layer with two channels for each value carries x and -x, which loses nothing for any input; one with a single channel
-carries x - low, which loses nothing for pixels from ``low`` on. Where two channels for each value of the embedding are
-fewer than the pixels would take, the last layers carry the embedding instead. A narrower stem is refused.
+The layers carry the pixels to the stem's end, where the last convolution reads the embedding off. ReLU passes only
+what is positive: a layer with two channels for each value carries x and -x, which loses nothing for any input; one with
+a single channel carries x - low, which loses nothing for pixels from ``low`` on. Where two channels for each value of
+the embedding are fewer than the pixels would take, the last layers carry the embedding instead. A narrower stem is
+refused.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from convstem.errors import ArgumentError, ArgumentTypeError
 from convstem.registry import catalog
-from convstem.registry.stem_spec import StemSpec, last_stride_in_words
+from convstem.registry.records import ModelSpec
+from convstem.registry.stem_spec import StemSpec, default_stem, last_stride_in_words
 
 StemLike: TypeAlias = str | StemSpec | Sequence[int] | Sequence[ConvStemConfig]
 
@@ -100,6 +101,25 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
         )
     norm, act = _TORCHVISION_NORMS[stem.norm], _TORCHVISION_ACTS[stem.act]
     return [ConvStemConfig(layer.channels, layer.kernel_size, layer.stride, norm, act) for layer in stem.layers()]
+
+
+def own_stem(spec: ModelSpec | None, patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec:
+    """Return the stem that a name has at a patch size.
+
+    Args:
+        spec: the row of one of our own families, whose norm and activation stay at any patch size; None for a timm
+            trunk, which has the default stem.
+        patch_size: in pixels.
+        embed_dim: width of the trunk.
+        in_chans: input channels.
+
+    Raises:
+        ArgumentError: stride-2 layers cannot make such patches.
+    """
+    if spec is not None and spec.stem_channels and patch_size == spec.patch_size:
+        return spec.stem
+    stem = default_stem(patch_size, embed_dim, in_chans)
+    return stem if spec is None else replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
 
 
 def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
