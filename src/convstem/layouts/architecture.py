@@ -92,7 +92,10 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
         ArgumentError: the number of heads or the strides of the stem cannot be told.
         ConversionError: the architecture asked for has other sizes.
     """
-    known = {**layout.arguments, **given.arguments, "pos_embed": "sincos2d" if fixed_positions else "learn"}
+    positions = "rope" if sizes.rotary else "sincos2d" if fixed_positions else "learn"
+    known = {**layout.arguments, **given.arguments, "pos_embed": positions}
+    if layout.head_width:
+        known.setdefault("num_heads", sizes.embed_dim // layout.head_width)
     if fixed_positions:
         known.setdefault("num_heads", MOCO_V3_HEADS)
     if sizes.gated_mlp and not layout.naming.gated_base and given.architecture is None:
@@ -129,7 +132,7 @@ def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any])
         raise ArgumentError(_ask_for(sizes, "num_heads", "the number of attention heads"))
     # No row has this trunk: any row of the right model class will do, for its arguments override every size.
     kind = "vit_s16_cvst" if stem.norm == "layernorm2d" else "vit_b16_convstem"
-    return catalog.models()["vit_conv_small" if known["pos_embed"] == "sincos2d" else kind]
+    return catalog.models()[{"rope": "ecvit_t", "sincos2d": "vit_conv_small"}.get(known["pos_embed"], kind)]
 
 
 def _same_trunk(sizes: Sizes, spec: ModelSpec) -> bool:
@@ -145,6 +148,10 @@ def _same_stem(stem: StemSizes, own: StemSpec) -> bool:
     norm = {"frozen_bn": "batchnorm2d"}.get(own.norm, own.norm)
     wanted = (stem.channels, stem.kernel_sizes, stem.last_kernel_size, stem.norm)
     return (own.channels, own.kernel_sizes, own.last_kernel_size, norm) == wanted
+
+
+_UNTOLD = ("fc_norm", "global_pool", "img_size", "no_embed_class")
+"""Arguments that the shapes of a model with rotary positions do not tell."""
 
 
 def _check_asked(sizes: Sizes, stem: StemSizes, spec: ModelSpec) -> None:
@@ -177,6 +184,8 @@ def _changes(
         "stem_last_kernel_size": stem.last_kernel_size,
         "stem_last_stride": last,
     }
+    if sizes.rotary:  # neither pooling nor positions have tensors
+        wanted = {name: value for name, value in wanted.items() if name not in _UNTOLD or name in known}
     args = {name: value for name, value in wanted.items() if own.get(name) != value}
     if args.get("init_values") and own.get("init_values"):
         del args["init_values"]  # only whether there is LayerScale matters: its values are in the checkpoint

@@ -226,6 +226,7 @@ def _check_ties(inward: Translation) -> None:
 
 
 LACKS = {
+    "rotary": "its positions are rotary, and no norm follows its blocks",
     "class_token": "it has no class token",
     "class_position": "its class token has no position",
     "reg_tokens": "it has register tokens",

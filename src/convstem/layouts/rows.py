@@ -302,6 +302,8 @@ class Layout:
     """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
     heads: tuple[str, int] = ("", 0)
     """A key whose shape has the number of heads, and the axis."""
+    head_width: int = 0
+    """Channels of an attention head, where all models of the layout have the same; 0 where they differ."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Other names of keys, as files or older releases have them, and the names in ``rows``."""
     drops: tuple[Drop, ...] = ()
@@ -335,6 +337,7 @@ class Layout:
 
 
 PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
+    "rotary": (False,),
     "class_token": (True,),
     "class_position": (True,),
     "reg_tokens": (0,),

@@ -51,7 +51,8 @@ def _trunk_params(spec: ModelSpec) -> int:
     blocks = spec.depth * (attention + mlp + scales + 4 * dim)
     positions = _patches(spec) + (0 if spec.trunk_args.get("no_embed_class") else 1)
     embeddings = dim + (positions * dim if spec.pos_embed == "learn" else 0)
-    return embeddings + blocks + 2 * dim + (dim + 1) * spec.num_classes
+    norm = 2 * dim if spec.trunk_args.get("use_post_transformer_norm", True) else 0
+    return embeddings + blocks + norm + (dim + 1) * spec.num_classes
 
 
 def _trunk_macs(spec: ModelSpec) -> int:

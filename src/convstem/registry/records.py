@@ -18,8 +18,8 @@ from convstem.registry.stem_spec import (
     positive_ints,
 )
 
-POS_EMBEDS = ("learn", "sincos2d")
-"""Position embeddings of a trunk: learned, or fixed two-dimensional sine-cosine (MoCo v3)."""
+POS_EMBEDS = {"learn": "VisionTransformer", "rope": "Eva", "sincos2d": "VisionTransformer"}
+"""Positions of a trunk (learned, rotary in every block, or the fixed sine-cosine of MoCo v3), and timm's class of it."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The usual normalisation of images, by channel."""
@@ -87,9 +87,16 @@ class ModelSpec(Architecture):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.9
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    fixed_input_size: bool = True
+    """Whether the positions are tied to one image size."""
+    paper_ids: str = ""
+    """Of the architecture's own paper, where it is not that of the stem; as timm writes it, ``arXiv:NUMBER``."""
+    paper_name: str = ""
     pos_embed: str = "learn"
     trunk_args: Mapping[str, Any] = field(default_factory=dict)
-    """Further JSON-plain arguments of timm's VisionTransformer."""
+    """Further JSON-plain arguments of timm's class."""
 
     def __post_init__(self) -> None:
         """Validate the row."""
@@ -99,7 +106,7 @@ class ModelSpec(Architecture):
             raise ArgumentError(f"num_classes must be 0 (no head) or more; got {self.num_classes}")
         check_stem_patch(self.stem, self.patch_size)
         check_heads(self.embed_dim, self.num_heads)
-        choice("pos_embed", self.pos_embed, POS_EMBEDS)
+        choice("pos_embed", self.pos_embed, tuple(POS_EMBEDS))
         check_img_size((self.img_size, self.img_size), self.patch_size)
         if self.torchvision and not self.fits_torchvision:
             raise ArgumentError(

@@ -188,7 +188,7 @@ def _note_origin(model: Any, located: Located, request: Request, header: Mapping
     if cfg.source not in FROM_CONFIG:  # the registry's words about weights that may be trained further
         model.pretrained_cfg.pop("description", None)
     if source:
-        add(model, Step(LOADED if stem_channels(header) else TRANSPLANTED, source))
+        add(model, Step(TRANSPLANTED if getattr(model, "transplant_report", None) else LOADED, source))
 
 
 def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:
