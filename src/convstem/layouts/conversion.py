@@ -178,7 +178,9 @@ def convert(
         dropped={**opened.dropped, **dropped},
         notes=(*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict)),
     )
-    converted = Converted(outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict.get("pos_embed"))
+    converted = Converted(
+        outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict.get("pos_embed")
+    )
     if source is None:
         _ = converted.architecture  # asked to find out: say now what is missing
     return converted

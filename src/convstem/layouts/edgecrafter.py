@@ -58,7 +58,8 @@ def _encoder() -> Iterator[str]:
         convs += [f"{blocks}.cv1", f"{blocks}.cv4"]
         for name in ("cv2.0", "cv3.0"):
             deep = f"{blocks}.{name}.bottlenecks.{{w}}"
-            convs += [f"{blocks}.{name}.conv1", f"{deep}.conv1", f"{deep}.conv2"]
+            convs.append(f"{blocks}.{name}.conv1")
+            yield from (f"encoder.{deep}.{conv}.{key}" for conv in ("conv1", "conv2") for key in _CONV[:2])
             yield f"encoder.{deep}.conv.{{p}}"  # both in one, after deploy()
     yield from (f"encoder.{conv}.{key}" for conv in convs for key in _CONV)
 

@@ -99,7 +99,7 @@ ROBUSTBENCH = Layout(
     markers=(f"{_ROBUSTBENCH}{{3i}}.weight",),
     has=("cls_token",),
     stem=(f"{_ROBUSTBENCH}{{3i}}.weight", 0),
-    expresses={**USUAL_STEM, "rotary": (False,), "stem_norm": ("layernorm2d",), "stem_bias": (True,)},
+    expresses={"rotary": (False,), **USUAL_STEM, "stem_norm": ("layernorm2d",), "stem_bias": (True,)},
     stem_stride=2,
     preprocessing={**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"},
 )

@@ -154,7 +154,9 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
     if "classy_state_dict" in content:
         _open_classy(opened)
         return
-    names = max((_present(content, container) for container in CONTAINERS), key=lambda found: (RAW in found, len(found)))
+    names = max(
+        (_present(content, container) for container in CONTAINERS), key=lambda found: (RAW in found, len(found))
+    )
     if not names:
         raise ConversionError(
             f"no state dict in this checkpoint: it holds {', '.join(sorted(map(str, content))[:8])}; expected one of "
