@@ -150,8 +150,9 @@ def box_decoder(dim: int, masks: bool) -> nn.Module:
         query_features_proj=nn.Linear(dim, dim), spatial_features_proj=nn.Conv2d(dim, dim, 1), bias=1,
     )  # fmt: skip
     lqe = [tree(reg_conf=mlp(dim, dim, 1)) for _ in range(2)]
+    more = {"segmentation_head": head} if masks else {}
     return tree(
-        decoder=tree(layers=layers, lqe_layers=lqe, up=1, reg_scale=1, **({"segmentation_head": head} if masks else {})),
+        decoder=tree(layers=layers, lqe_layers=lqe, up=1, reg_scale=1, **more),
         up=1, reg_scale=1, anchors=1, valid_mask=1, denoising_class_embed=nn.Embedding(3, dim),
         enc_score_head=nn.Linear(dim, 2), enc_bbox_head=mlp(dim, dim, 4), query_pos_head=mlp(4, dim, dim),
         pre_bbox_head=mlp(dim, dim, 4), dec_score_head=[nn.Linear(dim, 2) for _ in range(2)],

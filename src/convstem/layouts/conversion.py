@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from convstem.errors import ArgumentError
+from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.architecture import Given, resolve
 from convstem.layouts.engine import check_whole, from_timm, to_timm
 from convstem.layouts.recognise import LAYOUTS, require_layout

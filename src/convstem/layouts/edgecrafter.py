@@ -1,4 +1,4 @@
-"""The layout of EdgeCrafter's ECViT, alone and inside the detectors, segmenters and pose models that are built on it."""
+"""The layout of EdgeCrafter's ECViT, alone and inside the detectors, segmenters and pose models built on it."""
 
 from __future__ import annotations
 

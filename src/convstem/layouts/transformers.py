@@ -105,8 +105,8 @@ _DINOV2_REFUSALS = (
     Refusal("classifier.{p}", "its classifier reads the class token and the mean of the patches side by side, which "
             "timm's ViT does not: remove the classifier's keys to convert the rest"),
 )  # fmt: skip
-_DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,), "fc_norm": (False,),
-              "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
+_DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,),
+              "fc_norm": (False,), "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
               "num_classes": (0,)}  # fmt: skip
 
 _GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for

@@ -19,7 +19,7 @@ from convstem.registry.stem_spec import (
 )
 
 POS_EMBEDS = {"learn": "VisionTransformer", "rope": "Eva", "sincos2d": "VisionTransformer"}
-"""Positions of a trunk (learned, rotary in every block, or the fixed sine-cosine of MoCo v3), and timm's class of it."""
+"""Positions of a trunk (learned, rotary in each block, or the fixed sine-cosine of MoCo v3), and timm's class of it."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The usual normalisation of images, by channel."""

@@ -25,7 +25,6 @@ from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_device, enough_memory, off_meta
-from convstem.weights.fit import stem_channels
 
 FROM_CONFIG = ("hf-hub", "local-dir")
 """Sources of a pretrained cfg that came from a ``config.json``."""
