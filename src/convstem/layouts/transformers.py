@@ -106,8 +106,8 @@ _DINOV2_REFUSALS = (
             "timm's ViT does not: remove the classifier's keys to convert the rest"),
 )  # fmt: skip
 _DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,),
-              "fc_norm": (False,), "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
-              "num_classes": (0,)}  # fmt: skip
+              "fc_norm": (False,), "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",),
+              "class_token": (True,), "num_classes": (0,)}  # fmt: skip
 
 _GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for
 _GATED_TRUNKS = {(1536, 40, 24): "giant"}

@@ -27,8 +27,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STEM_FIELDS = ("strides", "kernel_sizes", "norm", "act", "bias", "last_kernel_size", "last_stride")
 """Fields of ``StemSpec`` that a row has too, after ``stem_``."""
 
-TRANSFORMS = ("none", "transplant")
-"""How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
+TRANSFORMS = ("convert", "none", "transplant")
+"""How a weights entry becomes a checkpoint of its architecture: from its authors' layout, as it is, or by transplanting
+the stem."""
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only for its fields
