@@ -12,6 +12,7 @@ from typing import Any
 
 from timm.layers import LayerNorm, to_2tuple
 from timm.models import PretrainedCfg, build_model_with_cfg, model_entrypoint, resolve_pretrained_cfg
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -43,7 +44,11 @@ _FEATURES = {"out_indices": 3, "feature_cls": "getter"}
 _NAFLEX = ("timm.models.eva", "timm.models.vision_transformer")
 """Modules that build another class where the environment asks for it (``TIMM_USE_NAFLEXVIT``), unless told not to."""
 
-_CLASSES = {"learn": VisionTransformer, "sincos2d": SinCosVisionTransformer}
+_CLASSES = {"learn": VisionTransformer, "rope": Eva, "sincos2d": SinCosVisionTransformer}
+"""Of our own families, by ``pos_embed``."""
+
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")
+"""Fields of a family's row that are arguments of its class."""
 
 
 def create_timm_model(
@@ -150,10 +155,9 @@ def _make(
 
 
 def _family(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Return timm's ``VisionTransformer`` of the sizes in the row of one of our own families."""
+    """Return timm's class of the sizes in the row of one of our own families."""
     spec = catalog.models()[name]
-    row = {field: getattr(spec, field) for field in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
-    arguments = {**row, **spec.trunk_args, **kwargs}
+    arguments = {**{field: getattr(spec, field) for field in _SIZES}, **spec.trunk_args, **kwargs}
     check_heads(arguments["embed_dim"], arguments["num_heads"])
     return _CLASSES[spec.pos_embed](**arguments)
 

@@ -126,7 +126,7 @@ def under_own_keys(stem: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _names(stem: nn.Module) -> dict[str, str]:
-    """Return what a stem of either host calls the layers of timm's: ``{i}.conv`` and ``{i}.bn``, the last 1x1 last."""
+    """Return what a stem of either host calls the layers of timm's, in order: ``{i}.conv`` and ``{i}.bn``."""
     *layers, (last, module) = stem.named_children()
     names = {f"{len(layers)}.conv": last if isinstance(module, nn.Conv2d) else f"{last}.conv"}
     for index, (name, layer) in enumerate(layers):

@@ -68,7 +68,7 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
 
 def stem_channels(tensors: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the channels of the conv stem in a file, the last 1x1's left out; none if it has no stem.
+    """Return the channels of the conv stem in a file, those of its last convolution left out; none if it has no stem.
 
     Args:
         tensors: anything with a shape, by key.
