@@ -190,4 +190,4 @@ _CHANGES = {
 """(Norm of the checkpoint, norm of the model) -> what changes the checkpoint, and what the user is told."""
 
 _PARTS = (("layernorm2d", "batchnorm2d"), ("none", "layernorm2d"))
-"""Norms that look so in a part of the model's own checkpoint: a BatchNorm without statistics, a norm without anything."""
+"""Norms that look so in a part of the model's own checkpoint: one without statistics, and one that is not in it."""
