@@ -14,7 +14,7 @@ from convstem.files.checkpoint import CHECKPOINTS
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
-from convstem.hub.config import read_json
+from convstem.hub.config import read_json, read_text
 from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
@@ -110,7 +110,7 @@ def write_card(
     if card is not None:
         text = _text(card)
     elif path.is_file():
-        text = located(path.read_text(encoding="utf-8"), repo_id)
+        text = located(read_text(path), repo_id)
     else:
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)
@@ -123,7 +123,7 @@ def _text(card: str | Path) -> str:
     if isinstance(card, str) and not card.endswith(".md"):
         return card
     with path_errors("read", card):
-        return Path(card).read_text(encoding="utf-8")
+        return read_text(Path(card))
 
 
 def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapping[str, Any]) -> CardFacts:

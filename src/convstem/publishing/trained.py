@@ -67,7 +67,7 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = 
     built = resolve_architecture(arch or named)
     kwargs = _model_args(built, args, state, path.name)
     model = timm.create_model(built.name, **kwargs)
-    _load(model, state, f"the weights in {path.name} are not those of {built.architecture}")
+    _load(model, state, path.name, built.architecture)
     record(model, history(named, args, built.config))
     save(model, folder, _data_config(built, args, model, path.name))
 
@@ -133,13 +133,14 @@ def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str
     return None if size == spec.img_size else size
 
 
-def _load(model: Any, state: Mapping[str, Any], what: str) -> None:
+def _load(model: Any, state: Mapping[str, Any], name: str, architecture: str) -> None:
     try:
         model.load_state_dict(state)
     except ConvStemError:
         raise
     except RuntimeError as error:
-        raise CheckpointError(f"{what}: {differences(state, model.state_dict()) or error}") from error
+        wrong = differences(state, model.state_dict()) or error
+        raise CheckpointError(f"the weights in {name} are not those of {architecture}: {wrong}") from error
 
 
 def _data_config(built: Built, args: Mapping[str, Any], model: Any, name: str) -> dict[str, Any] | None:
