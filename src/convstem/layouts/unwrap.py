@@ -307,11 +307,11 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _of_their_kinds(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are stated; raise ``ValueError`` for one that cannot be."""
+    """Return the settings that are stated; raise ``ConversionError`` for one that cannot be."""
     stated = {name: value for name, value in settings.items() if value is not None}
     wrong = [name for name, value in stated.items() if not _KINDS[name](value)]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} cannot be")
+        raise ConversionError(f"{', '.join(wrong)} cannot be")
     return stated
 
 

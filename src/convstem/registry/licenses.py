@@ -108,18 +108,18 @@ def license_of_card(text: str, where: str = "README.md") -> str:
 
 
 def _check_metadata(text: str) -> None:
-    """Raise ``ValueError`` for a card's metadata that is too long, too deep, or has aliases."""
+    """Raise ``InvalidFileError`` for a card's metadata that is too long, too deep, or has aliases."""
     import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     block = REGEX_YAML_BLOCK.search(text)
     metadata = block[2] if block else ""
     if len(metadata) > LARGEST_METADATA:
-        raise ValueError(f"it has {len(metadata):,} characters; at most {LARGEST_METADATA:,} are read")
+        raise InvalidFileError(f"it has {len(metadata):,} characters; at most {LARGEST_METADATA:,} are read")
     depth = 0
     for event in yaml.parse(metadata, yaml.SafeLoader):  # one after the other: what comes too late is never read
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it has an alias (*NAME), which is not read: write out what it stands for")
+            raise InvalidFileError("it has an alias (*NAME), which is not read: write out what it stands for")
         if depth > DEEPEST_METADATA:
-            raise ValueError(f"it has lists in lists, more than {DEEPEST_METADATA} deep")
+            raise InvalidFileError(f"it has lists in lists, more than {DEEPEST_METADATA} deep")
