@@ -16,7 +16,8 @@ import convstem
 from convstem.cli.main import main
 from convstem.hub.provenance import SCRATCH, Step, record, steps
 from convstem.publishing.cards.render import card_of, located
-from convstem.publishing.push import history, stage
+from convstem.publishing.push import stage
+from convstem.publishing.trained import history
 from tests.support.assertions import randomise
 from tests.support.hub_server import HubServer, run_python
 from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa: F401
@@ -82,7 +83,7 @@ HISTORIES: tuple[tuple[str, dict[str, Any], list[str]], ...] = (
 
 @pytest.mark.parametrize(("arch", "args", "expected"), HISTORIES)
 def test_history_of_a_checkpoint(arch: str, args: dict[str, Any], expected: list[str]) -> None:
-    assert [str(step) for step in history(arch, args)] == expected
+    assert [str(step) for step in history(arch, args, {})] == expected
 
 
 def test_a_random_models_card_says_nothing_of_its_origin(tmp_path: Path) -> None:
