@@ -113,6 +113,7 @@ def _register_torchvision(done: Registration) -> None:
     from convstem.hosts import convstem_torchvision
 
     def withdraw(name: str) -> None:
+        sys.modules.pop(convstem_torchvision.HOME, None)
         torchvision_unregister(name)
         for attribute in (name, enums[name].__name__):
             vars(models).pop(attribute, None)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from timm.layers import LayerNorm, to_2tuple
 from timm.models import PretrainedCfg, build_model_with_cfg, model_entrypoint, resolve_pretrained_cfg
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -23,12 +24,12 @@ from convstem.layouts.diagnosis import explain_on_load
 from convstem.models.sincos import SinCosVisionTransformer
 from convstem.registry import catalog
 from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
-from convstem.registry.stem_spec import StemSpec, check_heads, default_stem
+from convstem.registry.stem_spec import StemSpec, check_heads
 from convstem.registry.strides import at_stride, check_stride
 from convstem.stem.find import find_embed
 from convstem.stem.norms import layer_norm
 from convstem.stem.pixels import normalised_range
-from convstem.stem.vocabulary import override_stem
+from convstem.stem.vocabulary import override_stem, own_stem
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.transplanting.patch_size import needs_resizing
 from convstem.transplanting.stride import check_trunk, larger_images
@@ -45,7 +46,11 @@ _FEATURES = {"out_indices": 3, "feature_cls": "getter"}
 _NAFLEX = ("timm.models.eva", "timm.models.vision_transformer")
 """Modules that build another class where the environment asks for it (``TIMM_USE_NAFLEXVIT``), unless told not to."""
 
-_CLASSES = {"learn": VisionTransformer, "sincos2d": SinCosVisionTransformer}
+_CLASSES = {"learn": VisionTransformer, "rope": Eva, "sincos2d": SinCosVisionTransformer}
+"""Of our own families, by ``pos_embed``."""
+
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")
+"""Fields of a family's row that are arguments of its class."""
 
 
 def create_timm_model(
@@ -74,7 +79,7 @@ def create_timm_model(
         CheckpointError, DeviceMemoryError, HubError, InvalidFileError: see ``weights.pretrained``.
     """
     request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
-    pyramid = take_pyramid(kwargs, "dynamic_img_size" in argument_kinds(name))
+    pyramid = take_pyramid(kwargs, name)
     with request.blaming(partial(create_timm_model, name)):
         tokens = _tokens(request)
         if pretrained:
@@ -195,10 +200,9 @@ def _make(
 
 
 def _family(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Return timm's ``VisionTransformer`` of the sizes in the row of one of our own families."""
+    """Return timm's class of the sizes in the row of one of our own families."""
     spec = catalog.models()[name]
-    row = {field: getattr(spec, field) for field in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
-    arguments = {**row, **spec.trunk_args, **kwargs}
+    arguments = {**{field: getattr(spec, field) for field in _SIZES}, **spec.trunk_args, **kwargs}
     check_heads(arguments["embed_dim"], arguments["num_heads"])
     return _CLASSES[spec.pos_embed](**arguments)
 
@@ -221,33 +225,21 @@ def _stem(
     changes: dict[str, Any],
     channels: tuple[int, ...],
 ) -> StemSpec:
-    """Return the stem of a model: the caller's, else the file's, else the name's own, else the default one.
+    """Return the stem of a model: the caller's, else the file's, else the name's own; see ``own_stem``.
 
-    A name's own stem keeps its norm and activation where another patch size asks for other layers. One that was made
-    for another stride, which is what a file or a saved model may have, keeps the shapes of its weights.
+    One that was made for another stride, which is what a file or a saved model may have, keeps its weights' shapes.
     """
     spec = catalog.models().get(name)
-    asked, stride = (
-        None if stride else patch,
-        stride or patch,
-    )  # the product of the caller's strides
-    if spec is not None and spec.stem_channels and patch == spec.patch_size:
-        return at_stride(override_stem(spec.stem, asked, **changes), stride)
-    if needs_resizing(patch) and not changes["strides"]:
-        raise ArgumentError(
-            f"the patches of stride-2 layers have powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size="
-            f"{patch}: choose one of these, or pass stem_channels, stem_strides and stem_kernel_sizes whose strides "
-            "multiply to it, such as (12, 588), (2, 7) and (3, 13) for 14"
-        )
-    size = RESIZED if needs_resizing(patch) else patch
-    stem = default_stem(size, embed_dim, in_chans, None if stride == patch else stride)
+    product = None if stride else patch  # of the caller's strides
+    stride = stride or patch
+    made = RESIZED if needs_resizing(patch) and changes["strides"] else patch  # the caller's strides make the rest
+    stem = own_stem(spec, made, embed_dim, in_chans, stride if made == patch else None)
     if channels and len(channels) != len(stem.channels) and changes["channels"] is None:
-        stem = default_stem(size, embed_dim, in_chans)  # of a file with another stride
-    if spec is not None:
-        stem = replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
-    if changes["channels"] is None and len(channels) == len(stem.channels):
+        stem = own_stem(spec, made, embed_dim, in_chans)  # of a file with another stride
+    default = spec is None or stem.channels != spec.stem.channels or not spec.stem_channels
+    if default and changes["channels"] is None and len(channels) == len(stem.channels):
         stem = replace(stem, channels=channels)
-    return at_stride(override_stem(stem, asked, **changes), stride)
+    return at_stride(override_stem(stem, product, **changes), stride)
 
 
 def _resized(trunk: str | None, patch: int) -> int | None:

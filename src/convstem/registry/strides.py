@@ -47,15 +47,22 @@ def check_stride(stride: object, patch_size: int, img_size: Sequence[int] | None
 
 
 def check_reads(stem: StemSpec, patch_size: int) -> None:
-    """Raise ``ArgumentError`` unless a stem's last layer can read a whole patch at each position of its stride."""
-    step, kernel = stem.strides[-1], stem.kernel_sizes[-1]
-    needed = 2 * step * max(patch_size // stem.patch_size, 1) - 1
-    if kernel < needed:
-        raise ArgumentError(
-            f"with stride {stem.patch_size}, patches of {patch_size} pixels overlap, and the stem's last layer, of "
-            f"stride {step}, reads whole ones by a kernel of {needed}; got {kernel}: pass kernel_sizes with it, or "
-            "leave the stem out"
-        )
+    """Raise ``ArgumentError`` unless a stem's end can read a whole patch at each position of its stride."""
+    reads = patch_size // stem.patch_size
+    needed = 2 * stem.strides[-1] * reads - 1
+    if reads <= 1 or reads_last(stem, patch_size) or (stem.last_stride == 1 and stem.kernel_sizes[-1] >= needed):
+        return
+    raise ArgumentError(
+        f"with stride {stem.patch_size}, patches of {patch_size} pixels overlap, and the stem's last layer, of stride "
+        f"{stem.strides[-1]}, reads whole ones by a kernel of {needed}; got {stem.kernel_sizes[-1]}: pass kernel_sizes "
+        "with it, or leave the stem out"
+    )
+
+
+def reads_last(stem: StemSpec, patch_size: int) -> bool:
+    """Tell whether a stem's last convolution, and no layer before it, reads a whole patch at each position."""
+    kernel, taps = stem.last_kernel_size, stem.last_stride * patch_size // stem.patch_size
+    return taps > 1 and kernel % 2 == 1 and kernel >= 2 * taps - 1
 
 
 def at_stride(stem: StemSpec, stride: int) -> StemSpec:
@@ -70,16 +77,21 @@ def at_stride(stem: StemSpec, stride: int) -> StemSpec:
     """
     if stem.patch_size == stride:
         return stem
-    *before, last = stem.strides
-    step, rest = divmod(stride * last, stem.patch_size)
-    if rest or step < 1 or 2 * step - 1 > stem.kernel_sizes[-1]:
-        others = [stem.patch_size * other // last for other in (1, 2) if 2 * other - 1 <= stem.kernel_sizes[-1]]
+    *before, step = stem.strides
+    kernel, at_end = stem.kernel_sizes[-1], stem.last_kernel_size > 1
+    if at_end:
+        kernel, step = stem.last_kernel_size, stem.last_stride
+    finest = stem.patch_size // step
+    possible = [step] if step == kernel else list(range(1, (kernel + 1) // 2 + 1))  # what StemSpec takes
+    if stride not in [finest * times for times in possible]:
+        others = [finest * times for times in possible]
         raise ArgumentError(
-            f"a conv stem with strides {list(stem.strides)} keeps its weights where its last layer alone changes, for "
+            f"a conv stem with strides {list(stem.strides)} keeps its weights where the last one alone changes, for "
             f"tokens every {' or '.join(map(str, others))} pixels; got stride={stride}: load the plain (patchify) "
             "model's weights, or pass stem_channels, stem_strides and stem_kernel_sizes and train"
         )
-    return replace(stem, strides=(*before, step))
+    step = stride // finest
+    return replace(stem, last_stride=step) if at_end else replace(stem, strides=(*before, step))
 
 
 def tokens_in_words(patch_size: int, stride: int, border: str = ZERO) -> str:

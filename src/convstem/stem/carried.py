@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec
-from convstem.registry.strides import DARK, ZERO, tokens_in_words
+from convstem.registry.strides import DARK, ZERO, reads_last, tokens_in_words
 
 EVERY_INPUT, IN_RANGE = "every input", "pixels in range"
 """What a stem can be exact for."""
@@ -51,26 +51,23 @@ class TransplantReport:
     """What a transplant preserves."""
 
     layers: tuple[LayerReport, ...]
-    """One record for each layer before the 1x1."""
+    """One record for each layer before the last convolution."""
     resized_from: int | None = None
     """Patch size of the source if it was resized before the transplant: then all of this is about resized filters."""
     restrided: tuple[int, int] | None = None
     """Patch size and stride, where the tokens lie nearer to each other than patches, or farther apart."""
+    border: str = ZERO
+    """What patches see beyond the border that they overlap: ``ZERO`` or ``DARK``."""
 
     @property
     def scope(self) -> str:
         """For which inputs it is exact: ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``."""
         return EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
 
-    @property
-    def padded_with(self) -> str:
-        """What patches see beyond the border that they overlap: where the last layer reads zeros, of x or x - low."""
-        return ZERO if all(layer.both_signs for layer in self.layers[-2:-1]) else DARK
-
     def outcome(self) -> str:
         """Return what a user has to know, in a sentence or two."""
         resized = "" if self.resized_from is None else RESIZED_NOTE.format(self.resized_from) + " "
-        tokens = f" {tokens_in_words(*self.restrided, self.padded_with)}" if self.restrided else ""
+        tokens = f" {tokens_in_words(*self.restrided, self.border)}" if self.restrided else ""
         return f"{resized}The transplant is exact for {self.scope}, up to rounding.{tokens}"
 
     def summary(self) -> str:
@@ -114,13 +111,19 @@ def _report(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging
             raise ArgumentError(_too_narrow(stem, index, pixels, embedding))
         what = "averages" if carries == "pixels" and index < averaging else carries
         layers.append(LayerReport(what, count, width, width >= 2 * count))
-    return TransplantReport(tuple(layers), restrided=None if stem.patch_size == patch else (patch, stem.patch_size))
+    restrided = None if stem.patch_size == patch else (patch, stem.patch_size)
+    padded = layers[-1:] if reads_last(stem, patch) else layers[-2:-1]  # its zeros are those of x, or of x - low
+    border = ZERO if patch <= stem.patch_size or all(layer.both_signs for layer in padded) else DARK
+    return TransplantReport(tuple(layers), restrided=restrided, border=border)
 
 
 def reach(stem: StemSpec, patch: int) -> list[int]:
-    """Return the pixels that a position of each layer covers along each axis; of the last one, a whole patch."""
+    """Return the pixels that a position of each layer covers along each axis.
+
+    Where patches overlap, the last layer's covers a whole one, unless the last convolution does.
+    """
     sides = [math.prod(stem.strides[: index + 1]) for index in range(len(stem.strides))]
-    return [*sides[:-1], max(sides[-1], patch)]
+    return sides if patch <= stem.patch_size or reads_last(stem, patch) else [*sides[:-1], patch]
 
 
 def _values(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging: int) -> tuple[list[int], list[int]]:
@@ -128,7 +131,7 @@ def _values(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging
     sides = reach(stem, patch)
     averaged = [math.prod(stem.strides[: min(index + 1, averaging)]) for index in range(len(sides))]
     pixels = [in_chans * (side // block) ** 2 for side, block in zip(sides, averaged, strict=True)]
-    return pixels, [embed_dim * (sides[-1] // side) ** 2 for side in sides]
+    return pixels, [embed_dim * (max(patch, stem.patch_size) // side) ** 2 for side in sides]
 
 
 def _too_narrow(stem: StemSpec, layer: int, pixels: list[int], embedding: list[int]) -> str:
