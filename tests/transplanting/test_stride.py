@@ -50,9 +50,7 @@ def images(height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.filterwarnings(
-    "ignore:torch.searchsorted", "ignore:Using a non-tuple sequence"
-)  # timm's, for BEiT's table
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # timm's, for BEiT's table
 @pytest.mark.parametrize("halvings", [1, 2])
 @pytest.mark.parametrize(("name", "args"), TRUNKS, ids=[name for name, _ in TRUNKS])
 def test_denser_tokens(name: str, args: dict[str, object], halvings: int) -> None:
