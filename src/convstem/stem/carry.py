@@ -95,7 +95,7 @@ def carry(
         raise ArgumentError(_unknown_range(report, in_chans))
     lows = None if lowest is None else lowest.to(dtype).double()  # as the biases hold it
     generator = torch.Generator("cpu").manual_seed(seed)
-    weight, sides = _spread(weight.detach().cpu(), stem.patch_size), [1, *reach(stem, patch)]
+    weight, sides = spread(weight.detach().cpu(), stem.patch_size), [1, *reach(stem, patch)]
     below = _Carried(weight, False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
     state: dict[str, Tensor] = {}
     for index, (layer, shape) in enumerate(zip(report.layers, stem.layers(in_chans=in_chans), strict=True)):
@@ -118,7 +118,7 @@ def carry(
     return state, report
 
 
-def _spread(weight: Tensor, stride: int) -> Tensor:
+def spread(weight: Tensor, stride: int) -> Tensor:
     """Return a patch embedding of averages of pixels, if the stride is larger than p: those averaged share a weight.
 
     Args:
