@@ -24,9 +24,7 @@ from convstem.errors import (
     HubError,
     MissingPathError,
     UnknownModelError,
-    UnsupportedModelError,
 )
-from convstem.hub.read import HubFile
 from convstem.weights import pretrained as timm_loading
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
@@ -214,20 +212,20 @@ def test_load_in_another_type_and_with_another_head() -> None:
         (
             "me/nothing/deep",
             MissingPathError,
-            "there is no folder me/nothing/deep: load takes .* a Hub repository org/name",
+            "there is no file or folder me/nothing/deep: load takes .* a Hub repository org/name",
         ),
         (
             "./nofolder",
             MissingPathError,
-            "there is no folder ./nofolder: load takes the name of a model, a Hub repository",
+            "there is no file or folder nofolder: load takes the name of a model, a Hub repository",
         ),
-        ("~/nofolder", MissingPathError, "there is no folder ~/nofolder"),
-        (Path("nofolder"), MissingPathError, "there is no folder nofolder"),
-        ("x.pth", MissingPathError, "there is no folder x.pth: load takes"),
+        ("~/nofolder", MissingPathError, "there is no file or folder .*/nofolder"),
+        (Path("nofolder"), MissingPathError, "there is no file or folder nofolder"),
+        ("x.pth", MissingPathError, "there is no file or folder x.pth: load takes"),
         (
             __file__,
             ArgumentError,
-            "is a file: load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
+            "is a file, and load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
         ),
         ("-me/model", ArgumentError, "a repository of the Hub is named org/name; got '-me/model'"),
         ("vit_base_patch16_224", UnknownModelError, "a patchify model of timm; on a conv stem it is vit_b16_convstem"),
@@ -249,21 +247,6 @@ def test_load_refuses_an_incomplete_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(MissingPathError, match="has a config.json, but no model.safetensors"):
         convstem.load(tmp_path)
-
-
-def test_load_refuses_a_repository_before_its_weights_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Path(os.environ["HF_HUB_CACHE"], "config.json")
-    config.write_text(json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": {}}))
-    asked: list[list[str]] = []
-
-    def fetch_all(repo_id: str, names: list[str], revision: str | None, **options: Any) -> dict[str, HubFile]:
-        asked.append(names)
-        return {name: HubFile(config, repo_id, "0" * 40, None) for name in names}
-
-    monkeypatch.setattr("convstem.loading.fetch_all", fetch_all)
-    with pytest.raises(UnsupportedModelError, match="on a conv stem it is vit_b16_convstem.*convstem.transplant"):
-        convstem.load("timm/vit_base_patch16_224.augreg_in21k")
-    assert asked == [["config.json"]]
 
 
 @pytest.mark.parametrize("layout", ["timm", "torchvision"])

@@ -231,7 +231,7 @@ def test_the_fixed_position_embedding_is_moco_v3s() -> None:
             "multiple of the patch size 4; got 230x230: use 228x228 or 232x232, or pass dyn",
         ),
         ({"patch_size": 2, "stem_channels": [64, 128]}, ValueError, "must equal patch_size 2; stem_channels"),
-        ({"patch_size": 7}, ValueError, "powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size=7"),
+        ({"patch_size": 7}, ValueError, r"a power of two \(2, 4, 8, 16, 32\); got 7"),
         (
             {"stem_channels": [8, 8, 8]},
             ValueError,

@@ -127,7 +127,7 @@ def test_a_folders_card_runs_where_it_lies_and_names_the_repository_after_a_push
         scope: dict[str, Any] = {}
         exec(block, scope)
         models.append(scope["model"])
-    assert [type(model).__module__.partition(".")[0] for model in models] == ["convstem", "torchvision"]
+    assert [type(model).__module__.partition(".")[0] for model in models] == ["timm", "torchvision"]
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(models[0](x), models[1](x), atol=1e-5, rtol=1e-5)
     pushed = located(done.output, "me/mine")

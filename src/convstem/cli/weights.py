@@ -31,6 +31,7 @@ from convstem.registry.stem_spec import StemSpec
 @click.option("--architecture", help="timm name of the model, where the checkpoint does not tell it.")
 @click.option("--num-heads", type=int, help="Attention heads, where the checkpoint does not tell them.")
 @click.option("--stem-strides", callback=integers, help="Strides of the stem's layers, comma-separated, likewise.")
+@click.option("--stem-last-stride", type=int, help="Stride of the stem's last convolution, likewise.")
 @click.option("--img-size", callback=integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")

@@ -13,7 +13,8 @@ from convstem.errors import InvalidFileError, MissingPathError, UnsupportedModel
 from convstem.hub.limits import check_config_sizes, check_kinds, fits, short, stated_sizes
 from convstem.hub.source import LARGEST_TEXT
 from convstem.registry import catalog
-from convstem.registry.names import PYRAMID, families, trunks
+from convstem.registry.names import PYRAMID, families, rows, trunks
+from convstem.registry.records import POS_EMBEDS
 from convstem.registry.stem_spec import StemSpec
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
@@ -208,12 +209,13 @@ def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
 @cache
 def argument_kinds(architecture: str) -> Mapping[str, Any]:
     """Return the arguments that a config can hold for a timm name, with their annotations."""
-    from timm.models import VisionTransformer, model_entrypoint
+    from timm import models
     from torch import nn
 
     name = architecture.removesuffix(PYRAMID)
-    named = get_type_hints(model_entrypoint(trunks().get(name, name))).get("return")
-    model: type = VisionTransformer  # our own families' functions name no class
+    named = get_type_hints(models.model_entrypoint(trunks().get(name, name))).get("return")
+    row = rows("architectures").get(name, {})
+    model: type = getattr(models, POS_EMBEDS[row.get("pos_embed", "learn")])  # our own families' functions name none
     if isinstance(named, type) and issubclass(named, nn.Module):
         model = named
     kinds: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from convstem.layouts.rows import (
     KERNEL_HWIO,
     PLAIN_TRUNK,
     TRANSPOSE,
+    USUAL_STEM,
     Drop,
     Layout,
     Refusal,
@@ -47,6 +48,7 @@ MOCO_V3 = Layout(
     drops=(Drop("head.{i}.{*}", "the projector is only for pre-training"),),
     expresses={
         **PLAIN_TRUNK,
+        **USUAL_STEM,
         "stem_norm": ("", "batchnorm2d"),
         "biased_norm": (False,),
     },
@@ -97,7 +99,7 @@ ROBUSTBENCH = Layout(
     markers=(f"{_ROBUSTBENCH}{{3i}}.weight",),
     has=("cls_token",),
     stem=(f"{_ROBUSTBENCH}{{3i}}.weight", 0),
-    expresses={"stem_norm": ("layernorm2d",), "stem_bias": (True,)},
+    expresses={"rotary": (False,), **USUAL_STEM, "stem_norm": ("layernorm2d",), "stem_bias": (True,)},
     stem_stride=2,
     preprocessing={**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"},
 )

@@ -302,6 +302,8 @@ class Layout:
     """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
     heads: tuple[str, int] = ("", 0)
     """A key whose shape has the number of heads, and the axis."""
+    head_width: int = 0
+    """Channels of an attention head, where all models of the layout have the same; 0 where they differ."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Other names of keys, as files or older releases have them, and the names in ``rows``."""
     drops: tuple[Drop, ...] = ()
@@ -335,6 +337,7 @@ class Layout:
 
 
 PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
+    "rotary": (False,),
     "class_token": (True,),
     "class_position": (True,),
     "reg_tokens": (0,),
@@ -345,6 +348,9 @@ PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
     "map_pool": (False,),
 }
 """Sizes that the trunk of the first ViT can have, for ``Layout.expresses``."""
+
+USUAL_STEM: Mapping[str, tuple[Any, ...]] = {"last_kernel": (1,), "even_kernels": (False,)}
+"""Convolutions of a stem that every library has which builds one, for ``Layout.expresses``."""
 
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """The usual normalisation, by field of timm's pretrained cfg."""

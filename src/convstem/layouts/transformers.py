@@ -105,9 +105,9 @@ _DINOV2_REFUSALS = (
     Refusal("classifier.{p}", "its classifier reads the class token and the mean of the patches side by side, which "
             "timm's ViT does not: remove the classifier's keys to convert the rest"),
 )  # fmt: skip
-_DINOV2_IS = {"layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,), "fc_norm": (False,),
-              "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
-              "num_classes": (0,)}  # fmt: skip
+_DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,),
+              "fc_norm": (False,), "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",),
+              "class_token": (True,), "num_classes": (0,)}  # fmt: skip
 
 _GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for
 _GATED_TRUNKS = {(1536, 40, 24): "giant"}
@@ -170,8 +170,8 @@ _TOWER = (
     Row("blocks.{i}.mlp.fc2.{p}", "encoder.layers.{i}.mlp.fc2.{p}"),
     Row("norm.{p}", "post_layernorm.{p}"),
 )
-_TOWER_IS = {"reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,), "fc_norm": (False,),
-             "gated_mlp": (False,), "stem_norm": ("",), "class_position": (True,)}  # fmt: skip
+_TOWER_IS = {"rotary": (False,), "reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,),
+             "fc_norm": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_position": (True,)}  # fmt: skip
 _MEAN_CLASSIFIER = (
     Refusal("classifier.{p}", "its classifier reads the mean of the patches, which this model's pooling does not give: "
             "remove the classifier's keys to convert the rest"),

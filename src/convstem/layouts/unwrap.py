@@ -51,6 +51,8 @@ CONTAINERS = (
     Container("model_state_dict", "state_dict_ema", "revisiting-at"),
     Container("state_dict", "state_dict_ema", "timm's train.py and others"),
     Container("model", "model_ema", "torchvision's references and others"),
+    Container("model", "ema", "EdgeCrafter and other DETRs"),
+    Container("module", "module_ema", "their averaged weights, beside a counter"),
 )
 
 
@@ -153,7 +155,9 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
     if "classy_state_dict" in content:
         _open_classy(opened)
         return
-    names = next((found for kind in (RAW, AVERAGED) for c in CONTAINERS if kind in (found := _present(content, c))), {})
+    names = max(
+        (_present(content, container) for container in CONTAINERS), key=lambda found: (RAW in found, len(found))
+    )
     if not names:
         raise ConversionError(
             f"no state dict in this checkpoint: it holds {', '.join(sorted(map(str, content))[:8])}; expected one of "
@@ -161,7 +165,7 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
         )
     kind = _choose(opened, names, use_ema)
     _take_settings(opened)
-    opened.weights = kind
+    opened.weights = kind if opened.weights == RAW else AVERAGED
     opened.path.append(str(names[kind]))
     opened.state_dict = dict(content[names[kind]])
 

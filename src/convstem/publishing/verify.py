@@ -57,8 +57,8 @@ class Report:
 def verify(source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None) -> Report:
     """Examine a Hub repository, a local folder or the weights of a name; nothing in them can run.
 
-    The model is built without memory. Of weights that are transplanted while loading, the file that they are made from
-    is examined, which is of another architecture.
+    The model is built without memory. Of weights that are transplanted or converted while loading, the file that they
+    are made from is examined, which is not of our architecture and layout.
 
     Args:
         source: ``org/name``, ``org/name@revision``, a folder, or a name that ``convstem list --pretrained`` prints.
@@ -117,7 +117,7 @@ def verify_folder(
         source: what the report calls it.
         commit, sha256: of a repository, the commit, and the hash of its weights; default: the file is hashed.
         before: checks that were made already.
-        ours: False for weights of another architecture, of which only the file is examined.
+        ours: False for weights of another architecture or layout, of which only the file is examined.
     """
     weights = folder / WEIGHTS
     found: dict[str, Any] = {}

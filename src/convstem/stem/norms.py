@@ -133,7 +133,7 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
 
 
 def _layers(stem: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
-    """Yield key and module of the convolution, and of what follows it, of each layer before the last 1x1."""
+    """Yield key and module of the convolution, and of what follows it, of each layer before the last convolution."""
     for name, layer in list(stem.named_children())[:-1]:
         (conv_name, conv), (norm_name, norm), *_ = layer.named_children()
         yield f"{prefix}{name}.{conv_name}", conv, f"{prefix}{name}.{norm_name}", norm

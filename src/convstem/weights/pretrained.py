@@ -25,7 +25,6 @@ from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta
-from convstem.weights.fit import stem_channels
 
 FROM_CONFIG = ("hf-hub", "local-dir")
 """Sources of a pretrained cfg that came from a ``config.json``."""
@@ -189,7 +188,7 @@ def _note_origin(model: Any, located: Located, request: Request, header: Mapping
     if cfg.source not in FROM_CONFIG:  # the registry's words about weights that may be trained further
         model.pretrained_cfg.pop("description", None)
     if source:
-        add(model, Step(LOADED if stem_channels(header) else TRANSPLANTED, source))
+        add(model, Step(TRANSPLANTED if getattr(model, "transplant_report", None) else LOADED, source))
 
 
 def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:

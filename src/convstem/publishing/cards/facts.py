@@ -28,6 +28,7 @@ class CardFacts:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = "center"
     description: str = ""
     dataset: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +72,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
         base_model=entry.hub_name[0] if entry.hf_hub_id else None,
         transplanted=entry.transform == "transplant",
         measured_error=measured_error,
+        crop_mode=getattr(spec, "crop_mode", "center"),
         **{name: getattr(entry, name) for name in shared + ours + source},
     )
 
@@ -102,6 +104,7 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
         "std": tuple(cfg["std"]),
         "interpolation": cfg["interpolation"],
         "crop_pct": cfg["crop_pct"],
+        "crop_mode": cfg.get("crop_mode", "center"),
         "description": plain(cfg.get("description") or ""),
         "model_args": config.get("model_args", {}),
     }

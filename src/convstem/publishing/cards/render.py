@@ -112,9 +112,7 @@ def render(facts: CardFacts) -> str:
         timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}" if facts.repo_id else "local-dir:.",
         transformers=_transformers(facts),
         torchvision=_torchvision(facts, spec),
-        size=f"{facts.input_size[1]} x {facts.input_size[2]}",
-        resize=round(facts.input_size[1] / facts.crop_pct),
-        interpolation=facts.interpolation,
+        resize=_resize(facts),
         mean=", ".join(f"{value:g}" for value in facts.mean),
         std=", ".join(f"{value:g}" for value in facts.std),
         origin=_origin(facts),
@@ -126,14 +124,24 @@ def render(facts: CardFacts) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
+def _resize(facts: CardFacts) -> str:
+    size = f"{facts.input_size[1]} x {facts.input_size[2]}"
+    if facts.crop_mode == "squash":
+        return f"resize to {size} ({facts.interpolation}), whatever the image's shape"
+    shorter = round(facts.input_size[1] / facts.crop_pct)
+    return f"resize the shorter side to {shorter} ({facts.interpolation}), centre crop {size}"
+
+
 def _sizes(spec: Architecture | None) -> str:
     if spec is None:
         return ""
+    paper = getattr(spec, "paper_name", "")
     heads = f"{spec.num_heads} heads" if spec.num_heads else "no attention"
     ratio = f", MLP ratio {spec.mlp_ratio:g}" if isinstance(spec, ModelSpec) else ""
     return (
         f"{spec.depth} blocks of width {spec.embed_dim}, {heads}{ratio}; "
         f"{num_params(spec) / 1e6:.2f} M parameters, {macs(spec) / 1e9:.3f} G multiply-adds per image."
+        + (f" Paper: {paper} ({getattr(spec, 'paper_ids', '')})." if paper else "")
     )
 
 
