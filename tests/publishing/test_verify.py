@@ -87,6 +87,10 @@ def nan(state: Any) -> None:
     state["norm.weight"][3] = torch.nan
 
 
+def negative(state: Any) -> None:
+    state["patch_embed.backbone.0.bn.running_var"][0] = -1.0
+
+
 CASES = {
     "config without weights": (lambda f: (f / "model.safetensors").unlink(), "header", "a config without weights"),
     "weights without config": (
@@ -102,6 +106,11 @@ CASES = {
     "pickle": (write("model.safetensors", b"\x80\x04x" * 9), "header", "a pickle under a safetensors name"),
     "header of 100 GB": (header(100 << 30), "header", "not a valid safetensors file"),
     "nan": (weights(nan), "finite", "NaN or Inf in norm.weight"),
+    "negative variance": (
+        weights(negative),
+        "finite",
+        "holds negative variances in patch_embed.backbone.0.bn.running_var, whose roots are NaN",
+    ),
     "missing tensor": (
         weights(lambda s: {k: v for k, v in s.items() if k != "norm.bias"}),
         "shapes",

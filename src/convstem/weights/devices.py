@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from convstem.errors import ArgumentError, DeviceMemoryError, warn
+from convstem.files.safetensors import nonfinite, nonfinite_allowed
+from convstem.layouts.comparison import some_of
 
 
 def check_device(device: Any) -> None:
@@ -70,3 +73,14 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
     kwargs.pop("device", None)
     with torch.device("cpu"):
         yield
+
+
+def check_cast(model: nn.Module) -> None:
+    """Raise ``ArgumentError`` if finite weights became Inf in a model of float16, whose largest number is 65,504."""
+    half = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype == torch.float16}
+    lost = [] if nonfinite_allowed() else nonfinite(half)
+    if lost:
+        raise ArgumentError(
+            f"float16 cannot hold these weights, some of which are beyond 65,504: {some_of(lost)} became Inf. Load "
+            "with dtype=torch.bfloat16, which reaches as far as float32"
+        )

@@ -24,7 +24,7 @@ from convstem.hub.model import SavedCfg
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import check_device, enough_memory, off_meta
+from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta
 
 FROM_CONFIG = ("hf-hub", "local-dir")
 """Sources of a pretrained cfg that came from a ``config.json``."""
@@ -127,7 +127,7 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
         build: takes a pretrained cfg whose file is on this machine, that file's header, and the caller's arguments.
 
     Raises:
-        ArgumentError: a device that torch does not have here.
+        ArgumentError: a device that torch does not have here, or float16 for weights beyond its range.
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
@@ -144,7 +144,8 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     with off_meta(kwargs), enough_memory():
         model = _build_deferred(build, bool(located and located.immutable), kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
-        check_finite(dict(model.named_parameters()), "the checkpoint")
+        check_finite(model.state_dict(), "the checkpoint")
+    check_cast(model)
     _restore_location(model.pretrained_cfg, cfg)
     if located:
         if request.as_saved:
