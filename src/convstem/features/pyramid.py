@@ -125,7 +125,8 @@ def feature_pyramid(
     """Return a model's feature pyramid as a backbone for torchvision's detectors.
 
     Args:
-        model: a conv-stem ViT of timm or torchvision; see ``PyramidLevels``. timm's takes images of any size if it
+        model: a conv-stem ViT of timm or torchvision, or timm's MobileCLIP-B (``vit_base_mci_224``), whose patch
+            embedding is a chain of convolutions too; see ``PyramidLevels``. timm's takes images of any size if it
             was created with ``dynamic_img_size=True``, torchvision's always.
         out_indices, pyramid_blocks: see ``PyramidLevels``.
 

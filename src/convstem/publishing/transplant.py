@@ -21,6 +21,7 @@ from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import license_or_other
 from convstem.stem.carry import TransplantReport
+from convstem.stem.find import find_embed
 from convstem.stem.pixels import normalised_range
 from convstem.transplanting.patch_size import enlarge_patches
 from convstem.transplanting.surgery import transplant
@@ -82,7 +83,7 @@ def write_transplant(
     """Do the same for a model that is built already.
 
     Args:
-        model: a patchify model of timm.
+        model: a patchify model of timm, or one of ours that is to have more input channels.
         source: what it was made of, for the card.
         folder: where to write; created if needed.
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
@@ -100,7 +101,8 @@ def write_transplant(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
             "patch 8, 14, 16 and 32. Nothing was written; use convstem.transplant in Python"
         )
-    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
+    stems = find_embed(model) is not None  # then it was only given more input channels
+    report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
     error = measure_error(model, twin, bands, report.resized_from)
     if not error <= tolerance:
         raise TransplantError(
@@ -112,7 +114,11 @@ def write_transplant(
 
     def write(staged: Path) -> None:
         save(twin, staged)
-        finish(staged, license, lambda config: _card(result, source.short, config))
+        finish(
+            staged,
+            license,
+            lambda config: _wider_card(result, bands, config) if stems else _card(result, source.short, config),
+        )
 
     write_folder(folder, write, overwrite)
     return result
@@ -155,6 +161,19 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
         noise = torch.rand(1, channels, *coarse, generator=generator)
         images.append(nn.functional.interpolate(noise, size=size, mode="bilinear"))
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
+
+
+def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: Mapping[str, Any]) -> str:
+    channels = config["pretrained_cfg"]["input_size"][0]
+    facts = facts_of_config(
+        config, None, result.license if result.license != "unknown" else "other", name=result.architecture
+    )
+    placed = ", ".join(map(str, bands or ()))
+    text = (
+        f"`{facts.base_model or result.source}` with {channels} input channels: its filters are on bands {placed}, "
+        "counted from 0, and zero on the others: its function of these bands is what it was. Not trained further."
+    )
+    return render(replace(facts, description=text))
 
 
 def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:

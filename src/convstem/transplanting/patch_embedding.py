@@ -67,10 +67,16 @@ def lowest_of(model: nn.Module, pixel_range: PixelRange | None) -> Tensor | None
     return None if known is None else numbers(known[0])
 
 
+_HAS_STEM = (
+    "has a conv stem already; transplant takes patchify models, and gives this one more input channels by in_chans= "
+    "and bands= alone"
+)
+
+
 def _torchvision(model: Any) -> tuple[str, nn.Conv2d]:
     if isinstance(model.conv_proj, nn.Conv2d):
         return "conv_proj", model.conv_proj
-    raise UnsupportedModelError("this torchvision model has a conv stem already; transplant takes patchify models")
+    raise UnsupportedModelError(f"this torchvision model {_HAS_STEM}")
 
 
 def _timm(model: nn.Module) -> tuple[str, PatchEmbed]:
@@ -83,7 +89,7 @@ def _timm(model: nn.Module) -> tuple[str, PatchEmbed]:
 def _no_patch_embedding(model: nn.Module) -> str:
     found = getattr(model, "patch_embed", None)
     if isinstance(found, ConvStemEmbed):
-        return "this model has a conv stem already; transplant takes patchify models"
+        return f"this model {_HAS_STEM}"
     kind = f"a {type(found).__name__}" if found is not None else "no patch_embed"
     return (
         f"{type(model).__name__} has {kind}; transplant takes models with one timm PatchEmbed whose kernel equals its "
