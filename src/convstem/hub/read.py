@@ -5,6 +5,7 @@ All requests are huggingface_hub's own, so its login, proxies, HF_ENDPOINT, HF_H
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def fetch_all(
     for name in (*names, *welcome):
         check_filename(name)
     check_repo_id(repo_id)
-    cache = RepoCache(repo_id, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
+    cache = RepoCache(repo_id, Path(os.path.expanduser(cache_dir or constants.HF_HUB_CACHE)))
     offline = constants.HF_HUB_OFFLINE
     if offline or is_commit(revision):
         files = _cached(cache, revision, names, unknown=offline)
