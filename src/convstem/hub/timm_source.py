@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import nn
 
@@ -30,7 +31,7 @@ def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = Tr
         pretrained: load its weights.
 
     Raises:
-        ArgumentError: no such kind of source, or a model without pretrained weights.
+        ArgumentError: no such kind of source, a model without pretrained weights, or no device to hold them.
         CheckpointError: the repository or folder does not hold a model that timm can load.
         HubError: the weights cannot be had from the Hub, or are only to be had without a hash.
         InvalidFileError: they are damaged or not finite.
@@ -38,6 +39,11 @@ def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = Tr
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
     """
     found = source_of("transplant", source)
+    if pretrained and torch.empty(0).is_meta:
+        raise ArgumentError(
+            f"torch's default device is meta, which holds no values, so the weights of {found} would be lost: name the "
+            "model outside of `with torch.device('meta')`, or pass pretrained=False"
+        )
     if found.kind == "name":
         _check_name(found.name, pretrained)
         return _from_tag(found.name) if pretrained else timm.create_model(found.name).eval()

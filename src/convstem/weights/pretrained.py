@@ -24,7 +24,7 @@ from convstem.hub.model import SavedCfg
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import check_device, enough_memory, off_meta
+from convstem.weights.devices import as_dtype, check_device, check_holds_values, enough_memory, off_meta
 from convstem.weights.fit import stem_channels
 
 FROM_CONFIG = ("hf-hub", "local-dir")
@@ -128,7 +128,7 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
         build: takes a pretrained cfg whose file is on this machine, that file's header, and the caller's arguments.
 
     Raises:
-        ArgumentError: a device that torch does not have here.
+        ArgumentError: a device that torch does not have here, or a type in which no model computes.
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
@@ -136,13 +136,15 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     """
     kwargs = dict(request.kwargs)
     check_device(kwargs.get("device"))  # before anything is fetched
+    dtype = kwargs["dtype"] = as_dtype(kwargs.get("dtype"))
+    check_holds_values()
     cfg, located = request.cfg, request.located
     header: dict[str, Stored] = check_weights(located.path) if located else {}  # before anything is built
     if request.from_config and located:
         check_fits_header(request.saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)
     local = replace(cfg, **located.overlay) if located else _opened(cfg)
     build = partial(build, local, header or local.state_dict or {}, pretrained=True)
-    with off_meta(kwargs), enough_memory():
+    with off_meta(kwargs), enough_memory(dtype):
         model = _build_deferred(build, bool(located and located.immutable), kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
         check_finite(dict(model.named_parameters()), "the checkpoint")
