@@ -14,6 +14,7 @@ from convstem.hosts.describe import find_weights
 from convstem.hub.config import parts
 from convstem.hub.model import SavedCfg, fetch_model, read_model
 from convstem.hub.source import Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
 from convstem.weights.devices import as_dtype, check_device, check_holds_values
@@ -67,6 +68,7 @@ def load(
     return model.eval()
 
 
+@again_if_deleted
 def _create(source: Source, kwargs: dict[str, Any]) -> nn.Module:
     if source.kind == "name":
         return timm.create_model(with_tag(source.name), pretrained=True, **kwargs)

@@ -21,8 +21,10 @@ from convstem.hub.locate import LOCATION, locate
 from convstem.hub.provenance import LOADED, Step, add, forget, record
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, WEIGHTS, Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 
 
+@again_if_deleted
 def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = True) -> nn.Module:
     """Return a timm model in eval mode, its weights fetched from the Hub, verified and checked before it is built.
 

@@ -22,6 +22,7 @@ from convstem.hub.limits import check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.model import SavedCfg
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import as_dtype, check_device, check_holds_values, enough_memory, off_meta
@@ -120,6 +121,7 @@ class Request:
             _check_as_saved(model, check_header(self.located.path))
 
 
+@again_if_deleted
 def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Module:
     """Build a pretrained timm model without initialising or copying what its weights file holds.
 
@@ -138,6 +140,7 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     check_device(kwargs.get("device"))  # before anything is fetched
     dtype = kwargs["dtype"] = as_dtype(kwargs.get("dtype"))
     check_holds_values()
+    vars(request).pop("located", None)  # of an earlier try
     cfg, located = request.cfg, request.located
     header: dict[str, Stored] = check_weights(located.path) if located else {}  # before anything is built
     if request.from_config and located:
