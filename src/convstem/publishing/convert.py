@@ -18,6 +18,7 @@ from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
@@ -89,6 +90,7 @@ class ConversionResult:
         return f"{done.report.summary()}; measured relative error {done.measured_error:.1e}" if done else ""
 
 
+@again_if_deleted
 def convert_to_folder(
     source: str | os.PathLike[str],
     folder: Path,
