@@ -68,10 +68,11 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
         ours: insist on an architecture of ours.
 
     Raises:
-        ArgumentError: a model on the meta device, which has no weights.
+        ArgumentError: a model on the meta device, which has no weights, or one built with classes as arguments.
         UnsupportedModelError: another architecture.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
+    _check_arguments(model)
     if ours:
         check_ours(str(cfg.get("architecture")))
     state = model.state_dict()
@@ -83,6 +84,28 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_weights(tensors, folder / WEIGHTS)
     timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
+
+
+def _check_arguments(model: Any) -> None:
+    """Raise ``ArgumentError`` if the arguments of a model, which rebuild it, are none that a config can hold."""
+    from timm.models import get_model_args
+
+    unsaid = sorted(name for name, value in get_model_args(model).items() if not _is_plain(value))
+    if unsaid:
+        raise ArgumentError(
+            "a config.json holds numbers, texts and lists, and this model was built with classes: "
+            f"{', '.join(unsaid)}. Give act_layer and norm_layer as text ('silu'), norm_eps for another epsilon, and "
+            "take the timm name that has the MLP instead of mlp_layer (of SwiGLUPacked vit_giant_patch14_dinov2 or "
+            "vit_giant_patch14_reg4_dinov2, with your sizes as arguments)"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def save_embedded(entry: WeightsSpec, folder: Path) -> None:
