@@ -252,7 +252,7 @@ def test_without_feature_cls_nothing_changes() -> None:
     model = timm.create_model(NANO, features_only=True)
     assert type(model).__name__ == "FeatureGetterNet"
     assert model.feature_info.reduction() == [4, 4, 4]
-    with pytest.raises(AssertionError, match="Unknown feature class"):
+    with pytest.raises(ArgumentError, match="Unknown feature class"):
         timm.create_model(NANO, features_only=True, feature_cls="pyramids")
 
 

@@ -116,5 +116,5 @@ def test_the_transplant_family_follows_its_rule(name: str) -> None:
 
 
 def test_no_default_stem_for_patch_14() -> None:
-    with pytest.raises(ValueError, match="a power of two .*; got 14: pass a stem with other strides"):
+    with pytest.raises(ValueError, match="a power of two .*; got 14: choose one of these, or pass a stem"):
         default_stem(14, 768)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, print_json
+from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, print_json, say, say_lines
 from convstem.cli.tables import table
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
@@ -49,7 +49,7 @@ def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(result.to_json())
         return
-    click.echo(table(result.rows()))
+    say_lines(table(result.rows()))
 
 
 @click.group(invoke_without_command=True, short_help="Show, clear or verify what is kept.")
@@ -69,11 +69,11 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(cache.root()), "kinds": sizes, "freed_bytes": freed})
         return
-    click.echo(f"folder: {cache.root()}")
+    say(f"folder: {cache.root()}")
     for kind, size in sizes.items():
-        click.echo(f"{kind}: {size['files']} files, {size['bytes'] / 1e6:.1f} MB")
+        say(f"{kind}: {size['files']} files, {size['bytes'] / 1e6:.1f} MB")
     if clear_it:
-        click.echo(f"removed: {freed / 1e6:.1f} MB")
+        say(f"removed: {freed / 1e6:.1f} MB")
 
 
 @cache.command("verify")
@@ -90,8 +90,8 @@ def cache_verify(as_json: bool) -> None:
         print_json([row.to_json() for row in rows])
     else:
         for row in rows:
-            click.echo(f"{row.state:<10} {row.file}")
-        click.echo(f"{len(rows)} files, {sum(row.bad for row in rows)} damaged or unreadable")
+            say(f"{row.state:<10} {row.file}")
+        say(f"{len(rows)} files, {sum(row.bad for row in rows)} damaged or unreadable")
     sys.exit(1 if any(row.bad for row in rows) else 0)
 
 
@@ -151,6 +151,6 @@ def transplant(
     if as_json:
         print_json(result.to_json())
         return
-    click.echo(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
-    click.echo(f"{result.report.outcome()}\nmeasured relative error of the features: {result.measured_error:.1e}")
-    click.echo(f"written: {result.folder}/config.json, model.safetensors, README.md")
+    say(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
+    say_lines(f"{result.report.outcome()}\nmeasured relative error of the features: {result.measured_error:.1e}")
+    say(f"written: {result.folder}/config.json, model.safetensors, README.md")

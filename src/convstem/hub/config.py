@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -113,15 +114,32 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; a model's folder holds it beside the weights, as "
             "`convstem convert FILE --out FOLDER`, `convstem pull` and timm.models.save_for_hf write it"
         )
-    if path.stat().st_size > LARGEST_TEXT:
-        raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidFileError(f"{path.name} is not a config: expected a JSON object, got a {type(content).__name__}")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return a small text file in UTF-8, or in UTF-16 as PowerShell's ``>`` writes it, which begins with a mark.
+
+    Raises:
+        InvalidFileError: too large, or in another encoding.
+    """
+    if path.stat().st_size > LARGEST_TEXT:
+        raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(
+            f"{path.name} is not text in UTF-8: byte {error.start:,} cannot be read. Save it as UTF-8"
+        ) from error
 
 
 def check_ours(architecture: str) -> None:

@@ -76,8 +76,8 @@ def is_moco_sincos(pos_embed: Tensor) -> bool:
     side = round((tokens - 1) ** 0.5)
     if pos_embed.is_meta or side * side != tokens - 1 or width % 4:
         return False
-    frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
-    angles = torch.outer(torch.arange(side), frequencies)
+    places, steps = (torch.arange(n, dtype=torch.float32, device="cpu") for n in (side, width // 4))
+    angles = torch.outer(places, 10000.0 ** (-steps / (width // 4)))
     column, row = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # tokens are counted column by column
     table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], 1)
     expected = torch.cat([table.new_zeros(1, width), table])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -297,7 +298,7 @@ def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, An
         if content.get(key) is None:
             continue
         try:
-            found |= {name: value for name, value in read(content[key]).items() if value is not None}
+            found |= _of_their_kinds(read(content[key]))
         except Exception as error:  # anything can be there, and YAML has errors of its own
             notes.append(
                 f"the checkpoint's {key!r} could not be read ({type(error).__name__}): nothing is taken from it"
@@ -305,10 +306,47 @@ def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, An
     return found
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and 0 < len(value) < 1 << 10 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "architecture": lambda value: isinstance(value, str),
+    "img_size": lambda value: _is_size(value) or (_are_numbers(value) and all(map(_is_size, value))),
+    "mean": _are_numbers,
+    "norm_eps": lambda value: _is_number(value) and value > 0,
+    "num_heads": _is_size,
+    "std": lambda value: _are_numbers(value) and min(value) > 0,
+    "stem_strides": lambda value: _are_numbers(value) and all(map(_is_size, value)),
+}
+"""What each setting must be."""
+
+
+def _of_their_kinds(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are stated; raise ``ConversionError`` for one that cannot be."""
+    stated = {name: value for name, value in settings.items() if value is not None}
+    wrong = [name for name, value in stated.items() if not _KINDS[name](value)]
+    if wrong:
+        raise ConversionError(f"{', '.join(wrong)} cannot be")
+    return stated
+
+
+_LARGEST_YAML = 1 << 18
+"""Characters of a configuration; pycls's have four thousand."""
+
+
 def _pycls_settings(text: Any) -> dict[str, Any]:
     import yaml
 
-    config = yaml.safe_load(text) if isinstance(text, str) else {}
+    config = yaml.safe_load(text) if isinstance(text, str) and len(text) < _LARGEST_YAML else {}
     vit = (config or {}).get("VIT", {})
     return {
         "num_heads": vit.get("NUM_HEADS"),

@@ -77,7 +77,7 @@ def create_timm_model(
         CheckpointError, DeviceMemoryError, HubError, InvalidFileError: see ``weights.pretrained``.
     """
     request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
-    pyramid = take_pyramid(kwargs, "dynamic_img_size" in argument_kinds(name))
+    pyramid = take_pyramid(kwargs, name)
     with request.blaming(partial(create_timm_model, name)):
         if pretrained:
             model = load_pretrained(request, partial(_build, request))

@@ -18,7 +18,7 @@ from convstem.stem.loading import torchvision_carrier
 from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, own_stem, to_torchvision
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import enough_memory, off_meta
+from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta
 
 
 def create_torchvision_model(
@@ -60,11 +60,12 @@ def create_torchvision_model(
     if norm_eps is not None:
         sizes["norm_layer"] = layer_norm(nn.LayerNorm, norm_eps, kwargs.get("norm_layer"))
     check_sizes(sizes)
-    given = conv_stem_configs is not None
-    stem = as_stem_spec(conv_stem_configs) if given else own_stem(spec, sizes["patch_size"], sizes["hidden_dim"])
+    own = own_stem(spec, sizes["patch_size"], sizes["hidden_dim"]) if conv_stem_configs is None else conv_stem_configs
+    stem = as_stem_spec(own)
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return build(stem, sizes)
+    check_device(None)
     with off_meta({}), enough_memory():
         return _build_pretrained(stem, sizes, weights, progress)
 
@@ -74,7 +75,8 @@ def _build_pretrained(stem: StemSpec, sizes: dict[str, Any], weights: WeightsEnu
     with DeferredInit(adopt=True):
         model = build(stem, sizes)
         model.load_state_dict(state_dict)
-        return model
+    check_cast(model)
+    return model
 
 
 def _fit_to_weights(kwargs: dict[str, Any], weights: WeightsEnum) -> None:

@@ -18,14 +18,17 @@ from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
 from convstem.publishing.cards.facts import facts_of_config
+from convstem.publishing.cards.markdown import code
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import compare, facts_beside, weights_in
 from convstem.publishing.transplant import TransplantResult, write_transplant
+from convstem.registry.licenses import check_license
 from convstem.upstream.private import timm_set_metadata
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
@@ -87,6 +90,7 @@ class ConversionResult:
         return f"{done.report.summary()}; measured relative error {done.measured_error:.1e}" if done else ""
 
 
+@again_if_deleted
 def convert_to_folder(
     source: str | os.PathLike[str],
     folder: Path,
@@ -116,7 +120,7 @@ def convert_to_folder(
         overwrite: replace the model that is there.
 
     Raises:
-        ArgumentError: no such kind of source, or ``folder`` is the source's.
+        ArgumentError: no such kind of source, ``folder`` is the source's, or a licence that is none.
         ExistingPathError: there is a model in ``folder`` already.
         ConversionError, CheckpointError: the checkpoint is not whole, or not of the architecture.
         HubError: the repository cannot be read.
@@ -125,6 +129,7 @@ def convert_to_folder(
         TransplantError: the transplant would be too inaccurate, or has no name of ours.
     """
     found = source_of("convert", source)
+    check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
     name = found.repo_id or path.name
@@ -207,7 +212,7 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
 
 
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
-    origin = f"Converted from `{name}`, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
+    origin = f"Converted from {code(name)}, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     if not converted.patchify:
         return render(facts_of_config(config, None, license, name=converted.architecture, description=origin))
     notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)

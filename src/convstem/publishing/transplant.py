@@ -15,9 +15,11 @@ from convstem.errors import TransplantError
 from convstem.hub.source import Source, source_of
 from convstem.hub.timm_source import create_source
 from convstem.publishing.cards.facts import facts_of_config
+from convstem.publishing.cards.markdown import code
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
+from convstem.registry.licenses import license_or_other
 from convstem.stem.carry import TransplantReport
 from convstem.stem.find import find_embed
 from convstem.stem.pixels import normalised_range
@@ -107,7 +109,7 @@ def write_transplant(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
             "Use a wider stem or a larger --tolerance"
         )
-    license = license or cfg.get("license") or "unknown"
+    license = license or license_or_other(cfg.get("license") or "unknown")
     result = TransplantResult(str(source), cfg["architecture"], license, error, report, folder)
 
     def write(staged: Path) -> None:
@@ -185,4 +187,4 @@ def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str
         resized_from=result.report.resized_from,
         note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
-    return render(replace(facts, description=f"`{facts.base_model or name}` on a convolutional stem."))
+    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem."))

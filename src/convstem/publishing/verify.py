@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
+from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError, printable
 from convstem.files.safetensors import check_finite_file, check_header
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
-from convstem.hub.config import parts, read_config
+from convstem.hub.config import parts, read_config, read_text
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
 from convstem.hub.read import fetch_all
 from convstem.hub.repo_cache import file_digest
 from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.publishing.folder import meta_model
 from convstem.publishing.pull import write_embedded
@@ -85,6 +86,7 @@ def verify(source: str | os.PathLike[str], revision: str | None = None, *, token
     return _verify_repository(repo_id, revision or at, token, ours=entry.transform == "none")
 
 
+@again_if_deleted
 def _verify_repository(repo_id: str, revision: str | None, token: Any, ours: bool = True) -> Report:
     listing = list_files(repo_id, revision, token=token)
     names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]
@@ -142,7 +144,7 @@ def _answer(name: str, question: Callable[[], str]) -> Check:
     except ConvStemError as error:
         return Check(name, False, str(error))
     except Exception as error:  # whatever timm and torch make of a hostile config
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        return Check(name, False, printable(f"{type(error).__name__}: {error}"))
 
 
 def _header(path: Path, found: dict[str, Any]) -> str:
@@ -195,7 +197,7 @@ def _license(path: Path) -> str:
             f"{path.name} is missing, so there is no licence: `convstem card FOLDER --license ID > FOLDER/{path.name}` "
             "writes it"
         )
-    return license_of_card(path.read_text(encoding="utf-8"), path.name)
+    return license_of_card(read_text(path), path.name)
 
 
 def require(report: Report, skip: tuple[str, ...] = ()) -> None:

@@ -9,6 +9,7 @@ refused.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -269,11 +270,15 @@ def _place(taps: Tensor, below: _Carried, both_signs: bool, layer: StemLayer, dt
     kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + stride)
     weight = torch.zeros(layer.channels, layer.in_chans, kernel, kernel, dtype=dtype, device="cpu")
     window = weight[:, :, covered, covered]
-    window[:rows, :values] = taps
-    if below.both_signs:
-        window[:rows, values : 2 * values] = -taps
-    if both_signs:
-        window[rows : 2 * rows] = -window[:rows]
+    signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
+    signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
+    copies = int(taps.count_nonzero()) == rows  # of pixels: a thousandth of the window to write
+    row, value, y, x = taps.nonzero(as_tuple=True) if copies else (None,) * 4
+    for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
+        if row is None:
+            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
+        else:
+            window[row + first, value + first_below, y, x] = sign * sign_below * taps[row, value, y, x].to(dtype)
     return weight
 
 

@@ -133,7 +133,8 @@ class ConvStemEmbed(HybridEmbed):
         del self.proj  # the stem's last convolution makes the tokens, and an Identity of this name is in adapters' way
         self.stem_spec, self.embed_dim = stem, embed_dim
         # For a patch embedding that is loaded: the lowest normalised pixels, and the patch size of its trunk's own.
-        self.lowest = self.resized_from = None
+        self.lowest: Any = None
+        self.resized_from: Any = None
         self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
         self.norm = nn.Identity()
         self.register_load_state_dict_pre_hook(carry_on_load)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError, warn
-from convstem.upstream.private import torch_has_hooks
+from convstem.upstream.private import torch_has_hooks, torch_loads_strictly
 
 BN_EPS = 1e-5
 """BatchNorm's epsilon in both hosts; state dicts do not hold it."""
@@ -50,8 +50,8 @@ def fold_batchnorm(
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, which Apple's devices do not have."""
-    return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)
+    """Return a tensor in float64 on the CPU: some devices do not have that type, such as Apple's and Intel's."""
+    return tensor.to("cpu", torch.float64)
 
 
 def stem_norm(stem: nn.Module) -> str:
@@ -118,6 +118,8 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
         change = _norm_of(state_dict, norm_key), _kind(norm)
         if change[0] == change[1] or not _is_whole(state_dict, conv_key, norm_key, change[0]):
             continue
+        if change in _PARTS and not torch_loads_strictly():
+            continue
         if "layernorm2d" in change:
             raise CheckpointError(
                 f"the stem of this checkpoint has stem_norm {change[0]}, the model's has {change[1]}, and neither can "
@@ -168,7 +170,7 @@ def _add_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str
     zeros, ones = torch.zeros_like(bias), torch.ones_like(bias)
     if not conv_bias:
         del state_dict[f"{conv}.bias"]
-    state_dict[f"{norm}.weight"] = (ones.double() + BN_EPS).sqrt().to(bias.dtype)
+    state_dict[f"{norm}.weight"] = (_wide(ones) + BN_EPS).sqrt().to(bias)
     state_dict[f"{norm}.bias"] = zeros if conv_bias else bias
     state_dict[f"{norm}.running_mean"] = zeros.clone()
     state_dict[f"{norm}.running_var"] = ones
@@ -186,3 +188,6 @@ _CHANGES = {
     ),
 }
 """(Norm of the checkpoint, norm of the model) -> what changes the checkpoint, and what the user is told."""
+
+_PARTS = (("layernorm2d", "batchnorm2d"), ("none", "layernorm2d"))
+"""Norms that look so in a part of the model's own checkpoint: one without statistics, and one that is not in it."""

@@ -107,7 +107,7 @@ def transplant_in_place(
     low = lowest_of(model, pixel_range)
     state, report = carry(projection.weight, projection.bias, spec, low, margin=margin)
     new = _new_stem(old, spec, torch.device("meta"))  # without values, which it is given now
-    stem: nn.Module = new.backbone if isinstance(new, ConvStemEmbed) else new  # type: ignore[assignment]
+    stem = new.backbone if isinstance(new, ConvStemEmbed) else new
     stem.load_state_dict(under_own_keys(stem, state), assign=True)
     if isinstance(new, ConvStemEmbed):
         new.lowest = None if low is None else low.tolist()
@@ -199,17 +199,18 @@ def _replace(model: Any, path: str, new: nn.Module, spec: StemSpec) -> None:
         return
     first_conv = FIRST_CONV.replace("patch_embed", path, 1)
     if getattr(model, "pretrained_cfg", None):
-        architecture = model.pretrained_cfg.get("architecture")
         cfg = {**model.pretrained_cfg, "first_conv": first_conv, "custom_load": False}
-        if architecture:
-            cfg["architecture"] = transplanted_name(architecture)
         model.pretrained_cfg = model.default_cfg = cfg
     patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else a name's own
     timm_set_metadata(model, {**spec.model_args, **patch}, first_conv=first_conv)
 
 
 def _note_transplant(model: Any) -> None:
-    """Record that a model was transplanted, if it is known what its weights were made from."""
-    known = steps(getattr(model, "pretrained_cfg", None) or {})
+    """Give a transplanted timm model its name on a conv stem, and record what its weights were made from, if known."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if cfg.get("architecture"):
+        cfg = {**cfg, "architecture": transplanted_name(cfg["architecture"])}
+        model.pretrained_cfg = model.default_cfg = cfg
+    known = steps(cfg)
     if known and known[-1].what == LOADED:
         record(model, [*known[:-1], Step(TRANSPLANTED, known[-1].source)])

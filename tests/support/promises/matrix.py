@@ -158,7 +158,7 @@ LISTED = (
            OTHERWISE | {"patchify, missing, other classes", "patchify in float64", "image size 100"} | PATCH_14),
     Listed("as the saved model itself: torch compares", {"torchvision"}, {"transplant"},
            SITUATIONS - {"as saved", "patchify"}),
-    Listed("torchvision's class refuses a plain ViT's state dict, whatever else differs", {"torchvision"},
+    Listed("the model is built before, and torch compares what is carried", {"torchvision"},
            {"load_state_dict"}, PATCHIFY - {"patchify", "patchify, strict=False"}),
     Listed("conv_stem_configs= with weights=: see torchvision's own tests", {"torchvision"},
            situations={"patchify into a narrow stem"}),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convstem.hub.provenance import Step, steps
+from convstem.publishing.cards.markdown import plain
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
 from convstem.stem.carry import RESIZED_NOTE, carried_by
@@ -104,7 +105,7 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
         "interpolation": cfg["interpolation"],
         "crop_pct": cfg["crop_pct"],
         "crop_mode": cfg.get("crop_mode", "center"),
-        "description": cfg.get("description") or "",
+        "description": plain(cfg.get("description") or ""),
         "model_args": config.get("model_args", {}),
     }
     known = [step for step in steps(cfg) if step.repo_id is None or step.repo_id != repo_id]  # pushed to where it was

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
-from convstem.hub.config import read_config
+from convstem.hub.config import read_config, read_text
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CARD, CONFIG, source_of
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
@@ -92,7 +92,7 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
 def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:
     config, card = read_config(folder / CONFIG), folder / CARD
     if license is None and card.is_file():
-        license = license_of_card(card.read_text(encoding="utf-8"), card.name)
+        license = license_of_card(read_text(card), card.name)
     return render(facts_of_config(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
 
 
@@ -116,7 +116,7 @@ def render(facts: CardFacts) -> str:
         mean=", ".join(f"{value:g}" for value in facts.mean),
         std=", ".join(f"{value:g}" for value in facts.std),
         origin=_origin(facts),
-        norm=_NORMS[facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none")],
+        norm=_NORMS.get(facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none"), ""),
         accuracy=_accuracy(facts),
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
