@@ -1,5 +1,7 @@
 """ECViT of every size under torchvision's detector and smp's Unet, unmodified: forward and a training step."""
 
+from typing import Any
+
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -19,7 +21,7 @@ NAMES = [name for name in catalog.models() if name.startswith("ecvit")]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_detector_and_a_segmenter_train_on_every_size(name: str) -> None:
     body = convstem.feature_pyramid(timm.create_model(name), (1, 2, 3, 4))
-    backbone = torch.nn.Sequential(body, FeaturePyramidNetwork(body.out_channels, 16))
+    backbone: Any = torch.nn.Sequential(body, FeaturePyramidNetwork(body.out_channels, 16))
     backbone.out_channels = 16
     anchors = AnchorGenerator(((32,), (64,), (96,), (128,)), ((1.0,),) * 4)
     detector = FasterRCNN(backbone, 3, rpn_anchor_generator=anchors, min_size=64, max_size=96)
