@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from convstem.errors import ArgumentError
 from convstem.features.trunks import take_apart
 from convstem.hub.config import argument_kinds
+from convstem.registry.stem_spec import COARSEST
 from convstem.stem.maps import StemLevel, StemMaps, stem_levels
 from convstem.upstream.private import timm_set_metadata
-
-COARSEST = 32
-"""Stride of the last level; those between the patch's and this one are pooled."""
 
 
 class PyramidLevels(nn.Module):

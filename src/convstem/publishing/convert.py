@@ -184,11 +184,20 @@ def _build(converted: Converted) -> Any:
     )
     _require_fit(converted, model)
     model.load_state_dict(converted.state_dict, assign=True)
+    _fill_buffers(model)
     if converted.patchify:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = converted.norm_eps
     return model.eval()
+
+
+def _fill_buffers(model: nn.Module) -> None:
+    """Compute, on the CPU, the buffers that no state dict holds, such as rotary periods; timm's modules know how."""
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)
+            module.init_non_persistent_buffers()
 
 
 def _cfg(converted: Converted) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def _refused(arguments: Mapping[str, Any]) -> Any:
     said = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
     raise ArgumentError(
         f"a config holds numbers, text and lists, and this model was built with {said}: build it with names instead, "
-        "such as act_layer='gelu'"
+        "such as act_layer='gelu'; a SwiGLU MLP is that of vit_giant_patch14_dinov2 and vit_giant_patch14_reg4_dinov2, "
+        "which take your sizes as arguments"
     )
 
 
