@@ -77,6 +77,7 @@ def write_transplant(
     license: str | None = None,
     overwrite: bool = False,
     bands: Sequence[int] | None = None,
+    notes: Sequence[str] = (),
     **options: Any,
 ) -> TransplantResult:
     """Do the same for a model that is built already.
@@ -88,6 +89,7 @@ def write_transplant(
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
         license: of the weights; default: the one in the model's pretrained cfg.
         overwrite: replace the model that is there.
+        notes: what else the card says.
         bands, options: further arguments of ``convstem.transplant``.
 
     Raises:
@@ -112,7 +114,7 @@ def write_transplant(
 
     def write(staged: Path) -> None:
         save(twin, staged)
-        finish(staged, license, lambda config: _card(result, source.short, config))
+        finish(staged, license, lambda config: _card(result, source.short, config, notes))
 
     write_folder(folder, write, overwrite)
     return result
@@ -157,7 +159,8 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
 
 
-def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:
+def _card(result: TransplantResult, name: str, config: Mapping[str, Any], notes: Sequence[str]) -> str:
+    said = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in notes)
     facts = facts_of_config(
         config,
         None,
@@ -168,4 +171,4 @@ def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str
         resized_from=result.report.resized_from,
         note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
-    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem."))
+    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem.{said}"))
