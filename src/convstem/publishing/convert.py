@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from convstem.errors import CheckpointError
@@ -198,9 +199,11 @@ def _build(converted: Converted) -> Any:
 def _fill_buffers(model: nn.Module) -> None:
     """Compute, on the CPU, the buffers that no state dict holds, such as rotary periods; timm's modules know how."""
     for module in model.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            module.to_empty(device="cpu", recurse=False)
-            module.init_non_persistent_buffers()
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def _cfg(converted: Converted) -> dict[str, Any]:
