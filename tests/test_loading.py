@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import convstem
@@ -247,6 +247,28 @@ def test_load_refuses_an_incomplete_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(MissingPathError, match="has a config.json, but no model.safetensors"):
         convstem.load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["timm", "torchvision"])
+def test_float16_that_cannot_hold_the_weights_is_refused(layout: str, tmp_path: Path) -> None:
+    folder = convstem.pull(NANO, out=tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    state["blocks.1.mlp.fc1.weight"][0, 0] = 1e5  # Inf in float16
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ArgumentError, match="1.mlp.fc1.weight became Inf. Load with dtype=torch.bfloat16"):
+        convstem.load(folder, dtype="float16", layout=layout)
+    for dtype in ("bfloat16", "float32"):
+        assert all(p.isfinite().all() for p in convstem.load(folder, dtype=dtype, layout=layout).parameters())
+    taken = convstem.load(folder, dtype="float16", layout=layout, allow_nonfinite=True)
+    assert not all(p.isfinite().all() for p in taken.parameters())
+    assert convstem.load(NANO, dtype="float16", layout=layout).training is False
+
+
+def test_torchvisions_own_way_under_a_default_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[Any] = []
+    monkeypatch.setattr("convstem.models.torchvision_vit.check_cast", lost.append)
+    torchvision.models.get_model("vit_nano_4_convstem", weights="CIFAR10")
+    assert [type(model).__name__ for model in lost] == ["VisionTransformer"]
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16", torch.bfloat16])

@@ -107,18 +107,31 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
 
 
 def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
-    """Raise ``InvalidFileError`` naming the tensors of a state dict that hold NaN or Inf.
+    """Raise ``InvalidFileError`` naming the tensors of a state dict that hold NaN or Inf, or lead to it.
 
     Args:
         state_dict: the tensors.
         where: what to call their source in the message.
     """
-    bad = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
+    negative = [
+        name for name, tensor in state_dict.items() if name.endswith("running_var") and bool((tensor < 0).any())
+    ]
+    if negative:
+        raise InvalidFileError(
+            f"{where} holds negative variances in {some_of(negative)}, whose roots are NaN: these weights cannot have "
+            "been meant"
+        )
+    bad = nonfinite(state_dict)
     if bad:
         raise InvalidFileError(
             f"{where} holds NaN or Inf in {some_of(bad)}: these weights cannot have been meant. If they were, load "
             "them with convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
         )
+
+
+def nonfinite(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or Inf."""
+    return [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -296,8 +296,8 @@ class Layout:
     """Of every layer of the stem, where all models of the layout have the same."""
     has: tuple[str, ...] = ()
     """Keys of timm's that every model of the layout has, though not every ViT."""
-    unless: str = ""
-    """A key that shows a layout which has the same markers and more."""
+    unless: tuple[str, ...] = ()
+    """Keys that show a layout which has the same markers and more."""
     root: tuple[str, str] = ("", "")
     """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
     heads: tuple[str, int] = ("", 0)
@@ -314,6 +314,10 @@ class Layout:
     """timm's arguments that hold for every model of the layout, and that shapes do not tell."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What the layout's models are usually fed, by field of timm's pretrained cfg; a checkpoint may say otherwise."""
+    fed_differently: bool = False
+    """Whether that is only what most of them are fed."""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    """Arguments of ``arguments`` that hold for most models of the layout only, and the sentence that says so."""
     naming: Naming = Naming()
 
     @cached_property

@@ -67,7 +67,7 @@ def _check_computes_the_same(model: Any) -> None:
 
 
 def as_timm_model(model: Any) -> Any:
-    """Return a timm model with the weights of one of ours, which may be torchvision's ``VisionTransformer``.
+    """Return a timm model for one of ours, which may be torchvision's ``VisionTransformer``, whose memory it shares.
 
     Raises:
         ArgumentError: a torchvision model without conv stem or classifier, or of sizes that no row has.
@@ -90,8 +90,10 @@ def as_timm_model(model: Any) -> Any:
     kwargs |= {"stride": model.patch_size} if model.patch_size != spec.patch_size else {}
     kwargs |= {"img_size": model.image_size} if model.image_size != spec.img_size or "stride" in kwargs else {}
     kwargs |= {"norm_eps": eps} if eps != 1e-6 else {}
-    twin = timm.create_model(spec.name, num_classes=head.out_features, **kwargs)
-    twin.load_state_dict(convert(model.state_dict(), source="torchvision", target="timm").state_dict)
+    with DeferredInit(), torch.device("meta"):
+        twin = timm.create_model(spec.name, num_classes=head.out_features, **kwargs)
+        state_dict = convert(model.state_dict(), source="torchvision", target="timm").state_dict
+        twin.load_state_dict(state_dict, assign=True)
     return twin
 
 

@@ -156,7 +156,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
     from torch import nn
 
     if isinstance(source, nn.Module):
-        return save(as_timm_model(source), folder)
+        return save(as_timm_model(source), folder, original=source)
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
     found = source_of("push", source)

@@ -16,6 +16,10 @@ ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
 
 
+COARSEST = 32
+"""Stride of the feature pyramid's last level; those between the patch's and this one are pooled."""
+
+
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ``ArgumentError`` naming the sorted choices unless ``value`` is one of them."""
     if value not in choices:
@@ -173,6 +177,26 @@ class StemSpec:
             layers.append(StemLayer(in_chans, channels, kernel, stride, height, width))
             in_chans = channels
         return tuple(layers)
+
+    def levels(self, embed_dim: int, coarsest: int) -> list[tuple[int, int]]:
+        """Return stride and channels of every map of the feature pyramid, finest first.
+
+        A map inside the stem is the last one of its stride; those from the patch's stride on are the trunk's.
+
+        Args:
+            embed_dim: width of the trunk.
+            coarsest: stride of the last level.
+        """
+        inside: dict[int, int] = {}
+        stride = 1
+        for step, channels in zip(self.strides, self.channels, strict=True):
+            stride *= step
+            inside[stride] = channels
+        found = [(stride, channels) for stride, channels in inside.items() if 1 < stride < self.patch_size]
+        strides = [self.patch_size]
+        while strides[-1] * 2 <= coarsest:
+            strides.append(strides[-1] * 2)
+        return [*found, *((stride, embed_dim) for stride in strides)]
 
     @property
     def layer_title(self) -> str:

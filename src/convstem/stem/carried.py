@@ -73,7 +73,7 @@ class TransplantReport:
     def summary(self) -> str:
         """Return the report as one paragraph, with a clause for each layer."""
         layers = "; ".join(f"layer {index} {layer}" for index, layer in enumerate(self.layers))
-        return f"{self.outcome()} In detail, {layers}."
+        return f"{self.outcome()} In detail, {layers}." if layers else self.outcome()
 
 
 def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3, patch_size: int | None = None) -> TransplantReport:

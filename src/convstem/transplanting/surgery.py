@@ -29,7 +29,7 @@ from convstem.stem.loading import torchvision_carrier, under_own_keys
 from convstem.stem.norms import fit_norm
 from convstem.stem.pixels import PixelRange
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
-from convstem.transplanting.bands import widen_input
+from convstem.transplanting.bands import first_convolution, widen_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
 from convstem.transplanting.stride import set_stride
@@ -50,7 +50,8 @@ def transplant(
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified.
+            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified. One that
+            has a conv stem already is only given more input channels.
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
             ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
             instead of 224.
@@ -78,12 +79,19 @@ def transplant(
             cannot have; the message says what it has.
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
-    find_patch_embedding(source)  # refuse before copying
+    wider = in_chans is not None or bands is not None
+    only_wider = (
+        wider and stem is stride is None and isinstance(source, nn.Module) and first_convolution(source) is not None
+    )
+    if not only_wider:
+        find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
-    if in_chans is not None or bands is not None:
+    if wider:
         widen_input(twin, in_chans, bands)
-    own_patch = stem is not None and stride is None
-    resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if own_patch else resize_patch(twin)  # type: ignore[arg-type]
+    if only_wider:
+        return twin
+    own_patch = as_stem_spec(stem).patch_size if stem is not None and stride is None else RESIZED
+    resized_from = resize_patch(twin, own_patch)
     stride = _checked_stride(twin, stride)
     transplant_in_place(twin, stem_for(twin, stem, stride=stride), margin, pixel_range, resized_from)
     _note_transplant(twin)
