@@ -121,6 +121,8 @@ class Overlapping(nn.Module):
         beyond: value of each channel beyond the border, [in_chans]; default: zero.
     """
 
+    fill: Tensor
+
     def __init__(self, projection: nn.Conv2d, beyond: Tensor | None = None) -> None:
         super().__init__()
         self.projection = projection

@@ -80,9 +80,8 @@ def transplant(
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     wider = in_chans is not None or bands is not None
-    only_wider = (
-        wider and stem is stride is None and isinstance(source, nn.Module) and first_convolution(source) is not None
-    )
+    own = stem is None and stride is None  # what the source has
+    only_wider = wider and own and isinstance(source, nn.Module) and first_convolution(source) is not None
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
@@ -170,8 +169,9 @@ def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None 
     projection = projection_of(find_patch_embedding(model)[1])
     patch = projection.weight.shape[-1]
     size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
+    embed_dim, in_chans = projection.weight.shape[:2]
     apart = None if stride == patch else stride
-    spec = as_stem_spec(stem) if stem is not None else default_stem(size, *projection.weight.shape[:2], apart)
+    spec = as_stem_spec(stem) if stem is not None else default_stem(size, embed_dim, in_chans, apart)
     return override_stem(spec, stride or patch, **changes)
 
 
