@@ -154,6 +154,7 @@ def _level_info(
 
 def _pools(patch: int, output_stride: int) -> list[tuple[nn.Module, int]]:
     """Return the poolings from the patch's stride to the coarsest, with the stride behind each."""
+    output_stride = patch if patch > output_stride == COARSEST else output_stride  # tokens that lie farther apart
     strides = [patch]
     while strides[-1] * 2 <= COARSEST:
         strides.append(strides[-1] * 2)

@@ -129,7 +129,7 @@ def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str
     shape: Sequence[int] = state["pos_embed"].shape if "pos_embed" in state else ()
     if spec is None or len(shape) != 3 or kwargs.get("class_token") is False:
         return None
-    size = math.isqrt(max(shape[1] - 1, 0)) * spec.patch_size
+    size = math.isqrt(max(shape[1] - 1, 0)) * (kwargs.get("stride") or spec.patch_size)
     return None if size == spec.img_size else size
 
 
