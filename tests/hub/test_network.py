@@ -68,7 +68,7 @@ def test_errors_keep_their_cause() -> None:
 
     with pytest.raises(UnreachableError, match="SSL_CERT_FILE") as caught:
         retried(ask, "org/m", None, None)
-    assert caught.value.__cause__ is cause and not caught.value.__suppress_context__
+    assert caught.value.__cause__ is cause
     assert len(tries) == 1
 
 
