@@ -39,9 +39,11 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
     actual = ""
     for _ in range(2):
         actual = retried(lambda: next(ways)(cache, listing, name, token), *asked, listed=True)
-        if actual == digest:
+        if cache.verified(listing.commit, name, digest):
             cache.sweep(digest)
             return
+    if actual == digest:  # right, and not there
+        raise _deleted(cache, listing, name)
     raise HubError(_mismatch_sentence(cache.repo_id, name, digest, actual))
 
 
@@ -50,8 +52,12 @@ def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str
     _ask_client(cache, listing, name, token)
     right = cache.verified(listing.commit, name, listing.digest(name)) or cache.discard(listing.commit, name)
     if right is None:
-        raise FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
+        raise _deleted(cache, listing, name)
     return right
+
+
+def _deleted(cache: RepoCache, listing: Listing, name: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
 
 
 def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
