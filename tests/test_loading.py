@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import convstem
@@ -24,9 +24,7 @@ from convstem.errors import (
     HubError,
     MissingPathError,
     UnknownModelError,
-    UnsupportedModelError,
 )
-from convstem.hub.read import HubFile
 from convstem.weights import pretrained as timm_loading
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
@@ -214,20 +212,20 @@ def test_load_in_another_type_and_with_another_head() -> None:
         (
             "me/nothing/deep",
             MissingPathError,
-            "there is no folder me/nothing/deep: load takes .* a Hub repository org/name",
+            "there is no file or folder me/nothing/deep: load takes .* a Hub repository org/name",
         ),
         (
             "./nofolder",
             MissingPathError,
-            "there is no folder ./nofolder: load takes the name of a model, a Hub repository",
+            "there is no file or folder nofolder: load takes the name of a model, a Hub repository",
         ),
-        ("~/nofolder", MissingPathError, "there is no folder ~/nofolder"),
-        (Path("nofolder"), MissingPathError, "there is no folder nofolder"),
-        ("x.pth", MissingPathError, "there is no folder x.pth: load takes"),
+        ("~/nofolder", MissingPathError, "there is no file or folder .*/nofolder"),
+        (Path("nofolder"), MissingPathError, "there is no file or folder nofolder"),
+        ("x.pth", MissingPathError, "there is no file or folder x.pth: load takes"),
         (
             __file__,
             ArgumentError,
-            "is a file: load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
+            "is a file, and load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
         ),
         ("-me/model", ArgumentError, "a repository of the Hub is named org/name; got '-me/model'"),
         ("vit_base_patch16_224", UnknownModelError, "a patchify model of timm; on a conv stem it is vit_b16_convstem"),
@@ -251,19 +249,26 @@ def test_load_refuses_an_incomplete_folder(tmp_path: Path) -> None:
         convstem.load(tmp_path)
 
 
-def test_load_refuses_a_repository_before_its_weights_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Path(os.environ["HF_HUB_CACHE"], "config.json")
-    config.write_text(json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": {}}))
-    asked: list[list[str]] = []
+@pytest.mark.parametrize("layout", ["timm", "torchvision"])
+def test_float16_that_cannot_hold_the_weights_is_refused(layout: str, tmp_path: Path) -> None:
+    folder = convstem.pull(NANO, out=tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    state["blocks.1.mlp.fc1.weight"][0, 0] = 1e5  # Inf in float16
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ArgumentError, match="1.mlp.fc1.weight became Inf. Load with dtype=torch.bfloat16"):
+        convstem.load(folder, dtype="float16", layout=layout)
+    for dtype in ("bfloat16", "float32"):
+        assert all(p.isfinite().all() for p in convstem.load(folder, dtype=dtype, layout=layout).parameters())
+    taken = convstem.load(folder, dtype="float16", layout=layout, allow_nonfinite=True)
+    assert not all(p.isfinite().all() for p in taken.parameters())
+    assert convstem.load(NANO, dtype="float16", layout=layout).training is False
 
-    def fetch_all(repo_id: str, names: list[str], revision: str | None, **options: Any) -> dict[str, HubFile]:
-        asked.append(names)
-        return {name: HubFile(config, repo_id, "0" * 40, None) for name in names}
 
-    monkeypatch.setattr("convstem.loading.fetch_all", fetch_all)
-    with pytest.raises(UnsupportedModelError, match="on a conv stem it is vit_b16_convstem.*convstem.transplant"):
-        convstem.load("timm/vit_base_patch16_224.augreg_in21k")
-    assert asked == [["config.json"]]
+def test_torchvisions_own_way_under_a_default_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[Any] = []
+    monkeypatch.setattr("convstem.models.torchvision_vit.check_cast", lost.append)
+    torchvision.models.get_model("vit_nano_4_convstem", weights="CIFAR10")
+    assert [type(model).__name__ for model in lost] == ["VisionTransformer"]
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16", torch.bfloat16])

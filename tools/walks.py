@@ -167,9 +167,9 @@ def main() -> None:
         return
     source = args.src.resolve()
     print(f"{'call':<72}{'files':>6}{'rooms':>7}{'functions':>11}")
-    for call, walk in walks(source):
-        functions = sum(map(len, walk.values()))
-        print(f"{call:<72}{len(walk):>6}{len({room_of(file) for file in walk}):>7}{functions:>11}", flush=True)
+    for call, passed in walks(source):
+        functions = sum(map(len, passed.values()))
+        print(f"{call:<72}{len(passed):>6}{len({room_of(file) for file in passed}):>7}{functions:>11}", flush=True)
     found = sizes(source)
     print(f"\n{'room':<24}{'files':>6}{'lines':>8}{'statements':>12}")
     for name, size in [*sorted(found.items()), ("all of src/", sum(found.values(), Counter()))]:

@@ -6,12 +6,38 @@ Each class is also the builtin one that Python code expects in its place, so bot
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+
+# What moves a terminal's cursor, changes its state or turns text around: control characters, other line ends, marks of
+# writing direction; and halves of characters, which no terminal takes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object, lines: bool = False) -> str:
+    """Return a text as one line that a terminal only shows: what it would obey is escaped as in Python.
+
+    Whatever comes from a file or the Hub goes through here before it is printed.
+
+    Args:
+        text: what is to be printed.
+        lines: keep line ends and tabs.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        character = found[0]
+        return character if lines and character in "\n\t" else character.encode("unicode_escape").decode()
+
+    return _UNPRINTABLE.sub(escaped, str(text))
 
 
 class ConvStemError(Exception):
     """The root: the message says what was expected, what arrived and what to do."""
+
+    def __str__(self) -> str:
+        """Return the message as one line: names and values of a file are in it."""
+        return printable(Exception.__str__(self))
 
 
 class ArgumentError(ConvStemError, ValueError):
@@ -24,8 +50,6 @@ class ArgumentTypeError(ConvStemError, TypeError):
 
 class UnknownModelError(ConvStemError, KeyError):
     """There is no model or pretrained tag of this name; the message lists the nearest ones."""
-
-    __str__ = Exception.__str__  # KeyError would quote its message
 
 
 class UnsupportedModelError(ConvStemError, TypeError):
@@ -104,4 +128,4 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         frame = frame.f_back
     module = frame.f_globals.get("__name__", "<string>")  # as warnings.warn; without a name Python would say nothing
     seen = frame.f_globals.setdefault("__warningregistry__", {})
-    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, seen)
+    warnings.warn_explicit(printable(message), category, frame.f_code.co_filename, frame.f_lineno, module, seen)

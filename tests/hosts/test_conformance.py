@@ -1,5 +1,6 @@
 """The hosts' own test suites on our names."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,19 @@ TIMM = (
     "test_model_backward_fx",
     "test_model_forward_fx_torchscript",
 )
-TORCHVISION = ("test_classification_model", "test_naming_conventions")
+TORCHVISION = ("test_classification_model", "test_list_models", "test_list_models_filters", "test_naming_conventions")
+
+PATCHES = {
+    "timm_suite.py": {
+        "timm.list_models": "timm's file asks it for names by patterns and module names that know timm's models only, "
+        "and would skip ours silently",
+    },
+    "torchvision_suite.py": {
+        "EXPECTTEST_ACCEPT": "torchvision's expected outputs are files, of its own models only: ours are recorded "
+        "first, so that the other checks of the same tests run",
+    },
+}
+"""What is not as the host's own developers run it, and why. Which tests run is a choice, and no patch."""
 
 
 def run_suite(script: str, report: Path, must_run: tuple[str, ...]) -> None:
@@ -40,10 +53,23 @@ def run_suite(script: str, report: Path, must_run: tuple[str, ...]) -> None:
     skipped = {name for name, _ in skips}
     ran = Counter(c.get("name").split("[")[0] for c in cases if c.get("name") not in skipped)
     print(f"\n{script} on convstem's names: {sum(ran.values())} ran, {len(skips)} skipped")
+    print("\n".join(f"  patched {name}: {reason}" for name, reason in PATCHES[script].items()))
     print("\n".join(f"  {count:>3} {name}" for name, count in sorted(ran.items())))
     print("\n".join(f"  skipped {name}: {reason}" for name, reason in skips))
     assert done.returncode == 0, done.stdout[-8000:]
     assert not [name for name in must_run if not ran[name]], "these tests never saw our names"
+
+
+@pytest.mark.parametrize("script", PATCHES)
+def test_every_patch_has_its_reason(script: str) -> None:
+    """A patch is a name of the host's that the conftest sets, or a switch of its tests in the suite's environment."""
+    conftest = (SUITES / script.replace("suite", "conftest")).read_text(encoding="utf-8")
+    suite = (SUITES / script).read_text(encoding="utf-8")
+    patched = re.findall(
+        r"(?m)^\s*((?:timm|torchvision|models)\b[\w.]*) =|(?:monkeypatch\.)?setattr\(([^,]+),", conftest
+    )
+    switches = set(re.findall(r'"([A-Z_]+)":', suite)) - {"CONVSTEM_SMALL_NAMES", "OMP_NUM_THREADS"}
+    assert {"".join(found) for found in patched} | switches == set(PATCHES[script])
 
 
 def test_timms_own_suite_passes_on_our_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,4 +155,4 @@ def test_the_command_writes_a_folder_that_loads(tmp_path: Path) -> None:
     assert convstem.verify(out).ok
     again = CliRunner().invoke(main, ["fold", NAMES["timm"], "--out", str(out)])
     assert again.exit_code == 1
-    assert "holds model.safetensors already" in again.output
+    assert "model.safetensors already: name another folder" in again.output

@@ -231,7 +231,7 @@ def test_the_fixed_position_embedding_is_moco_v3s() -> None:
             "multiple of the patch size 4; got 230x230: use 228x228 or 232x232, or pass dyn",
         ),
         ({"patch_size": 2, "stem_channels": [64, 128]}, ValueError, "must equal patch_size 2; stem_channels"),
-        ({"patch_size": 7}, ValueError, "powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size=7"),
+        ({"patch_size": 7}, ValueError, r"a power of two \(2, 4, 8, 16, 32\); got 7"),
         (
             {"stem_channels": [8, 8, 8]},
             ValueError,
@@ -305,7 +305,9 @@ def test_the_other_layout_loads_as_pretrained_and_is_named_otherwise(nano: Any) 
     state = convert(nano.state_dict(), source="timm", target="torchvision")
     model = timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     assert largest_difference(model, nano, torch.randn(1, 3, 32, 32)) == 0
-    with pytest.raises(RuntimeError, match=r"convstem.convert\(state_dict, source='torchvision', target='timm'\)"):
+    with pytest.warns(
+        UserWarning, match=r"nothing of this .*convert\(state_dict, source='torchvision', target='timm'\)"
+    ):
         load_directly(state)
 
 

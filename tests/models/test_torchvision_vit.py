@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,23 @@ NANO = "vit_nano_4_convstem"
 
 def test_names_are_listed() -> None:
     assert set(NAMES) <= set(list_models())
-    assert set(list_models(module=convstem)) == set(NAMES)
+    assert set(NAMES) <= set(list_models(torchvision.models))  # which torchvision's own tests ask
+
+
+@pytest.mark.parametrize("host", ["timm", "torchvision"])
+def test_what_is_registered_can_be_pickled(host: str) -> None:
+    convstem.register()  # again, which must not make other functions of the same names
+    names = {"timm": timm.list_models(module="convstem_timm"), "torchvision": NAMES}[host]
+    find = {"timm": timm.models.model_entrypoint, "torchvision": get_model_builder}[host]
+    assert [name for name in names if pickle.loads(pickle.dumps(find(name))) is not find(name)] == []
+
+
+def test_a_builder_unpickles_in_a_fresh_process(tmp_path: Path) -> None:
+    path = tmp_path / "builder"
+    path.write_bytes(pickle.dumps(get_model_builder(NANO)))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))().__class__.__name__)"
+    process = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert process.stdout == "VisionTransformer\n", process.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -252,7 +252,7 @@ def test_bad_files_are_one_sentence(name: str, tmp_path: Path, monkeypatch: pyte
 
 BAD_NEIGHBOURS = {
     "no JSON": ("config.json", b"{half", "config.json is not JSON"),
-    "no text": ("config.json", b"\xff\xfe\0", "config.json is not JSON"),
+    "no text": ("config.json", b"\xff\xfe\0", "config.json is not text in UTF-8: byte 2 cannot be read"),
     "a list": ("config.json", b"[1]", "config.json .* expected a JSON object, got a list"),
     "one mean": ("preprocessor_config.json", b'{"image_mean": 0.5}', "image_mean must be a list of numbers; got 0.5"),
     "a word": ("preprocessor_config.json", b'{"image_std": "abc"}', "image_std must be a list of numbers; got abc"),

@@ -16,7 +16,8 @@ import convstem
 from convstem.cli.main import main
 from convstem.hub.provenance import SCRATCH, Step, record, steps
 from convstem.publishing.cards.render import card_of, located
-from convstem.publishing.push import history, stage
+from convstem.publishing.push import stage
+from convstem.publishing.trained import history
 from tests.support.assertions import randomise
 from tests.support.hub_server import HubServer, run_python
 from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa: F401
@@ -82,7 +83,7 @@ HISTORIES: tuple[tuple[str, dict[str, Any], list[str]], ...] = (
 
 @pytest.mark.parametrize(("arch", "args", "expected"), HISTORIES)
 def test_history_of_a_checkpoint(arch: str, args: dict[str, Any], expected: list[str]) -> None:
-    assert [str(step) for step in history(arch, args)] == expected
+    assert [str(step) for step in history(arch, args, {})] == expected
 
 
 def test_a_random_models_card_says_nothing_of_its_origin(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_folders_card_runs_where_it_lies_and_names_the_repository_after_a_push
         scope: dict[str, Any] = {}
         exec(block, scope)
         models.append(scope["model"])
-    assert [type(model).__module__.partition(".")[0] for model in models] == ["convstem", "torchvision"]
+    assert [type(model).__module__.partition(".")[0] for model in models] == ["timm", "torchvision"]
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(models[0](x), models[1](x), atol=1e-5, rtol=1e-5)
     pushed = located(done.output, "me/mine")

@@ -87,6 +87,10 @@ def nan(state: Any) -> None:
     state["norm.weight"][3] = torch.nan
 
 
+def negative(state: Any) -> None:
+    state["patch_embed.backbone.0.bn.running_var"][0] = -1.0
+
+
 CASES = {
     "config without weights": (lambda f: (f / "model.safetensors").unlink(), "header", "a config without weights"),
     "weights without config": (
@@ -102,6 +106,11 @@ CASES = {
     "pickle": (write("model.safetensors", b"\x80\x04x" * 9), "header", "a pickle under a safetensors name"),
     "header of 100 GB": (header(100 << 30), "header", "not a valid safetensors file"),
     "nan": (weights(nan), "finite", "NaN or Inf in norm.weight"),
+    "negative variance": (
+        weights(negative),
+        "finite",
+        "holds negative variances in patch_embed.backbone.0.bn.running_var, whose roots are NaN",
+    ),
     "missing tensor": (
         weights(lambda s: {k: v for k, v in s.items() if k != "norm.bias"}),
         "shapes",
@@ -142,7 +151,11 @@ CASES = {
     "absurd depth": (config(model_args={"depth": 10**9}), "config", "depth = 1000000000 is absurd; at most 512"),
     "absurd stem": (config(model_args={"stem_channels": [8] * 10**4}), "config", "stem_channels = .* is absurd"),
     "absurd classes": (config(num_classes=10**9), "config", "num_classes = 1000000000 is absurd"),
-    "stem that does not fit": (config(model_args={"stem_strides": [3, 3]}), "config", "an odd kernel size"),
+    "stem that does not fit": (
+        config(model_args={"stem_strides": [3, 3]}),
+        "config",
+        "the product of stem_strides must equal patch_size",
+    ),
     "no card": (lambda f: (f / "README.md").unlink(), "license", "README.md is missing, so there is no licence"),
     "no licence": (write("README.md", b"---\ntags: [x]\n---\n"), "license", "README.md names no licence"),
     "licence unknown": (write("README.md", b"---\nlicense: unknown\n---\n"), "license", "a licence is required"),

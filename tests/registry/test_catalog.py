@@ -107,7 +107,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ("a.tag", {"hf_hub_id": None, "file": "x"}, "an embedded file needs its sha256"),
         ("a", {}, "a weights entry is named architecture.tag; got 'a'"),
         ("a.tag", {"label_names": ["x"]}, "1 label_names for num_classes = 2"),
-        ("a.tag", {"transform": "magic"}, "transform must be one of none, transplant"),
+        ("a.tag", {"transform": "magic"}, "transform must be one of convert, none, transplant"),
     ],
 )
 def test_a_bad_weights_entry_names_file_and_row(

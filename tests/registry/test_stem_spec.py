@@ -25,6 +25,41 @@ def test_layers_are_those_that_run(img_size: Any, in_chans: int) -> None:
     ] == run
 
 
+@pytest.mark.parametrize("last", [(1, 1), (3, 1), (3, 2), (2, 2), (4, 4)])
+@pytest.mark.parametrize("layers", [((2, 2), (3, 3)), ((4, 2), (4, 2))])  # the second are patches, without padding
+@pytest.mark.parametrize("img_size", [(64, 48), (61, 50)])
+def test_the_last_convolution_is_the_one_that_runs(
+    last: tuple[int, int], layers: tuple[tuple[int, int], tuple[int, int]], img_size: tuple[int, int]
+) -> None:
+    stem = StemSpec((5, 7), *layers, last_kernel_size=last[0], last_stride=last[1])
+    name = {"patch_size": stem.patch_size, "img_size": stem.patch_size * 2, "dynamic_img_size": True}
+    model = timm.create_model("vit_nano4_convstem", depth=1, **name, **stem.model_args)
+    x = torch.rand(1, 3, *img_size)
+    assert stem.grid(img_size) == model.patch_embed.backbone(x).shape[2:]
+    assert stem.grid(img_size) == model.patch_embed.dynamic_feat_size(img_size)
+    made = stem.last_layer(96, img_size)
+    conv = model.patch_embed.backbone[-1].conv
+    assert (made.kernel_size, made.stride, made.padding, made.channels) == (
+        conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.out_channels)  # fmt: skip
+    assert model(x).shape == (1, 10)
+    assert model.patch_embed.stem_spec == stem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"last_kernel_size": 2}, "kernel size equal to the stride; got kernel size 2 with stride 1"),
+        ({"last_kernel_size": 3, "last_stride": 4}, "got kernel size 3 with stride 4"),
+        ({"last_stride": 0}, "stem_last_stride must be a positive integer; got 0"),
+        ({"last_kernel_size": [3]}, r"stem_last_kernel_size must be a positive integer; got \[3\]"),
+        ({"kernel_sizes": (4, 3)}, "got kernel size 4 with stride 2"),
+    ],
+)
+def test_convolutions_that_skip_pixels_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        StemSpec((4, 8), **change)
+
+
 def test_by_default_the_image_is_one_patch() -> None:
     stem = StemSpec((4, 8))
     assert stem.layers() == stem.layers(4) == stem.layers((4, 4))

@@ -38,6 +38,14 @@ STEMS = [
     pytest.param(48, 3, StemSpec((24, 96, 384, 1536)), id="patch16-signed"),
     pytest.param(101, 1, StemSpec((4, 200), (2, 7), (3, 13)), id="patch14-stride-7"),
     pytest.param(76, 1, StemSpec((4, 20, 150), (2, 2, 3), (3, 5, 5)), id="patch12-stride-3"),
+    # the last convolution has taps of its own
+    pytest.param(40, 3, StemSpec((24,), last_kernel_size=3, last_stride=2), id="patch4-last-3x3"),
+    pytest.param(40, 3, StemSpec((12, 48), last_kernel_size=3), id="patch4-last-3x3-stride-1"),
+    pytest.param(300, 3, StemSpec((24, 48, 192), last_kernel_size=3, last_stride=2), id="patch16-ecvit"),
+    pytest.param(20, 3, StemSpec((24, 96, 160), last_kernel_size=3, last_stride=2), id="embedding-last-3x3"),
+    pytest.param(
+        90, 3, StemSpec((96, 384), (4, 2), (4, 2), last_kernel_size=2, last_stride=2), id="patch16-mobileclip"
+    ),
     # the embedding in the last ones
     pytest.param(20, 3, StemSpec((24, 40)), id="embedding-patch4"),
     pytest.param(20, 3, StemSpec((24, 60), norm="none"), id="embedding-patch4-spare"),

@@ -36,6 +36,7 @@ def test_norm_and_activation_classes_convert() -> None:
             "norm_layer must be .* BatchNorm2d, FrozenBatchNorm2d, None; got InstanceNorm2d",
         ),
         ([ConvStemConfig(8, 3, 2, activation_layer=nn.Tanh)], "one of GELU, ReLU, SiLU; got Tanh"),
+        ([ConvStemConfig(8, 4, 4)], r"no such ConvStemConfig: stem_kernel_sizes=\[4\], .*; use odd kernels"),
         (
             [ConvStemConfig(8, 3, 2), ConvStemConfig(8, 3, 2, activation_layer=nn.GELU)],
             "the same in every ConvStemConfig .* got GELU, ReLU",
@@ -50,6 +51,19 @@ def test_what_has_no_counterpart_is_an_error(configs: Any, message: str) -> None
 def test_a_layernorm_stem_has_no_torchvision_form() -> None:
     with pytest.raises(ValueError, match="stem_norm='layernorm2d', stem_bias=True: build this model in timm"):
         to_torchvision(catalog.models()["vit_s16_cvst"].stem)
+
+
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        (StemSpec((8,), last_kernel_size=3, last_stride=2), "got stem_last_kernel_size=3, stem_last_stride=2: build"),
+        (StemSpec((8,), (4,), (4,)), r"got stem_kernel_sizes=\[4\], and even ones are padded there: build"),
+    ],
+)
+def test_convolutions_that_torchvision_has_not(stem: StemSpec, message: str) -> None:
+    assert not stem.fits_torchvision
+    with pytest.raises(ValueError, match=message):
+        to_torchvision(stem)
 
 
 def test_a_stem_is_a_name_a_spec_or_configs() -> None:
@@ -68,6 +82,10 @@ def test_override_keeps_or_resets_strides() -> None:
     assert override_stem(stem, 4, channels=[4, 4]).strides == (2, 2)
     with pytest.raises(ValueError, match=r"must equal patch_size 16; stem_channels \[8, 8, 8\]"):
         override_stem(stem, 16)
+    last = StemSpec((8,), last_kernel_size=3, last_stride=2)
+    assert override_stem(last, 8, channels=[4, 8]) == StemSpec((4, 8), last_kernel_size=3, last_stride=2)
+    with pytest.raises(ValueError, match="stem_strides and stem_last_stride=2 must equal .* at least 3 stem_channels"):
+        override_stem(last, 16)
 
 
 @pytest.mark.parametrize(
@@ -98,5 +116,5 @@ def test_the_transplant_family_follows_its_rule(name: str) -> None:
 
 
 def test_no_default_stem_for_patch_14() -> None:
-    with pytest.raises(ValueError, match="a power of two .*; got 14: pass a stem with other strides"):
+    with pytest.raises(ValueError, match="a power of two .*; got 14: choose one of these, or pass a stem"):
         default_stem(14, 768)

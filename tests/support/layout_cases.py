@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import ConvStemConfig
 
+from tests.support import reference_ecvit as ecvits
 from tests.support import reference_vits as vits
 from tests.support.assertions import randomise
 
@@ -64,7 +65,7 @@ def other(state: State) -> State:
 def _moco_pretraining(state: State) -> State:
     trunk = {key: value for key, value in state.items() if not key.startswith("head.")}
     projector = add_prefix("head.", vits.moco_projector(24).double().state_dict())
-    predictor = vits.moco_projector(4).double().state_dict()
+    predictor = vits.moco_projector(4, depth=2).double().state_dict()
     inner = {
         **add_prefix("base_encoder.", {**trunk, **projector}),
         **add_prefix("momentum_encoder.", {**other(trunk), **projector}),
@@ -101,6 +102,26 @@ def _classy(state: State) -> State:
     layers = [{"kernel": 3, "stride": 2, "out_channels": width} for width in (4, 8, 8, 16)]
     config = {"model": {"name": "vision_transformer", "num_heads": 3, "conv_stem_layers": layers}}
     return {"input_args": {"config": config}, "classy_state_dict": {"base_model": model.classy_state(), "phase_idx": 1}}
+
+
+def whole_ecvit(state: State, kind: str = "ecdet") -> State:
+    """Return the state dict of a detector, segmenter or pose model around a backbone of this state dict."""
+    around = {
+        key: tensor
+        for key, tensor in ecvits.whole(kind, ecvits.ECViT()).double().state_dict().items()
+        if not key.startswith("backbone.backbone.")
+    }
+    return {**add_prefix("backbone.backbone.", state), **around}
+
+
+def _ecvit_training(state: State) -> State:
+    module = whole_ecvit(state, "ecpose")
+    return {"last_epoch": 3, "model": other(module), "ema": {"module": module, "updates": 7}, "criterion": {}}
+
+
+def _ecvit_adapter(state: State) -> State:
+    projector = ecvits.conv_norm(8, 8).double().state_dict()
+    return {**add_prefix("backbone.", state), **add_prefix("projector.0.", projector)}
 
 
 def _torchvision() -> nn.Module:
@@ -171,6 +192,11 @@ RESTATED = (
     Case("revisiting-at M", "robustbench", lambda: vits.robust(medium=True),
          lambda s: add_prefix("module.base_model.", s), HEADS),
     Case("revisiting-at B", "robustbench", lambda: vits.robust(2, 48), lambda s: add_prefix("module.model.", s), HEADS),
+    Case("edgecrafter backbone", "edgecrafter", ecvits.ECViT, lambda s: s),
+    Case("edgecrafter detector", "edgecrafter", lambda: ecvits.ECViT(192, 1, 6), whole_ecvit),
+    Case("edgecrafter segmenter", "edgecrafter", ecvits.ECViT, lambda s: {"model": whole_ecvit(s, "ecseg")}),
+    Case("edgecrafter averaged", "edgecrafter", ecvits.ECViT, _ecvit_training, use_ema=True),
+    Case("edgecrafter adapter, as lightly-train exports it", "edgecrafter", ecvits.ECViT, _ecvit_adapter),
     Case("robustbench S", "robustbench", lambda: vits.Normalised(vits.robust(), [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]),
          lambda s: s, HEADS),
 )  # fmt: skip

@@ -35,15 +35,17 @@ def build_stem(state: dict[str, Tensor], spec: StemSpec) -> nn.Sequential:
     """Build the stem of plain torch modules with these parameters, in eval mode and in their type."""
     layers: dict[str, nn.Module] = {}
     for layer in spec.layers(in_chans=state["0.conv.weight"].shape[1]):
-        padding = (layer.kernel_size - 1) // 2
+        padding = 0 if layer.kernel_size == layer.stride else (layer.kernel_size - 1) // 2
         conv = nn.Conv2d(layer.in_chans, layer.channels, layer.kernel_size, layer.stride, padding, bias=spec.bias)
         norm = {} if spec.norm == "none" else {"bn": nn.BatchNorm2d(layer.channels)}
         parts = {"conv": conv, **norm, "act": nn.ReLU()}
         layers[str(len(layers))] = nn.Sequential()
         for name, part in parts.items():
             layers[str(len(layers) - 1)].add_module(name, part)
-    last = nn.Sequential()
-    last.add_module("conv", nn.Conv2d(spec.channels[-1], len(state[f"{len(layers)}.conv.bias"]), 1))
+    last, kernel = nn.Sequential(), spec.last_kernel_size
+    padding = 0 if kernel == spec.last_stride else (kernel - 1) // 2
+    width = len(state[f"{len(layers)}.conv.bias"])
+    last.add_module("conv", nn.Conv2d(spec.channels[-1], width, kernel, spec.last_stride, padding))
     layers[str(len(layers))] = last
     stem = nn.Sequential()
     for name, module in layers.items():

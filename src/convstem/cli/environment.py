@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, FOLDER, print_json
+from convstem.cli.options import AS_JSON, FOLDER, print_json, say
 from convstem.files.paths import path_errors
 from convstem.registry import tables
 
@@ -29,15 +29,15 @@ def doctor(as_json: bool) -> None:
         print_json(report)
     else:
         versions = ", ".join(f"{name} {value or 'not installed'}" for name, value in report["packages"].items())
-        click.echo(f"python {report['python']}, {versions}")
-        click.echo(f"entry point: {report['entry_point'] or 'missing'}")
-        click.echo("switches: " + ", ".join(f"{k}={v or 'unset'}" for k, v in report["switches"].items()))
+        say(f"python {report['python']}, {versions}")
+        say(f"entry point: {report['entry_point'] or 'missing'}")
+        say("switches: " + ", ".join(f"{k}={v or 'unset'}" for k, v in report["switches"].items()))
         for host in ("timm", "torchvision"):
             record = report["hosts"].get(host)
-            click.echo(f"{host}: " + (host_line(record) if record else "nothing registered"))
+            say(f"{host}: " + (host_line(record) if record else "nothing registered"))
         for warning in report["warnings"]:
-            click.echo(f"warning: {warning}")
-        click.echo("all names resolve without an import" if report["ok"] else f"advice: {report['advice']}")
+            say(f"warning: {warning}")
+        say("all names resolve without an import" if report["ok"] else f"advice: {report['advice']}")
     sys.exit(0 if report["ok"] else 1)
 
 

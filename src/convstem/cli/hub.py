@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import convstem
-from convstem.cli.options import AS_JSON, FOLDER, OVERWRITE, print_json
+from convstem.cli.options import AS_JSON, FOLDER, OVERWRITE, print_json, say, say_lines
 
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
 
@@ -70,13 +70,13 @@ def push(
         print_json(result.to_json())
         return
     for name, action in result.files.items():
-        click.echo(f"{action:<7} {name}")
+        say(f"{action:<7} {name}")
     if not result.changed:
-        click.echo(f"nothing to send: {result.pr_url or result.url} has the same content")
+        say(f"nothing to send: {result.pr_url or result.url} has the same content")
     elif result.commit is None:
-        click.echo(f"dry run: nothing was sent to {repo_id}")
+        say(f"dry run: nothing was sent to {repo_id}")
     else:
-        click.echo(f"pushed and verified: {result.pr_url or result.url}")
+        say(f"pushed and verified: {result.pr_url or result.url}")
 
 
 def parse_metric(text: str) -> tuple[str, float]:
@@ -95,7 +95,7 @@ def parse_metric(text: str) -> tuple[str, float]:
 @OVERWRITE
 def pull(source: str, revision: str | None, out: Path | None, overwrite: bool) -> None:
     """Download the weights, config and card of SOURCE (ORG/NAME or a pretrained name) at one commit, verified."""
-    click.echo(convstem.pull(source, revision, out, overwrite=overwrite))
+    say(convstem.pull(source, revision, out, overwrite=overwrite))
 
 
 @click.command(short_help="Examine a repository or folder.")
@@ -112,9 +112,9 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
         print_json(report.to_json())
     else:
         for check in report.checks:
-            click.echo(f"{'ok' if check.ok else 'FAILED':<7} {check.name:<8} {check.detail}")
+            say(f"{'ok' if check.ok else 'FAILED':<7} {check.name:<8} {check.detail}")
         sha256 = f", sha256 {report.sha256}" if report.sha256 else ""
-        click.echo(f"{report.source}: {'verified' if report.ok else 'not verified'}{sha256}")
+        say(f"{report.source}: {'verified' if report.ok else 'not verified'}{sha256}")
     sys.exit(0 if report.ok else 1)
 
 
@@ -130,7 +130,7 @@ def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bo
 
     def report(row: Publication) -> None:
         if not as_json:
-            click.echo(f"{row.action:<9} {row.repo_id}  {row.detail}")
+            say(f"{row.action:<9} {row.repo_id}  {row.detail}")
 
     rows = convstem.publish(namespace, only, dry_run=dry_run, private=private, report=report)
     if as_json:
@@ -145,4 +145,4 @@ def card(source: str, license: str | None) -> None:
     """Print the model card of SOURCE: a pretrained name, a folder or ORG/NAME."""
     from convstem.publishing.cards.render import card_of
 
-    click.echo(card_of(source, license), nl=False)
+    say_lines(card_of(source, license), nl=False)

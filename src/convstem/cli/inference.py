@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, print_json
+from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, print_json, say
 from convstem.hub.source import source_of
 
 
@@ -36,11 +36,11 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
         print_json({**asdict(result), "path": str(result.path)})
         return
     shape = " x ".join(map(str, result.inputs))
-    click.echo(f"{result.path}: {result.format}, {result.bytes / 1e6:.1f} MB, images {shape}")
+    say(f"{result.path}: {result.format}, {result.bytes / 1e6:.1f} MB, images {shape}")
     if result.difference is None:
-        click.echo(f"not compared with the model: `pip install {FORMATS[to].runtime}` makes that possible")
+        say(f"not compared with the model: `pip install {FORMATS[to].runtime}` makes that possible")
     else:
-        click.echo(f"largest difference to the model: {result.difference:.1e} of the largest output")
+        say(f"largest difference to the model: {result.difference:.1e} of the largest output")
 
 
 @click.command(short_help="Fold the BatchNorm of a stem into its convolutions.")
@@ -58,4 +58,4 @@ def fold(source: str, out: Path, overwrite: bool) -> None:
     found = source_of("fold", source)
     check_new(out, found, overwrite)  # before anything is loaded
     model = fold_to_folder(convstem.load(source), found, out, overwrite)
-    click.echo(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.patch_embed.stem_spec.norm}")
+    say(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.patch_embed.stem_spec.norm}")

@@ -9,6 +9,7 @@ import click
 
 import convstem
 from convstem.cli import environment, hub, inference, models, weights
+from convstem.errors import printable
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 
@@ -37,7 +38,7 @@ class Group(click.Group):
 
 def _sentence(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """Return how a warning is printed: without the line of Python, which is ours."""
-    return f"Warning: {message}\n"
+    return f"Warning: {printable(message)}\n"
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

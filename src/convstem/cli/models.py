@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, print_json
+from convstem.cli.options import AS_JSON, print_json, say_lines
 from convstem.cli.tables import table
 from convstem.errors import UnknownModelError
 from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, names_on_conv_stem, stem_rows, summarise
@@ -35,10 +35,10 @@ def list_command(pattern: str, everything: bool, pretrained: bool, license: str 
     if as_json:
         print_json(infos)
         return
-    click.echo(table([(TAG_COLUMNS if pretrained else COLUMNS), *map(tag_row if pretrained else list_row, infos)]))
+    say_lines(table([(TAG_COLUMNS if pretrained else COLUMNS), *map(tag_row if pretrained else list_row, infos)]))
     if not pattern and not everything:
         more = len(catalog.architectures()) - len(catalog.matching())
-        click.echo(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
+        say_lines(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
 
 
 def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
@@ -105,14 +105,14 @@ def show(name: str, as_json: bool) -> None:
         print_json(info)
         return
     if ours:
-        click.echo(f"{catalog.on_conv_stem(name, ours)}\n")
-    click.echo(f"{info['name']}   (torchvision: {info['torchvision'] or 'not available'})\n{info['source']}\n")
+        say_lines(f"{catalog.on_conv_stem(name, ours)}\n")
+    say_lines(f"{info['name']}   (torchvision: {info['torchvision'] or 'not available'})\n{info['source']}\n")
     stem = catalog.find(info["name"]).stem
-    click.echo(table([STEM_COLUMNS, *stem_rows(stem, info["img_size"], info["embed_dim"])]))
-    click.echo("\n" + "\n".join(trunk_lines(info)))
-    click.echo("\n" + "\n".join(weights_lines(info["weights"])))
+    say_lines(table([STEM_COLUMNS, *stem_rows(stem, info["img_size"], info["embed_dim"])]))
+    say_lines("\n" + "\n".join(trunk_lines(info)))
+    say_lines("\n" + "\n".join(weights_lines(info["weights"])))
     for entry in info["elsewhere"]:
-        click.echo("\n" + elsewhere_text(entry))
+        say_lines("\n" + elsewhere_text(entry))
 
 
 def elsewhere_text(entry: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from convstem.errors import printable
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -23,6 +25,24 @@ def integers(context: click.Context, option: click.Parameter, text: str | None) 
         return tuple(int(number) for number in text.split(",")) if text else None
     except ValueError:
         raise click.BadParameter(f"expected whole numbers separated by commas, such as 3,2,1; got {text!r}") from None
+
+
+def numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of ``0.5,0.5,0.5``; the callback of an option."""
+    try:
+        return tuple(float(number) for number in text.split(",")) if text else None
+    except ValueError:
+        raise click.BadParameter(f"expected numbers separated by commas, such as 0.5,0.5,0.5; got {text!r}") from None
+
+
+def say(line: object, err: bool = False) -> None:
+    """Print one line, whatever is in it; see ``printable``."""
+    click.echo(printable(line), err=err)
+
+
+def say_lines(text: str, nl: bool = True) -> None:
+    """Print several lines."""
+    click.echo(printable(text, lines=True), nl=nl)
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, print_json
+from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines
 from convstem.cli.tables import table
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
@@ -31,7 +31,11 @@ from convstem.registry.stem_spec import StemSpec
 @click.option("--architecture", help="timm name of the model, where the checkpoint does not tell it.")
 @click.option("--num-heads", type=int, help="Attention heads, where the checkpoint does not tell them.")
 @click.option("--stem-strides", callback=integers, help="Strides of the stem's layers, comma-separated, likewise.")
+@click.option("--stem-last-stride", type=int, help="Stride of the stem's last convolution, likewise.")
 @click.option("--img-size", callback=integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
+@click.option("--mean", callback=numbers, metavar="R,G,B", help="Mean of its training images, where nothing says it.")
+@click.option("--std", callback=numbers, metavar="R,G,B", help="Their standard deviation, likewise.")
+@click.option("--act-layer", help="Activation, such as gelu or quick_gelu, where the checkpoint does not tell it.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
@@ -48,7 +52,7 @@ def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(result.to_json())
         return
-    click.echo(table(result.rows()))
+    say_lines(table(result.rows()))
 
 
 @click.group(invoke_without_command=True, short_help="Show, clear or verify what is kept.")
@@ -68,11 +72,11 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(cache.root()), "kinds": sizes, "freed_bytes": freed})
         return
-    click.echo(f"folder: {cache.root()}")
+    say(f"folder: {cache.root()}")
     for kind, size in sizes.items():
-        click.echo(f"{kind}: {size['files']} files, {size['bytes'] / 1e6:.1f} MB")
+        say(f"{kind}: {size['files']} files, {size['bytes'] / 1e6:.1f} MB")
     if clear_it:
-        click.echo(f"removed: {freed / 1e6:.1f} MB")
+        say(f"removed: {freed / 1e6:.1f} MB")
 
 
 @cache.command("verify")
@@ -89,8 +93,8 @@ def cache_verify(as_json: bool) -> None:
         print_json([row.to_json() for row in rows])
     else:
         for row in rows:
-            click.echo(f"{row.state:<10} {row.file}")
-        click.echo(f"{len(rows)} files, {sum(row.bad for row in rows)} damaged or unreadable")
+            say(f"{row.state:<10} {row.file}")
+        say(f"{len(rows)} files, {sum(row.bad for row in rows)} damaged or unreadable")
     sys.exit(1 if any(row.bad for row in rows) else 0)
 
 
@@ -150,6 +154,6 @@ def transplant(
     if as_json:
         print_json(result.to_json())
         return
-    click.echo(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
-    click.echo(f"{result.report.outcome()}\nmeasured relative error of the features: {result.measured_error:.1e}")
-    click.echo(f"written: {result.folder}/config.json, model.safetensors, README.md")
+    say(f"{result.source} -> {result.architecture} (licence of the source: {result.license})")
+    say_lines(f"{result.report.outcome()}\nmeasured relative error of the features: {result.measured_error:.1e}")
+    say(f"written: {result.folder}/config.json, model.safetensors, README.md")

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError
 from convstem.features.trunks import take_apart
+from convstem.hub.config import argument_kinds
+from convstem.registry.stem_spec import COARSEST
 from convstem.stem.maps import StemLevel, StemMaps, stem_levels
 from convstem.upstream.private import timm_set_metadata
-
-COARSEST = 32
-"""Stride of the last level; those between the patch's and this one are pooled."""
 
 
 class PyramidLevels(nn.Module):
@@ -124,7 +123,8 @@ def feature_pyramid(
     """Return a model's feature pyramid as a backbone for torchvision's detectors.
 
     Args:
-        model: a conv-stem ViT of timm or torchvision; see ``PyramidLevels``. timm's takes images of any size if it
+        model: a conv-stem ViT of timm or torchvision, or timm's MobileCLIP-B (``vit_base_mci_224``), whose patch
+            embedding is a chain of convolutions too; see ``PyramidLevels``. timm's takes images of any size if it
             was created with ``dynamic_img_size=True``, torchvision's always.
         out_indices, pyramid_blocks: see ``PyramidLevels``.
 
@@ -193,7 +193,7 @@ _CLASSIFIER_FIELDS = ("num_classes", "classifier", "global_pool")
 """Fields of a pretrained cfg that timm too leaves out of a feature extractor's."""
 
 
-def take_pyramid(kwargs: dict[str, Any], any_size: bool) -> dict[str, Any] | None:
+def take_pyramid(kwargs: dict[str, Any], name: str) -> dict[str, Any] | None:
     """Take the arguments of a feature pyramid out of an entrypoint's; None if no pyramid is asked for.
 
     timm looks only for its own feature classes, so ours must not reach it. What is left asks for a model without head
@@ -201,7 +201,7 @@ def take_pyramid(kwargs: dict[str, Any], any_size: bool) -> dict[str, Any] | Non
 
     Args:
         kwargs: of the entrypoint, changed in place.
-        any_size: whether the trunk takes ``dynamic_img_size``; one whose positions are tied to a size does not.
+        name: timm name of the model, which tells whether its trunk takes ``dynamic_img_size``.
     """
     feature_cls = kwargs.get("feature_cls")
     if not (kwargs.get("features_only") and isinstance(feature_cls, str) and feature_cls.lower() == "pyramid"):
@@ -209,7 +209,7 @@ def take_pyramid(kwargs: dict[str, Any], any_size: bool) -> dict[str, Any] | Non
     del kwargs["features_only"], kwargs["feature_cls"]
     given = {name: kwargs.pop(name) for name in _PYRAMID_ARGS if name in kwargs}
     kwargs["num_classes"] = 0
-    if any_size:
+    if "dynamic_img_size" in argument_kinds(name):  # else its positions are tied to a size, such as BEiT's
         kwargs.setdefault("dynamic_img_size", True)
     return given
 
@@ -228,4 +228,4 @@ def as_pyramid(model: Any, given: dict[str, Any]) -> nn.Module:
     pyramid.in_chans = traits.pop("in_chans")
     traits.pop("num_classes", None)
     timm_set_metadata(pyramid, {}, **traits)
-    return pyramid  # type: ignore[no-any-return]
+    return pyramid

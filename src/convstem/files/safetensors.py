@@ -129,7 +129,7 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
 
 
 def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
-    """Raise ``InvalidFileError`` naming the tensors of a state dict that hold NaN or Inf.
+    """Raise ``InvalidFileError`` naming the tensors of a state dict that hold NaN or Inf, or lead to it.
 
     Args:
         state_dict: the tensors.
@@ -141,7 +141,15 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
             f"{where} holds tensors without values (of the meta device) or quantised ones: {some_of(odd)}. Save the "
             "model's weights as plain numbers"
         )
-    bad = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
+    negative = [
+        name for name, tensor in state_dict.items() if name.endswith("running_var") and bool((_wide(tensor) < 0).any())
+    ]
+    if negative:
+        raise InvalidFileError(
+            f"{where} holds negative variances in {some_of(negative)}, whose roots are NaN: these weights cannot have "
+            "been meant"
+        )
+    bad = nonfinite(state_dict)
     if bad:
         raise InvalidFileError(
             f"{where} holds NaN or Inf in {some_of(bad)}: these weights cannot have been meant. If they were, load "
@@ -149,10 +157,19 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
         )
 
 
+def nonfinite(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or Inf."""
+    return [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
+
+
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
-    if tensor.element_size() == 1:  # float8, in which torch stores and does not compute
-        tensor = tensor.float()
+    tensor = _wide(tensor)
     # The sum is finite only if every element is, and takes one pass; it can overflow, so a bad sum is looked into.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in a type in which torch computes; in float8 it stores only."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor

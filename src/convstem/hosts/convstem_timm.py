@@ -39,11 +39,10 @@ def make_pyramid_entrypoint(name: str, create: Callable[..., Any]) -> Callable[.
 
 
 def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..., Any]:
-    """Name a function as timm expects it and make it an attribute of this module."""
+    """Name a function as timm expects it and make it an attribute of this module, where pickle looks it up: once."""
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__, entrypoint.__doc__ = __name__, doc
-    setattr(sys.modules[__name__], name, entrypoint)
-    return entrypoint
+    return vars(sys.modules[__name__]).setdefault(name, entrypoint)
 
 
 def entrypoints() -> dict[str, Callable[..., Any]]:

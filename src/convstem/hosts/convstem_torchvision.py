@@ -15,8 +15,9 @@ from convstem.errors import ArgumentError
 from convstem.registry.names import Rows, rows, weights_rows
 from convstem.upstream.private import torchvision_legacy_interface
 
-HOME = "convstem.hosts"
-"""The builders' ``__module__``: ``list_models(module=convstem)`` compares what is before its last dot."""
+HOME = "torchvision.models.convstem"
+"""The builders' ``__module__``, another name of this one: ``list_models(torchvision.models)`` lists builders of modules
+directly below it, and pickle looks a builder up there."""
 
 _SPELLING = {"vit": "ViT", "vitc": "ViTC", "convstem": "ConvStem", "nano": "Nano", "ti": "Ti"}
 
@@ -125,13 +126,14 @@ def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
 def builders() -> tuple[dict[str, Callable[..., Any]], dict[str, type[ConvStemWeights]]]:
     """Create builders and enums as attributes of this module; return both by torchvision name."""
     module, weights = sys.modules[__name__], weights_rows()
+    sys.modules[HOME] = module
     functions, enums = {}, {}
     for name, row in rows("architectures").items():
         ours = row.get("torchvision")
         if ours is None:
             continue
         enum = getattr(module, enum_name(ours), None) or make_enum(ours, weights.get(name, {}))
-        function = make_builder(name, row, enum)
+        function = getattr(module, ours, None) or make_builder(name, row, enum)  # once: pickle compares identities
         setattr(module, enum.__name__, enum)
         setattr(module, ours, function)
         functions[ours], enums[ours] = function, enum

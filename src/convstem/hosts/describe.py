@@ -16,7 +16,7 @@ from convstem.registry.complexity import macs, num_params
 from convstem.registry.licenses import admitted
 from convstem.registry.names import what_is_kept
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.stem_spec import StemSpec, choice
+from convstem.registry.stem_spec import COARSEST, StemSpec, choice
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
@@ -105,6 +105,7 @@ def _describe(spec: Architecture, entries: Sequence[WeightsSpec]) -> dict[str, A
         "img_size": size if isinstance(size, int) else list(size),
         "num_classes": entries[0].num_classes if entries else spec.num_classes,
         **spec.stem.model_args,
+        "pyramid": [{"stride": s, "channels": c} for s, c in spec.stem.levels(spec.embed_dim, COARSEST)],
         "num_params": built and num_params(built),
         "macs": built and macs(built),
         "source": spec.source,
@@ -129,18 +130,17 @@ STEM_COLUMNS = ("stem layer", "kernel", "stride", "channels", "feature map")
 
 
 def stem_rows(stem: StemSpec, img_size: int | Sequence[int], embed_dim: int) -> list[list[str]]:
-    """Return a stem as table rows below ``STEM_COLUMNS``, the last 1x1 included.
+    """Return a stem as table rows below ``STEM_COLUMNS``, the last convolution included.
 
     Args:
         stem: the stem.
         img_size: in pixels, one number or height and width.
         embed_dim: width of the trunk.
     """
-    layers = stem.layers(img_size)
-    cells = [(stem.layer_title, layer.kernel_size, layer.stride, layer.channels, layer) for layer in layers]
+    titled = [(stem.layer_title, layer) for layer in stem.layers(img_size)]
     return [
-        [title, f"{kernel}x{kernel}", str(stride), str(channels), f"{made.height}x{made.width}"]
-        for title, kernel, stride, channels, made in [*cells, ("conv", 1, 1, embed_dim, layers[-1])]
+        [title, f"{made.kernel_size}x{made.kernel_size}", *map(str, (made.stride, made.channels)), made.map_size]
+        for title, made in [*titled, ("conv", stem.last_layer(embed_dim, img_size))]
     ]
 
 

@@ -19,7 +19,10 @@ _MODEL = {
     "paper_name": "Early Convolutions Help Transformers See Better",
 }
 
-_MODEL_FIELDS = ("num_classes", "mean", "std", "crop_pct")
+_MODEL_FIELDS = (
+    *("num_classes", "mean", "std", "crop_pct", "crop_mode", "interpolation", "fixed_input_size"),
+    *("paper_ids", "paper_name"),
+)
 
 _WEIGHTS_FIELDS = (
     *("hf_hub_id", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "label_names"),

@@ -9,6 +9,7 @@ from typing import Any
 from torchvision.models import ViT_B_16_Weights, Weights
 from torchvision.transforms import InterpolationMode
 
+from convstem.errors import CheckpointError, ConversionError
 from convstem.layouts.conversion import convert
 from convstem.registry import catalog, tables
 from convstem.registry.complexity import macs, num_params
@@ -23,9 +24,16 @@ _DATASETS = {"ImageNet-1k": "ImageNet-1K"}
 
 
 def load_state_dict(name: str, progress: bool, check_hash: bool, stem: Any) -> dict[str, Any]:
-    """Return a weights entry in torchvision's layout; arguments as ``ConvStemWeights.get_state_dict``."""
+    """Return a weights entry in torchvision's layout; arguments as ``ConvStemWeights.get_state_dict``.
+
+    Raises:
+        CheckpointError: the file is not of this architecture.
+    """
     state = load_weights(catalog.weights()[name], check_hash=check_hash, progress=progress, stem=stem)
-    return convert(state, source="timm", target="torchvision").state_dict
+    try:
+        return convert(state, source="timm", target="torchvision").state_dict
+    except ConversionError as error:
+        raise CheckpointError(f"the weights of {name} are not what they should be: {error}") from error
 
 
 def make_weights(name: str) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,7 +13,8 @@ from convstem.errors import InvalidFileError, MissingPathError, UnsupportedModel
 from convstem.hub.limits import check_config_sizes, check_kinds, fits, short, stated_sizes
 from convstem.hub.source import LARGEST_TEXT
 from convstem.registry import catalog
-from convstem.registry.names import PYRAMID, families, trunks
+from convstem.registry.names import PYRAMID, families, rows, trunks
+from convstem.registry.records import POS_EMBEDS
 from convstem.registry.stem_spec import StemSpec
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
@@ -112,15 +114,32 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; a model's folder holds it beside the weights, as "
             "`convstem convert FILE --out FOLDER`, `convstem pull` and timm.models.save_for_hf write it"
         )
-    if path.stat().st_size > LARGEST_TEXT:
-        raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidFileError(f"{path.name} is not a config: expected a JSON object, got a {type(content).__name__}")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return a small text file in UTF-8, or in UTF-16 as PowerShell's ``>`` writes it, which begins with a mark.
+
+    Raises:
+        InvalidFileError: too large, or in another encoding.
+    """
+    if path.stat().st_size > LARGEST_TEXT:
+        raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(
+            f"{path.name} is not text in UTF-8: byte {error.start:,} cannot be read. Save it as UTF-8"
+        ) from error
 
 
 def check_ours(architecture: str) -> None:
@@ -190,12 +209,13 @@ def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
 @cache
 def argument_kinds(architecture: str) -> Mapping[str, Any]:
     """Return the arguments that a config can hold for a timm name, with their annotations."""
-    from timm.models import VisionTransformer, model_entrypoint
+    from timm import models
     from torch import nn
 
     name = architecture.removesuffix(PYRAMID)
-    named = get_type_hints(model_entrypoint(trunks().get(name, name))).get("return")
-    model: type = VisionTransformer  # our own families' functions name no class
+    named = get_type_hints(models.model_entrypoint(trunks().get(name, name))).get("return")
+    row = rows("architectures").get(name, {})
+    model: type = getattr(models, POS_EMBEDS[row.get("pos_embed", "learn")])  # our own families' functions name none
     if isinstance(named, type) and issubclass(named, nn.Module):
         model = named
     kinds: dict[str, Any] = {}

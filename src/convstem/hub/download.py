@@ -39,25 +39,24 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
     actual = ""
     for _ in range(2):
         actual = retried(lambda: next(ways)(cache, listing, name, token), *asked, listed=True)
-        if cache.verified(listing.commit, name, digest):
+        if actual == digest:
             cache.sweep(digest)
             return
-    if actual == digest:  # right, and not there
-        raise _deleted(cache, listing, name)
     raise HubError(_mismatch_sentence(cache.repo_id, name, digest, actual))
 
 
 def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str:
     """Download with huggingface_hub's own function and return the content's hash; wrong content is removed."""
     _ask_client(cache, listing, name, token)
-    right = cache.verified(listing.commit, name, listing.digest(name)) or cache.discard(listing.commit, name)
-    if right is None:
-        raise _deleted(cache, listing, name)
-    return right
-
-
-def _deleted(cache: RepoCache, listing: Listing, name: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
+    digest = listing.digest(name)
+    if cache.verified(listing.commit, name, digest):
+        return digest
+    actual = cache.discard(listing.commit, name)
+    if actual is None:
+        raise FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
+    if actual == digest:  # under another content's name, as the client stores it after a stale ETag
+        return _by_pieces(cache, listing, name, token)
+    return actual
 
 
 def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:

@@ -5,6 +5,7 @@ Only what is known is noted. What happens to a model in memory afterwards is not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ TRANSPLANTED = "transplanted from"
 TUNED = "fine-tuned from"
 
 _PREFIX = "convstem: "
+
+_SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?|", re.ASCII)
+"""How a source can be written: a note of anybody's that says more is none of ours, and gets into no card."""
 
 
 @dataclass(frozen=True)
@@ -67,4 +71,4 @@ def add(model: Any, step: Step) -> None:
 
 def _parse(note: str) -> Step | None:
     found = (Step(what, note.removeprefix(what).strip()) for what in (LOADED, SCRATCH, TRANSPLANTED, TUNED))
-    return next((step for step in found if note.startswith(step.what)), None)
+    return next((step for step in found if note.startswith(step.what) and _SOURCE.fullmatch(step.source)), None)

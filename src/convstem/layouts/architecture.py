@@ -43,7 +43,7 @@ TRUNK_DEFAULTS: Mapping[str, Any] = {
     "reg_tokens": 0,
 }
 
-ARGUMENTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_strides")
+ARGUMENTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_last_stride", "stem_strides")
 """timm's arguments that shapes do not tell."""
 
 
@@ -92,7 +92,10 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
         ArgumentError: the number of heads or the strides of the stem cannot be told.
         ConversionError: the architecture asked for has other sizes.
     """
-    known = {**layout.arguments, **given.arguments, "pos_embed": "sincos2d" if fixed_positions else "learn"}
+    positions = "rope" if sizes.rotary else "sincos2d" if fixed_positions else "learn"
+    known = {**layout.arguments, **given.arguments, "pos_embed": positions}
+    if layout.head_width:
+        known.setdefault("num_heads", sizes.embed_dim // layout.head_width)
     if fixed_positions:
         known.setdefault("num_heads", MOCO_V3_HEADS)
     if sizes.gated_mlp and not layout.naming.gated_base and given.architecture is None:
@@ -129,7 +132,7 @@ def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any])
         raise ArgumentError(_ask_for(sizes, "num_heads", "the number of attention heads"))
     # No row has this trunk: any row of the right model class will do, for its arguments override every size.
     kind = "vit_s16_cvst" if stem.norm == "layernorm2d" else "vit_b16_convstem"
-    return catalog.models()["vit_conv_small" if known["pos_embed"] == "sincos2d" else kind]
+    return catalog.models()[{"rope": "ecvit_t", "sincos2d": "vit_conv_small"}.get(known["pos_embed"], kind)]
 
 
 def _same_trunk(sizes: Sizes, spec: ModelSpec) -> bool:
@@ -143,7 +146,12 @@ def _same_heads(spec: ModelSpec, known: Mapping[str, Any]) -> bool:
 
 def _same_stem(stem: StemSizes, own: StemSpec) -> bool:
     norm = {"frozen_bn": "batchnorm2d"}.get(own.norm, own.norm)
-    return (own.channels, own.kernel_sizes, norm) == (stem.channels, stem.kernel_sizes, stem.norm)
+    wanted = (stem.channels, stem.kernel_sizes, stem.last_kernel_size, stem.norm)
+    return (own.channels, own.kernel_sizes, own.last_kernel_size, norm) == wanted
+
+
+_UNTOLD = ("fc_norm", "global_pool", "img_size", "no_embed_class")
+"""Arguments that the shapes of a model with rotary positions do not tell."""
 
 
 def _check_asked(sizes: Sizes, stem: StemSizes, spec: ModelSpec) -> None:
@@ -160,20 +168,24 @@ def _changes(
     sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments with which the model differs from the registry's row."""
-    strides = _strides(sizes, stem, spec, layout, known)
+    strides, last = _strides(sizes, stem, spec, layout, known)
     own = {name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")}
     for arguments in (TRUNK_DEFAULTS, spec.trunk_args, spec.stem_for(sizes.in_chans).model_args):
         own.update(arguments)
     wanted = {
         **_trunk_arguments(sizes, known.get("num_heads", spec.num_heads), known),
         "mlp_ratio": spec.mlp_ratio if _same_trunk(sizes, spec) else _mlp_ratio(sizes),
-        "img_size": _image_size(sizes, math.prod(strides), known),
+        "img_size": _image_size(sizes, math.prod(strides) * last, known),
         "stem_channels": list(stem.channels),
         "stem_strides": list(strides),
         "stem_kernel_sizes": list(stem.kernel_sizes),
         "stem_norm": stem.norm if stem.tracked or stem.norm != "batchnorm2d" else "frozen_bn",
         "stem_bias": stem.bias,
+        "stem_last_kernel_size": stem.last_kernel_size,
+        "stem_last_stride": last,
     }
+    if sizes.rotary:  # neither pooling nor positions have tensors
+        wanted = {name: value for name, value in wanted.items() if name not in _UNTOLD or name in known}
     args = {name: value for name, value in wanted.items() if own.get(name) != value}
     if args.get("init_values") and own.get("init_values"):
         del args["init_values"]  # only whether there is LayerScale matters: its values are in the checkpoint
@@ -182,19 +194,32 @@ def _changes(
 
 def _strides(
     sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
-) -> tuple[int, ...]:
-    if "stem_strides" in known:
-        return tuple(known["stem_strides"])
+) -> tuple[tuple[int, ...], int]:
+    """Return the strides of a stem's layers, and of its last convolution."""
+    own = _strides_of_layout(sizes, stem, spec, layout)
+    strides, last = own or (None, None)
+    strides, last = known.get("stem_strides", strides), known.get("stem_last_stride", last)
+    if strides is None:
+        raise ArgumentError(_ask_for(sizes, "stem_strides", f"the strides of the {len(stem.channels)} stem layers"))
+    kernel = stem.last_kernel_size
+    if last is None and kernel > 1:
+        raise ArgumentError(_ask_for(sizes, "stem_last_stride", f"the stride of the stem's last {kernel}x{kernel}"))
+    return tuple(strides), 1 if kernel == 1 else int(last)
+
+
+def _strides_of_layout(
+    sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout
+) -> tuple[tuple[int, ...], int] | None:
+    """Return the strides that a row with this stem has, or all models of the layout; None if they do not tell."""
     own = spec.stem_for(sizes.in_chans)
     if _same_stem(stem, own):
-        return own.strides
+        return own.strides, own.last_stride
     stems = [row.stem_for(sizes.in_chans) for row in catalog.models().values()]
-    strides = {other.strides for other in stems if _same_stem(stem, other)}
+    strides = {(other.strides, other.last_stride) for other in stems if _same_stem(stem, other)}
     if len(strides) == 1:
         return strides.pop()
-    if layout.stem_stride:
-        return (layout.stem_stride,) * len(stem.channels)
-    raise ArgumentError(_ask_for(sizes, "stem_strides", f"the strides of the {len(stem.channels)} stem layers"))
+    stride = layout.stem_stride
+    return ((stride,) * len(stem.channels), 1 if stem.last_kernel_size == 1 else stride) if stride else None
 
 
 def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

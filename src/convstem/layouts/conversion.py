@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from convstem.errors import ArgumentError
+from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.architecture import Given, resolve
 from convstem.layouts.engine import check_whole, from_timm, to_timm
+from convstem.layouts.images import assumptions, preprocessing
 from convstem.layouts.recognise import LAYOUTS, require_layout
 from convstem.layouts.research import is_moco_sincos
 from convstem.layouts.rows import Layout, match
@@ -66,8 +67,8 @@ class Converted(Mapping[str, "Tensor"]):
     report: ConversionReport
     sizes: Sizes = field(repr=False)
     _given: Given = field(repr=False)
-    _positions: Tensor = field(repr=False)
-    """timm's position embedding."""
+    _positions: Tensor | None = field(repr=False)
+    """timm's position embedding; None where positions are rotary."""
 
     def __getitem__(self, key: str) -> Tensor:
         """Return one tensor."""
@@ -83,7 +84,7 @@ class Converted(Mapping[str, "Tensor"]):
 
     @cached_property
     def _fixed_positions(self) -> bool:
-        return self.sizes.class_token and is_moco_sincos(self._positions)
+        return self._positions is not None and self.sizes.class_token and is_moco_sincos(self._positions)
 
     @cached_property
     def _model(self) -> tuple[str, dict[str, Any]]:
@@ -109,8 +110,7 @@ class Converted(Mapping[str, "Tensor"]):
         return {
             "architecture": self.architecture,
             "num_classes": self.sizes.num_classes,
-            **LAYOUTS[self.source].preprocessing,
-            **self._given.preprocessing,
+            **preprocessing(LAYOUTS[self.source], self.sizes, self._given, self.report.dropped),
         }
 
     @property
@@ -142,8 +142,8 @@ def convert(
         architecture: timm name of the model, where shapes and layout do not tell it.
         use_ema: take the averaged weights of a training checkpoint; default: the raw ones, or those that the
             checkpoint says are better.
-        facts: ``num_heads``, ``stem_strides``, ``img_size``, ``norm_eps``, ``act_layer``, ``mean`` or ``std``, where
-            shapes, layout and checkpoint do not tell.
+        facts: ``num_heads``, ``stem_strides``, ``stem_last_stride``, ``img_size``, ``norm_eps``, ``act_layer``,
+            ``mean`` or ``std``, where shapes, layout and checkpoint do not tell.
 
     Returns:
         A mapping of the tensors by key. Its ``report`` says where each key came from; ``architecture`` and
@@ -167,17 +167,22 @@ def convert(
     given = Given.of(architecture, {**_heads(opened.state_dict, layout), **facts}, opened)
     inward, dropped = to_timm(opened.state_dict, layout)
     sizes = check_whole(inward, layout, square="img_size" not in given.arguments)
+    _check_head_width(sizes, LAYOUTS[target], given)
     outward = from_timm(inward, sizes, LAYOUTS[target])
+    left_out = {**opened.dropped, **dropped}
+    said = (*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict))
     report = ConversionReport(
         layout=layout.name,
         why=why,
         path=tuple(opened.path),
         weights=opened.weights,
         mapped={new: tuple(o for key in old for o in inward.sources[key]) for new, old in outward.sources.items()},
-        dropped={**opened.dropped, **dropped},
-        notes=(*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict)),
+        dropped=left_out,
+        notes=(*said, *assumptions(layout, sizes, given, left_out)),
     )
-    converted = Converted(outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict["pos_embed"])
+    converted = Converted(
+        outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict.get("pos_embed")
+    )
     if source is None:
         _ = converted.architecture  # asked to find out: say now what is missing
     return converted
@@ -190,6 +195,13 @@ def _heads(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
         if match(template, layout.own_spelling(key)) is not None and tensor.ndim > axis:
             return {"num_heads": tensor.shape[axis]}
     return {}
+
+
+def _check_head_width(sizes: Sizes, target: Layout, given: Given) -> None:
+    """Raise ``ConversionError`` unless the heads have the width that a layout takes for granted."""
+    width = target.head_width
+    if width and sizes.embed_dim != width * given.arguments.get("num_heads", max(sizes.embed_dim // width, 1)):
+        raise ConversionError(f"{target.name} cannot express this model: its heads are not {width} wide")
 
 
 def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:

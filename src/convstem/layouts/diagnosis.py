@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from convstem.errors import CheckpointError, ConversionError
+from convstem.errors import CheckpointError, ConversionError, warn
 from convstem.layouts.comparison import differences, some_of
 from convstem.layouts.engine import to_timm
 from convstem.layouts.recognise import LAYOUTS, recognise
 from convstem.layouts.timm import PATCH_WEIGHT, STEM_START
 from convstem.layouts.unwrap import unwrap
+from convstem.upstream.private import torch_loads_strictly
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,8 +62,19 @@ def explain_on_load(layout: str) -> Callable[..., None]:
 def _explain_on_load(
     layout: str, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
 ) -> None:
-    own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    lists[-1].extend(explain_mismatch(own, model, layout))  # the last list is error_msgs
+    given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    own = _tensors(model)
+    if torch_loads_strictly() or _contradicts(given, own):  # else a part of a checkpoint may come
+        lists[-1].extend(explain_mismatch(given, model, layout))  # the last list is error_msgs
+    elif given and own.keys().isdisjoint(given):
+        for sentence in explain_mismatch(given, model, layout):
+            warn(f"nothing of this state dict is the model's: {sentence}")
+
+
+def _contradicts(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Tell whether a state dict has a tensor of a model in another shape, or as integers."""
+    shapes = {key: getattr(value, "shape", None) for key, value in state_dict.items() if key in own}
+    return any(shape != own[key].shape for key, shape in shapes.items()) or bool(_integers(state_dict, own))
 
 
 def _stranger(state_dict: Mapping[str, Any], layout: str) -> str:

@@ -226,6 +226,7 @@ def _check_ties(inward: Translation) -> None:
 
 
 LACKS = {
+    "rotary": "its positions are rotary, and no norm follows its blocks",
     "class_token": "it has no class token",
     "class_position": "its class token has no position",
     "reg_tokens": "it has register tokens",
@@ -239,6 +240,8 @@ LACKS = {
     "stem_norm": "its stem has another norm",
     "stem_bias": "the convolutions of its stem have no biases",
     "biased_norm": "the convolutions of its stem have biases before their norms",
+    "last_kernel": "the last convolution of its stem is not a 1x1",
+    "even_kernels": "its stem has even kernels, without padding",
     "num_classes": "it has a classifier",
 }
 """What a layout lacks, by the field of ``Sizes`` that shows it (see ``Layout.expresses``)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from convstem.layouts.rows import (
+    ABSORB_POSITION,
     FLATTEN_HEADS,
     HALF,
     HEADS_TO_LINEAR,
@@ -14,12 +15,14 @@ from convstem.layouts.rows import (
     KERNEL_HWIO,
     PLAIN_TRUNK,
     TRANSPOSE,
+    USUAL_STEM,
     Drop,
     Layout,
     Refusal,
     Row,
 )
-from convstem.layouts.timm import PATCHIFY_ROWS, TRUNK_ROWS
+from convstem.layouts.timm import PATCHIFY_ROWS, TIMM, TRUNK_ROWS
+from convstem.layouts.transformers import DINOV2_REGISTERS_NAMING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +50,7 @@ MOCO_V3 = Layout(
     drops=(Drop("head.{i}.{*}", "the projector is only for pre-training"),),
     expresses={
         **PLAIN_TRUNK,
+        **USUAL_STEM,
         "stem_norm": ("", "batchnorm2d"),
         "biased_norm": (False,),
     },
@@ -80,6 +84,26 @@ def is_moco_sincos(pos_embed: Tensor) -> bool:
     return bool((pos_embed[0].detach().float().cpu() - expected).abs().max() < _CLOSE)
 
 
+# DINOv2's own files of models with registers: timm's, but that the class token has a position, which it has not in
+# timm, where registers come between it and the patches.
+# Source: facebookresearch/dinov2, dinov2/models/vision_transformer.py (DinoVisionTransformer).
+DINOV2_REGISTERS = Layout(
+    name="dinov2_registers",
+    title="a checkpoint of DINOv2 with registers",
+    rows=(
+        Row("reg_token", "register_tokens"),
+        Row(("cls_token", "pos_embed"), ("cls_token", "pos_embed"), ABSORB_POSITION),
+        *(row for row in TRUNK_ROWS if str(row.timm).startswith(("blocks.", "norm."))),
+        *PATCHIFY_ROWS,
+    ),
+    spellings=TIMM.spellings,
+    markers=("register_tokens",),
+    has=("cls_token", "reg_token"),
+    drops=TIMM.drops,
+    preprocessing=IMAGENET,
+    naming=DINOV2_REGISTERS_NAMING,
+)
+
 _ROBUSTBENCH = "patch_embed.proj.stem."
 
 # Of Singh et al. 2023, and of RobustBench's zoo: timm's, with the stem inside ``proj``.
@@ -97,7 +121,7 @@ ROBUSTBENCH = Layout(
     markers=(f"{_ROBUSTBENCH}{{3i}}.weight",),
     has=("cls_token",),
     stem=(f"{_ROBUSTBENCH}{{3i}}.weight", 0),
-    expresses={"stem_norm": ("layernorm2d",), "stem_bias": (True,)},
+    expresses={"rotary": (False,), **USUAL_STEM, "stem_norm": ("layernorm2d",), "stem_bias": (True,)},
     stem_stride=2,
     preprocessing={**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"},
 )

@@ -296,12 +296,14 @@ class Layout:
     """Of every layer of the stem, where all models of the layout have the same."""
     has: tuple[str, ...] = ()
     """Keys of timm's that every model of the layout has, though not every ViT."""
-    unless: str = ""
-    """A key that shows a layout which has the same markers and more."""
+    unless: tuple[str, ...] = ()
+    """Keys that show a layout which has the same markers and more."""
     root: tuple[str, str] = ("", "")
     """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
     heads: tuple[str, int] = ("", 0)
     """A key whose shape has the number of heads, and the axis."""
+    head_width: int = 0
+    """Channels of an attention head, where all models of the layout have the same; 0 where they differ."""
     spellings: tuple[tuple[str, str], ...] = ()
     """Other names of keys, as files or older releases have them, and the names in ``rows``."""
     drops: tuple[Drop, ...] = ()
@@ -312,6 +314,10 @@ class Layout:
     """timm's arguments that hold for every model of the layout, and that shapes do not tell."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What the layout's models are usually fed, by field of timm's pretrained cfg; a checkpoint may say otherwise."""
+    fed_differently: bool = False
+    """Whether that is only what most of them are fed."""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    """Arguments of ``arguments`` that hold for most models of the layout only, and the sentence that says so."""
     naming: Naming = Naming()
 
     @cached_property
@@ -335,6 +341,7 @@ class Layout:
 
 
 PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
+    "rotary": (False,),
     "class_token": (True,),
     "class_position": (True,),
     "reg_tokens": (0,),
@@ -345,6 +352,9 @@ PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
     "map_pool": (False,),
 }
 """Sizes that the trunk of the first ViT can have, for ``Layout.expresses``."""
+
+USUAL_STEM: Mapping[str, tuple[Any, ...]] = {"last_kernel": (1,), "even_kernels": (False,)}
+"""Convolutions of a stem that every library has which builds one, for ``Layout.expresses``."""
 
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """The usual normalisation, by field of timm's pretrained cfg."""

@@ -31,7 +31,7 @@ class Key:
 TRUNK = (
     Key("cls_token", "1 1 d", "class_token"),
     Key("reg_token", "1 reg d", "reg_tokens"),
-    Key("pos_embed", "1 tokens d"),
+    Key("pos_embed", "1 tokens d", "tokens"),
     Key("norm_pre.{p}", "d", "pre_norm"),
     Key("blocks.{i}.norm1.{p}", "d"),
     Key("blocks.{i}.attn.qkv.weight", "3d d"),
@@ -72,7 +72,7 @@ PATCHIFY = (
 
 STEM = (
     Key("patch_embed.backbone.{i}.bn.{s}", "out", "stem"),
-    Key("patch_embed.backbone.{n}.conv.weight", "d last_in 1 1", "stem"),
+    Key("patch_embed.backbone.{n}.conv.weight", "d last_in last_kernel last_kernel", "stem"),
     Key("patch_embed.backbone.{n}.conv.bias", "d", "stem"),
     Key("patch_embed.backbone.{i}.conv.weight", "out in kernel kernel", "stem"),
     Key("patch_embed.backbone.{i}.conv.bias", "out", "stem_bias"),
@@ -89,6 +89,15 @@ TIMM = Layout(
     title="a checkpoint in timm's layout",
     rows=(*TRUNK_ROWS, *PATCHIFY_ROWS, *(Row(key.keys, key.keys) for key in STEM)),
     markers=("patch_embed.backbone.{i}.conv.weight", PATCH_WEIGHT),
+    spellings=(  # of DINOv2, whose blocks may come in chunks
+        ("blocks.{w}.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
+        ("blocks.{w}.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
+        ("blocks.{w}.{i}.{*}", "blocks.{i}.{*}"),
+        ("blocks.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
+        ("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
+    ),
+    # ECViT's stem, whose last convolution has a patch embedding's name; the registers of DINOv2's own files
+    unless=("patch_embed.convs.{i}.{*}", "register_tokens"),
     stem=("patch_embed.backbone.{i}.conv.weight", 0),
     drops=(
         Drop("mask_token", "only masked-image training uses the mask token"),
@@ -110,6 +119,7 @@ class StemSizes:
     kernel_sizes: tuple[int, ...]
     norm: str
     bias: bool
+    last_kernel_size: int
     tracked: bool
     """Whether its norms count batches, as BatchNorm does and a frozen one does not."""
 
@@ -123,6 +133,7 @@ class Sizes:
     mlp: int
     mlp_out: int
     tokens: int
+    """Of the position embedding; 0 where positions are rotary."""
     in_chans: int
     num_classes: int
     class_token: bool
@@ -145,6 +156,11 @@ class Sizes:
     stem: StemSizes | None
 
     @property
+    def rotary(self) -> bool:
+        """Whether positions are rotary, so that no tensor holds them."""
+        return not self.tokens
+
+    @property
     def stem_norm(self) -> str:
         """The stem's norm, empty for a patchify ViT."""
         return self.stem.norm if self.stem else ""
@@ -153,6 +169,16 @@ class Sizes:
     def stem_bias(self) -> bool:
         """Whether the stem's layers before the last have a bias."""
         return bool(self.stem and self.stem.bias)
+
+    @property
+    def last_kernel(self) -> int:
+        """Kernel size of the stem's last convolution; 1, as usual, for a patchify ViT too."""
+        return self.stem.last_kernel_size if self.stem else 1
+
+    @property
+    def even_kernels(self) -> bool:
+        """Whether a convolution of the stem, but the last, has an even kernel."""
+        return bool(self.stem and any(kernel % 2 == 0 for kernel in self.stem.kernel_sizes))
 
     @property
     def biased_norm(self) -> bool:
@@ -171,7 +197,9 @@ class Sizes:
 
     @property
     def patch_tokens(self) -> int:
-        """Tokens of the image in the position embedding."""
+        """Tokens of the image in the position embedding; 0 where there is none."""
+        if self.rotary:
+            return 0
         return self.tokens - self.prefix_tokens if self.class_position else self.tokens
 
 
@@ -191,7 +219,7 @@ def measure(shapes: Shapes) -> Sizes:
     first = _dims(shapes, f"{FIRST_CONV}.weight" if has_stem else PATCH_WEIGHT, 4)
     class_token = "cls_token" in shapes
     registers = _dims(shapes, "reg_token", 3)[1] if "reg_token" in shapes else 0
-    tokens = _dims(shapes, "pos_embed", 3)[1]
+    tokens = 0 if _is_ecvit(shapes) else _dims(shapes, "pos_embed", 3)[1]
     pre_norm = _any(shapes, "norm_pre.{p}")
     fc_norm = _any(shapes, "fc_norm.{p}")
     return Sizes(
@@ -210,7 +238,7 @@ def measure(shapes: Shapes) -> Sizes:
         head_dim=_dims(shapes, "blocks.0.attn.q_norm.weight", 1)[0] if qk_norm else 0,
         layer_scale=_any(shapes, "blocks.{i}.ls1.gamma") or _any(shapes, "blocks.{i}.ls2.gamma"),
         pre_norm=pre_norm,
-        norm=not fc_norm,
+        norm=bool(tokens) and not fc_norm,
         fc_norm=fc_norm,
         map_pool=_any(shapes, "attn_pool.{*}"),
         head_bias="head.weight" in shapes or "head.bias" in shapes,
@@ -218,6 +246,13 @@ def measure(shapes: Shapes) -> Sizes:
         patch_bias=not pre_norm or "patch_embed.proj.bias" in shapes,
         stem=_stem(shapes) if has_stem else None,
     )
+
+
+def _is_ecvit(shapes: Shapes) -> bool:
+    """Tell whether it is an ECViT: no position embedding, no norm behind the blocks, no 1x1 at the stem's end."""
+    last = shapes.get(f"patch_embed.backbone.{TIMM.stem_layers(shapes)}.conv.weight", (1,))
+    others = ("pos_embed", "norm.{p}", "fc_norm.{p}")
+    return last[-1:] != (1,) and not any(_any(shapes, keys) for keys in others)
 
 
 def _dims(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
@@ -248,7 +283,7 @@ def _head(shapes: Shapes) -> int:
 
 def _class_position(tokens: int, prefix: int) -> bool:
     """Tell whether the prefix tokens have positions: whichever leaves a square grid; usually they have."""
-    return not prefix or not is_square(tokens) or is_square(tokens - prefix)
+    return not prefix or not tokens or not is_square(tokens) or is_square(tokens - prefix)
 
 
 def is_square(tokens: int) -> bool:
@@ -260,11 +295,13 @@ def _stem(shapes: Shapes) -> StemSizes:
     layers = range(TIMM.stem_layers(shapes))
     convs = [_dims(shapes, f"patch_embed.backbone.{i}.conv.weight", 4) for i in layers]
     norm = _stem_norm(shapes)
+    last = _dims(shapes, f"patch_embed.backbone.{len(layers)}.conv.weight", 4)
     return StemSizes(
         channels=tuple(conv[0] for conv in convs),
         kernel_sizes=tuple(conv[-1] for conv in convs),
         norm=norm,
         bias=norm == "none" or any(f"patch_embed.backbone.{i}.conv.bias" in shapes for i in layers),
+        last_kernel_size=last[-1],
         tracked=_any(shapes, "patch_embed.backbone.{i}.bn.num_batches_tracked"),
     )
 
@@ -328,7 +365,7 @@ def symbols(sizes: Sizes, layer: int | None = None) -> dict[str, int]:
     if layer is not None and sizes.stem and sizes.stem.channels:
         channels = (sizes.in_chans, *sizes.stem.channels)
         table["in"], table["out"], table["last_in"] = channels[layer], channels[layer + 1], channels[-1]
-        table["kernel"] = sizes.stem.kernel_sizes[layer]
+        table["kernel"], table["last_kernel"] = sizes.stem.kernel_sizes[layer], sizes.stem.last_kernel_size
     return table
 
 
@@ -345,7 +382,7 @@ def contradictions(shapes: Shapes, sizes: Sizes, square: bool, named: Callable[[
     if sizes.mlp not in (sizes.mlp_out, 2 * sizes.mlp_out):
         fc2 = named("blocks.0.mlp.fc2.weight")
         found.append(f"{fc2}: its input width {sizes.mlp_out} does not fit fc1's {sizes.mlp}")
-    if square and not is_square(sizes.patch_tokens):
+    if square and not sizes.rotary and not is_square(sizes.patch_tokens):
         prefix = f"with {sizes.prefix_tokens} class and register tokens" if sizes.prefix_tokens else "no class token"
         grid = f"{sizes.tokens} positions are no square grid, {prefix}: is a token missing or surplus?"
         found.append(f"{named('pos_embed')}: {grid}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convstem.layouts.rows import IMAGENET, PLAIN_TRUNK, SEQUENCE_FIRST, Layout, Refusal, Row
+from convstem.layouts.rows import IMAGENET, PLAIN_TRUNK, SEQUENCE_FIRST, USUAL_STEM, Layout, Refusal, Row
 
 ENCODER_CAN: Mapping[str, tuple[Any, ...]] = {
     **PLAIN_TRUNK,
+    **USUAL_STEM,
     "qkv_bias": (True,),
     "gated_mlp": (False,),
     "stem_norm": ("", "batchnorm2d"),

@@ -76,6 +76,7 @@ VIT = Layout(
     },
     arguments={"norm_eps": 1e-12},
     preprocessing=HALF,
+    fed_differently=True,
 )
 
 _DINOV2_ROWS = (
@@ -105,12 +106,20 @@ _DINOV2_REFUSALS = (
     Refusal("classifier.{p}", "its classifier reads the class token and the mean of the patches side by side, which "
             "timm's ViT does not: remove the classifier's keys to convert the rest"),
 )  # fmt: skip
-_DINOV2_IS = {"layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,), "fc_norm": (False,),
-              "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_token": (True,),
-              "num_classes": (0,)}  # fmt: skip
+_DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "pre_norm": (False,),
+              "fc_norm": (False,), "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",),
+              "class_token": (True,), "num_classes": (0,)}  # fmt: skip
 
 _GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for
 _GATED_TRUNKS = {(1536, 40, 24): "giant"}
+
+DINOV2_REGISTERS_NAMING = Naming(
+    "vit_{size}_patch{patch}_reg4_dinov2",
+    usual={"layer_scale": True, "reg_tokens": 4, "class_position": False},
+    gated_trunks=_GATED_TRUNKS,
+    base="vit_base_patch14_reg4_dinov2",
+    gated_base=_GIANT,
+)
 
 # Source: transformers/models/dinov2/modeling_dinov2.py.
 DINOV2 = Layout(
@@ -120,7 +129,7 @@ DINOV2 = Layout(
     spellings=_DINOV2_SPELLINGS,
     markers=("encoder.layer.{i}.layer_scale1.lambda1",),
     has=("cls_token",),
-    unless="embeddings.register_tokens",
+    unless=("embeddings.register_tokens",),
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
     expresses={**_DINOV2_IS, "class_position": (True,), "reg_tokens": (0,)},
@@ -150,13 +159,7 @@ DINOV2_REGISTERS = Layout(
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
     preprocessing=IMAGENET,
-    naming=Naming(
-        "vit_{size}_patch{patch}_reg4_dinov2",
-        usual={"layer_scale": True, "reg_tokens": 4, "class_position": False},
-        gated_trunks=_GATED_TRUNKS,
-        base="vit_base_patch14_reg4_dinov2",
-        gated_base=_GIANT,
-    ),
+    naming=DINOV2_REGISTERS_NAMING,
 )
 
 _TOWER = (
@@ -170,8 +173,8 @@ _TOWER = (
     Row("blocks.{i}.mlp.fc2.{p}", "encoder.layers.{i}.mlp.fc2.{p}"),
     Row("norm.{p}", "post_layernorm.{p}"),
 )
-_TOWER_IS = {"reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,), "fc_norm": (False,),
-             "gated_mlp": (False,), "stem_norm": ("",), "class_position": (True,)}  # fmt: skip
+_TOWER_IS = {"rotary": (False,), "reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,),
+             "fc_norm": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_position": (True,)}  # fmt: skip
 _MEAN_CLASSIFIER = (
     Refusal("classifier.{p}", "its classifier reads the mean of the patches, which this model's pooling does not give: "
             "remove the classifier's keys to convert the rest"),
@@ -194,6 +197,10 @@ CLIP = Layout(
     refusals=_MEAN_CLASSIFIER,
     expresses={**_TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
     arguments={"norm_eps": 1e-5, "act_layer": "quick_gelu"},
+    assumed={
+        "act_layer": "its activation is assumed to be QuickGELU, as in OpenAI's CLIP; LAION's has GELU: "
+        "act_layer='gelu' (--act-layer gelu on the command line) says so"
+    },
     preprocessing={"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
     naming=Naming(
         "vit_{size}_patch{patch}_clip{act}_{img}", usual={"pre_norm": True}, base="vit_base_patch16_clip{act}_224"
@@ -240,10 +247,16 @@ def arguments_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": own.get("layer_norm_eps"),
         "act_layer": _ACTIVATIONS.get(own.get("hidden_act", "")),
     }
-    return {name: value for name, value in arguments.items() if value is not None}
+    images = IMAGENET if config.get("model_type") in _OF_IMAGENET else {}
+    return {**images, **{name: value for name, value in arguments.items() if value is not None}}
 
+
+_OF_IMAGENET = ("vit_mae", "vit_msn")
+"""Types of models that have ViT's layout, and other images."""
 
 _MODEL_TYPES = {
+    "vit_mae": VIT,
+    "vit_msn": VIT,
     "vit": VIT,
     "dinov2": DINOV2,
     "dinov2_with_registers": DINOV2_REGISTERS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,8 @@ class Container:
     raw: str
     averaged: str
     whose: str
+    usual: str = RAW
+    """Which of the two its authors use, where a checkpoint has both."""
 
 
 CONTAINERS = (
@@ -50,6 +53,9 @@ CONTAINERS = (
     Container("model_state_dict", "state_dict_ema", "revisiting-at"),
     Container("state_dict", "state_dict_ema", "timm's train.py and others"),
     Container("model", "model_ema", "torchvision's references and others"),
+    Container("model", "ema", "EdgeCrafter and other DETRs"),
+    Container("module", "module_ema", "their averaged weights, beside a counter"),
+    Container("student", "teacher", "DINO, DINOv2 and DINOv3, which evaluate the teacher", usual=AVERAGED),
 )
 
 
@@ -62,13 +68,24 @@ class Prefix:
     beside: tuple[str, ...] = ()
     """Keys without the prefix that belong to the model all the same, such as a classifier."""
     averaged: bool | None = None
-    """Whether what it holds is averaged; None if the prefix does not tell."""
+    """Whether what it holds is averaged; None if the prefix does not tell. Unless the user says which, the first counts
+    that is there."""
     layout: str | None = None
 
 
 _NORMALISATION = tuple(Drop(f"normalize.{name}", "states the preprocessing, which goes into the config") for name in
                        ("mean", "std"))  # fmt: skip
 _PREDICTOR = Drop("predictor.{*}", "the predictor is only for pre-training")
+_PRETRAINING = tuple(Drop(keys, "only pre-training uses it") for keys in (
+    "dino_loss.{*}", "ibot_patch_loss.{*}", "koleo_loss.{*}", "gram_loss.{*}", "gram_teacher.{*}", "criterion.{*}",
+    "dino_head.{*}", "ibot_head.{*}", "head.mlp.{*}", "head.last_layer.{*}", "projection_head.{*}",
+    "prediction_head.{*}", "student.dino_head.{*}", "student.ibot_head.{*}", "teacher.dino_head.{*}",
+    "teacher.ibot_head.{*}", "student_head.{*}", "teacher_head.{*}",
+))  # fmt: skip
+"""Losses and heads of DINO, DINOv2, DINOv3 and of lightly's modules, beside the backbone."""
+
+_STUDENT = "the raw twin of the averaged teacher"
+_TEACHER = "the averaged twin of the student; --use-ema takes it instead"
 _TEXT = (
     Drop("text_model.{*}", "the text tower is not part of the image model"),
     Drop("text_projection.weight", "the text tower is not part of the image model"),
@@ -91,9 +108,18 @@ PREFIXES = (
         averaged=True,
         layout="moco_v3",
     ),
+    Prefix("teacher.backbone.", (*_PRETRAINING, Drop("student.{*}", _STUDENT)), averaged=True),
+    Prefix("student.backbone.", (*_PRETRAINING, Drop("teacher.{*}", _TEACHER)), averaged=False),
+    Prefix("teacher_backbone.", (*_PRETRAINING, Drop("student_backbone.{*}", _STUDENT)), averaged=True),
+    Prefix("student_backbone.", (*_PRETRAINING, Drop("teacher_backbone.{*}", _TEACHER)), averaged=False),
+    Prefix("backbone.", _PRETRAINING),
     Prefix("base_model.", _NORMALISATION),
     Prefix("model.", _NORMALISATION),
-    Prefix("vit.", beside=("classifier.{p}",)),
+    Prefix(
+        "vit.",
+        (Drop("decoder.{*}", "MAE's decoder is only for pre-training"),),
+        beside=("classifier.{p}",),
+    ),
     Prefix("dinov2.", beside=("classifier.{p}",)),
     Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
     Prefix("vision_model.", _TEXT, beside=("classifier.{p}", "visual_projection.weight")),
@@ -152,15 +178,17 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
     if "classy_state_dict" in content:
         _open_classy(opened)
         return
-    names = next((found for kind in (RAW, AVERAGED) for c in CONTAINERS if kind in (found := _present(content, c))), {})
+    present = {container: _present(content, container) for container in CONTAINERS}
+    container = max(present, key=lambda one: (RAW in present[one], len(present[one])))
+    names = present[container]
     if not names:
         raise ConversionError(
             f"no state dict in this checkpoint: it holds {', '.join(sorted(map(str, content))[:8])}; expected one of "
-            f"{', '.join(sorted({c.raw for c in CONTAINERS}))}"
+            f"{', '.join(sorted({name for c in CONTAINERS for name in (c.raw, c.averaged)}))}"
         )
-    kind = _choose(opened, names, use_ema)
+    kind = _choose(opened, names, use_ema, container.usual)
     _take_settings(opened)
-    opened.weights = kind
+    opened.weights = kind if opened.weights == RAW else AVERAGED
     opened.path.append(str(names[kind]))
     opened.state_dict = dict(content[names[kind]])
 
@@ -176,16 +204,17 @@ def _present(content: Mapping[str, Any], container: Container) -> dict[str, str]
     return {kind: name for kind, name in names.items() if isinstance(content.get(name), Mapping)}
 
 
-def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None) -> str:
+def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None, usual: str) -> str:
     """Return which of the weights to take, ``raw`` or ``averaged``."""
     raw, averaged = (_number(opened.state_dict.get(key)) for key in ("test_err", "ema_err"))
     if use_ema is None and len(names) == 2 and raw is not None and averaged is not None:
         kind = RAW if raw <= averaged else AVERAGED
         opened.notes.append(f"{kind} weights taken: their error is the lower one (raw {raw}, averaged {averaged})")
         return kind
-    if AVERAGED in names and RAW in names and not use_ema:
+    wanted = usual if use_ema is None else AVERAGED if use_ema else RAW
+    if len(names) == 2 and wanted == RAW:
         opened.notes.append(f"averaged weights are there too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
-    return AVERAGED if AVERAGED in names and (use_ema or RAW not in names) else RAW
+    return wanted if wanted in names else next(iter(names))
 
 
 def _number(value: Any) -> float | None:
@@ -216,7 +245,7 @@ def _open_classy(opened: Unwrapped) -> None:
 def _strip(opened: Unwrapped, use_ema: bool | None) -> bool:
     """Strip one prefix, if one can be; tell whether."""
     for prefix in PREFIXES:
-        if prefix.averaged is not None and prefix.averaged != bool(use_ema):
+        if use_ema is not None and prefix.averaged not in (None, use_ema):
             continue
         outside = [key for key in opened.state_dict if not key.startswith(prefix.text)]
         if len(outside) == len(opened.state_dict):
@@ -273,7 +302,7 @@ def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, An
         if content.get(key) is None:
             continue
         try:
-            found |= {name: value for name, value in read(content[key]).items() if value is not None}
+            found |= _of_their_kinds(read(content[key]))
         except Exception as error:  # anything can be there, and YAML has errors of its own
             notes.append(
                 f"the checkpoint's {key!r} could not be read ({type(error).__name__}): nothing is taken from it"
@@ -281,10 +310,47 @@ def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, An
     return found
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and 0 < len(value) < 1 << 10 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "architecture": lambda value: isinstance(value, str),
+    "img_size": lambda value: _is_size(value) or (_are_numbers(value) and all(map(_is_size, value))),
+    "mean": _are_numbers,
+    "norm_eps": lambda value: _is_number(value) and value > 0,
+    "num_heads": _is_size,
+    "std": lambda value: _are_numbers(value) and min(value) > 0,
+    "stem_strides": lambda value: _are_numbers(value) and all(map(_is_size, value)),
+}
+"""What each setting must be."""
+
+
+def _of_their_kinds(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are stated; raise ``ConversionError`` for one that cannot be."""
+    stated = {name: value for name, value in settings.items() if value is not None}
+    wrong = [name for name, value in stated.items() if not _KINDS[name](value)]
+    if wrong:
+        raise ConversionError(f"{', '.join(wrong)} cannot be")
+    return stated
+
+
+_LARGEST_YAML = 1 << 18
+"""Characters of a configuration; pycls's have four thousand."""
+
+
 def _pycls_settings(text: Any) -> dict[str, Any]:
     import yaml
 
-    config = yaml.safe_load(text) if isinstance(text, str) else {}
+    config = yaml.safe_load(text) if isinstance(text, str) and len(text) < _LARGEST_YAML else {}
     vit = (config or {}).get("VIT", {})
     return {
         "num_heads": vit.get("NUM_HEADS"),

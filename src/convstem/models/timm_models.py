@@ -12,6 +12,7 @@ from typing import Any
 
 from timm.layers import LayerNorm, to_2tuple
 from timm.models import PretrainedCfg, build_model_with_cfg, model_entrypoint, resolve_pretrained_cfg
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -23,11 +24,11 @@ from convstem.layouts.diagnosis import explain_on_load
 from convstem.models.sincos import SinCosVisionTransformer
 from convstem.registry import catalog
 from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
-from convstem.registry.stem_spec import StemSpec, check_heads, default_stem
+from convstem.registry.stem_spec import StemSpec, check_heads
 from convstem.stem.find import find_embed
 from convstem.stem.norms import layer_norm
 from convstem.stem.pixels import normalised_range
-from convstem.stem.vocabulary import override_stem
+from convstem.stem.vocabulary import override_stem, own_stem
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.transplanting.patch_size import needs_resizing
 from convstem.transplanting.surgery import put_stem
@@ -43,7 +44,11 @@ _FEATURES = {"out_indices": 3, "feature_cls": "getter"}
 _NAFLEX = ("timm.models.eva", "timm.models.vision_transformer")
 """Modules that build another class where the environment asks for it (``TIMM_USE_NAFLEXVIT``), unless told not to."""
 
-_CLASSES = {"learn": VisionTransformer, "sincos2d": SinCosVisionTransformer}
+_CLASSES = {"learn": VisionTransformer, "rope": Eva, "sincos2d": SinCosVisionTransformer}
+"""Of our own families, by ``pos_embed``."""
+
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")
+"""Fields of a family's row that are arguments of its class."""
 
 
 def create_timm_model(
@@ -72,7 +77,7 @@ def create_timm_model(
         CheckpointError, DeviceMemoryError, HubError, InvalidFileError: see ``weights.pretrained``.
     """
     request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
-    pyramid = take_pyramid(kwargs, "dynamic_img_size" in argument_kinds(name))
+    pyramid = take_pyramid(kwargs, name)
     with request.blaming(partial(create_timm_model, name)):
         if pretrained:
             model = load_pretrained(request, partial(_build, request))
@@ -150,10 +155,9 @@ def _make(
 
 
 def _family(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Return timm's ``VisionTransformer`` of the sizes in the row of one of our own families."""
+    """Return timm's class of the sizes in the row of one of our own families."""
     spec = catalog.models()[name]
-    row = {field: getattr(spec, field) for field in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
-    arguments = {**row, **spec.trunk_args, **kwargs}
+    arguments = {**{field: getattr(spec, field) for field in _SIZES}, **spec.trunk_args, **kwargs}
     check_heads(arguments["embed_dim"], arguments["num_heads"])
     return _CLASSES[spec.pos_embed](**arguments)
 
@@ -170,23 +174,12 @@ def _trunk(trunk: str, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> nn.Module:
 def _stem(
     name: str, patch: int, embed_dim: int, in_chans: int, changes: dict[str, Any], channels: tuple[int, ...]
 ) -> StemSpec:
-    """Return the stem of a model: the caller's, else the file's, else the name's own, else the default one.
-
-    A name's own stem keeps its norm and activation where another patch size asks for other layers.
-    """
+    """Return the stem of a model: the caller's, else the file's, else the name's own; see ``own_stem``."""
     spec = catalog.models().get(name)
-    if spec is not None and spec.stem_channels and patch == spec.patch_size:
-        return override_stem(spec.stem, patch, **changes)
-    if needs_resizing(patch) and not changes["strides"]:
-        raise ArgumentError(
-            f"the patches of stride-2 layers have powers of two as sides, 2, 4, 8, 16 or 32 pixels; got patch_size="
-            f"{patch}: choose one of these, or pass stem_channels, stem_strides and stem_kernel_sizes whose strides "
-            "multiply to it, such as (12, 588), (2, 7) and (3, 13) for 14"
-        )
-    stem = default_stem(RESIZED if needs_resizing(patch) else patch, embed_dim, in_chans)
-    if spec is not None:
-        stem = replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
-    if changes["channels"] is None and len(channels) == len(stem.channels):
+    made = RESIZED if needs_resizing(patch) and changes["strides"] else patch  # the caller's strides make the rest
+    stem = own_stem(spec, made, embed_dim, in_chans)
+    default = spec is None or stem != spec.stem or not spec.stem_channels
+    if default and changes["channels"] is None and len(channels) == len(stem.channels):
         stem = replace(stem, channels=channels)
     return override_stem(stem, patch, **changes)
 

@@ -16,9 +16,9 @@ from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, 
 from convstem.stem.init import init_stem
 from convstem.stem.loading import torchvision_carrier
 from convstem.stem.norms import fit_norm, layer_norm
-from convstem.stem.vocabulary import StemLike, as_stem_spec, to_torchvision
+from convstem.stem.vocabulary import StemLike, as_stem_spec, own_stem, to_torchvision
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import check_device, enough_memory, off_meta
+from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta
 
 
 def create_torchvision_model(
@@ -47,7 +47,6 @@ def create_torchvision_model(
     check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
     if weights is not None:
         _fit_to_weights(kwargs, weights)
-    stem = spec.stem if conv_stem_configs is None else as_stem_spec(conv_stem_configs)
     sizes = {
         "image_size": spec.img_size,
         "patch_size": spec.patch_size,
@@ -61,6 +60,8 @@ def create_torchvision_model(
     if norm_eps is not None:
         sizes["norm_layer"] = layer_norm(nn.LayerNorm, norm_eps, kwargs.get("norm_layer"))
     check_sizes(sizes)
+    own = own_stem(spec, sizes["patch_size"], sizes["hidden_dim"]) if conv_stem_configs is None else conv_stem_configs
+    stem = as_stem_spec(own)
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return build(stem, sizes)
@@ -74,7 +75,8 @@ def _build_pretrained(stem: StemSpec, sizes: dict[str, Any], weights: WeightsEnu
     with DeferredInit(adopt=True):
         model = build(stem, sizes)
         model.load_state_dict(state_dict)
-        return model
+    check_cast(model)
+    return model
 
 
 def _fit_to_weights(kwargs: dict[str, Any], weights: WeightsEnum) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from convstem.hub.source import Source
 from convstem.inference.fold import fold
 from convstem.publishing.cards.facts import facts_of_config
+from convstem.publishing.cards.markdown import code
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
+from convstem.registry.licenses import license_or_other
 
 
 def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = False) -> Any:
@@ -27,8 +29,10 @@ def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = F
     """
     check_new(folder, source, overwrite)
     folded: Any = fold(model)
-    license = folded.pretrained_cfg.get("license") or "other"
-    description = f"`{source.short}` with the BatchNorm of its stem folded into the convolutions: the same function."
+    license = license_or_other(folded.pretrained_cfg.get("license"))
+    description = (
+        f"{code(source.short)} with the BatchNorm of its stem folded into the convolutions: the same function."
+    )
 
     def write(staged: Path) -> None:
         save(folded, staged)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, InvalidFileError, UnsupportedModelError
 from convstem.files.paths import path_errors
@@ -16,6 +16,7 @@ from convstem.files.safetensors import write_weights
 from convstem.files.staging import check_free, replacing
 from convstem.hub.config import check_ours, read_json
 from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, Source
+from convstem.publishing.same import epsilon_of, require_same
 from convstem.registry import tables
 from convstem.registry.records import WeightsSpec
 from convstem.upstream.private import timm_save_config
@@ -60,17 +61,25 @@ def check_new(folder: Path, source: Source, overwrite: bool = False, names: Coll
         check_free(folder, names, overwrite)
 
 
-def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None, ours: bool = True) -> None:
-    """Write a timm model's weights and config.
+def save(
+    model: Any,
+    folder: Path,
+    data_config: Mapping[str, Any] | None = None,
+    ours: bool = True,
+    original: nn.Module | None = None,
+) -> None:
+    """Write a timm model's weights and config; one of ours is read back, and must compute the same.
 
     Args:
         model: the model, in any memory format.
         folder: where to write.
         data_config: preprocessing that differs from the model's own.
         ours: insist on an architecture of ours.
+        original: what the model was made of, if it was another host's.
 
     Raises:
-        ArgumentError: a model on the meta device, which has no weights.
+        ArgumentError: a model on the meta device, which has no weights, or one that computes something else than what
+            would be read back.
         UnsupportedModelError: another architecture, or a quantised model.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -90,7 +99,43 @@ def save(model: Any, folder: Path, data_config: Mapping[str, Any] | None = None,
     root = {"label_names": list(labels)} if labels and len(labels) == model.num_classes else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_weights(tensors, folder / WEIGHTS)
-    timm_save_config(model, str(folder / CONFIG), model_config=root, data_config=dict(data_config or {}) or None)
+    data = dict(data_config or {}) or None
+    timm_save_config(model, str(folder / CONFIG), model_config=root, model_args=_sayable(model), data_config=data)
+    if ours:
+        require_same(model, folder, original)
+
+
+def _sayable(model: Any) -> dict[str, Any]:
+    """Return what stands in a config for the arguments of a model that it cannot hold: norm layers with an epsilon.
+
+    Raises:
+        ArgumentError: another argument that is no plain value.
+    """
+    from timm.models import get_model_args
+
+    unsayable = {name: value for name, value in get_model_args(model).items() if not _is_plain(value)}
+    epsilon = epsilon_of(model)
+    if "norm_layer" in unsayable and epsilon:
+        del unsayable["norm_layer"]
+        return {"norm_layer": None, "norm_eps": epsilon} if not unsayable else _refused(unsayable)
+    return _refused(unsayable) if unsayable else {}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refused(arguments: Mapping[str, Any]) -> Any:
+    said = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
+    raise ArgumentError(
+        f"a config holds numbers, text and lists, and this model was built with {said}: build it with names instead, "
+        "such as act_layer='gelu'; a SwiGLU MLP is that of vit_giant_patch14_dinov2 and vit_giant_patch14_reg4_dinov2, "
+        "which take your sizes as arguments"
+    )
 
 
 def save_embedded(entry: WeightsSpec, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
@@ -10,26 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import ArgumentError, ArgumentTypeError, ConvStemError, InvalidFileError, MissingPathError
-from convstem.files.checkpoint import CHECKPOINTS, open_checkpoint
+from convstem.errors import ArgumentError, ArgumentTypeError, InvalidFileError, MissingPathError
+from convstem.files.checkpoint import CHECKPOINTS
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
-from convstem.hub.config import check_ours, read_config, read_json
-from convstem.hub.provenance import SCRATCH, TRANSPLANTED, TUNED, Step, record, steps
-from convstem.hub.read import fetch
-from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of, split_revision
+from convstem.hub.config import read_json, read_text
+from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.cards.render import located, render
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
+from convstem.publishing.trained import save_checkpoint
 from convstem.publishing.verify import require, verify_folder
-from convstem.registry import catalog
 from convstem.registry.licenses import check_license, license_of_card
-
-_OTHER_STARTS = ("initial_checkpoint", "pretrained_path", "resume")
-"""Arguments of train.py that name weights on the trainer's machine, about which nothing is known."""
 
 
 def push(
@@ -116,7 +110,7 @@ def write_card(
     if card is not None:
         text = _text(card)
     elif path.is_file():
-        text = located(path.read_text(encoding="utf-8"), repo_id)
+        text = located(read_text(path), repo_id)
     else:
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)
@@ -129,7 +123,7 @@ def _text(card: str | Path) -> str:
     if isinstance(card, str) and not card.endswith(".md"):
         return card
     with path_errors("read", card):
-        return Path(card).read_text(encoding="utf-8")
+        return read_text(Path(card))
 
 
 def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapping[str, Any]) -> CardFacts:
@@ -162,7 +156,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
     from torch import nn
 
     if isinstance(source, nn.Module):
-        return save(as_timm_model(source), folder)
+        return save(as_timm_model(source), folder, original=source)
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
     found = source_of("push", source)
@@ -184,106 +178,3 @@ def _copy(source: Path, folder: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = None) -> None:
-    """Write the model of a checkpoint of timm's train.py, with the preprocessing it was trained with."""
-    import timm
-
-    checkpoint = open_checkpoint(path)
-    key = "state_dict_ema" if use_ema else "state_dict"
-    if key not in checkpoint:
-        has = ", ".join(sorted(k for k in checkpoint if k.startswith("state_dict"))) or "none"
-        raise InvalidFileError(f"{path.name} has no {key}; the weights it has: {has}")
-    state = timm.models.clean_state_dict(checkpoint[key])
-    args = vars(checkpoint["args"]) if "args" in checkpoint else {}
-    named = str(checkpoint.get("arch"))
-    name, saved = resolve_architecture(arch or named)
-    kwargs = {**saved, **(args.get("model_kwargs") or {})}
-    kwargs["num_classes"] = state["head.weight"].shape[0] if "head.weight" in state else 0
-    wanted = {"in_chans": args.get("in_chans"), "global_pool": args.get("gp")}
-    kwargs |= {key: value for key, value in wanted.items() if value is not None and key not in kwargs}
-    architecture = name if ":" not in name else ""
-    kwargs.setdefault("img_size", _image_size(architecture, state, kwargs))
-    model = timm.create_model(name, **kwargs)
-    model.load_state_dict(state)
-    record(model, history(named, args))
-    save(model, folder, timm.data.resolve_data_config(args, model=model) if args else None)
-
-
-def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the image size that a learned position embedding was made for, if it is not the architecture's."""
-    spec = catalog.models().get(architecture)
-    if spec is None or "pos_embed" not in state or kwargs.get("class_token") is False:
-        return None
-    size = math.isqrt(state["pos_embed"].shape[1] - 1) * spec.patch_size
-    return None if size == spec.img_size else size
-
-
-def resolve_architecture(arch: str) -> tuple[str, dict[str, Any]]:
-    """Return what ``timm.create_model`` builds for a checkpoint's architecture, without weights, and its arguments.
-
-    Args:
-        arch: timm name with or without tag, ``hf-hub:org/name`` or ``local-dir:folder``: what ``--model`` was.
-
-    Raises:
-        ArgumentError: the repository or folder cannot be read; the message names the way out.
-        UnsupportedModelError: another architecture.
-    """
-    kind, _, place = arch.partition(":")
-    if not place:
-        name = arch.partition(".")[0]
-        check_ours(name)
-        return name, {}
-    try:
-        folder = _config_folder(kind, place)
-        config = read_config(folder / CONFIG)
-    except ConvStemError as error:
-        raise ArgumentError(
-            f"the checkpoint was trained from {arch}, which cannot be read now ({error}); name its architecture with "
-            "arch=NAME (--arch NAME on the command line), or another place of the same model"
-        ) from error
-    return f"local-dir:{folder}", dict(config.get("model_args") or {})
-
-
-def _config_folder(kind: str, place: str) -> Path:
-    if kind == "local-dir":
-        return Path(place)
-    repository, revision = split_revision(place)
-    return fetch(repository, CONFIG, revision).path.parent
-
-
-def history(arch: str, args: Mapping[str, Any]) -> list[Step]:
-    """Return the steps of a checkpoint's life that are known: what was loaded first, and that it was trained.
-
-    Args:
-        arch: what ``--model`` was.
-        args: the arguments of train.py; empty where the checkpoint has none.
-    """
-    if not args or any(args.get(name) for name in _OTHER_STARTS):
-        return []
-    if not args.get("pretrained"):
-        return [Step(SCRATCH)]
-    kind, _, place = arch.partition(":")
-    if place:
-        return [*_earlier(kind, place), Step(TUNED, place if kind != "local-dir" else "")]
-    return _from_tag(arch)
-
-
-def _earlier(kind: str, place: str) -> tuple[Step, ...]:
-    try:
-        return steps(read_config(_config_folder(kind, place) / CONFIG)["pretrained_cfg"])
-    except ConvStemError:
-        return ()
-
-
-def _from_tag(arch: str) -> list[Step]:
-    import timm
-
-    cfg = timm.get_pretrained_cfg(arch)
-    entry = catalog.weights().get(f"{arch.partition('.')[0]}.{cfg.tag}") if cfg else None
-    if cfg is None or not (cfg.hf_hub_id or entry):
-        return []
-    if cfg.hf_hub_id and (entry is None or entry.transform == "transplant"):
-        return [Step(TRANSPLANTED, cfg.hf_hub_id), Step(TUNED, arch)]
-    return [Step(TUNED, cfg.hf_hub_id or arch)]

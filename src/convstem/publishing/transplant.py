@@ -15,10 +15,13 @@ from convstem.errors import TransplantError
 from convstem.hub.source import Source, source_of
 from convstem.hub.timm_source import create_source
 from convstem.publishing.cards.facts import facts_of_config
+from convstem.publishing.cards.markdown import code
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
+from convstem.registry.licenses import license_or_other
 from convstem.stem.carry import TransplantReport
+from convstem.stem.find import find_embed
 from convstem.stem.pixels import normalised_range
 from convstem.transplanting.patch_size import enlarge_patches
 from convstem.transplanting.surgery import transplant
@@ -75,17 +78,19 @@ def write_transplant(
     license: str | None = None,
     overwrite: bool = False,
     bands: Sequence[int] | None = None,
+    notes: Sequence[str] = (),
     **options: Any,
 ) -> TransplantResult:
     """Do the same for a model that is built already.
 
     Args:
-        model: a patchify model of timm.
+        model: a patchify model of timm, or one of ours that is to have more input channels.
         source: what it was made of, for the card.
         folder: where to write; created if needed.
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
         license: of the weights; default: the one in the model's pretrained cfg.
         overwrite: replace the model that is there.
+        notes: what else the card says.
         bands, options: further arguments of ``convstem.transplant``.
 
     Raises:
@@ -98,19 +103,24 @@ def write_transplant(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
             "patch 8, 14, 16 and 32. Nothing was written; use convstem.transplant in Python"
         )
-    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
+    stems = find_embed(model) is not None  # then it was only given more input channels
+    report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
     error = measure_error(model, twin, bands, report.resized_from)
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
             "Use a wider stem or a larger --tolerance"
         )
-    license = license or cfg.get("license") or "unknown"
+    license = license or license_or_other(cfg.get("license") or "unknown")
     result = TransplantResult(str(source), cfg["architecture"], license, error, report, folder)
 
     def write(staged: Path) -> None:
         save(twin, staged)
-        finish(staged, license, lambda config: _card(result, source.short, config))
+        finish(
+            staged,
+            license,
+            lambda config: _wider_card(result, bands, config) if stems else _card(result, source.short, config, notes),
+        )
 
     write_folder(folder, write, overwrite)
     return result
@@ -155,7 +165,21 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
 
 
-def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:
+def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: Mapping[str, Any]) -> str:
+    channels = config["pretrained_cfg"]["input_size"][0]
+    facts = facts_of_config(
+        config, None, result.license if result.license != "unknown" else "other", name=result.architecture
+    )
+    placed = ", ".join(map(str, bands or ()))
+    text = (
+        f"`{facts.base_model or result.source}` with {channels} input channels: its filters are on bands {placed}, "
+        "counted from 0, and zero on the others: its function of these bands is what it was. Not trained further."
+    )
+    return render(replace(facts, description=text))
+
+
+def _card(result: TransplantResult, name: str, config: Mapping[str, Any], notes: Sequence[str]) -> str:
+    said = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in notes)
     facts = facts_of_config(
         config,
         None,
@@ -166,4 +190,4 @@ def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str
         resized_from=result.report.resized_from,
         note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
-    return render(replace(facts, description=f"`{facts.base_model or name}` on a convolutional stem."))
+    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem.{said}"))

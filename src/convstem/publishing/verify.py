@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError
+from convstem.errors import ConvStemError, HubError, InvalidFileError, MissingPathError, printable
 from convstem.files.safetensors import check_finite_file, check_header
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
-from convstem.hub.config import parts, read_config
+from convstem.hub.config import parts, read_config, read_text
 from convstem.hub.limits import check_fits_header
 from convstem.hub.listing import check_present, list_files
 from convstem.hub.read import fetch_all
@@ -58,8 +58,8 @@ class Report:
 def verify(source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None) -> Report:
     """Examine a Hub repository, a local folder or the weights of a name; nothing in them can run.
 
-    The model is built without memory. Of weights that are transplanted while loading, the file that they are made from
-    is examined, which is of another architecture.
+    The model is built without memory. Of weights that are transplanted or converted while loading, the file that they
+    are made from is examined, which is not of our architecture and layout.
 
     Args:
         source: ``org/name``, ``org/name@revision``, a folder, or a name that ``convstem list --pretrained`` prints.
@@ -119,7 +119,7 @@ def verify_folder(
         source: what the report calls it.
         commit, sha256: of a repository, the commit, and the hash of its weights; default: the file is hashed.
         before: checks that were made already.
-        ours: False for weights of another architecture, of which only the file is examined.
+        ours: False for weights of another architecture or layout, of which only the file is examined.
     """
     weights = folder / WEIGHTS
     found: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def _answer(name: str, question: Callable[[], str]) -> Check:
     except ConvStemError as error:
         return Check(name, False, str(error))
     except Exception as error:  # whatever timm and torch make of a hostile config
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        return Check(name, False, printable(f"{type(error).__name__}: {error}"))
 
 
 def _header(path: Path, found: dict[str, Any]) -> str:
@@ -197,7 +197,7 @@ def _license(path: Path) -> str:
             f"{path.name} is missing, so there is no licence: `convstem card FOLDER --license ID > FOLDER/{path.name}` "
             "writes it"
         )
-    return license_of_card(path.read_text(encoding="utf-8"), path.name)
+    return license_of_card(read_text(path), path.name)
 
 
 def require(report: Report, skip: tuple[str, ...] = ()) -> None:

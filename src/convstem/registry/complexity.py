@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec
 
 _NORM_PARAMS = {"batchnorm2d": 2, "frozen_bn": 0, "layernorm2d": 2, "none": 0}
@@ -23,17 +25,16 @@ def stem_params(spec: Architecture) -> int:
     stem = spec.stem
     extra = _NORM_PARAMS[stem.norm] + (1 if stem.bias else 0)
     layers = sum((layer.kernel_size**2 * layer.in_chans + extra) * layer.channels for layer in stem.layers())
-    return layers + (stem.channels[-1] + 1) * spec.embed_dim
+    return layers + (stem.last_kernel_size**2 * stem.channels[-1] + 1) * spec.embed_dim
 
 
 def stem_macs(spec: Architecture) -> int:
     """Return the multiply-adds of an architecture's stem for one image."""
     in_chans, *size = spec.input_size
     layers = spec.stem.layers(size, in_chans)
-    pixels = [layer.height * layer.width for layer in layers]
-    last = layers[-1].channels * spec.embed_dim * pixels[-1]
-    return last + sum(
-        layer.kernel_size**2 * layer.in_chans * layer.channels * n for layer, n in zip(layers, pixels, strict=True)
+    last = replace(spec.stem.last_layer(spec.embed_dim, size), in_chans=layers[-1].channels)
+    return sum(
+        layer.kernel_size**2 * layer.in_chans * layer.channels * layer.height * layer.width for layer in (*layers, last)
     )
 
 
@@ -50,7 +51,8 @@ def _trunk_params(spec: ModelSpec) -> int:
     blocks = spec.depth * (attention + mlp + scales + 4 * dim)
     positions = _patches(spec) + (0 if spec.trunk_args.get("no_embed_class") else 1)
     embeddings = dim + (positions * dim if spec.pos_embed == "learn" else 0)
-    return embeddings + blocks + 2 * dim + (dim + 1) * spec.num_classes
+    norm = 2 * dim if spec.trunk_args.get("use_post_transformer_norm", True) else 0
+    return embeddings + blocks + norm + (dim + 1) * spec.num_classes
 
 
 def _trunk_macs(spec: ModelSpec) -> int:

@@ -71,8 +71,22 @@ def license_metadata(license: str) -> dict[str, str]:
     return {"license": license} if license in _LISTED.split() else {"license": "other", "license_name": license}
 
 
+def license_or_other(license: object) -> str:
+    """Return what a file says is its licence, if that can be one the Hub takes; else ``other``."""
+    return license if isinstance(license, str) and _FORM.fullmatch(license) else "other"
+
+
+LARGEST_METADATA = 1 << 16
+"""Characters of the metadata at the head of a card; those of models with hundreds of results have a third."""
+
+DEEPEST_METADATA = 32
+"""Lists and tables in each other."""
+
+
 def license_of_card(text: str, where: str = "README.md") -> str:
     """Return the licence in a model card's metadata, by its name where that has one.
+
+    The metadata is YAML of anybody's: it is read without aliases, by which few lines become as much as they like.
 
     Raises:
         ArgumentError: what stands there cannot be a licence.
@@ -81,12 +95,31 @@ def license_of_card(text: str, where: str = "README.md") -> str:
     from huggingface_hub import ModelCard
 
     try:
+        _check_metadata(text)
         data = ModelCard(text).data
     except Exception as error:  # huggingface_hub and its YAML parser raise several kinds
-        raise InvalidFileError(f"the metadata of {where} is not valid: {error}") from error
+        raise InvalidFileError(f"the metadata of {where} is not valid: {str(error)[:500]}") from error
     license = data.get("license")
     if not license:
         raise InvalidFileError(f"{where} names no licence: its metadata needs a line such as `license: apache-2.0`")
     if license == "other" and data.get("license_name"):
-        return str(data.get("license_name"))
-    return check_license(str(license))
+        return check_license(str(data.get("license_name"))[:100])
+    return check_license(str(license)[:100])
+
+
+def _check_metadata(text: str) -> None:
+    """Raise ``InvalidFileError`` for a card's metadata that is too long, too deep, or has aliases."""
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    block = REGEX_YAML_BLOCK.search(text)
+    metadata = block[2] if block else ""
+    if len(metadata) > LARGEST_METADATA:
+        raise InvalidFileError(f"it has {len(metadata):,} characters; at most {LARGEST_METADATA:,} are read")
+    depth = 0
+    for event in yaml.parse(metadata, yaml.SafeLoader):  # one after the other: what comes too late is never read
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise InvalidFileError("it has an alias (*NAME), which is not read: write out what it stands for")
+        if depth > DEEPEST_METADATA:
+            raise InvalidFileError(f"it has lists in lists, more than {DEEPEST_METADATA} deep")

@@ -18,14 +18,18 @@ from convstem.registry.stem_spec import (
     positive_ints,
 )
 
-POS_EMBEDS = ("learn", "sincos2d")
-"""Position embeddings of a trunk: learned, or fixed two-dimensional sine-cosine (MoCo v3)."""
+POS_EMBEDS = {"learn": "VisionTransformer", "rope": "Eva", "sincos2d": "VisionTransformer"}
+"""Positions of a trunk (learned, rotary in each block, or the fixed sine-cosine of MoCo v3), and timm's class of it."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The usual normalisation of images, by channel."""
 
-TRANSFORMS = ("none", "transplant")
-"""How a weights entry becomes a checkpoint of its architecture: as it is, or by transplanting the stem."""
+_STEM_FIELDS = ("strides", "kernel_sizes", "norm", "act", "bias", "last_kernel_size", "last_stride")
+"""Fields of ``StemSpec`` that a row has too, after ``stem_``."""
+
+TRANSFORMS = ("convert", "none", "transplant")
+"""How a weights entry becomes a checkpoint of its architecture: from its authors' layout, as it is, or by transplanting
+the stem."""
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only for its fields
@@ -72,19 +76,28 @@ class ModelSpec(Architecture):
     source: str
     mlp_ratio: float = 4.0
     stem_channels: tuple[int, ...] = ()
-    """Those before the 1x1; none: ``default_stem``'s, which follow the number of input channels."""
+    """Those before the last convolution; none: ``default_stem``'s, which follow the number of input channels."""
     stem_strides: tuple[int, ...] = ()
     stem_kernel_sizes: tuple[int, ...] = ()
     stem_norm: str = "batchnorm2d"
     stem_act: str = "relu"
     stem_bias: bool = False
+    stem_last_kernel_size: int = 1
+    stem_last_stride: int = 1
     img_size: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.9
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    fixed_input_size: bool = True
+    """Whether the positions are tied to one image size."""
+    paper_ids: str = ""
+    """Of the architecture's own paper, where it is not that of the stem; as timm writes it, ``arXiv:NUMBER``."""
+    paper_name: str = ""
     pos_embed: str = "learn"
     trunk_args: Mapping[str, Any] = field(default_factory=dict)
-    """Further JSON-plain arguments of timm's VisionTransformer."""
+    """Further JSON-plain arguments of timm's class."""
 
     def __post_init__(self) -> None:
         """Validate the row."""
@@ -94,12 +107,12 @@ class ModelSpec(Architecture):
             raise ArgumentError(f"num_classes must be 0 (no head) or more; got {self.num_classes}")
         check_stem_patch(self.stem, self.patch_size)
         check_heads(self.embed_dim, self.num_heads)
-        choice("pos_embed", self.pos_embed, POS_EMBEDS)
+        choice("pos_embed", self.pos_embed, tuple(POS_EMBEDS))
         check_img_size((self.img_size, self.img_size), self.patch_size)
         if self.torchvision and not self.fits_torchvision:
             raise ArgumentError(
-                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args; "
-                "leave `torchvision` out of this row"
+                "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args, and a "
+                "1x1 at the stem's end; leave `torchvision` out of this row"
             )
 
     @property
@@ -115,9 +128,7 @@ class ModelSpec(Architecture):
     def stem_for(self, in_chans: int) -> StemSpec:
         """Return the architecture's stem for images of ``in_chans`` channels."""
         channels = self.stem_channels or default_stem(self.patch_size, self.embed_dim, in_chans).channels
-        return StemSpec(
-            channels, self.stem_strides, self.stem_kernel_sizes, self.stem_norm, self.stem_act, self.stem_bias
-        )
+        return StemSpec(channels, **{name: getattr(self, f"stem_{name}") for name in _STEM_FIELDS})
 
 
 @dataclass(frozen=True, kw_only=True)

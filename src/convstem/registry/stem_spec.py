@@ -16,6 +16,10 @@ ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
 
 
+COARSEST = 32
+"""Stride of the feature pyramid's last level; those between the patch's and this one are pooled."""
+
+
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ``ArgumentError`` naming the sorted choices unless ``value`` is one of them."""
     if value not in choices:
@@ -46,7 +50,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StemLayer:
-    """One convolution of a stem with its norm and activation, in front of the last 1x1."""
+    """One convolution of a stem; all but the last have norm and activation behind them."""
 
     in_chans: int
     channels: int
@@ -56,18 +60,31 @@ class StemLayer:
     """Of the feature map it makes, in pixels."""
     width: int
 
+    @property
+    def padding(self) -> int:
+        """Pixels of padding on each side: none where kernel and stride are equal, as in a patch embedding."""
+        return 0 if self.kernel_size == self.stride else (self.kernel_size - 1) // 2
+
+    @property
+    def map_size(self) -> str:
+        """Height and width of the feature map, for tables."""
+        return f"{self.height}x{self.width}"
+
 
 @dataclass(frozen=True)
 class StemSpec:
-    """A convolutional stem: n conv + norm + activation layers, then a 1x1 convolution to ``embed_dim``.
+    """A convolutional stem: n conv + norm + activation layers, then one convolution to ``embed_dim``, usually a 1x1.
 
     Args:
-        channels: output channels of each layer but the last 1x1.
+        channels: output channels of each layer but the last convolution.
         strides: stride of each layer, 1 or 2 for 3x3 kernels; default: 2 for every layer.
-        kernel_sizes: odd kernel size of each layer; default: 3 for every layer. Padding is ``(kernel - 1) // 2``.
+        kernel_sizes: kernel size of each layer, odd or equal to the stride; default: 3 for every layer. Padding is
+            ``(kernel - 1) // 2``, so that sizes round up; none where the kernel equals the stride: they round down.
         norm: ``batchnorm2d``, ``frozen_bn``, ``layernorm2d`` or ``none``.
         act: ``relu``, ``gelu`` or ``silu``.
-        bias: whether the convolutions before a norm have a bias; without a norm they always do, as does the last 1x1.
+        bias: whether the convolutions before a norm have a bias; without a norm they always do, as does the last.
+        last_kernel_size: of the last convolution, which has neither norm nor activation.
+        last_stride: of the last convolution.
 
     Raises:
         ArgumentError: a value is out of range or the three lists differ in length.
@@ -81,6 +98,8 @@ class StemSpec:
     norm: str = "batchnorm2d"
     act: str = "relu"
     bias: bool = False
+    last_kernel_size: int = 1
+    last_stride: int = 1
 
     def __post_init__(self) -> None:
         """Normalise lists to tuples and validate."""
@@ -92,11 +111,15 @@ class StemSpec:
                 f"a stem needs as many strides and kernel sizes as channels; got {len(channels)} channels "
                 f"{list(channels)}, {len(strides)} strides {list(strides)} and {len(kernels)} kernel sizes"
             )
-        for stride, kernel in zip(strides, kernels, strict=True):
-            if kernel % 2 == 0 or stride > (kernel + 1) // 2:
+        for name in ("last_kernel_size", "last_stride"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ArgumentError(f"stem_{name} must be a positive integer; got {getattr(self, name)!r}")
+        last = (self.last_stride, self.last_kernel_size)
+        for stride, kernel in (*zip(strides, kernels, strict=True), last):
+            if kernel != stride and (kernel % 2 == 0 or stride > (kernel + 1) // 2):
                 raise ArgumentError(
                     f"a stem layer needs an odd kernel size k and a stride of at most (k + 1) / 2, so that no pixel "
-                    f"is skipped; got kernel size {kernel} with stride {stride}"
+                    f"is skipped, or a kernel size equal to the stride; got kernel size {kernel} with stride {stride}"
                 )
         choice("stem_norm", self.norm, NORMS)
         choice("stem_act", self.act, ACTS)
@@ -107,29 +130,73 @@ class StemSpec:
 
     @property
     def patch_size(self) -> int:
-        """Pixels per token along each axis: the product of the strides."""
-        return math.prod(self.strides)
+        """Pixels per token along each axis: the product of the strides, the last one's included."""
+        return math.prod(self.strides) * self.last_stride
 
     @property
     def fits_torchvision(self) -> bool:
-        """Whether torchvision's ``ConvStemConfig`` can express it, which has no LayerNorm and no bias before a norm."""
-        return self.norm != "layernorm2d" and self.bias == (self.norm == "none")
+        """Whether torchvision can express it, as ``beyond_torchvision`` says."""
+        return not self.beyond_torchvision
+
+    @property
+    def beyond_torchvision(self) -> str:
+        """What torchvision's ``ConvStemConfig`` and its last 1x1 cannot express of it, in words; empty if nothing."""
+        if self.norm == "layernorm2d" or self.bias != (self.norm == "none"):
+            return f"stem_norm={self.norm!r}, stem_bias={self.bias}"
+        if (self.last_kernel_size, self.last_stride) != (1, 1):
+            return f"stem_last_kernel_size={self.last_kernel_size}, stem_last_stride={self.last_stride}"
+        even = any(kernel % 2 == 0 for kernel in self.kernel_sizes)
+        return f"stem_kernel_sizes={list(self.kernel_sizes)}, and even ones are padded there" if even else ""
 
     def layers(self, img_size: int | Sequence[int] | None = None, in_chans: int = 3) -> tuple[StemLayer, ...]:
-        """Return the layers before the last 1x1, in order.
+        """Return the layers before the last convolution, in order.
 
         Args:
-            img_size: height and width in pixels, or one number; default: one patch. Each layer rounds up.
+            img_size: height and width in pixels, or one number; default: one patch.
             in_chans: input channels of the first layer.
         """
+        return self._chain(img_size, in_chans, 0)[:-1]
+
+    def last_layer(self, embed_dim: int, img_size: int | Sequence[int] | None = None) -> StemLayer:
+        """Return the last convolution, which makes the tokens; for the arguments see ``layers``."""
+        return self._chain(img_size, 0, embed_dim)[-1]
+
+    def grid(self, img_size: Sequence[int]) -> tuple[int, int]:
+        """Return the rows and columns of tokens of an image [height, width] in pixels."""
+        last = self.last_layer(0, img_size)
+        return last.height, last.width
+
+    def _chain(self, img_size: int | Sequence[int] | None, in_chans: int, embed_dim: int) -> tuple[StemLayer, ...]:
         size = img_size or self.patch_size
         height, width = (size, size) if isinstance(size, int) else size
+        kernels, strides = (*self.kernel_sizes, self.last_kernel_size), (*self.strides, self.last_stride)
         layers: list[StemLayer] = []
-        for channels, kernel, stride in zip(self.channels, self.kernel_sizes, self.strides, strict=True):
-            height, width = -(-height // stride), -(-width // stride)
+        for channels, kernel, stride in zip((*self.channels, embed_dim), kernels, strides, strict=True):
+            more = 0 if kernel == stride else stride - 1  # padding makes a layer round up
+            height, width = (height + more) // stride, (width + more) // stride
             layers.append(StemLayer(in_chans, channels, kernel, stride, height, width))
             in_chans = channels
         return tuple(layers)
+
+    def levels(self, embed_dim: int, coarsest: int) -> list[tuple[int, int]]:
+        """Return stride and channels of every map of the feature pyramid, finest first.
+
+        A map inside the stem is the last one of its stride; those from the patch's stride on are the trunk's.
+
+        Args:
+            embed_dim: width of the trunk.
+            coarsest: stride of the last level.
+        """
+        inside: dict[int, int] = {}
+        stride = 1
+        for step, channels in zip(self.strides, self.channels, strict=True):
+            stride *= step
+            inside[stride] = channels
+        found = [(stride, channels) for stride, channels in inside.items() if 1 < stride < self.patch_size]
+        strides = [self.patch_size]
+        while strides[-1] * 2 <= coarsest:
+            strides.append(strides[-1] * 2)
+        return [*found, *((stride, embed_dim) for stride in strides)]
 
     @property
     def layer_title(self) -> str:
@@ -146,6 +213,8 @@ class StemSpec:
             "stem_norm": self.norm,
             "stem_act": self.act,
             "stem_bias": self.bias,
+            "stem_last_kernel_size": self.last_kernel_size,
+            "stem_last_stride": self.last_stride,
         }
 
 
@@ -169,7 +238,8 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
     if depth < 1 or 2**depth != patch_size:
         raise ArgumentError(
             f"a stem of stride-2 layers needs a patch size that is a power of two (2, 4, 8, 16, 32); got {patch_size}: "
-            "pass a stem with other strides and kernel sizes"
+            "choose one of these, or pass a stem whose strides multiply to it, such as strides (2, 7) and kernel sizes "
+            "(3, 13) for 14"
         )
     lean = patch_size > 16 and in_chans <= 3
     pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth + 1)]
@@ -182,9 +252,14 @@ def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
     """Raise ``ArgumentError`` unless the product of the stem's strides is the patch size."""
     if stem.patch_size != patch_size:
         raise ArgumentError(
-            f"the product of stem_strides must equal patch_size; {list(stem.strides)} multiply to "
-            f"{stem.patch_size}, patch_size is {patch_size}: change one of them"
+            f"the product of stem_strides{last_stride_in_words(stem)} must equal patch_size; {list(stem.strides)} "
+            f"multiply to {stem.patch_size}, patch_size is {patch_size}: change one of them"
         )
+
+
+def last_stride_in_words(stem: StemSpec) -> str:
+    """Return how a message names the stride of a stem's last convolution; nothing where it is 1, as usual."""
+    return "" if stem.last_stride == 1 else f" and stem_last_stride={stem.last_stride}"
 
 
 def check_img_size(

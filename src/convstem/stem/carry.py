@@ -1,16 +1,18 @@
 """A patch embedding in closed form as the parameters of a conv stem, which computes the same without any training.
 
-The layers carry the pixels to the stem's end, where the 1x1 reads the embedding off. ReLU passes only what is positive:
-a layer with two channels for each value carries x and -x, which loses nothing for any input; one with a single channel
-carries x - low, which loses nothing for pixels from ``low`` on. Where two channels for each value of the embedding are
-fewer than the pixels would take, the last layers carry the embedding instead. A narrower stem is refused.
+The layers carry the pixels to the stem's end, where the last convolution reads the embedding off. ReLU passes only
+what is positive: a layer with two channels for each value carries x and -x, which loses nothing for any input; one with
+a single channel carries x - low, which loses nothing for pixels from ``low`` on. Where two channels for each value of
+the embedding are fewer than the pixels would take, the last layers carry the embedding instead. A narrower stem is
+refused.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convstem.errors import ArgumentError
-from convstem.registry.stem_spec import StemSpec, check_stem_patch
+from convstem.registry.stem_spec import StemLayer, StemSpec, check_stem_patch
 from convstem.stem.norms import BN_EPS
 from convstem.stem.pixels import numbers
 
@@ -76,7 +78,7 @@ class TransplantReport:
     """What a transplant preserves."""
 
     layers: tuple[LayerReport, ...]
-    """One record for each layer before the 1x1."""
+    """One record for each layer before the last convolution."""
     resized_from: int | None = None
     """Patch size of the source if it was resized before the transplant: then all of this is about resized filters."""
 
@@ -93,7 +95,7 @@ class TransplantReport:
     def summary(self) -> str:
         """Return the report as one paragraph, with a clause for each layer."""
         layers = "; ".join(f"layer {index} {layer}" for index, layer in enumerate(self.layers))
-        return f"{self.outcome()} In detail, {layers}."
+        return f"{self.outcome()} In detail, {layers}." if layers else self.outcome()
 
 
 def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> TransplantReport:
@@ -175,7 +177,7 @@ def carry(
 
     Returns:
         a CPU state dict with the keys of timm's ``ConvStem``: ``{i}.conv.weight`` and ``{i}.bn.*`` (without norm
-        ``{i}.conv.bias``) of each layer i of n, ``{n}.conv.weight`` [embed_dim, channels, 1, 1] and ``{n}.conv.bias``.
+        ``{i}.conv.bias``) of each layer i of n, ``{n}.conv.weight`` [embed_dim, channels, k, k] and ``{n}.conv.bias``.
 
     Raises:
         ArgumentError: stem, tensors, ``low`` or ``margin`` do not fit, or ``low`` is needed; the message says which.
@@ -193,7 +195,7 @@ def carry(
     state: dict[str, Tensor] = {}
     for index, (layer, shape) in enumerate(zip(report.layers, stem.layers(in_chans=in_chans), strict=True)):
         taps, lacking, carried = _carry_on(below, layer, shape.stride, lows)
-        conv = _place(taps, below, layer.both_signs, (layer.width, shape.in_chans, shape.kernel_size), dtype)
+        conv = _place(taps, below, layer.both_signs, shape, dtype)
         _draw(conv[layer.used :], generator)
         if stem.norm == "none":
             after = {"conv.bias": _signed(lacking - carried.floor, layer)}
@@ -204,7 +206,8 @@ def carry(
             state[f"{index}.bn.num_batches_tracked"] = torch.tensor(0, device="cpu")
         below = carried
     end = len(report.layers)
-    state[f"{end}.conv.weight"] = _place(below.wanted, below, False, (embed_dim, stem.channels[-1], 1), dtype)
+    last = replace(stem.last_layer(embed_dim), in_chans=stem.channels[-1])
+    state[f"{end}.conv.weight"] = _place(below.wanted, below, False, last, dtype)
     constant = below.wanted.sum((2, 3), dtype=torch.float64) @ below.floor
     state[f"{end}.conv.bias"] = (constant if bias is None else constant + bias.detach().cpu()).to(dtype)
     return state, report
@@ -251,28 +254,31 @@ def _embed(wanted: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     return blocks.reshape(-1, values, stride, stride), shares.view(embed_dim, places, places, -1).permute(0, 3, 1, 2)
 
 
-def _place(taps: Tensor, below: _Carried, both_signs: bool, size: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+def _place(taps: Tensor, below: _Carried, both_signs: bool, layer: StemLayer, dtype: torch.dtype) -> Tensor:
     """Return a convolution's weight [channels, channels below, kernel, kernel] with these taps, zero elsewhere.
 
-    The taps begin at the kernel's centre, so that they cover the stride's own pixels and never the padding.
+    The taps begin behind the padding, so that they cover the stride's own pixels and never the padding.
 
     Args:
         taps: [rows, values below, stride, stride].
         below: the values that they apply to.
         both_signs: whether the rows come with both signs.
-        size: channels, channels below and kernel size.
+        layer: sizes of the convolution.
         dtype: of the weight.
     """
-    channels, channels_below, kernel = size
     rows, values, stride, _ = taps.shape
-    weight = torch.zeros(channels, channels_below, kernel, kernel, dtype=dtype, device="cpu")
-    covered = slice((kernel - 1) // 2, (kernel - 1) // 2 + stride)
+    kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + stride)
+    weight = torch.zeros(layer.channels, layer.in_chans, kernel, kernel, dtype=dtype, device="cpu")
     window = weight[:, :, covered, covered]
-    window[:rows, :values] = taps
-    if below.both_signs:
-        window[:rows, values : 2 * values] = -taps
-    if both_signs:
-        window[rows : 2 * rows] = -window[:rows]
+    signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
+    signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
+    row, value, y, x = taps.nonzero(as_tuple=True)
+    copies = len(row) == rows  # of pixels: a thousandth of the window to write
+    for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
+        if copies:
+            window[row + first, value + first_below, y, x] = sign * sign_below * taps[row, value, y, x].to(dtype)
+        else:
+            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
     return weight
 
 

@@ -50,17 +50,18 @@ class _ConvStem(ConvStem):
 
 
 def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None) -> ConvStem:
-    """Return timm's ``ConvStem`` for a spec; its last layer is the 1x1, without norm and activation.
+    """Return timm's ``ConvStem`` for a spec; its last layer has neither norm nor activation.
 
-    Maps images [batch, in_chans, height, width] to [batch, embed_dim, ceil(height / patch), ceil(width / patch)].
+    Maps images [batch, in_chans, height, width] to [batch, embed_dim, rows, columns], see ``StemSpec.grid``.
     """
+    layers = (*stem.layers(in_chans=in_chans), stem.last_layer(embed_dim))
     backbone = _ConvStem(
         in_chans=in_chans,
-        depth=len(stem.channels) + 1,
-        channels=(*stem.channels, embed_dim),
-        kernel_size=(*stem.kernel_sizes, 1),
-        stride=(*stem.strides, 1),
-        padding=(*((kernel - 1) // 2 for kernel in stem.kernel_sizes), 0),
+        depth=len(layers),
+        channels=tuple(layer.channels for layer in layers),
+        kernel_size=tuple(layer.kernel_size for layer in layers),
+        stride=tuple(layer.stride for layer in layers),
+        padding=tuple(layer.padding for layer in layers),
         norm_layer=_NORM_LAYERS.get(stem.norm, partial(_activation, act=stem.act)),
         act_layer=stem.act,
         device=device,
@@ -88,7 +89,7 @@ class ConvStemEmbed(HybridEmbed):
         patch_size: must equal ``stem.patch_size``.
         strict_img_size: refuse images of another size than ``img_size``.
         dynamic_img_pad: accepted for timm's sake; a stem pads by itself, its feature map is rounded up.
-        bias: ignored: the last 1x1 always has a bias.
+        bias: ignored: the last convolution always has a bias.
 
     Raises:
         ArgumentError: the image size is not a multiple of the patch size (unless the size is dynamic).
@@ -118,7 +119,7 @@ class ConvStemEmbed(HybridEmbed):
             build_conv_stem(stem, in_chans, embed_dim, device=device, dtype=dtype),
             img_size=size,
             patch_size=1,  # HybridEmbed's patch is on the feature map
-            feature_size=feature_size(size, stem.patch_size),  # given, so that HybridEmbed need not run the stem
+            feature_size=stem.grid(size),  # given, so that HybridEmbed need not run the stem
             feature_ratio=stem.patch_size,
             in_chans=in_chans,
             embed_dim=embed_dim,
@@ -129,10 +130,11 @@ class ConvStemEmbed(HybridEmbed):
             device=device,
             dtype=dtype,
         )
-        del self.proj  # the stem ends in a 1x1 of its own, and an Identity of this name is in adapters' way
+        del self.proj  # the stem's last convolution makes the tokens, and an Identity of this name is in adapters' way
         self.stem_spec, self.embed_dim = stem, embed_dim
         # For a patch embedding that is loaded: the lowest normalised pixels, and the patch size of its trunk's own.
-        self.lowest = self.resized_from = None
+        self.lowest: Any = None
+        self.resized_from: Any = None
         self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
         self.norm = nn.Identity()
         self.register_load_state_dict_pre_hook(carry_on_load)
@@ -171,8 +173,8 @@ class ConvStemEmbed(HybridEmbed):
         return max(self.patch_size) if as_scalar else self.patch_size
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid [rows, columns] for an image size in pixels; the stem rounds up."""
-        return feature_size(img_size, self.patch_size[0])
+        """Return the grid [rows, columns] for an image size in pixels; see ``StemSpec.grid``."""
+        return self.stem_spec.grid(img_size)
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Change the image size in pixels; the patch size is fixed by the stem.
@@ -192,7 +194,7 @@ class ConvStemEmbed(HybridEmbed):
         if self.strict_img_size:
             check_img_size(size, patch)
         self.img_size = size
-        self.feature_size = self.grid_size = feature_size(size, patch)
+        self.feature_size = self.grid_size = self.stem_spec.grid(size)
         self.num_patches = math.prod(self.grid_size)
 
     def fuse(self) -> ConvStemEmbed:
@@ -230,11 +232,6 @@ class ConvStemEmbed(HybridEmbed):
         elif self.output_fmt != Format.NCHW:
             x = nchw_to(x, self.output_fmt)
         return self.norm(x)
-
-
-def feature_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Return the grid [rows, columns] of an image size in pixels, rounded up as the stem does."""
-    return (img_size[0] + patch_size - 1) // patch_size, (img_size[1] + patch_size - 1) // patch_size
 
 
 def refuse_lost_activations(stem: nn.Module) -> None:

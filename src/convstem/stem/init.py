@@ -10,8 +10,8 @@ from torch import nn
 def init_stem(stem: nn.Module, norm: str) -> None:
     """Initialise a stem's convolutions in place, the same way for both hosts.
 
-    The layers before a norm get variance ``2 / fan_out``, the last 1x1 ``1 / fan_out`` and a zero bias. Where nothing
-    normalises, the layers get ``2 / fan_in``, which keeps the variance from layer to layer.
+    The layers before a norm get variance ``2 / fan_out``, the last convolution ``1 / fan_out`` and a zero bias. Where
+    nothing normalises, the layers get ``2 / fan_in``, which keeps the variance from layer to layer.
 
     Args:
         stem: holds the convolutions.

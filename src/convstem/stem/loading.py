@@ -32,7 +32,7 @@ def carry_on_load(
     except ArgumentError as error:
         lists[-1].append(f"{patchify_sentence(weight)} {error}")  # the last list is error_msgs
     else:
-        warn(CARRIED)
+        _tell()
 
 
 def carry_patch_embedding(embed: Any, state_dict: MutableMapping[str, Tensor], prefix: str) -> TransplantReport:
@@ -73,10 +73,11 @@ def carried_stem(
     return carry(weight, bias, stem, low)
 
 
-CARRIED = (
-    "this checkpoint has a patch embedding and no conv stem: it was transplanted into the model's stem; eval-mode "
-    "outputs are those of the plain (patchify) ViT"
-)
+def _tell() -> None:
+    warn(
+        "this checkpoint has a patch embedding and no conv stem: it was transplanted into the model's stem; eval-mode "
+        "outputs are those of the plain (patchify) ViT"
+    )
 
 
 def torchvision_carrier(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> Callable[..., None]:
@@ -114,7 +115,7 @@ def _carry_into_torchvision(
     for name in ("weight", "bias"):
         state_dict.pop(f"{prefix}{name}", None)
     state_dict.update({f"{prefix}{key}": tensor for key, tensor in under_own_keys(stem, carried).items()})
-    warn(CARRIED)
+    _tell()
 
 
 def under_own_keys(stem: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +126,7 @@ def under_own_keys(stem: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _names(stem: nn.Module) -> dict[str, str]:
-    """Return what a stem of either host calls the layers of timm's: ``{i}.conv`` and ``{i}.bn``, the last 1x1 last."""
+    """Return what a stem of either host calls the layers of timm's, in order: ``{i}.conv`` and ``{i}.bn``."""
     *layers, (last, module) = stem.named_children()
     names = {f"{len(layers)}.conv": last if isinstance(module, nn.Conv2d) else f"{last}.conv"}
     for index, (name, layer) in enumerate(layers):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError, warn
-from convstem.upstream.private import torch_has_hooks
+from convstem.upstream.private import torch_has_hooks, torch_loads_strictly
 
 BN_EPS = 1e-5
 """BatchNorm's epsilon in both hosts; state dicts do not hold it."""
@@ -118,6 +118,8 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
         change = _norm_of(state_dict, norm_key), _kind(norm)
         if change[0] == change[1] or not _is_whole(state_dict, conv_key, norm_key, change[0]):
             continue
+        if change in _PARTS and not torch_loads_strictly():
+            continue
         if "layernorm2d" in change:
             raise CheckpointError(
                 f"the stem of this checkpoint has stem_norm {change[0]}, the model's has {change[1]}, and neither can "
@@ -131,7 +133,7 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
 
 
 def _layers(stem: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
-    """Yield key and module of the convolution, and of what follows it, of each layer before the last 1x1."""
+    """Yield key and module of the convolution, and of what follows it, of each layer before the last convolution."""
     for name, layer in list(stem.named_children())[:-1]:
         (conv_name, conv), (norm_name, norm), *_ = layer.named_children()
         yield f"{prefix}{name}.{conv_name}", conv, f"{prefix}{name}.{norm_name}", norm
@@ -186,3 +188,6 @@ _CHANGES = {
     ),
 }
 """(Norm of the checkpoint, norm of the model) -> what changes the checkpoint, and what the user is told."""
+
+_PARTS = (("layernorm2d", "batchnorm2d"), ("none", "layernorm2d"))
+"""Norms that look so in a part of the model's own checkpoint: one without statistics, and one that is not in it."""

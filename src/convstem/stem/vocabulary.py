@@ -12,7 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from convstem.errors import ArgumentError, ArgumentTypeError
 from convstem.registry import catalog
-from convstem.registry.stem_spec import StemSpec
+from convstem.registry.records import ModelSpec
+from convstem.registry.stem_spec import StemSpec, default_stem, last_stride_in_words
 
 StemLike: TypeAlias = str | StemSpec | Sequence[int] | Sequence[ConvStemConfig]
 
@@ -31,7 +32,7 @@ _TORCHVISION_ACTS: dict[str, type[nn.Module] | None] = {"relu": nn.ReLU, "gelu":
 def as_stem_spec(stem: StemLike) -> StemSpec:
     """Return the stem meant by an architecture name, a ``StemSpec``, channels, or a list of ``ConvStemConfig``.
 
-    Channels are those of stride-2 layers without norm before the 1x1; ``ConvStemConfig`` is torchvision's.
+    Channels are those of stride-2 layers without norm before a 1x1; ``ConvStemConfig`` is torchvision's.
 
     Raises:
         UnknownModelError: unknown architecture name.
@@ -57,17 +58,20 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
     """Return the ``StemSpec`` of a list of torchvision ``ConvStemConfig``.
 
     Raises:
-        ArgumentError: the layers differ in norm or activation, or use one that has no counterpart.
+        ArgumentError: the layers differ in norm or activation, or have a norm, activation or kernel of no counterpart.
 
     Source: torchvision/models/vision_transformer.py, ``ConvStemConfig``.
     """
-    return StemSpec(
+    spec = StemSpec(
         channels=tuple(config.out_channels for config in configs),
         strides=tuple(config.stride for config in configs),
         kernel_sizes=tuple(config.kernel_size for config in configs),
         norm=_name_of("norm_layer", {config.norm_layer for config in configs}, _TORCHVISION_NORMS),
         act=_name_of("activation_layer", {config.activation_layer for config in configs}, _TORCHVISION_ACTS),
     )
+    if not spec.fits_torchvision:
+        raise ArgumentError(f"a stem of ours has no such ConvStemConfig: {spec.beyond_torchvision}; use odd kernels")
+    return spec
 
 
 def _name_of(field: str, classes: set[Any], names: Mapping[str, type[nn.Module] | None]) -> str:
@@ -88,15 +92,34 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     """Return the list of torchvision ``ConvStemConfig`` of a stem.
 
     Raises:
-        ArgumentError: torchvision cannot express the stem (LayerNorm2d, or a bias before the norm).
+        ArgumentError: torchvision cannot express the stem; the message says what it has.
     """
     if not stem.fits_torchvision:
         raise ArgumentError(
-            f"torchvision's ConvStemConfig has stem_norm {', '.join(sorted(_TORCHVISION_NORMS))}, and stem_bias=False "
-            f"before a norm; got stem_norm={stem.norm!r}, stem_bias={stem.bias}: build this model in timm"
+            f"torchvision's ConvStemConfig has stem_norm {', '.join(sorted(_TORCHVISION_NORMS))}, stem_bias=False "
+            f"before a norm, odd kernels, and a 1x1 at the end; got {stem.beyond_torchvision}: build this model in timm"
         )
     norm, act = _TORCHVISION_NORMS[stem.norm], _TORCHVISION_ACTS[stem.act]
     return [ConvStemConfig(layer.channels, layer.kernel_size, layer.stride, norm, act) for layer in stem.layers()]
+
+
+def own_stem(spec: ModelSpec | None, patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec:
+    """Return the stem that a name has at a patch size.
+
+    Args:
+        spec: the row of one of our own families, whose norm and activation stay at any patch size; None for a timm
+            trunk, which has the default stem.
+        patch_size: in pixels.
+        embed_dim: width of the trunk.
+        in_chans: input channels.
+
+    Raises:
+        ArgumentError: stride-2 layers cannot make such patches.
+    """
+    if spec is not None and spec.stem_channels and patch_size == spec.patch_size:
+        return spec.stem
+    stem = default_stem(patch_size, embed_dim, in_chans)
+    return stem if spec is None else replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
 
 
 def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
@@ -120,10 +143,11 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
         given = {"bias": False, **given}
     spec = replace(stem, **given)
     if spec.patch_size != patch_size:
-        layers = patch_size.bit_length() - 1
+        layers = (patch_size // spec.last_stride).bit_length() - 1
         way = "stem_strides (1 or 2 each)" if len(spec.channels) >= layers else f"at least {layers} stem_channels"
         raise ArgumentError(
-            f"the product of stem_strides must equal patch_size {patch_size}; stem_channels {list(spec.channels)} with "
-            f"stem_strides {list(spec.strides)} reduce the image by {spec.patch_size}: pass {way}"
+            f"the product of stem_strides{last_stride_in_words(spec)} must equal patch_size {patch_size}; "
+            f"stem_channels {list(spec.channels)} with stem_strides {list(spec.strides)} reduce the image by "
+            f"{spec.patch_size}: pass {way}"
         )
     return spec

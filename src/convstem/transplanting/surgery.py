@@ -28,7 +28,7 @@ from convstem.stem.loading import torchvision_carrier, under_own_keys
 from convstem.stem.norms import fit_norm
 from convstem.stem.pixels import PixelRange
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
-from convstem.transplanting.bands import widen_input
+from convstem.transplanting.bands import first_convolution, widen_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
 from convstem.upstream.private import timm_set_metadata
@@ -47,7 +47,8 @@ def transplant(
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified.
+            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified. One that
+            has a conv stem already is only given more input channels.
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
             ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
             instead of 224.
@@ -71,10 +72,15 @@ def transplant(
         UnsupportedModelError: it has no patch embedding that can be transplanted; the message says what it has.
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
-    find_patch_embedding(source)  # refuse before copying
+    wider = in_chans is not None or bands is not None
+    only_wider = wider and stem is None and isinstance(source, nn.Module) and first_convolution(source) is not None
+    if not only_wider:
+        find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
-    if in_chans is not None or bands is not None:
+    if wider:
         widen_input(twin, in_chans, bands)
+    if only_wider:
+        return twin
     resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if stem is not None else resize_patch(twin)
     transplant_in_place(twin, stem_for(twin, stem), margin, pixel_range, resized_from)
     _note_transplant(twin)
@@ -101,7 +107,7 @@ def transplant_in_place(
     low = lowest_of(model, pixel_range)
     state, report = carry(projection.weight, projection.bias, spec, low, margin=margin)
     new = _new_stem(old, spec, torch.device("meta"))  # without values, which it is given now
-    stem: nn.Module = new.backbone if isinstance(new, ConvStemEmbed) else new  # type: ignore[assignment]
+    stem = new.backbone if isinstance(new, ConvStemEmbed) else new
     stem.load_state_dict(under_own_keys(stem, state), assign=True)
     if isinstance(new, ConvStemEmbed):
         new.lowest = None if low is None else low.tolist()
@@ -193,17 +199,18 @@ def _replace(model: Any, path: str, new: nn.Module, spec: StemSpec) -> None:
         return
     first_conv = FIRST_CONV.replace("patch_embed", path, 1)
     if getattr(model, "pretrained_cfg", None):
-        architecture = model.pretrained_cfg.get("architecture")
         cfg = {**model.pretrained_cfg, "first_conv": first_conv, "custom_load": False}
-        if architecture:
-            cfg["architecture"] = transplanted_name(architecture)
         model.pretrained_cfg = model.default_cfg = cfg
     patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else a name's own
     timm_set_metadata(model, {**spec.model_args, **patch}, first_conv=first_conv)
 
 
 def _note_transplant(model: Any) -> None:
-    """Record that a model was transplanted, if it is known what its weights were made from."""
-    known = steps(getattr(model, "pretrained_cfg", None) or {})
+    """Give a transplanted timm model its name on a conv stem, and record what its weights were made from, if known."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if cfg.get("architecture"):
+        cfg = {**cfg, "architecture": transplanted_name(cfg["architecture"])}
+        model.pretrained_cfg = model.default_cfg = cfg
+    known = steps(cfg)
     if known and known[-1].what == LOADED:
         record(model, [*known[:-1], Step(TRANSPLANTED, known[-1].source)])

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from convstem.errors import ArgumentError, DeviceMemoryError, warn
+from convstem.files.safetensors import nonfinite, nonfinite_allowed
+from convstem.layouts.comparison import some_of
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """Types in which a model computes."""
@@ -26,7 +28,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     Raises:
         ArgumentError: any other, such as float8, in which torch stores values and computes next to nothing.
     """
-    found = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
+    found: Any = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
     if found is None or found in [getattr(torch, name) for name in DTYPES]:
         return found
     raise ArgumentError(f"dtype must be a floating-point type of torch or its name: {', '.join(DTYPES)}; got {dtype!r}")
@@ -113,6 +115,17 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
     kwargs.pop("device", None)
     with torch.device("cpu"):
         yield
+
+
+def check_cast(model: nn.Module) -> None:
+    """Raise ``ArgumentError`` if finite weights became Inf in a model of float16, whose largest number is 65,504."""
+    half = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype == torch.float16}
+    lost = [] if nonfinite_allowed() else nonfinite(half)
+    if lost:
+        raise ArgumentError(
+            f"float16 cannot hold these weights, some of which are beyond 65,504: {some_of(lost)} became Inf. Load "
+            "with dtype=torch.bfloat16, which reaches as far as float32"
+        )
 
 
 def check_holds_values() -> None:

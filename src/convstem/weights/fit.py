@@ -13,7 +13,7 @@ from typing import Any
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from convstem.errors import ConversionError
+from convstem.errors import CheckpointError, ConversionError
 from convstem.layouts.conversion import convert
 from convstem.layouts.diagnosis import check_checkpoint
 from convstem.layouts.recognise import LAYOUTS, recognise
@@ -42,8 +42,10 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
         CheckpointError: tensors are missing, surplus or misshapen.
         ConversionError: it is a ViT's of a layout that we know, but not a whole one.
     """
-    path = embed_path(model)
-    state = _by_timms_filter(_in_timms_keys(state_dict), model, path)
+    path = str(embed_path(model))
+    in_timms_keys, title = _in_timms_keys(state_dict, path)
+    _check_positions(in_timms_keys, model)
+    state = _by_timms_filter(in_timms_keys, model, path)
     embed = model.get_submodule(path)
     projection = f"{path}.proj.weight"
     if projection in state and not _has_stem(state, path):
@@ -53,18 +55,26 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     fit_norm(embed.backbone, state, f"{path}.backbone.")
     if "pos_embed" in dict(model.named_buffers()):  # fixed by the grid
         state["pos_embed"] = model.pos_embed
-    check_checkpoint(state, model)
+    try:
+        check_checkpoint(state, model)
+    except CheckpointError as error:
+        if not title:
+            raise
+        raise CheckpointError(
+            f"this is {title}; converted to timm's layout, {error}. `convstem convert FILE --out FOLDER` makes a "
+            "folder of the model that it is"
+        ) from None
     return state
 
 
 def stem_channels(tensors: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the channels of the conv stem in a file, the last 1x1's left out; none if it has no stem.
+    """Return the channels of the conv stem in a file, those of its last convolution left out; none if it has no stem.
 
     Args:
         tensors: anything with a shape, by key.
     """
     convs = {
-        int(index): tensor.shape[0]
+        int(index): tensor.shape[0] if tensor.shape else 0
         for key, tensor in tensors.items()
         for _, found, end in [key.partition(".backbone.")]
         for index, _, name in [end.partition(".")]
@@ -77,16 +87,32 @@ def _has_stem(state: Mapping[str, Any], path: str) -> bool:
     return any(key.startswith(f"{path}.backbone.") for key in state)
 
 
-def _in_timms_keys(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a state dict of a layout that we know under timm's keys; any other as it is, for timm may know it."""
+def _in_timms_keys(state_dict: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str]:
+    """Return a state dict of a layout that we know under timm's keys, and what it is; any other as it came.
+
+    What we do not know timm's own filter may.
+    """
+    if f"{path}.backbone.0.conv.weight" in state_dict or f"{path}.proj.weight" in state_dict:
+        return state_dict, ""  # timm's keys already: nothing to look into
     try:
         opened = unwrap(state_dict)
         layout = LAYOUTS[opened.layout] if opened.layout else recognise(opened.state_dict).layout
     except ConversionError:
-        return state_dict
+        return state_dict, ""
     if layout is None or layout.name == "timm":
-        return state_dict
-    return convert(state_dict, source=layout.name, target="timm").state_dict
+        return state_dict, ""
+    return convert(state_dict, source=layout.name, target="timm").state_dict, layout.title
+
+
+def _check_positions(state_dict: Mapping[str, Any], model: Any) -> None:
+    """Raise ``CheckpointError`` for a position embedding that nobody could resample."""
+    own, found = getattr(model, "pos_embed", None), state_dict.get("pos_embed")
+    if own is None or found is None or (found.ndim == own.ndim and found.numel()):
+        return
+    raise CheckpointError(
+        f"pos_embed has the shape {list(found.shape)} in the file, and {list(own.shape)} in the model: the file is "
+        "damaged, or another model's"
+    )
 
 
 def _by_timms_filter(state_dict: Mapping[str, Any], model: Any, path: str) -> dict[str, Tensor]:
@@ -117,7 +143,7 @@ def _filter_of(model: nn.Module) -> Callable[[Mapping[str, Any], Any], dict[str,
         return lambda state_dict, _: dict(state_dict)
     if "adapt_layer_scale" in inspect.signature(own).parameters:  # DeiT III's, whose builder asks for it
         return partial(own, adapt_layer_scale=True)
-    return own  # type: ignore[no-any-return]
+    return own
 
 
 def _of_source(cfg: dict[str, Any], state_dict: Mapping[str, Any], embed: Any, projection: str) -> dict[str, Any]:

@@ -25,8 +25,14 @@ from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
 from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import as_dtype, check_device, check_holds_values, enough_memory, off_meta
-from convstem.weights.fit import stem_channels
+from convstem.weights.devices import (
+    as_dtype,
+    check_cast,
+    check_device,
+    check_holds_values,
+    enough_memory,
+    off_meta,
+)
 
 FROM_CONFIG = ("hf-hub", "local-dir")
 """Sources of a pretrained cfg that came from a ``config.json``."""
@@ -130,7 +136,8 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
         build: takes a pretrained cfg whose file is on this machine, that file's header, and the caller's arguments.
 
     Raises:
-        ArgumentError: a device that torch does not have here, or a type in which no model computes.
+        ArgumentError: a device that torch does not have here, a type in which no model computes, or float16 for weights
+            beyond its range.
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
@@ -150,7 +157,8 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     with off_meta(kwargs), enough_memory(dtype):
         model = _build_deferred(build, bool(located and located.immutable), kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
-        check_finite(dict(model.named_parameters()), "the checkpoint")
+        check_finite(model.state_dict(), "the checkpoint")
+    check_cast(model)
     _restore_location(model.pretrained_cfg, cfg)
     if located:
         if request.as_saved:
@@ -193,7 +201,7 @@ def _note_origin(model: Any, located: Located, request: Request, header: Mapping
     if cfg.source not in FROM_CONFIG:  # the registry's words about weights that may be trained further
         model.pretrained_cfg.pop("description", None)
     if source:
-        add(model, Step(LOADED if stem_channels(header) else TRANSPLANTED, source))
+        add(model, Step(TRANSPLANTED if getattr(model, "transplant_report", None) else LOADED, source))
 
 
 def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:

@@ -1,7 +1,7 @@
-"""Copied as ``conftest.py`` beside torchvision's own test files: points them at convstem's names, and only at those.
+"""Copied as ``conftest.py`` beside torchvision's own test files: chooses which tests run. Nothing is patched.
 
-torchvision's tests ask ``list_models(torchvision.models)`` what to test while imported. Nothing in its files is
-edited, and there is no ``import convstem`` here: the names must resolve by themselves.
+Its tests ask ``list_models(torchvision.models)`` what to test while they are imported: our names are in that list.
+There is no ``import convstem`` here: the names must resolve by themselves.
 """
 
 import os
@@ -10,29 +10,29 @@ from typing import Any
 import pytest
 from torchvision import models
 
-HOME = "convstem.hosts"  # of the builders; the weights enums are in a module of it
+HOME = "torchvision.models.convstem"
 NAMES = os.environ["CONVSTEM_SMALL_NAMES"].split()
-assert all(models.get_model_builder(name).__module__ == HOME for name in NAMES)
+assert set(NAMES) <= set(models.list_models(models)), "convstem's names are not registered in this process"
 
-real_list_models = models.list_models
-
-
-def list_ours(module: Any = None, **kwargs: Any) -> list[str]:
-    """Answer for ``torchvision.models`` with our names, for its other modules as usual."""
-    return NAMES if module is models else real_list_models(module, **kwargs)
-
-
-models.list_models = list_ours
+REGISTRY = (
+    *("test_get_model_builder", "test_get_model_weights", "test_get_weight", "test_list_models"),
+    *("test_list_models_filters", "test_naming_conventions", "test_weights_copyable", "test_weights_deserializable"),
+)
+"""Tests of the registry as a whole, torchvision's own models included: they take no time, and no network."""
 
 
 def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:
-    """Keep the tests that were given one of our builders, on the CPU."""
-    ours = [item for item in items if _is_ours(getattr(item, "callspec", None))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in ours])
-    items[:] = ours
+    """Keep the tests of the registry, and those that were given one of our small builders, on the CPU."""
+    chosen = [item for item in items if _name(item) in REGISTRY or _is_ours(getattr(item, "callspec", None))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+def _name(item: Any) -> str:
+    return str(getattr(item, "originalname", ""))
 
 
 def _is_ours(callspec: Any) -> bool:
     parameters = list(callspec.params.values()) if callspec else []
-    homes = [str(getattr(value, "__module__", "")) for value in parameters]
-    return "cuda" not in parameters and any(home.startswith(HOME) for home in homes)
+    builders = [value for value in parameters if getattr(value, "__module__", "") == HOME]
+    return "cuda" not in parameters and any(builder.__name__ in NAMES for builder in builders)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convstem.hub.provenance import Step, steps
+from convstem.publishing.cards.markdown import plain
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
 from convstem.stem.carry import RESIZED_NOTE, carried_by
@@ -27,6 +28,7 @@ class CardFacts:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = "center"
     description: str = ""
     dataset: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -70,6 +72,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
         base_model=entry.hub_name[0] if entry.hf_hub_id else None,
         transplanted=entry.transform == "transplant",
         measured_error=measured_error,
+        crop_mode=getattr(spec, "crop_mode", "center"),
         **{name: getattr(entry, name) for name in shared + ours + source},
     )
 
@@ -101,7 +104,8 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
         "std": tuple(cfg["std"]),
         "interpolation": cfg["interpolation"],
         "crop_pct": cfg["crop_pct"],
-        "description": cfg.get("description") or "",
+        "crop_mode": cfg.get("crop_mode", "center"),
+        "description": plain(cfg.get("description") or ""),
         "model_args": config.get("model_args", {}),
     }
     known = [step for step in steps(cfg) if step.repo_id is None or step.repo_id != repo_id]  # pushed to where it was

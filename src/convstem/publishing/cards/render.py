@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
-from convstem.hub.config import read_config
+from convstem.hub.config import read_config, read_text
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CARD, CONFIG, source_of
 from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
@@ -92,7 +92,7 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
 def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:
     config, card = read_config(folder / CONFIG), folder / CARD
     if license is None and card.is_file():
-        license = license_of_card(card.read_text(encoding="utf-8"), card.name)
+        license = license_of_card(read_text(card), card.name)
     return render(facts_of_config(config, repo_id, check_license(license or config["pretrained_cfg"].get("license"))))
 
 
@@ -112,13 +112,11 @@ def render(facts: CardFacts) -> str:
         timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}" if facts.repo_id else "local-dir:.",
         transformers=_transformers(facts),
         torchvision=_torchvision(facts, spec),
-        size=f"{facts.input_size[1]} x {facts.input_size[2]}",
-        resize=round(facts.input_size[1] / facts.crop_pct),
-        interpolation=facts.interpolation,
+        resize=_resize(facts),
         mean=", ".join(f"{value:g}" for value in facts.mean),
         std=", ".join(f"{value:g}" for value in facts.std),
         origin=_origin(facts),
-        norm=_NORMS[facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none")],
+        norm=_NORMS.get(facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none"), ""),
         accuracy=_accuracy(facts),
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
@@ -126,14 +124,24 @@ def render(facts: CardFacts) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
+def _resize(facts: CardFacts) -> str:
+    size = f"{facts.input_size[1]} x {facts.input_size[2]}"
+    if facts.crop_mode == "squash":
+        return f"resize to {size} ({facts.interpolation}), whatever the image's shape"
+    shorter = round(facts.input_size[1] / facts.crop_pct)
+    return f"resize the shorter side to {shorter} ({facts.interpolation}), centre crop {size}"
+
+
 def _sizes(spec: Architecture | None) -> str:
     if spec is None:
         return ""
+    paper = getattr(spec, "paper_name", "")
     heads = f"{spec.num_heads} heads" if spec.num_heads else "no attention"
     ratio = f", MLP ratio {spec.mlp_ratio:g}" if isinstance(spec, ModelSpec) else ""
     return (
         f"{spec.depth} blocks of width {spec.embed_dim}, {heads}{ratio}; "
         f"{num_params(spec) / 1e6:.2f} M parameters, {macs(spec) / 1e9:.3f} G multiply-adds per image."
+        + (f" Paper: {paper} ({getattr(spec, 'paper_ids', '')})." if paper else "")
     )
 
 
