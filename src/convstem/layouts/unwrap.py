@@ -166,7 +166,7 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
 
 
 def _is_dense(value: Any) -> bool:
-    return hasattr(value, "shape") and not getattr(value, "is_sparse", False)
+    return hasattr(value, "shape") and not any(getattr(value, kind, False) for kind in ("is_sparse", "is_quantized"))
 
 
 def _nested(content: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from convstem.errors import CheckpointError
 from convstem.files.checkpoint import read_checkpoint
+from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
 from convstem.hub.read import fetch_all
@@ -133,7 +134,7 @@ def convert_to_folder(
     check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
-    name = found.repo_id or path.name
+    name = found.repo_id or readable(path.name)
     content, beside = read_checkpoint(path), facts_beside(path)
     layout = layout or beside.pop("layout", None)
     known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
