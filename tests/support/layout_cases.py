@@ -65,7 +65,7 @@ def other(state: State) -> State:
 def _moco_pretraining(state: State) -> State:
     trunk = {key: value for key, value in state.items() if not key.startswith("head.")}
     projector = add_prefix("head.", vits.moco_projector(24).double().state_dict())
-    predictor = vits.moco_projector(4).double().state_dict()
+    predictor = vits.moco_projector(4, depth=2).double().state_dict()
     inner = {
         **add_prefix("base_encoder.", {**trunk, **projector}),
         **add_prefix("momentum_encoder.", {**other(trunk), **projector}),

@@ -110,10 +110,10 @@ class MocoViT(BatchFirstViT):
                         self.pos_embed[0, 1 + token, start + quarter + k] = angle.cos()
 
 
-def moco_projector(dim: int) -> nn.Sequential:
-    """What pre-training puts in the place of the head."""
+def moco_projector(dim: int, depth: int = 3) -> nn.Sequential:
+    """What pre-training puts in the place of the head; its predictor has two layers."""
     layers: list[nn.Module] = []
-    for before, after in ((dim, 8), (8, 8), (8, 4)):
+    for before, after in ((dim, 8), *[(8, 8)] * (depth - 2), (8, 4)):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, affine=after != 4), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -27,6 +27,14 @@ def integers(context: click.Context, option: click.Parameter, text: str | None) 
         raise click.BadParameter(f"expected whole numbers separated by commas, such as 3,2,1; got {text!r}") from None
 
 
+def numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of ``0.5,0.5,0.5``; the callback of an option."""
+    try:
+        return tuple(float(number) for number in text.split(",")) if text else None
+    except ValueError:
+        raise click.BadParameter(f"expected numbers separated by commas, such as 0.5,0.5,0.5; got {text!r}") from None
+
+
 def say(line: object, err: bool = False) -> None:
     """Print one line, whatever is in it; see ``printable``."""
     click.echo(printable(line), err=err)

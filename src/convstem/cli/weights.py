@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, print_json, say, say_lines
+from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines
 from convstem.cli.tables import table
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
@@ -33,6 +33,9 @@ from convstem.registry.stem_spec import StemSpec
 @click.option("--stem-strides", callback=integers, help="Strides of the stem's layers, comma-separated, likewise.")
 @click.option("--stem-last-stride", type=int, help="Stride of the stem's last convolution, likewise.")
 @click.option("--img-size", callback=integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
+@click.option("--mean", callback=numbers, metavar="R,G,B", help="Mean of its training images, where nothing says it.")
+@click.option("--std", callback=numbers, metavar="R,G,B", help="Their standard deviation, likewise.")
+@click.option("--act-layer", help="Activation, such as gelu or quick_gelu, where the checkpoint does not tell it.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")

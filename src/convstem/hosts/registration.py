@@ -89,17 +89,20 @@ def register_host(host: str, path: str) -> Registration:
 
 
 def _tell_refused(done: Registration) -> None:
+    try:
+        warn(_refused(done), RuntimeWarning)
+    except RuntimeWarning as error:
+        if done.path == EXPLICIT:
+            raise
+        say(str(error))  # with -W error it would break the import of a host
+
+
+def _refused(done: Registration) -> str:
     owners = "; ".join(f"{name} ({reason})" for name, reason in sorted(done.refused.items()))
-    sentence = (
+    return (
         f"convstem left {len(done.refused)} {done.host} model name(s) to their owners: {owners}. "
         "`convstem doctor` shows what was registered."
     )
-    try:
-        warn(sentence, RuntimeWarning)
-    except RuntimeWarning:
-        if done.path == EXPLICIT:
-            raise
-        say(sentence)  # with -W error it would break the import of a host
 
 
 def _register_timm(done: Registration) -> None:

@@ -48,10 +48,15 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
 def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str:
     """Download with huggingface_hub's own function and return the content's hash; wrong content is removed."""
     _ask_client(cache, listing, name, token)
-    right = cache.verified(listing.commit, name, listing.digest(name)) or cache.discard(listing.commit, name)
-    if right is None:
+    digest = listing.digest(name)
+    if cache.verified(listing.commit, name, digest):
+        return digest
+    actual = cache.discard(listing.commit, name)
+    if actual is None:
         raise FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
-    return right
+    if actual == digest:  # under another content's name, as the client stores it after a stale ETag
+        return _by_pieces(cache, listing, name, token)
+    return actual
 
 
 def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:

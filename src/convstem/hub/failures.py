@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from convstem.errors import AccessDeniedError, HubError, MissingFileError, RevisionMissingError, UnreachableError
-from convstem.hub.vanishing import DELETED
+from convstem.hub.vanishing import deleted_again
 
 ATTEMPTS = 4
 
@@ -215,7 +215,7 @@ def explain(
             "SSL_CERT_FILE (REQUESTS_CA_BUNDLE for huggingface_hub below 1.0)"
         )
     if _deleted(error):
-        return HubError(f"{error.filename or where} {DELETED}")  # type: ignore[attr-defined]
+        return HubError(deleted_again(error.filename or where))  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.errno in _DISK:
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
     if is_transient(error):

@@ -43,7 +43,7 @@ def again_if_deleted(function: Function) -> Function:
                 if gone is None:
                     raise
                 if not left:
-                    raise HubError(f"{gone} {DELETED}") from error
+                    raise HubError(deleted_again(gone)) from error
             finally:
                 _GIVEN.reset(before)
         raise AssertionError("TRIES must be positive")
@@ -51,7 +51,9 @@ def again_if_deleted(function: Function) -> Function:
     return cast("Function", persistent)
 
 
-DELETED = (
-    "is deleted from the Hub's cache, again and again, while it is used: stop what clears the cache, or choose another "
-    "folder with HF_HUB_CACHE"
-)
+def deleted_again(path: object) -> str:
+    """Return what is said of a file of the cache that something else deletes."""
+    return (
+        f"{path} is deleted from the Hub's cache, again and again, while it is used: stop what clears the cache, or "
+        "choose another folder with HF_HUB_CACHE"
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.architecture import Given, resolve
 from convstem.layouts.engine import check_whole, from_timm, to_timm
+from convstem.layouts.images import assumptions, preprocessing
 from convstem.layouts.recognise import LAYOUTS, require_layout
 from convstem.layouts.research import is_moco_sincos
 from convstem.layouts.rows import Layout, match
@@ -109,8 +110,7 @@ class Converted(Mapping[str, "Tensor"]):
         return {
             "architecture": self.architecture,
             "num_classes": self.sizes.num_classes,
-            **LAYOUTS[self.source].preprocessing,
-            **self._given.preprocessing,
+            **preprocessing(LAYOUTS[self.source], self.sizes, self._given, self.report.dropped),
         }
 
     @property
@@ -169,14 +169,16 @@ def convert(
     sizes = check_whole(inward, layout, square="img_size" not in given.arguments)
     _check_head_width(sizes, LAYOUTS[target], given)
     outward = from_timm(inward, sizes, LAYOUTS[target])
+    left_out = {**opened.dropped, **dropped}
+    said = (*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict))
     report = ConversionReport(
         layout=layout.name,
         why=why,
         path=tuple(opened.path),
         weights=opened.weights,
         mapped={new: tuple(o for key in old for o in inward.sources[key]) for new, old in outward.sources.items()},
-        dropped={**opened.dropped, **dropped},
-        notes=(*opened.notes, *_epsilon_notes(sizes, layout, given), *_dtype_notes(outward.state_dict)),
+        dropped=left_out,
+        notes=(*said, *assumptions(layout, sizes, given, left_out)),
     )
     converted = Converted(
         outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict.get("pos_embed")

@@ -314,6 +314,10 @@ class Layout:
     """timm's arguments that hold for every model of the layout, and that shapes do not tell."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What the layout's models are usually fed, by field of timm's pretrained cfg; a checkpoint may say otherwise."""
+    fed_differently: bool = False
+    """Whether that is only what most of them are fed."""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    """Arguments of ``arguments`` that hold for most models of the layout only, and the sentence that says so."""
     naming: Naming = Naming()
 
     @cached_property

@@ -76,6 +76,7 @@ VIT = Layout(
     },
     arguments={"norm_eps": 1e-12},
     preprocessing=HALF,
+    fed_differently=True,
 )
 
 _DINOV2_ROWS = (
@@ -196,6 +197,10 @@ CLIP = Layout(
     refusals=_MEAN_CLASSIFIER,
     expresses={**_TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
     arguments={"norm_eps": 1e-5, "act_layer": "quick_gelu"},
+    assumed={
+        "act_layer": "its activation is assumed to be QuickGELU, as in OpenAI's CLIP; LAION's has GELU: "
+        "act_layer='gelu' (--act-layer gelu on the command line) says so"
+    },
     preprocessing={"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
     naming=Naming(
         "vit_{size}_patch{patch}_clip{act}_{img}", usual={"pre_norm": True}, base="vit_base_patch16_clip{act}_224"
@@ -242,10 +247,16 @@ def arguments_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": own.get("layer_norm_eps"),
         "act_layer": _ACTIVATIONS.get(own.get("hidden_act", "")),
     }
-    return {name: value for name, value in arguments.items() if value is not None}
+    images = IMAGENET if config.get("model_type") in _OF_IMAGENET else {}
+    return {**images, **{name: value for name, value in arguments.items() if value is not None}}
 
+
+_OF_IMAGENET = ("vit_mae", "vit_msn")
+"""Types of models that have ViT's layout, and other images."""
 
 _MODEL_TYPES = {
+    "vit_mae": VIT,
+    "vit_msn": VIT,
     "vit": VIT,
     "dinov2": DINOV2,
     "dinov2_with_registers": DINOV2_REGISTERS,

@@ -115,7 +115,11 @@ PREFIXES = (
     Prefix("backbone.", _PRETRAINING),
     Prefix("base_model.", _NORMALISATION),
     Prefix("model.", _NORMALISATION),
-    Prefix("vit.", beside=("classifier.{p}",)),
+    Prefix(
+        "vit.",
+        (Drop("decoder.{*}", "MAE's decoder is only for pre-training"),),
+        beside=("classifier.{p}",),
+    ),
     Prefix("dinov2.", beside=("classifier.{p}",)),
     Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
     Prefix("vision_model.", _TEXT, beside=("classifier.{p}", "visual_projection.weight")),

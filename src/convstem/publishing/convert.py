@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from convstem.errors import CheckpointError
@@ -144,7 +145,8 @@ def convert_to_folder(
     if transplanted and converted.patchify and target == "timm":
         if converted.norm_eps != 1e-6:
             timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
-        written = write_transplant(model, found, folder, license=license, overwrite=overwrite)
+        notes = converted.report.notes
+        written = write_transplant(model, found, folder, license=license, overwrite=overwrite, notes=notes)
         args = read_json(folder / CONFIG).get("model_args") or {}
         return result(written.architecture, args, False, transplant=written)
 
@@ -173,16 +175,18 @@ def _build(converted: Converted) -> Any:
     """
     import timm
 
-    name = converted.architecture
-    model = timm.create_model(
-        name,
-        device="meta",
+    create = partial(
+        timm.create_model,
+        converted.architecture,
         num_classes=converted.sizes.num_classes,
         in_chans=converted.sizes.in_chans,
         pretrained_cfg=_cfg(converted),
         **converted.model_args,
     )
+    model = create(device="meta")
     _require_fit(converted, model)
+    if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds
+        model = create()
     model.load_state_dict(converted.state_dict, assign=True)
     _fill_buffers(model)
     if converted.patchify:
@@ -195,17 +199,22 @@ def _build(converted: Converted) -> Any:
 def _fill_buffers(model: nn.Module) -> None:
     """Compute, on the CPU, the buffers that no state dict holds, such as rotary periods; timm's modules know how."""
     for module in model.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            module.to_empty(device="cpu", recurse=False)
-            module.init_non_persistent_buffers()
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def _cfg(converted: Converted) -> dict[str, Any]:
     """Return a pretrained cfg: the architecture's own, without the origin of the registry's weights."""
+    from timm.layers import to_2tuple
     from timm.models import resolve_pretrained_cfg
 
     own = resolve_pretrained_cfg(converted.architecture).to_dict()
-    return {**{key: value for key, value in own.items() if key not in _ORIGIN}, **converted.pretrained_cfg}
+    size = to_2tuple(converted.model_args.get("img_size") or own["input_size"][1:])
+    images = {"input_size": (converted.sizes.in_chans, *size)}
+    return {**{key: value for key, value in own.items() if key not in _ORIGIN}, **images, **converted.pretrained_cfg}
 
 
 def _require_fit(converted: Converted, model: nn.Module) -> None:
@@ -222,9 +231,9 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
 
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
     origin = f"Converted from {code(name)}, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
-    if not converted.patchify:
-        return render(facts_of_config(config, None, license, name=converted.architecture, description=origin))
     notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
+    if not converted.patchify:
+        return render(facts_of_config(config, None, license, name=converted.architecture, description=origin + notes))
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "
         f"(patchify) ViT of timm's; `convstem transplant FOLDER --out OUT` gives it a conv stem.{notes}\n"

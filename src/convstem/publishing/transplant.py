@@ -78,6 +78,7 @@ def write_transplant(
     license: str | None = None,
     overwrite: bool = False,
     bands: Sequence[int] | None = None,
+    notes: Sequence[str] = (),
     **options: Any,
 ) -> TransplantResult:
     """Do the same for a model that is built already.
@@ -89,6 +90,7 @@ def write_transplant(
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
         license: of the weights; default: the one in the model's pretrained cfg.
         overwrite: replace the model that is there.
+        notes: what else the card says.
         bands, options: further arguments of ``convstem.transplant``.
 
     Raises:
@@ -117,7 +119,7 @@ def write_transplant(
         finish(
             staged,
             license,
-            lambda config: _wider_card(result, bands, config) if stems else _card(result, source.short, config),
+            lambda config: _wider_card(result, bands, config) if stems else _card(result, source.short, config, notes),
         )
 
     write_folder(folder, write, overwrite)
@@ -176,7 +178,8 @@ def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: M
     return render(replace(facts, description=text))
 
 
-def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str:
+def _card(result: TransplantResult, name: str, config: Mapping[str, Any], notes: Sequence[str]) -> str:
+    said = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in notes)
     facts = facts_of_config(
         config,
         None,
@@ -187,4 +190,4 @@ def _card(result: TransplantResult, name: str, config: Mapping[str, Any]) -> str
         resized_from=result.report.resized_from,
         note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
-    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem."))
+    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem.{said}"))

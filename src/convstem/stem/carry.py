@@ -272,13 +272,13 @@ def _place(taps: Tensor, below: _Carried, both_signs: bool, layer: StemLayer, dt
     window = weight[:, :, covered, covered]
     signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
     signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
-    copies = int(taps.count_nonzero()) == rows  # of pixels: a thousandth of the window to write
-    row, value, y, x = taps.nonzero(as_tuple=True) if copies else (None,) * 4
+    row, value, y, x = taps.nonzero(as_tuple=True)
+    copies = len(row) == rows  # of pixels: a thousandth of the window to write
     for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
-        if row is None:
-            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
-        else:
+        if copies:
             window[row + first, value + first_below, y, x] = sign * sign_below * taps[row, value, y, x].to(dtype)
+        else:
+            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
     return weight
 
 
