@@ -23,7 +23,7 @@ from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
 def build(converted: Converted) -> nn.Module:
     """The timm model that the conversion names, with random weights."""
-    model = timm.create_model(converted.architecture, num_classes=converted.sizes.num_classes, **converted.model_args)
+    model = timm.create_model(converted.architecture, **converted.model_args)
     if converted.patchify:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):

@@ -99,7 +99,7 @@ PREFIXES = (
     Prefix(
         "vit.",
         (Drop("decoder.{*}", "MAE's decoder is only for pre-training"),),
-        beside=("classifier.{p}",),
+        beside=("classifier.{p}", "encoder.layer.{i}.{*}"),  # version 5 writes MSN's blocks without the prefix
     ),
     Prefix("dinov2.", beside=("classifier.{p}",)),
     Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
