@@ -57,7 +57,7 @@ PARTS: dict[str, tuple[Callable[[], Any], str]] = {
         "a FeaturePyramid gives maps .* push the whole",
     ),
     "pyramid for torchvision": (lambda: convstem.feature_pyramid(nano()), "a FeaturePyramidDict gives maps"),
-    "timm's features": (lambda: nano(features_only=True), "a FeatureGetterNet gives maps"),
+    "timm's features": (lambda: nano(features_only=True, out_indices=1), "a FeatureGetterNet gives maps"),
     "a task": (Task, "this is a Task; it has one inside: push its .network"),
     "a sequence": (
         lambda: nn.Sequential(nn.Identity(), nano()),

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from convstem.errors import ConversionError
 from convstem.layouts.edgecrafter import EDGECRAFTER
+from convstem.layouts.open_clip import OPEN_CLIP
 from convstem.layouts.research import AUGREG, MOCO_V3, ROBUSTBENCH
 from convstem.layouts.rows import Layout, search
 from convstem.layouts.timm import TIMM
 from convstem.layouts.torchvision import CLASSYVISION, PYCLS, TORCHVISION
 from convstem.layouts.transformers import TRANSFORMERS
 
-_ALL = (AUGREG, CLASSYVISION, EDGECRAFTER, MOCO_V3, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)
+_ALL = (AUGREG, CLASSYVISION, EDGECRAFTER, MOCO_V3, OPEN_CLIP, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _ALL}
 """Every layout by name."""

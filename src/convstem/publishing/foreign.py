@@ -26,8 +26,9 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 """What the reference gives, and what the converted model gives for the same."""
 
 
-_NAMES = (WEIGHTS, "pytorch_model.bin")
-"""What the weights are called in a folder of transformers or timm, the safe one first."""
+_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+          "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # fmt: skip
+"""What the weights are called in a folder of transformers, timm or open_clip, the safe one of each first."""
 
 
 def weights_in(source: Path) -> Path:
@@ -40,7 +41,7 @@ def weights_in(source: Path) -> Path:
         return source
     found = [source / name for name in _NAMES if (source / name).is_file()]
     if not found:
-        raise MissingPathError(f"{source} has no {' and no '.join(_NAMES)}: give the path of a checkpoint")
+        raise MissingPathError(f"{source} has none of {', '.join(_NAMES)}: give the path of a checkpoint")
     return found[0]
 
 
