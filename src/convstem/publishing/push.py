@@ -125,7 +125,10 @@ def write_card(
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)
     if named != license:
-        raise ArgumentError(f"the card says license: {named}, and license={license!r} was given; make them agree")
+        raise ArgumentError(
+            f"the card says license: {named}, and license={license!r} was given; make them agree: write {license} in "
+            "the metadata at its head, give another with card= (--card), or remove README.md, and one is made"
+        )
     path.write_text(text, encoding="utf-8")
 
 
