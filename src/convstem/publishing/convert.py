@@ -176,14 +176,9 @@ def _build(converted: Converted) -> Any:
     """
     import timm
 
-    create = partial(
-        timm.create_model,
-        converted.architecture,
-        num_classes=converted.sizes.num_classes,
-        in_chans=converted.sizes.in_chans,
-        pretrained_cfg=_cfg(converted),
-        **converted.model_args,
-    )
+    sizes = {"num_classes": converted.sizes.num_classes, "in_chans": converted.sizes.in_chans}
+    args = {**sizes, **converted.model_args}
+    create = partial(timm.create_model, converted.architecture, pretrained_cfg=_cfg(converted), **args)
     model = create(device="meta")
     _require_fit(converted, model)
     if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds
