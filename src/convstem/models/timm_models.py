@@ -236,7 +236,7 @@ def _stem(
     stem = own_stem(spec, made, embed_dim, in_chans, stride if made == patch else None)
     if channels and len(channels) != len(stem.channels) and changes["channels"] is None:
         stem = own_stem(spec, made, embed_dim, in_chans)  # of a file with another stride
-    default = spec is None or stem.channels != spec.stem.channels or not spec.stem_channels
+    default = spec is None or stem != spec.stem or not spec.stem_channels
     if default and changes["channels"] is None and len(channels) == len(stem.channels):
         stem = replace(stem, channels=channels)
     return at_stride(override_stem(stem, product, **changes), stride)

@@ -80,7 +80,9 @@ def transplant(
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     wider = in_chans is not None or bands is not None
-    only_wider = wider and stem is None and isinstance(source, nn.Module) and first_convolution(source) is not None
+    only_wider = (
+        wider and stem is stride is None and isinstance(source, nn.Module) and first_convolution(source) is not None
+    )
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
@@ -88,8 +90,8 @@ def transplant(
         widen_input(twin, in_chans, bands)
     if only_wider:
         return twin
-    own_patch = stem is not None and stride is None
-    resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if own_patch else resize_patch(twin)  # type: ignore[arg-type]
+    own_patch = as_stem_spec(stem).patch_size if stem is not None and stride is None else RESIZED
+    resized_from = resize_patch(twin, own_patch)
     stride = _checked_stride(twin, stride)
     transplant_in_place(twin, stem_for(twin, stem, stride=stride), margin, pixel_range, resized_from)
     _note_transplant(twin)
