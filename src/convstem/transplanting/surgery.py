@@ -80,9 +80,8 @@ def transplant(
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     wider = in_chans is not None or bands is not None
-    only_wider = (
-        wider and stem is stride is None and isinstance(source, nn.Module) and first_convolution(source) is not None
-    )
+    stemmed = isinstance(source, nn.Module) and first_convolution(source) is not None
+    only_wider = wider and stemmed and stem is None and stride is None
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
