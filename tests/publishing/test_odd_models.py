@@ -79,7 +79,9 @@ def held(tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], name: s
     return path
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:.*quantized tensor")
+@pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor", "ignore:Validating sparse tensor", "ignore:TypedStorage"
+)
 def test_checkpoints_of_other_kinds_of_numbers(tmp_path: Path) -> None:
     assert convert_to_folder(held(tmp_path, lambda v: v), tmp_path / "plain", num_heads=3)  # negative control
     assert convert_to_folder(held(tmp_path, lambda v: v.to(torch.float8_e4m3fn)), tmp_path / "float8", num_heads=3)
