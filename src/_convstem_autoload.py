@@ -1,10 +1,11 @@
 """Makes convstem's names resolve without an import: torch calls ``install`` at the end of ``import torch``.
 
-It must cost nothing and break nothing: only ``sys`` is imported, ``install`` never raises, and the finder answers
-None for every module but the two hosts. It is its own top-level file, so that a removed ``convstem`` folder leaves a
-warning behind instead of a broken ``import torch``.
+It must cost nothing and break nothing: only ``sys`` and ``_thread`` are imported, which Python itself has at hand;
+``install`` never raises, and the finder answers None for every module but the two hosts. It is its own top-level file,
+so that a removed ``convstem`` folder leaves a warning behind instead of a broken ``import torch``.
 """
 
+import _thread
 import sys
 
 HOSTS = {"timm.models": "timm", "torchvision.models": "torchvision"}
@@ -26,9 +27,15 @@ def install():
 
 
 def install_finder(path):
-    """Put the finder first on ``sys.meta_path`` unless one is there; ``path`` says who asked, for `convstem doctor`."""
-    if not any(type(finder).__name__ == "ConvStemFinder" for finder in sys.meta_path):
-        sys.meta_path.insert(0, ConvStemFinder(path))
+    """Put the finder first on ``sys.meta_path``, once; ``path`` says who asked, for `convstem doctor`."""
+    there = [finder for finder in sys.meta_path if type(finder).__name__ == "ConvStemFinder"]
+    put_first(there[0] if there else ConvStemFinder(path))
+
+
+def put_first(finder):
+    """Put a finder at the front: hooks such as jaxtyping's ask nobody behind them for a module that is theirs."""
+    if not sys.meta_path or sys.meta_path[0] is not finder:
+        sys.meta_path[:] = [finder, *(other for other in sys.meta_path if other is not finder)]
 
 
 def register(host, path):
@@ -48,12 +55,20 @@ def report(error):
     if str(error) in reported:
         return
     reported.add(str(error))
-    warnings.warn(
+    sentence = (
         f"convstem could not register its models ({type(error).__name__}: {error}); timm and torchvision work as "
-        "usual. Reinstall or uninstall convstem, or set CONVSTEM_AUTOLOAD=0 to silence this.",
-        RuntimeWarning,
-        stacklevel=2,
+        "usual. Reinstall or uninstall convstem, or set CONVSTEM_AUTOLOAD=0 to silence this."
     )
+    try:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:  # with -W error it would break the import of somebody else's module
+        say(sentence)
+
+
+def say(sentence):
+    """Say on standard error what would have been a warning, were warnings not errors."""
+    if sys.stderr is not None:  # there is none under pythonw
+        sys.stderr.write(f"RuntimeWarning: {sentence}\n")
 
 
 class ConvStemFinder:
@@ -61,12 +76,24 @@ class ConvStemFinder:
 
     def __init__(self, path):
         self.path = path
+        self.asking = set()  # threads in which the other finders are being asked
 
     def find_spec(self, fullname, path=None, target=None):
         """Return the host's own spec with its loader wrapped, or None."""
-        if fullname not in HOSTS:
+        if any(finder is self for finder in sys.meta_path):  # else somebody took it out, and calls it all the same
+            put_first(self)
+        thread = _thread.get_ident()
+        if fullname not in HOSTS or thread in self.asking:  # a finder that we ask may ask us, as we ask it
             return None
-        for finder in sys.meta_path:
+        self.asking.add(thread)
+        try:
+            return self.wrapped(fullname, path, target)
+        finally:
+            self.asking.discard(thread)
+
+    def wrapped(self, fullname, path, target):
+        """Return the spec of the first other finder that has one, with its loader wrapped, or None."""
+        for finder in list(sys.meta_path):
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec = find(fullname, path, target) if find else None
             if spec is not None:
@@ -94,4 +121,6 @@ class RegisteringLoader:
 
     def __getattr__(self, name):
         """Delegate everything else (``get_source``, ``get_resource_reader``, ...) to the host's loader."""
+        if "loader" not in vars(self):  # copy and pickle ask an object that is not filled yet
+            raise AttributeError(name)
         return getattr(self.loader, name)

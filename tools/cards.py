@@ -1,4 +1,4 @@
-"""Writes ``hub_cards/``: one model card per row of ``registry/weights.json``.
+"""Writes ``hub_cards/``: one model card per row of ``registry/weights.json`` with weights of our own.
 
 python -m tools.cards           # write
 python -m tools.cards --check   # exit status 1 if a card is not what would be written
@@ -17,8 +17,9 @@ FOLDER = Path(__file__).parents[1] / "hub_cards"
 
 
 def cards() -> dict[str, str]:
-    """Return file name -> text of every card."""
-    return {f"{name}.md": render(facts_of_entry(catalog.weights()[name])) for name in rows("weights")}
+    """Return file name -> text of every card; the weights of other projects have their own on the Hub."""
+    entries = [catalog.weights()[name] for name in rows("weights")]
+    return {f"{entry.name}.md": render(facts_of_entry(entry)) for entry in entries if entry.transform != "convert"}
 
 
 def differing(expected: Any, folder: Path) -> list[str]:

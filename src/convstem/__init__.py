@@ -1,8 +1,8 @@
 """Conv-stem Vision Transformers as named, pretrained models in timm and torchvision.
 
 Importing convstem registers the names; it imports neither timm nor torchvision: hosts that are not imported yet get
-the names at the end of their own import. The public names are those of ``__init__.pyi``, each imported on first use,
-and the classes of ``convstem.errors``; every other module below is private.
+the names at the end of their own import. The public names are those of ``_NAMES``, each imported on first use, and the
+classes of ``convstem.errors``; every other module below is private.
 """
 
 import lazy_loader
@@ -11,7 +11,26 @@ import _convstem_autoload
 from convstem.hosts.registration import register_loaded
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+# The same as __init__.pyi, which type checkers and editors read, and which no zip file or frozen application holds.
+_NAMES = {
+    "errors": ["ConvStemError"],
+    "features.pyramid": ["feature_pyramid"],
+    "hosts.describe": ["list_models"],
+    "hosts.registration": ["register"],
+    "inference.fold": ["fold"],
+    "layouts.conversion": ["convert"],
+    "loading": ["load"],
+    "publishing.publish": ["publish"],
+    "publishing.pull": ["pull"],
+    "publishing.push": ["push"],
+    "publishing.verify": ["verify"],
+    "registry.stem_spec": ["StemSpec"],
+    "stem.freeze": ["freeze_stem"],
+    "transplanting.surgery": ["transplant"],
+}
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_NAMES)
 
 _convstem_autoload.install_finder("import convstem")
 register_loaded("import convstem")

@@ -1,4 +1,4 @@
-"""The public names of convstem, each stated here only: type checkers, editors and ``__init__.py`` read this list."""
+"""The public names of convstem, for type checkers and editors; ``__init__.py`` has the same list."""
 
 # The module ``errors`` is public too: ``except convstem.errors.HubError``.
 from .errors import ConvStemError as ConvStemError

@@ -9,17 +9,15 @@ import timm
 import torch
 from torch import nn
 
-from convstem.errors import ArgumentError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.describe import find_weights
 from convstem.hub.config import parts
 from convstem.hub.model import SavedCfg, fetch_model, read_model
 from convstem.hub.source import Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
-from convstem.weights.devices import check_device
-
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+from convstem.weights.devices import as_dtype, check_device, check_holds_values
 
 
 def load(
@@ -55,6 +53,7 @@ def load(
     """
     choice("layout", layout, ("timm", "torchvision"))
     check_device(device)
+    check_holds_values()
     placement = {"device": device, "dtype": as_dtype(dtype)}
     kwargs |= {key: value for key, value in placement.items() if value is not None}
     allowed = ALLOW_NONFINITE.set(allow_nonfinite)
@@ -69,6 +68,7 @@ def load(
     return model.eval()
 
 
+@again_if_deleted
 def _create(source: Source, kwargs: dict[str, Any]) -> nn.Module:
     if source.kind == "name":
         return timm.create_model(with_tag(source.name), pretrained=True, **kwargs)
@@ -94,11 +94,3 @@ def with_tag(name: str) -> str:
     """
     entry = find_weights(name)
     return entry.name.replace(".", f"{PYRAMID}.", 1) if PYRAMID in name else entry.name
-
-
-def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Return a floating-point type for it or its name."""
-    found = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
-    if found is None or (isinstance(found, torch.dtype) and found.is_floating_point):
-        return found
-    raise ArgumentError(f"dtype must be a floating-point type of torch or its name: {', '.join(DTYPES)}; got {dtype!r}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import convstem
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.features.pyramid import FeaturePyramid
+from convstem.hosts.describe import summarise
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks
 from tests.support.assertions import randomise
@@ -45,6 +46,8 @@ def test_every_name_has_five_levels_and_says_so(name: str) -> None:
     assert model.feature_info.reduction() == STRIDES
     assert sizes(maps) == [(ceil(side / s),) * 2 for s in STRIDES]
     assert model.feature_info.channels() == model.out_channels == [m.shape[1] for m in maps]
+    said = [(level["stride"], level["channels"]) for level in summarise(name)["pyramid"]]
+    assert said == list(zip(STRIDES, model.out_channels, strict=True))
     assert all(isinstance(model.get_submodule(path), nn.Module) for path in model.feature_info.module_name())
 
 

@@ -1,7 +1,9 @@
 """The cache beside the Hub's: notes about checked files, never in the way."""
 
 import errno
+import itertools
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,50 @@ def test_the_cache_command_shows_and_clears(cache: Path, load: Callable[[], Any]
     assert "checked: 0 files" in CliRunner().invoke(main, ["cache"]).output
 
 
-def test_a_cache_that_may_not_be_cleared_is_one_sentence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("shutil.rmtree", refuse)
-    done = CliRunner().invoke(main, ["cache", "--clear"])
+def test_a_cache_that_may_not_be_cleared_is_one_sentence(
+    cache: Path, load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        done = CliRunner().invoke(main, ["cache", "--clear"])
     assert done.exit_code == 1 and f"cannot clear {cache / 'checked'}: Permission denied" in done.output
+
+
+def refuse(*args: object, **kwargs: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_clearing_beside_loads(cache: Path) -> None:
+    """Another process writes and removes notes while they are listed and removed; a folder is never too full."""
+    stop = threading.Event()
+
+    def write() -> None:
+        for number in itertools.cycle(range(40)):
+            if stop.is_set():
+                return
+            local_cache.store(cache / "checked" / f"{number}.json", lambda temporary: temporary.write_text("{}"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            local_cache.clear()
+    finally:
+        stop.set()
+        writer.join()
+    local_cache.clear()
+    assert local_cache.entries() == []
+
+
+def test_a_note_that_vanishes_while_the_cache_is_cleared(
+    cache: Path, load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    (note,) = local_cache.entries()
+    listed, real = [note, note], local_cache.entries
+    monkeypatch.setattr(local_cache, "entries", lambda: listed)
+    assert local_cache.clear() == note.size  # the second was gone
+    assert real() == []
+    monkeypatch.setattr(Path, "glob", lambda *_: [note.path])
+    assert real() == []

@@ -20,7 +20,8 @@ from tests.support.layout_cases import whole_ecvit
 
 @pytest.fixture(scope="module")
 def backbone() -> ecvits.ECViT:
-    model = randomise(ecvits.ECViT().double().eval())
+    model = ecvits.ECViT().double().eval()
+    randomise(model)
     model.fix_positions()
     return model
 

@@ -31,7 +31,7 @@ def pretraining() -> State:
 
 def classy(part: str) -> State:
     model: Any = vits.ClassyViT().classy_state()["model"]
-    return model["trunk"] if part == "trunk" else model["heads"]["trunk_output"]["default_head"]  # type: ignore[no-any-return]
+    return model["trunk"] if part == "trunk" else model["heads"]["trunk_output"]["default_head"]
 
 
 def normalised() -> State:

@@ -35,7 +35,8 @@ def image(height: int = 64, width: int = 48, channels: int = 3) -> Tensor:
 
 @pytest.fixture(scope="module")
 def backbone() -> ecvits.ECViT:
-    model = randomise(ecvits.ECViT(192, 12).eval())
+    model = ecvits.ECViT(192, 12).eval()
+    randomise(model)
     model.fix_positions()
     return model
 

@@ -14,7 +14,7 @@ CLASSES = [value for value in vars(errors).values() if isinstance(value, type)]
 # What is not a user's mistake: a bug of ours, a host that has changed, Python's own protocol, retried transport;
 # and the command line's usage errors.
 CLICK = {"click.BadParameter", "click.ClickException", "click.UsageError"}
-OTHERS = {"AssertionError", "AttributeError", "ConnectionError", *CLICK}
+OTHERS = {"AssertionError", "AttributeError", "ConnectionError", "FileNotFoundError", *CLICK}
 HOST_CHANGED = {"RuntimeError": ["private.py"]}
 
 

@@ -52,8 +52,11 @@ def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
 
 
 def test_the_stub_is_the_list() -> None:
-    stated = re.findall(r"import \w+ as (\w+)", STUB.read_text(encoding="utf-8"))
+    text = STUB.read_text(encoding="utf-8")
+    stated = re.findall(r"import \w+ as (\w+)", text)
     assert stated
+    places = {name: module for module, names in vars(convstem)["_NAMES"].items() for name in names}
+    assert places == {name: module for module, name in re.findall(r"^from \.(\S+) import \w+ as (\w+)", text, re.M)}
     names: dict[str, object] = {}
     exec("from convstem import *", names)
     assert sorted(set(names) - {"__builtins__"}) == dir(convstem) == sorted(stated)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import convstem
 from convstem.errors import CheckpointError
+from convstem.files.checkpoint import read_checkpoint
 from convstem.publishing.convert import convert_to_folder
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 16}
@@ -59,7 +60,7 @@ def test_outputs_are_compared(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["CLIPModel", "Dinov2Backbone", "SiglipVisionModel without head", "ViTModel"])
 def test_a_difference_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(COMPARED[name](), tmp_path / "source")
-    read = convstem.publishing.convert.read_checkpoint
+    read = read_checkpoint
 
     def other(path: Path) -> dict[str, Any]:
         state = read(path)

@@ -125,7 +125,7 @@ def test_a_transplant_of_a_model_with_another_epsilon(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_copied(tmp_path: Path) -> None:
     model = nano()
-    model.extra = (value for value in ())
+    model.extra = iter([0])
     staged(model, tmp_path)
     another_activation(model)
     with pytest.raises(ArgumentError, match=r"blocks.0.mlp.act is ReLU"):

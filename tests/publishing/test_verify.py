@@ -151,7 +151,11 @@ CASES = {
     "absurd depth": (config(model_args={"depth": 10**9}), "config", "depth = 1000000000 is absurd; at most 512"),
     "absurd stem": (config(model_args={"stem_channels": [8] * 10**4}), "config", "stem_channels = .* is absurd"),
     "absurd classes": (config(num_classes=10**9), "config", "num_classes = 1000000000 is absurd"),
-    "stem that does not fit": (config(model_args={"stem_strides": [3, 3]}), "config", "an odd kernel size"),
+    "stem that does not fit": (
+        config(model_args={"stem_strides": [3, 3]}),
+        "config",
+        "the product of stem_strides must equal patch_size",
+    ),
     "no card": (lambda f: (f / "README.md").unlink(), "license", "README.md is missing, so there is no licence"),
     "no licence": (write("README.md", b"---\ntags: [x]\n---\n"), "license", "README.md names no licence"),
     "licence unknown": (write("README.md", b"---\nlicense: unknown\n---\n"), "license", "a licence is required"),

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,18 @@ def run(*arguments: Any) -> str:
     return done.output
 
 
+def put(place: str, name: str, value: Any, config: dict[str, Any]) -> None:
+    (config.setdefault(place, {}) if place else config)[name] = value
+
+
 def texts(config: dict[str, Any]) -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:
     """Yield a change for every name and every value of a config."""
     for place in ("", "pretrained_cfg", "model_args"):
         table = config.get(place, {}) if place else config
-
-        def at(config: dict[str, Any], place: str = place) -> dict[str, Any]:
-            return config.setdefault(place, {}) if place else config  # type: ignore[no-any-return]
-
-        yield f"{place} name", lambda config, at=at: at(config).update({ESCAPE: ESCAPE})
+        yield f"{place} name", partial(put, place, ESCAPE, ESCAPE)
         for name in (*table, "label_names", "notes", "description", "license", "stem_norm", "act_layer", "url"):
-            yield f"{place} {name}", lambda config, at=at, name=name: at(config).update({name: ESCAPE})
-            yield f"{place} {name} in a list", lambda config, at=at, name=name: at(config).update({name: [ESCAPE] * 10})
+            yield f"{place} {name}", partial(put, place, name, ESCAPE)
+            yield f"{place} {name} in a list", partial(put, place, name, [ESCAPE] * 10)
 
 
 def test_every_field_of_a_config(folder: Path) -> None:

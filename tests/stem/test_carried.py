@@ -7,7 +7,8 @@ import pytest
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.carry import EVERY_INPUT, IN_RANGE, carried_by, carry
+from convstem.stem.carried import EVERY_INPUT, IN_RANGE, carried_by
+from convstem.stem.carry import carry
 from tests.support.stem_transplants import LOW, filters, transplant
 
 

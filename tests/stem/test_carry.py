@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec, default_stem
-from convstem.stem.carry import EVERY_INPUT, IN_RANGE, carried_by, carry
+from convstem.stem.carried import EVERY_INPUT, IN_RANGE, carried_by
+from convstem.stem.carry import carry
 from tests.support.everyday import mostly_in_ci
 from tests.support.stem_transplants import (
     LOW,

@@ -14,11 +14,12 @@ class FakeCopier:
 
     def __init__(self) -> None:
         self.pending: dict[int, tuple[Sequence[Piece], Tensor]] = {}
-        self.buffers = self.sent = self.bytes = self.most_pending = self.waits = 0
+        self.buffers = self.buffered = self.sent = self.bytes = self.most_pending = self.waits = 0
         self.finished = False
 
     def buffer(self, size: int) -> Tensor:
         self.buffers += 1
+        self.buffered += size
         return torch.full((size,), 0xAB, dtype=torch.uint8)
 
     def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.carry import TransplantReport, carry
+from convstem.stem.carried import TransplantReport
+from convstem.stem.carry import carry
 
 LOW, HIGH = -2.0, 2.5
 """Pixel range in every channel of the images below."""

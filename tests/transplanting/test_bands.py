@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import convstem
+from convstem.publishing.transplant import transplant_to_folder
 from convstem.stem.pixels import normalised_range
 from convstem.transplanting.bands import spread_over_bands
 from tests.support.assertions import randomise, relative_error
@@ -54,6 +55,59 @@ def test_bands_keep_the_rgb_function_and_ignore_the_others() -> None:
     new = twin.patch_embed.backbone[-1].conv.weight.grad
     assert new is not None
     assert new.isfinite().all()
+
+
+STEMS = {
+    "ecvit": lambda: timm.create_model("ecvit_t", depth=1, img_size=32),
+    "default stem": lambda: timm.create_model("vit_ti16_convstem", depth=1, img_size=32),
+    "transplanted": lambda: convstem.transplant(small()),
+    "frozen norm": lambda: timm.create_model("vitc_1gf", depth=1, img_size=32, stem_norm="frozen_bn"),
+    "torchvision": lambda: torchvision.models.get_model("vit_ti_16_convstem", num_layers=1, image_size=32),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_a_trained_stem_takes_more_bands_and_keeps_its_function(name: str) -> None:
+    source = randomise(STEMS[name]().double()).eval()
+    wider = convstem.transplant(source, **SENTINEL)
+    x = 3 * torch.randn(2, 13, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = source(x[:, [3, 2, 1]])
+        assert relative_error(wider(x), expected) < 1e-14
+        assert relative_error(wider(x), source(x[:, [1, 2, 3]])) > 1e-3  # negative control: the order counts
+    assert source(x[:, :3]).shape == expected.shape  # the source stays
+    wider.train()
+    wider(x).square().mean().backward()
+    gradient = convstem_first(wider).weight.grad
+    assert gradient.shape[1] == 13
+    assert gradient[:, 12].abs().max() > 0  # the new bands learn
+
+
+def convstem_first(model: nn.Module) -> nn.Conv2d:
+    return next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
+def test_a_wider_stem_is_saved_and_loaded(tmp_path: Path) -> None:
+    source = randomise(timm.create_model("ecvit_t", depth=1)).eval()
+    timm.models.save_for_hf(source, tmp_path / "rgb", safe_serialization=True)
+    done = transplant_to_folder(tmp_path / "rgb", tmp_path / "wide", **SENTINEL)
+    assert done.measured_error < 1e-6
+    assert done.report.summary() == "The transplant is exact for every input, up to rounding."
+    x = torch.randn(1, 13, 64, 32)
+    with torch.no_grad():
+        assert relative_error(convstem.load(tmp_path / "wide")(x), source(x[:, [3, 2, 1]])) < 1e-5
+    card = (tmp_path / "wide" / "README.md").read_text()
+    assert "with 13 input channels: its filters are on bands 3, 2, 1, counted from 0, and zero on the others" in card
+    assert "was converted into a convolutional stem" not in card
+
+
+def test_a_stem_is_not_replaced_by_another() -> None:
+    model = timm.create_model("vit_nano4_convstem", depth=1)
+    for arguments in ({}, {"stem": (24, 96), **SENTINEL}):
+        with pytest.raises(TypeError, match="has a conv stem already; .* more input channels by in_chans= and bands="):
+            convstem.transplant(model, **arguments)
+    with pytest.raises(ValueError, match="in_chans and bands belong together; got in_chans=13, bands=None"):
+        convstem.transplant(model, in_chans=13)
 
 
 @pytest.mark.full

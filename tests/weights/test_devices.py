@@ -4,12 +4,14 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +19,7 @@ import convstem
 from convstem.errors import ArgumentError, DeviceMemoryError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.weights import deferred
+from convstem.weights.devices import enough_memory
 from convstem.weights.transfer import Piece
 from tests.support.fake_device import FakeCopier
 
@@ -62,6 +65,15 @@ class NoRoomFor(TorchFunctionMode):
         return result
 
 
+class FullOfApple(Failing):
+    def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:
+        self.targets = [weakref.ref(piece.move.target) for piece in pieces]
+        raise RuntimeError(
+            "MPS backend out of memory (MPS allocated: 8.0 GB, other allocations: 1.0 GB, max allowed: 9.1 GB). Tried "
+            "to allocate 2.25 MiB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit."
+        )
+
+
 def put_in_place(monkeypatch: pytest.MonkeyPatch, copier: Failing) -> None:
     monkeypatch.setattr(deferred, "DeviceCopier", lambda device: copier)
 
@@ -96,6 +108,61 @@ def test_no_room_for_the_values(how: str, fake_device: list[FakeCopier], monkeyp
     gc.collect()
     assert copier.targets
     assert not any(target() is not None for target in copier.targets)  # though `caught` is still there
+
+
+def test_a_device_whose_error_is_a_plain_one(fake_device: list[FakeCopier], monkeypatch: pytest.MonkeyPatch) -> None:
+    copier = FullOfApple()
+    put_in_place(monkeypatch, copier)
+    with pytest.raises(
+        DeviceMemoryError, match=r"MPS backend out of memory \(.*\)\. Tried .* private pool\): free memory"
+    ):
+        LOADS["timm"]()
+    gc.collect()
+    assert not any(target() is not None for target in copier.targets)
+    with pytest.raises(DeviceMemoryError, match="can't allocate memory"), enough_memory():
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried")
+    with pytest.raises(RuntimeError, match="mine") as caught, enough_memory():
+        raise RuntimeError("mine")  # negative control
+    assert type(caught.value) is RuntimeError
+
+
+@pytest.mark.parametrize(("dtype", "advised"), [(None, True), (torch.float64, True), (torch.bfloat16, False)])
+@pytest.mark.parametrize("how", ["timm", "load"])
+def test_half_precision_is_not_advised_to_who_has_it(
+    how: str, dtype: Any, advised: bool, fake_device: list[FakeCopier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place(monkeypatch, Full())
+    with pytest.raises(DeviceMemoryError, match="free memory there") as caught:
+        LOADS[how](dtype=dtype)
+    assert ("bfloat16" in str(caught.value)) is advised
+
+
+@pytest.mark.parametrize("how", LOADS)
+def test_accelerates_empty_weights(how: str) -> None:
+    with init_empty_weights():
+        assert nn.Linear(2, 2).weight.is_meta  # negative control
+        with pytest.raises(ArgumentError, match="the meta device here .as accelerate's init_empty_weights does"):
+            LOADS[how]()
+    with init_empty_weights(include_buffers=True), pytest.warns(UserWarning, match="meta device"):
+        model = LOADS[how]()  # which only sets the default device
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", torch.float8_e5m2, torch.int8, "int64", "nonsense", "Tensor"])
+@pytest.mark.parametrize("how", ["timm", "load"])
+def test_a_type_in_which_no_model_computes(how: str, dtype: Any) -> None:
+    with pytest.raises(ArgumentError, match="dtype must be a floating-point type .*float64; got"):
+        LOADS[how](dtype=dtype)
+
+
+@pytest.mark.parametrize("how", LOADS)
+def test_loading_while_a_graph_is_captured(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(is_initialized=lambda: True, is_current_stream_capturing=lambda: True)
+    monkeypatch.setattr(torch, "cpu", module)  # stands in for torch.cuda
+    with pytest.raises(ArgumentError, match="a graph is being captured on cpu.*load it before the capture begins"):
+        LOADS[how]()
+    module.is_initialized = lambda: False  # asking would make a context
+    assert LOADS[how]()
 
 
 @pytest.mark.parametrize("how", LOADS)

@@ -1,6 +1,9 @@
 """Weights on their way to an accelerator: every byte arrives once, buffers are reused only when they are free."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -8,11 +11,12 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import convstem
 from convstem.registry.tables import data_dir
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.transfer import ALIGNMENT, Move, Piece, batches, has_streams, transfer
+from convstem.weights.transfer import ALIGNMENT, DeviceCopier, Move, Piece, batches, has_streams, transfer
 from tests.support.fake_device import FakeCopier
 
 
@@ -39,11 +43,151 @@ def test_everything_arrives(dtype: torch.dtype, threads: int) -> None:
     assert copier.sent > 3
 
 
-def test_a_cast_happens_at_the_target() -> None:
-    source = torch.randn(100)
-    target = torch.zeros(100, dtype=torch.bfloat16)
-    transfer([Move(target, source)], FakeCopier(), size=256)
-    assert torch.equal(target, source.to(torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_happens_on_the_host(dtype: torch.dtype) -> None:
+    source, copier = torch.randn(100), FakeCopier()
+    target = torch.zeros(100, dtype=dtype)
+    transfer([Move(target, source)], copier, size=256)
+    assert torch.equal(target, source.to(dtype))
+    assert copier.bytes == target.nbytes  # half of the source's for types of 16 bits
+
+
+def test_buffers_are_no_larger_than_what_is_sent() -> None:
+    """48 MiB for a small model stayed pinned for the life of the process."""
+    for shapes, buffers, size in ((((0,),), 0, 0), (((5,),), 1, 128), (((100_000,),), 1, 400_000), (SHAPES, 1, 93_000)):
+        copier = FakeCopier()
+        transfer(moves(*shapes), copier)
+        assert copier.buffers == buffers
+        assert copier.buffered <= size + len(shapes) * ALIGNMENT
+    transfer(moves((1 << 20,)), copier := FakeCopier(), size=1 << 20)
+    assert (copier.buffers, copier.buffered) == (3, 3 << 20)  # as many as take turns, and no more
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_pinned_memory_that_is_refused(refused: int) -> None:
+    class Refusing(FakeCopier):
+        def buffer(self, size: int) -> Tensor:
+            if self.buffers + 1 >= refused:
+                raise RuntimeError("CUDA error: out of memory")
+            return super().buffer(size)
+
+    todo, copier = moves(*SHAPES), Refusing()
+    transfer(todo, copier, size=4096)
+    assert all(torch.equal(move.target, move.source) for move in todo)
+    assert copier.buffers == refused - 1
+    assert bool(copier.sent) is (refused > 1)  # with none, plain copies
+
+
+def test_a_second_interrupt_waits_too() -> None:
+    class Impatient(FakeCopier):
+        left = 2
+
+        def send(self, pieces: Sequence[Piece], buffer: Tensor) -> int:
+            if self.sent == 1:
+                raise KeyboardInterrupt
+            return super().send(pieces, buffer)
+
+        def finish(self) -> None:
+            if self.left:
+                self.left -= 1
+                raise KeyboardInterrupt
+            super().finish()
+
+    copier = Impatient()
+    with pytest.raises(KeyboardInterrupt):
+        transfer(moves(*SHAPES), copier, size=4096)
+    assert copier.finished and not copier.pending
+
+
+class FakeModule:
+    """A device's torch module, on the CPU: counts streams and events."""
+
+    def __init__(self) -> None:
+        self.streams: list[FakeStream] = []
+        self.entered = 0
+
+    def Stream(self, device: torch.device) -> "FakeStream":
+        self.streams.append(FakeStream())
+        return self.streams[-1]
+
+    def Event(self) -> Any:
+        return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
+
+    def current_stream(self, device: torch.device) -> str:
+        return "current"
+
+    @contextmanager
+    def stream(self, stream: "FakeStream") -> Iterator[None]:
+        self.entered += 1
+        yield
+
+
+class FakeStream:
+    waited = synchronised = 0
+
+    def wait_stream(self, other: str) -> None:
+        assert other == "current"
+        self.waited += 1
+
+    def synchronize(self) -> None:
+        self.synchronised += 1
+
+
+class Made(TorchDispatchMode):
+    """Counts the elements of new tensors that are made while copies are sent: on a device they stay in its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not any(
+            isinstance(a, Tensor) and a.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+            for a in args
+        ):
+            self.elements += result.numel()
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_stream_and_no_memory_of_the_device_beside_the_targets(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = FakeModule()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    made = Made()
+
+    class Copier(DeviceCopier):
+        def buffer(self, size: int) -> Tensor:
+            return torch.empty(size, dtype=torch.uint8)
+
+        def send(self, pieces: Sequence[Piece], buffer: Tensor) -> Any:
+            with made:
+                return super().send(pieces, buffer)
+
+    todo = [Move(move.target.to(dtype), move.source) for move in moves(*SHAPES)]
+    transfer(todo, Copier(torch.device("cpu")), size=4096)
+    assert all(torch.equal(move.target, move.source.to(dtype)) for move in todo)
+    (stream,) = module.streams
+    assert (stream.waited, stream.synchronised) == (1, 1) and module.entered > 3
+    assert made.elements == 0
+    with made:
+        torch.zeros(3, dtype=dtype).to(torch.float64)
+    assert made.elements >= 3  # negative control
+
+
+def test_devices_that_cannot_copy_asynchronously_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("xla")
+    with pytest.raises(RuntimeError, match="does not have a corresponding module"):
+        torch.get_device_module(device)  # negative control
+    assert not has_streams(device)
+    for lacking in ("Event", "Stream", "current_stream", "stream"):
+        module = SimpleNamespace(**{n: None for n in ("Event", "Stream", "current_stream", "stream") if n != lacking})
+        monkeypatch.setattr(torch, "get_device_module", lambda device, module=module: module)
+        assert not has_streams(device)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: FakeModule())
+    assert has_streams(device)
 
 
 def test_pieces_are_aligned_do_not_overlap_and_fit() -> None:
@@ -136,4 +280,4 @@ def test_a_pretrained_model_in_half_precision(fake_device: list[FakeCopier]) -> 
     file = load_file(data_dir("registry") / "weights" / "vit_nano4_convstem.cifar10.safetensors")
     state = model.state_dict()
     assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in file.items())
-    assert moved == 4 * sum(parameter.numel() for parameter in model.parameters())  # float32 travels, the device casts
+    assert moved == 2 * sum(parameter.numel() for parameter in model.parameters())  # cast before it travels

@@ -116,6 +116,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
     metavar="C1,C2,...",
     help="Channels of the stem's layers, comma-separated; strides are 2.",
 )
+@click.option("--stride", type=int, help="Pixels from token to token; default: the patch size of SOURCE.")
 @click.option("--margin", default=0.25, show_default=True, help="Reach below the pixel range, normalised units.")
 @click.option("--in-chans", type=int, help="Give the model more input channels; needs --bands.")
 @click.option("--bands", callback=integers, metavar="R,G,B", help="New channels that take SOURCE's own filters.")
@@ -127,6 +128,7 @@ def transplant(
     overwrite: bool,
     name: str | None,
     stem: StemSpec | None,
+    stride: int | None,
     margin: float,
     in_chans: int | None,
     bands: tuple[int, ...] | None,
@@ -145,6 +147,7 @@ def transplant(
         source,
         out,
         stem=stem or name,
+        stride=stride,
         margin=margin,
         in_chans=in_chans,
         bands=bands,

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from convstem.errors import ArgumentError
 from convstem.features.trunks import take_apart
 from convstem.hub.config import argument_kinds
+from convstem.registry.stem_spec import COARSEST
 from convstem.stem.maps import StemLevel, StemMaps, stem_levels
 from convstem.upstream.private import timm_set_metadata
-
-COARSEST = 32
-"""Stride of the last level; those between the patch's and this one are pooled."""
 
 
 class PyramidLevels(nn.Module):
@@ -125,7 +123,8 @@ def feature_pyramid(
     """Return a model's feature pyramid as a backbone for torchvision's detectors.
 
     Args:
-        model: a conv-stem ViT of timm or torchvision; see ``PyramidLevels``. timm's takes images of any size if it
+        model: a conv-stem ViT of timm or torchvision, or timm's MobileCLIP-B (``vit_base_mci_224``), whose patch
+            embedding is a chain of convolutions too; see ``PyramidLevels``. timm's takes images of any size if it
             was created with ``dynamic_img_size=True``, torchvision's always.
         out_indices, pyramid_blocks: see ``PyramidLevels``.
 
@@ -155,6 +154,7 @@ def _level_info(
 
 def _pools(patch: int, output_stride: int) -> list[tuple[nn.Module, int]]:
     """Return the poolings from the patch's stride to the coarsest, with the stride behind each."""
+    output_stride = patch if patch > output_stride == COARSEST else output_stride  # tokens that lie farther apart
     strides = [patch]
     while strides[-1] * 2 <= COARSEST:
         strides.append(strides[-1] * 2)

@@ -1,12 +1,14 @@
 """The trunks of both hosts, entered behind the stem, with the interface of timm's models."""
 
 import copy
+from collections import OrderedDict
 from itertools import chain
 from typing import Any
 
 import torch
-from timm.layers import Format, nchw_to, resample_abs_pos_embed
+from timm.layers import Format, HybridEmbed, PatchEmbed, nchw_to, resample_abs_pos_embed
 from timm.models import checkpoint
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -20,17 +22,17 @@ class MapEmbed(nn.Module):
     """A timm model's patch embedding for the output of its stem: a position of the map is a token.
 
     Args:
-        embed: the patch embedding, whose sizes, output format and norm stay.
+        embed: the patch embedding, ours or timm's, whose sizes, output format and norm stay.
     """
 
     output_fmt: Format  # for TorchScript, which takes it for a string otherwise
 
-    def __init__(self, embed: ConvStemEmbed) -> None:
+    def __init__(self, embed: HybridEmbed) -> None:
         super().__init__()
         self.img_size, self.grid_size, self.num_patches = embed.img_size, embed.grid_size, embed.num_patches
-        self.strict_img_size, self.patch_size = embed.strict_img_size, embed.patch_size
+        self.strict_img_size, self.patch_size = embed.strict_img_size, embed.feat_ratio(as_scalar=False)
         self.flatten, self.output_fmt = embed.flatten, Format(embed.output_fmt)
-        self.norm = embed.norm
+        self.norm = getattr(embed, "norm", nn.Identity())  # timm's own has none
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
         """Return the positions per token: one number, or [rows, columns]."""
@@ -120,7 +122,8 @@ def take_apart(model: nn.Module) -> tuple[nn.Sequential, Any]:
     if isinstance(model, VisionTransformer) and isinstance(model.conv_proj, nn.Sequential):
         return model.conv_proj, TorchvisionTrunk(model)
     for path, embed in model.named_modules():
-        if isinstance(embed, ConvStemEmbed):
+        stem = chain_of_convolutions(embed)
+        if stem is not None:
             owner, _, name = path.rpartition(".")
             trunk = model.get_submodule(owner)
             if not hasattr(trunk, "forward_intermediates"):
@@ -129,9 +132,32 @@ def take_apart(model: nn.Module) -> tuple[nn.Sequential, Any]:
                     "there is no map at the patch's stride: use another trunk"
                 )
             setattr(trunk, name, MapEmbed(embed))
-            return embed.backbone, trunk
-    raise UnsupportedModelError(
-        f"{type(model).__name__} has no conv stem, and a patch embedding has no maps inside: use "
+            return stem, trunk
+    raise UnsupportedModelError(_no_chain(model))
+
+
+def chain_of_convolutions(embed: nn.Module) -> nn.Sequential | None:
+    """Return the layers of a patch embedding that is a chain of convolutions, ours or timm's; None of any other."""
+    if isinstance(embed, ConvStemEmbed):
+        return embed.backbone
+    if not isinstance(embed, HybridEmbed) or not isinstance(embed.backbone, ConvStem):
+        return None
+    last = {} if isinstance(embed.proj, nn.Identity) else {"proj": embed.proj}
+    return nn.Sequential(OrderedDict(**dict(embed.backbone.named_children()), **last))
+
+
+def _no_chain(model: nn.Module) -> str:
+    """Return the sentence that says what a model has where a pyramid needs a chain of convolutions."""
+    hybrid = next((module for module in model.modules() if isinstance(module, HybridEmbed)), None)
+    if hybrid is not None:
+        return (
+            f"the patch embedding of this {type(model).__name__} is a {type(hybrid.backbone).__name__}, and a pyramid "
+            "takes maps from a chain of convolutions: use timm's own features_only=True of that network"
+        )
+    embed = getattr(model, "patch_embed", None)
+    has = "" if embed is None or isinstance(embed, PatchEmbed) else f" (it has a {type(embed).__name__})"
+    return (
+        f"{type(model).__name__} has no conv stem{has}, and a patch embedding has no maps inside: use "
         "convstem.transplant(model), which gives it a stem, or create one of convstem.list_models()"
     )
 

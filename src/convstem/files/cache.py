@@ -6,7 +6,6 @@ Everything here can be made again, so a cache that cannot be read or written cos
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,29 +29,39 @@ class Entry:
 
 
 def root() -> Path:
-    """Return the cache folder: ``CONVSTEM_CACHE``, or ``convstem`` in huggingface_hub's home."""
+    """Return the cache folder: ``CONVSTEM_CACHE``, or ``convstem`` in huggingface_hub's home; else one never there."""
     from huggingface_hub import constants
 
-    return Path(os.environ.get("CONVSTEM_CACHE") or Path(constants.HF_HOME) / "convstem").expanduser()
+    path = os.path.expanduser(os.environ.get("CONVSTEM_CACHE") or os.path.join(constants.HF_HOME, "convstem"))
+    # Users without a home, as containers have them: a folder called ~ in the current one is not what anybody meant.
+    return Path(os.devnull) / "convstem" if path.startswith("~") else Path(path)
 
 
 def entries() -> list[Entry]:
     """Return the files of the cache, sorted by kind and name."""
-    found = ((kind, path) for kind in KINDS for path in sorted((root() / kind).glob("*")))
-    return [Entry(kind, path, path.stat().st_size) for kind, path in found]
+    return [entry for kind in KINDS for path in sorted((root() / kind).glob("*")) for entry in _entry(kind, path)]
+
+
+def _entry(kind: str, path: Path) -> list[Entry]:
+    """Return the entry of a file, or none if another process has removed it meanwhile."""
+    try:
+        return [Entry(kind, path, path.stat().st_size)]
+    except FileNotFoundError:
+        return []
 
 
 def clear() -> int:
-    """Remove everything and return the bytes that were freed; models that are loaded keep working.
+    """Remove everything and return the bytes that were freed; models that are loaded, or being loaded, keep working.
 
     Raises:
         PathError: the cache cannot be written.
     """
-    size = sum(entry.size for entry in entries())
-    for folder in (root() / kind for kind in KINDS):
-        with path_errors("clear", folder), suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-    return size
+    freed = 0
+    for entry in entries():
+        with path_errors("clear", entry.path.parent), suppress(FileNotFoundError):
+            entry.path.unlink()
+            freed += entry.size
+    return freed
 
 
 def store(path: Path, write: Callable[[Path], object]) -> None:

@@ -8,12 +8,18 @@ import pickle
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from convstem.errors import InvalidFileError, MissingPathError
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import read_weights
 from convstem.layouts.comparison import some_of
+
+LARGEST_RATIO = 100
+"""How many times its size a compressed file may become; weights hardly shrink at all."""
+
+SPARE = 1 << 24
+"""Bytes beside, for small files of zeros."""
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
 """Suffixes of files that timm's train.py writes."""
@@ -173,13 +179,46 @@ def _names_in_pickle(path: Path) -> list[str]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    import zlib
+
     import numpy
 
     try:
-        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as arrays:
-            return {name: _tensor(arrays[name]) for name in arrays.files}
-    except (EOFError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            _check_claims(file, path.stat().st_size)
+            with numpy.load(file, allow_pickle=False) as arrays:
+                return {name: _tensor(arrays[name]) for name in arrays.files}
+    except (EOFError, MemoryError, OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidFileError(f"{path.name} is truncated, damaged or no .npz of plain arrays: {error}") from error
+
+
+def _check_claims(file: BinaryIO, size: int) -> None:
+    """Raise ``ValueError`` if the arrays of an .npz are larger than the file can hold, before one is read.
+
+    Args:
+        file: is read from its start, and left there.
+        size: of the file in bytes.
+    """
+    import math
+    import zipfile
+
+    from numpy.lib import format as npy
+
+    limit = SPARE + LARGEST_RATIO * size
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        total = sum(member.file_size for member in members)
+        if total > limit:
+            raise ValueError(f"{size:,} bytes that would become {total:,}")
+        for member in members:
+            with archive.open(member) as array:
+                version = npy.read_magic(array)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(array)
+                claimed = math.prod(shape) * dtype.itemsize
+                if not dtype.hasobject and claimed > member.file_size:
+                    raise ValueError(f"{member.filename} claims {claimed:,} bytes and has {member.file_size:,}")
+    file.seek(0)
 
 
 def _tensor(array: Any) -> Any:

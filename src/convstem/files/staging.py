@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from convstem.errors import ExistingPathError
 from convstem.files.cache import root
+from convstem.files.locks import held
 
 _LOCK = ".lock"
 
@@ -103,7 +104,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError:
         yield
         return
-    with FileLock(lock):
+    with held(lock, f"writes {folder}"):
         yield
 
 

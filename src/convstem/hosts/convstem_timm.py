@@ -42,7 +42,7 @@ def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..
     """Name a function as timm expects it and make it an attribute of this module, where pickle looks it up: once."""
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__, entrypoint.__doc__ = __name__, doc
-    return vars(sys.modules[__name__]).setdefault(name, entrypoint)  # type: ignore[no-any-return]
+    return vars(sys.modules[__name__]).setdefault(name, entrypoint)
 
 
 def entrypoints() -> dict[str, Callable[..., Any]]:

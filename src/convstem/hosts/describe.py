@@ -16,7 +16,7 @@ from convstem.registry.complexity import macs, num_params
 from convstem.registry.licenses import admitted
 from convstem.registry.names import what_is_kept
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.stem_spec import StemSpec, choice
+from convstem.registry.stem_spec import COARSEST, StemSpec, choice
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
@@ -105,6 +105,7 @@ def _describe(spec: Architecture, entries: Sequence[WeightsSpec]) -> dict[str, A
         "img_size": size if isinstance(size, int) else list(size),
         "num_classes": entries[0].num_classes if entries else spec.num_classes,
         **spec.stem.model_args,
+        "pyramid": [{"stride": s, "channels": c} for s, c in spec.stem.levels(spec.embed_dim, COARSEST)],
         "num_params": built and num_params(built),
         "macs": built and macs(built),
         "source": spec.source,

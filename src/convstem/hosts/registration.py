@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from _convstem_autoload import say
 from convstem.errors import warn
 from convstem.upstream.private import timm_unregister, torchvision_register, torchvision_unregister
 
 HOST_MODULES = {"timm": "timm.models", "torchvision": "torchvision.models"}
 """Host -> the module that must be imported before names can be registered."""
+
+
+EXPLICIT = "convstem.register()"
+"""Who asked, where a user did."""
 
 
 @dataclass
@@ -48,7 +53,7 @@ def register() -> dict[str, Registration]:
 
     for host, module in HOST_MODULES.items():
         importlib.import_module(module)
-        register_host(host, "convstem.register()")
+        register_host(host, EXPLICIT)
     return dict(REGISTRATIONS)
 
 
@@ -79,13 +84,25 @@ def register_host(host: str, path: str) -> Registration:
         done.error = f"{type(error).__name__}: {error}"
         raise
     if done.refused:
-        owners = "; ".join(f"{name} ({reason})" for name, reason in sorted(done.refused.items()))
-        warn(
-            f"convstem left {len(done.refused)} {host} model name(s) to their owners: {owners}. "
-            "`convstem doctor` shows what was registered.",
-            RuntimeWarning,
-        )
+        _tell_refused(done)
     return done
+
+
+def _tell_refused(done: Registration) -> None:
+    try:
+        warn(_refused(done), RuntimeWarning)
+    except RuntimeWarning as error:
+        if done.path == EXPLICIT:
+            raise
+        say(str(error))  # with -W error it would break the import of a host
+
+
+def _refused(done: Registration) -> str:
+    owners = "; ".join(f"{name} ({reason})" for name, reason in sorted(done.refused.items()))
+    return (
+        f"convstem left {len(done.refused)} {done.host} model name(s) to their owners: {owners}. "
+        "`convstem doctor` shows what was registered."
+    )
 
 
 def _register_timm(done: Registration) -> None:

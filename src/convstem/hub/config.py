@@ -171,6 +171,7 @@ def _check_classes(tables: Mapping[str, Mapping[str, Any]]) -> None:
 _STEM: dict[str, Any] = {
     **{f"stem_{name}": kind for name, kind in get_type_hints(StemSpec).items()},
     "norm_eps": float | None,
+    "stride": int | None,
 }
 """Arguments that every name of ours takes beyond those of its trunk."""
 

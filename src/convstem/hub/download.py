@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import HubError
-from convstem.hub.failures import explain, is_server_error, retried, web_page
+from convstem.hub.failures import explain, is_of_xet, is_server_error, retried, web_page
 from convstem.hub.listing import Listing
 from convstem.hub.repo_cache import RepoCache, file_digest
 from convstem.hub.source import CARD, CONFIG, LARGEST_TEXT
@@ -28,41 +29,68 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
     digest, size = listing.digest(name), listing.files[name].size or 0
     _check_size(cache, name, size)
     cache.discard(listing.commit, name)
+    asked = (cache.repo_id, listing.commit, token)
     if not digest:  # nothing to compare with: what the client itself accepts
-        retried(lambda: _ask_client(cache, listing, name, token), cache.repo_id, listing.commit, token)
+        plain = itertools.chain([_ask_client], itertools.repeat(_ask_client_plainly))
+        retried(lambda: next(plain)(cache, listing, name, token), *asked, listed=True)
         return
     first = [] if cache.partial_download(digest).exists() else [_by_client]
     ways = itertools.chain(first, itertools.repeat(_by_pieces))
-    actual: str | None = None
+    actual = ""
     for _ in range(2):
-        actual = retried(lambda: next(ways)(cache, listing, name, token), cache.repo_id, listing.commit, token)
-        if cache.verified(listing.commit, name, digest):
+        actual = retried(lambda: next(ways)(cache, listing, name, token), *asked, listed=True)
+        if actual == digest:
             cache.sweep(digest)
             return
     raise HubError(_mismatch_sentence(cache.repo_id, name, digest, actual))
 
 
-def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str | None:
+def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str:
     """Download with huggingface_hub's own function and return the content's hash; wrong content is removed."""
     _ask_client(cache, listing, name, token)
-    right = cache.verified(listing.commit, name, listing.digest(name))
-    return right or cache.discard(listing.commit, name)
+    digest = listing.digest(name)
+    if cache.verified(listing.commit, name, digest):
+        return digest
+    actual = cache.discard(listing.commit, name)
+    if actual is None:
+        raise FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
+    if actual == digest:  # under another content's name, as the client stores it after a stale ETag
+        return _by_pieces(cache, listing, name, token)
+    return actual
 
 
 def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
+    """Download with huggingface_hub's own function; what fails in Xet's storage may succeed without it."""
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(
-        cache.repo_id,
-        name,
-        revision=listing.commit,
-        cache_dir=cache.cache_dir,
-        token=token,
-        library_name="convstem",
-    )
+    try:
+        hf_hub_download(
+            cache.repo_id,
+            name,
+            revision=listing.commit,
+            cache_dir=cache.cache_dir,
+            token=token,
+            library_name="convstem",
+        )
+    except Exception as error:
+        if is_of_xet(error):
+            raise ConnectionError(f"Xet's storage: {error}") from error
+        raise
 
 
-def _by_pieces(cache: RepoCache, listing: Listing, name: str, token: Any) -> str | None:
+def _ask_client_plainly(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
+    """Download with huggingface_hub's own function as under ``HF_HUB_DISABLE_XET=1``."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True  # for other threads too, which only take the plain way as well
+    try:
+        _ask_client(cache, listing, name, token)
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+def _by_pieces(cache: RepoCache, listing: Listing, name: str, token: Any) -> str:
     """Download in pieces and return the content's hash; only right content gets into the cache."""
     digest = listing.digest(name)
     partial = cache.partial_download(digest)
@@ -70,7 +98,7 @@ def _by_pieces(cache: RepoCache, listing: Listing, name: str, token: Any) -> str
         download_pieces(cache.repo_id, listing.commit, name, listing.files[name].size or 0, partial, token)
     except Exception as error:
         if is_server_error(error):  # huggingface_hub itself has tried for half a minute
-            raise explain(error, cache.repo_id, listing.commit, token) from error
+            raise explain(error, cache.repo_id, listing.commit, token, listed=True) from error
         raise
     actual = file_digest(partial, len(digest))
     if actual == digest:
@@ -89,7 +117,7 @@ def _check_size(cache: RepoCache, name: str, size: int) -> None:
         raise HubError(f"{name} of {cache.repo_id} is {size:,} bytes, and the cache's disk has {free:,} free")
 
 
-def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str | None) -> str:
+def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str) -> str:
     return (
         f"{name} of {repo_id} is damaged, twice: expected hash {expected}, got {actual}; nothing was kept. Report it "
         f"at {web_page(repo_id, 'discussions')}, unless another network gives the right content"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
+import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import (
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from convstem.errors import AccessDeniedError, HubError, MissingFileError, RevisionMissingError, UnreachableError
+from convstem.hub.vanishing import deleted_again
 
 ATTEMPTS = 4
 
@@ -74,8 +76,33 @@ def is_server_error(error: BaseException) -> bool:
     return (status_of(error) or 0) >= 500
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def certificate_error(error: BaseException) -> str:
+    """Return why the server's certificate was not accepted; empty if it was."""
+    for cause in causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return str(getattr(cause, "verify_message", "") or cause)
+        told = re.search(r"CERTIFICATE_VERIFY_FAILED\W+certificate verify failed:? ?(.*?) ?(?:\(_ssl|$)", str(cause))
+        if told:
+            return told[1] or "certificate verify failed"
+    return ""
+
+
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the same request may succeed later: resets, timeouts, 5xx, short bodies, an expired signed URL."""
+    """Tell whether the same request may succeed later: resets, timeouts, 5xx, short bodies, an expired signed URL.
+
+    So may one whose file was deleted from the cache meanwhile.
+    """
+    if certificate_error(error):
+        return False
     response: Any = getattr(error, "response", None)
     if response is not None:
         signed = response.request.method == "GET" and "X-Error-Code" not in response.headers
@@ -83,13 +110,17 @@ def is_transient(error: BaseException) -> bool:
         return response.status_code in _TRANSIENT_STATUS or expired
     if isinstance(error, (HubError, OfflineModeIsEnabled, HFValidationError)):
         return False
-    if isinstance(error, (ConnectionError, TimeoutError)):
+    if isinstance(error, (ConnectionError, TimeoutError)) or _deleted(error):
         return True
     if isinstance(error, OSError) and error.errno in _DISK:
         return False
     return type(error).__module__.partition(".")[0] in _TRANSPORT or (
         isinstance(error, OSError) and error.errno is None  # huggingface_hub's consistency check
     )
+
+
+def _deleted(error: BaseException) -> bool:
+    return isinstance(error, FileNotFoundError) and error.errno == errno.ENOENT
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -99,16 +130,35 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def is_of_xet(error: BaseException) -> bool:
+    """Tell whether a failure is of Xet's storage, without which the Hub and its mirrors send every file too."""
+    response: Any = getattr(error, "response", None)
+    if response is not None:
+        return "/xet-read-token/" in str(response.request.url)
+    module = type(error).__module__.partition(".")[0]
+    return module == "hf_xet" or type(error) is RuntimeError or (module == "builtins" and "Xet" in str(error))
+
+
 def retry_after(error: BaseException, seconds: float, longest: float = 30.0) -> float:
     """Return how long to wait before the next try: what the server asks for, else ``seconds``; at most ``longest``."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    return min(float(asked), longest) if asked.isdigit() else seconds
+    return min(float(asked), longest) if asked.isascii() and asked.isdigit() else seconds
 
 
 def retried(
-    ask: Callable[[], Result], repo_id: str, revision: str | None, token: Any, attempts: int = ATTEMPTS
+    ask: Callable[[], Result],
+    repo_id: str,
+    revision: str | None,
+    token: Any,
+    attempts: int = ATTEMPTS,
+    listed: bool = False,
 ) -> Result:
     """Return what ``ask`` returns, trying again with growing pauses while the failure may pass.
+
+    Args:
+        ask: makes a request.
+        repo_id, revision, token, listed: see ``explain``.
+        attempts: how often at most.
 
     Raises:
         HubError: a failure that will not pass, or as many failures as ``attempts``.
@@ -121,18 +171,21 @@ def retried(
         except Exception as error:
             cause = root_cause(error)
             if attempt + 1 == attempts or not is_transient(cause):
-                raise explain(cause, repo_id, revision, token) from None  # it has the cause in its words
+                raise explain(cause, repo_id, revision, token, listed) from cause
             time.sleep(retry_after(cause, WAIT_SECONDS * 2**attempt))
     raise AssertionError("attempts must be positive")
 
 
-def explain(error: BaseException, repo_id: str, revision: str | None, token: Any = None) -> HubError:
+def explain(
+    error: BaseException, repo_id: str, revision: str | None, token: Any = None, listed: bool = False
+) -> HubError:
     """Return the error to raise: what was asked, what the Hub said, what to do.
 
     Args:
         error: what huggingface_hub raised.
         repo_id, revision: the repository and revision that were asked for.
         token: the token argument in use, only to tell whether there is one.
+        listed: whether the Hub has just listed what it refuses now.
     """
     kind, status = type(error).__name__, status_of(error)
     where = repo_id if revision is None else f"{repo_id}@{revision}"
@@ -148,8 +201,21 @@ def explain(error: BaseException, repo_id: str, revision: str | None, token: Any
         return MissingFileError(f"{where} does not have the file that was asked for ({status})")
     if isinstance(error, DisabledRepoError):
         return AccessDeniedError(f"{repo_id} was disabled by the Hub ({status})")
+    if status in (401, 403, 404) and listed:
+        return AccessDeniedError(
+            f"{web_page()} lists the files of {where} and refuses to send one ({status}): look for a proxy, a firewall "
+            "or a mirror in between that keeps it back"
+        )
     if status in (401, 403, 404):
         return AccessDeniedError(f"the Hub refuses {where} ({status}): {_access_hint(repo_id, token)}")
+    if certificate_error(error):
+        return UnreachableError(
+            f"the certificate of {web_page()} was not accepted ({certificate_error(error)}), so nothing was fetched: "
+            "where a proxy signs connections with a certificate of its own, name the file of its authority with "
+            "SSL_CERT_FILE (REQUESTS_CA_BUNDLE for huggingface_hub below 1.0)"
+        )
+    if _deleted(error):
+        return HubError(deleted_again(error.filename or where))  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.errno in _DISK:
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
     if is_transient(error):

@@ -90,6 +90,7 @@ LARGEST_SIZE = {
     "num_classes": 1 << 20,
     "num_heads": 1 << 10,
     "patch_size": 1 << 10,
+    "stride": 1 << 10,
 }
 """Beyond these a config is absurd, and building the model only to find that out would take for ever. All are positive,
 but for the classes of a model without head."""
@@ -103,8 +104,8 @@ LARGEST_LIST = 512
 """Numbers of a list, such as a stem's channels."""
 
 
-LARGEST_PATCH = 64
-"""Sides of a patch in pixels: with the tokens of a file's position embedding they say how large its images can be."""
+LARGEST_PATCH = 128
+"""Pixels from token to token: with the tokens of a file's position embedding they say how large its images can be."""
 
 
 def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
@@ -147,13 +148,19 @@ def check_fits_header(args: Mapping[str, Any], cfg: Mapping[str, Any], header: M
     check_config_sizes(sizes)
     dims = [size for stored in header.values() if math.prod(stored.shape) for size in stored.shape]
     largest = max([*dims, 1 << 10])
-    limits = {"depth": len(header), "img_size": largest, "input_size": LARGEST_SIZE["input_size"]}
+    limits = {"depth": len(header), "img_size": largest * _coarser(args), "input_size": LARGEST_SIZE["input_size"]}
     for name, value in sizes:
         limit = limits.get(name, largest)
         if any(number > limit for number in _numbers(value)):
             raise InvalidFileError(_too_large(name, value, f"at most {limit:,}"))
         if name in ("img_size", "input_size"):
             _check_pixels(name, value, header)
+
+
+def _coarser(args: Mapping[str, Any]) -> int:
+    """Return how many times farther apart a config's tokens are than patches, and larger its images, if they are."""
+    stride, patch = args.get("stride"), args.get("patch_size")
+    return max(stride // patch, 1) if isinstance(stride, int) and isinstance(patch, int) else 1
 
 
 def _check_channels(args: Mapping[str, Any], cfg: Mapping[str, Any], header: Mapping[str, Stored]) -> None:

@@ -77,7 +77,10 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Located |
 def _beside_config(repository: str, revision: str | None, filename: str, cache_dir: str | Path | None) -> Located:
     """Return the weights of the commit whose config timm has just fetched and read, once that is verified too."""
     config = cached_config(repository, revision, cache_dir)
-    read = config.read_bytes() if config else None
+    try:
+        read = config.read_bytes() if config else None
+    except FileNotFoundError:  # deleted since timm read it
+        read = config = None
     try:
         commit = config.parent.name if config else revision
         files = fetch_all(repository, [CONFIG, filename], commit, cache_dir=cache_dir)

@@ -5,17 +5,20 @@ All requests are huggingface_hub's own, so its login, proxies, HF_ENDPOINT, HF_H
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import AccessDeniedError, HubError, MissingFileError, UnreachableError, warn
+from convstem.errors import AccessDeniedError, MissingFileError, UnreachableError, warn
+from convstem.files.locks import held
 from convstem.hub.download import download
-from convstem.hub.failures import ATTEMPTS, explain, web_page
+from convstem.hub.failures import ATTEMPTS, retried, web_page
 from convstem.hub.listing import Listing, check_present, list_files
 from convstem.hub.repo_cache import RepoCache, is_commit
 from convstem.hub.source import CONFIG, WEIGHTS, check_filename, check_repo_id
+from convstem.hub.vanishing import given
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def fetch_all(
     for name in (*names, *welcome):
         check_filename(name)
     check_repo_id(repo_id)
-    cache = RepoCache(repo_id, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
+    cache = RepoCache(repo_id, Path(os.path.expanduser(cache_dir or constants.HF_HUB_CACHE)))
     offline = constants.HF_HUB_OFFLINE
     if offline or is_commit(revision):
         files = _cached(cache, revision, names, unknown=offline)
@@ -97,6 +100,7 @@ def fetch_all(
 
 
 def _checked(files: dict[str, HubFile], check: Callable[[HubFile], object]) -> dict[str, HubFile]:
+    given(file.path for file in files.values())
     for file in files.values():
         check(file)
     return files
@@ -138,6 +142,7 @@ def _fetch_online(
     for name in (*names, *(name for name in welcome if name in listing.files)):
         check_present(cache.repo_id, listing, name)
         files[name] = _ensure(cache, listing, name, token)
+        given([files[name].path])
         check(files[name])
     if not all(file.compared for file in files.values()) and (cache.repo_id, listing.commit) not in _UNCOMPARED:
         _UNCOMPARED.add((cache.repo_id, listing.commit))
@@ -162,20 +167,17 @@ def _hub_file(cache: RepoCache, commit: str, name: str, digest: str) -> HubFile:
 
 
 def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFile:
-    from filelock import FileLock
-
     digest = listing.digest(name)
     if cache.verified(listing.commit, name, digest) is None:
         lock = cache.cache_dir / ".locks" / cache.folder.name / f"{digest}.convstem.lock"
-        try:
+
+        def ensure() -> None:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock):
+            with held(lock, f"downloads {name} of {cache.repo_id}"):
                 if cache.verified(listing.commit, name, digest) is None:  # another process may have been faster
                     download(cache, listing, name, token)
-        except HubError:
-            raise
-        except OSError as error:
-            raise explain(error, cache.repo_id, listing.commit, token) from error
+
+        retried(ensure, cache.repo_id, listing.commit, token)
     return _hub_file(cache, listing.commit, name, digest or cache.verified(listing.commit, name) or "")
 
 

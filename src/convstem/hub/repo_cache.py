@@ -70,9 +70,10 @@ class RepoCache:
         """Return the commit that the cache remembers for a branch, a tag or a sha."""
         if is_commit(revision):
             return revision
+        ref = self.folder / "refs" / (revision or "main")
         try:
-            return (self.folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip() or None
-        except OSError:
+            return (ref.is_file() and ref.read_text(encoding="utf-8").strip()) or None
+        except (OSError, UnicodeDecodeError):
             return None
 
     def remember_ref(self, revision: str | None, commit: str) -> None:
@@ -90,11 +91,15 @@ class RepoCache:
             commit, filename: the file.
             expected: its digest on the Hub; by default what was recorded at download, or the blob's name.
         """
-        pointer = self.pointer(commit, filename)
         try:
-            note = Note(pointer, "digest")
-        except OSError:
+            return self._verified(self.pointer(commit, filename), expected)
+        except FileNotFoundError:  # deleted, perhaps just now
             return None
+
+    def _verified(self, pointer: Path, expected: str | None) -> str | None:
+        if not pointer.is_file():  # a pipe or a device would be read for ever
+            return None
+        note = Note(pointer, "digest")
         blob = _blob_name(pointer)
         expected = expected or note.answer or blob
         if blob and blob != expected:  # stored under another content's name, as the client does after a stale ETag
@@ -109,14 +114,11 @@ class RepoCache:
     def discard(self, commit: str, filename: str) -> str | None:
         """Remove a wrong file and return the digest it had; a blob that is what its name says stays for its owner."""
         pointer = self.pointer(commit, filename)
-        if not pointer.exists():
-            pointer.unlink(missing_ok=True)
-            return None
         blob = pointer.resolve()
         name = _blob_name(pointer)
-        actual = file_digest(blob, len(name) or 64)
-        if blob != pointer and actual != name:
-            blob.unlink(missing_ok=True)
+        actual = file_digest(blob, len(name) or 64) if pointer.is_file() else None
+        if blob != pointer and actual != name and blob.is_relative_to(self.folder.resolve()):
+            blob.unlink(missing_ok=True)  # not what a link leads to elsewhere, which is somebody's
         pointer.unlink(missing_ok=True)
         return actual
 

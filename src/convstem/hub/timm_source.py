@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import nn
 
@@ -20,8 +21,10 @@ from convstem.hub.locate import LOCATION, locate
 from convstem.hub.provenance import LOADED, Step, add, forget, record
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, WEIGHTS, Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 
 
+@again_if_deleted
 def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = True) -> nn.Module:
     """Return a timm model in eval mode, its weights fetched from the Hub, verified and checked before it is built.
 
@@ -30,7 +33,7 @@ def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = Tr
         pretrained: load its weights.
 
     Raises:
-        ArgumentError: no such kind of source, or a model without pretrained weights.
+        ArgumentError: no such kind of source, a model without pretrained weights, or no device to hold them.
         CheckpointError: the repository or folder does not hold a model that timm can load.
         HubError: the weights cannot be had from the Hub, or are only to be had without a hash.
         InvalidFileError: they are damaged or not finite.
@@ -38,6 +41,11 @@ def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = Tr
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
     """
     found = source_of("transplant", source)
+    if pretrained and torch.empty(0).is_meta:
+        raise ArgumentError(
+            f"torch's default device is meta, which holds no values, so the weights of {found} would be lost: name the "
+            "model outside of `with torch.device('meta')`, or pass pretrained=False"
+        )
     if found.kind == "name":
         _check_name(found.name, pretrained)
         return _from_tag(found.name) if pretrained else timm.create_model(found.name).eval()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from convstem.errors import CheckpointError, ConversionError
+from convstem.errors import CheckpointError, ConversionError, warn
 from convstem.layouts.comparison import differences, some_of
 from convstem.layouts.engine import to_timm
 from convstem.layouts.recognise import LAYOUTS, recognise
@@ -62,9 +62,13 @@ def explain_on_load(layout: str) -> Callable[..., None]:
 def _explain_on_load(
     layout: str, model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
 ) -> None:
-    own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    if torch_loads_strictly() or _contradicts(own, _tensors(model)):  # else a part of a checkpoint may come
-        lists[-1].extend(explain_mismatch(own, model, layout))  # the last list is error_msgs
+    given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    own = _tensors(model)
+    if torch_loads_strictly() or _contradicts(given, own):  # else a part of a checkpoint may come
+        lists[-1].extend(explain_mismatch(given, model, layout))  # the last list is error_msgs
+    elif given and own.keys().isdisjoint(given):
+        for sentence in explain_mismatch(given, model, layout):
+            warn(f"nothing of this state dict is the model's: {sentence}")
 
 
 def _contradicts(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:

@@ -8,16 +8,34 @@ from dataclasses import dataclass
 from convstem.errors import ConversionError
 from convstem.layouts.edgecrafter import EDGECRAFTER
 from convstem.layouts.open_clip import OPEN_CLIP
-from convstem.layouts.research import AUGREG, MOCO_V3, ROBUSTBENCH
+from convstem.layouts.research import AUGREG, DINOV2_REGISTERS, MOCO_V3, ROBUSTBENCH
 from convstem.layouts.rows import Layout, search
 from convstem.layouts.timm import TIMM
 from convstem.layouts.torchvision import CLASSYVISION, PYCLS, TORCHVISION
 from convstem.layouts.transformers import TRANSFORMERS
 
-_ALL = (AUGREG, CLASSYVISION, EDGECRAFTER, MOCO_V3, OPEN_CLIP, PYCLS, ROBUSTBENCH, TIMM, TORCHVISION, *TRANSFORMERS)
+_ALL = (
+    AUGREG,
+    CLASSYVISION,
+    DINOV2_REGISTERS,
+    EDGECRAFTER,
+    MOCO_V3,
+    OPEN_CLIP,
+    PYCLS,
+    ROBUSTBENCH,
+    TIMM,
+    TORCHVISION,
+    *TRANSFORMERS,
+)
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _ALL}
 """Every layout by name."""
+
+_BY_NAME = (
+    "timm reads it by its own name: timm.create_model(NAME + '_convstem', pretrained=True, "
+    "pretrained_cfg_overlay={'file': FILE}) gives it a conv stem, for example as vit_small_patch16_dinov3_convstem"
+)
+_DINOV3 = f"a DINOv3 checkpoint, whose blocks a plain ViT does not have; {_BY_NAME}"
 
 FOREIGN = (
     ("patch_embed.proj.0.weight", "layers.{i}.blocks.{w}.attn.relative_position_bias_table",
@@ -32,6 +50,9 @@ FOREIGN = (
      "pools by maximum, and no model of timm's or of convstem computes that"),
     ("", "layer4.{*}", "a ResNet's checkpoint, not a ViT's"),
     ("", "blocks.{i}.attn.relative_position_bias_table", "a BEiT's checkpoint: its attention has relative positions"),
+    ("", "storage_tokens", _DINOV3), ("", "blocks.{i}.attn.qkv.bias_mask", _DINOV3),
+    ("", "blocks.{i}.gamma_1", "the checkpoint of a timm model with gamma_1 in its blocks, as DINOv3, EVA or BEiT, "
+     f"which a plain ViT does not have; {_BY_NAME}"),
     ("", "blocks.{i}.attn.q_proj.weight",
      "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
     ("", "blocks.{i}.mlp.w1.{*}", "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
@@ -86,6 +107,6 @@ def require_layout(keys: Iterable[str]) -> Recognised:
 
 
 def _marker(layout: Layout, text: str) -> str:
-    if layout.unless and search(layout.unless, text):
+    if any(search(keys, text) for keys in layout.unless):
         return ""
     return next((key for marker in layout.markers if (key := search(marker, text))), "")

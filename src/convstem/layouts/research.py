@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from convstem.layouts.rows import (
+    ABSORB_POSITION,
     FLATTEN_HEADS,
     HALF,
     HEADS_TO_LINEAR,
@@ -20,7 +21,8 @@ from convstem.layouts.rows import (
     Refusal,
     Row,
 )
-from convstem.layouts.timm import PATCHIFY_ROWS, TRUNK_ROWS
+from convstem.layouts.timm import PATCHIFY_ROWS, TIMM, TRUNK_ROWS
+from convstem.layouts.transformers import DINOV2_REGISTERS_NAMING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,15 +74,35 @@ def is_moco_sincos(pos_embed: Tensor) -> bool:
 
     _, tokens, width = pos_embed.shape
     side = round((tokens - 1) ** 0.5)
-    if pos_embed.is_meta or side * side != tokens - 1 or width % 4:
+    if pos_embed.is_meta or pos_embed.is_complex() or side * side != tokens - 1 or width % 4:
         return False
-    frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
-    angles = torch.outer(torch.arange(side), frequencies)
+    places, steps = (torch.arange(n, dtype=torch.float32, device="cpu") for n in (side, width // 4))
+    angles = torch.outer(places, 10000.0 ** (-steps / (width // 4)))
     column, row = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # tokens are counted column by column
     table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], 1)
     expected = torch.cat([table.new_zeros(1, width), table])
     return bool((pos_embed[0].detach().float().cpu() - expected).abs().max() < _CLOSE)
 
+
+# DINOv2's own files of models with registers: timm's, but that the class token has a position, which it has not in
+# timm, where registers come between it and the patches.
+# Source: facebookresearch/dinov2, dinov2/models/vision_transformer.py (DinoVisionTransformer).
+DINOV2_REGISTERS = Layout(
+    name="dinov2_registers",
+    title="a checkpoint of DINOv2 with registers",
+    rows=(
+        Row("reg_token", "register_tokens"),
+        Row(("cls_token", "pos_embed"), ("cls_token", "pos_embed"), ABSORB_POSITION),
+        *(row for row in TRUNK_ROWS if str(row.timm).startswith(("blocks.", "norm."))),
+        *PATCHIFY_ROWS,
+    ),
+    spellings=TIMM.spellings,
+    markers=("register_tokens",),
+    has=("cls_token", "reg_token"),
+    drops=TIMM.drops,
+    preprocessing=IMAGENET,
+    naming=DINOV2_REGISTERS_NAMING,
+)
 
 _ROBUSTBENCH = "patch_embed.proj.stem."
 

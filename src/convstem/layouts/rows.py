@@ -296,8 +296,8 @@ class Layout:
     """Of every layer of the stem, where all models of the layout have the same."""
     has: tuple[str, ...] = ()
     """Keys of timm's that every model of the layout has, though not every ViT."""
-    unless: str = ""
-    """A key that shows a layout which has the same markers and more."""
+    unless: tuple[str, ...] = ()
+    """Keys that show a layout which has the same markers and more."""
     root: tuple[str, str] = ("", "")
     """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
     heads: tuple[str, int] = ("", 0)

@@ -89,7 +89,15 @@ TIMM = Layout(
     title="a checkpoint in timm's layout",
     rows=(*TRUNK_ROWS, *PATCHIFY_ROWS, *(Row(key.keys, key.keys) for key in STEM)),
     markers=("patch_embed.backbone.{i}.conv.weight", PATCH_WEIGHT),
-    unless="patch_embed.convs.{i}.{*}",  # ECViT's stem, whose last convolution has a patch embedding's name
+    spellings=(  # of DINOv2, whose blocks may come in chunks
+        ("blocks.{w}.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
+        ("blocks.{w}.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
+        ("blocks.{w}.{i}.{*}", "blocks.{i}.{*}"),
+        ("blocks.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
+        ("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
+    ),
+    # ECViT's stem, whose last convolution has a patch embedding's name; the registers of DINOv2's own files
+    unless=("patch_embed.convs.{i}.{*}", "register_tokens"),
     stem=("patch_embed.backbone.{i}.conv.weight", 0),
     drops=(
         Drop("mask_token", "only masked-image training uses the mask token"),

@@ -113,6 +113,14 @@ _DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "
 _GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for
 _GATED_TRUNKS = {(1536, 40, 24): "giant"}
 
+DINOV2_REGISTERS_NAMING = Naming(
+    "vit_{size}_patch{patch}_reg4_dinov2",
+    usual={"layer_scale": True, "reg_tokens": 4, "class_position": False},
+    gated_trunks=_GATED_TRUNKS,
+    base="vit_base_patch14_reg4_dinov2",
+    gated_base=_GIANT,
+)
+
 # Source: transformers/models/dinov2/modeling_dinov2.py.
 DINOV2 = Layout(
     name="transformers_dinov2",
@@ -121,7 +129,7 @@ DINOV2 = Layout(
     spellings=_DINOV2_SPELLINGS,
     markers=("encoder.layer.{i}.layer_scale1.lambda1",),
     has=("cls_token",),
-    unless="embeddings.register_tokens",
+    unless=("embeddings.register_tokens",),
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
     expresses={**_DINOV2_IS, "class_position": (True,), "reg_tokens": (0,)},
@@ -151,13 +159,7 @@ DINOV2_REGISTERS = Layout(
     drops=(_MASK,),
     refusals=_DINOV2_REFUSALS,
     preprocessing=IMAGENET,
-    naming=Naming(
-        "vit_{size}_patch{patch}_reg4_dinov2",
-        usual={"layer_scale": True, "reg_tokens": 4, "class_position": False},
-        gated_trunks=_GATED_TRUNKS,
-        base="vit_base_patch14_reg4_dinov2",
-        gated_base=_GIANT,
-    ),
+    naming=DINOV2_REGISTERS_NAMING,
 )
 
 _TOWER = (

@@ -44,6 +44,8 @@ class Container:
     raw: str
     averaged: str
     whose: str
+    usual: str = RAW
+    """Which of the two its authors use, where a checkpoint has both."""
 
 
 CONTAINERS = (
@@ -54,6 +56,7 @@ CONTAINERS = (
     Container("module", "module_ema", "DeepSpeed"),
     Container("model", "ema", "EdgeCrafter and other DETRs"),
     Container("module", "module_ema", "their averaged weights, beside a counter"),
+    Container("student", "teacher", "DINO, DINOv2 and DINOv3, which evaluate the teacher", usual=AVERAGED),
 )
 
 
@@ -66,13 +69,24 @@ class Prefix:
     beside: tuple[str, ...] = ()
     """Keys without the prefix that belong to the model all the same, such as a classifier."""
     averaged: bool | None = None
-    """Whether what it holds is averaged; None if the prefix does not tell."""
+    """Whether what it holds is averaged; None if the prefix does not tell. Unless the user says which, the first counts
+    that is there."""
     layout: str | None = None
 
 
 _NORMALISATION = tuple(Drop(f"normalize.{name}", "states the preprocessing, which goes into the config") for name in
                        ("mean", "std"))  # fmt: skip
 _PREDICTOR = Drop("predictor.{*}", "the predictor is only for pre-training")
+_PRETRAINING = tuple(Drop(keys, "only pre-training uses it") for keys in (
+    "dino_loss.{*}", "ibot_patch_loss.{*}", "koleo_loss.{*}", "gram_loss.{*}", "gram_teacher.{*}", "criterion.{*}",
+    "dino_head.{*}", "ibot_head.{*}", "head.mlp.{*}", "head.last_layer.{*}", "projection_head.{*}",
+    "prediction_head.{*}", "student.dino_head.{*}", "student.ibot_head.{*}", "teacher.dino_head.{*}",
+    "teacher.ibot_head.{*}", "student_head.{*}", "teacher_head.{*}",
+))  # fmt: skip
+"""Losses and heads of DINO, DINOv2, DINOv3 and of lightly's modules, beside the backbone."""
+
+_STUDENT = "the raw twin of the averaged teacher"
+_TEACHER = "the averaged twin of the student; --use-ema takes it instead"
 _TEXT = (
     Drop("text_model.{*}", "the text tower is not part of the image model"),
     Drop("text_projection.weight", "the text tower is not part of the image model"),
@@ -108,6 +122,11 @@ PREFIXES = (
         averaged=True,
         layout="moco_v3",
     ),
+    Prefix("teacher.backbone.", (*_PRETRAINING, Drop("student.{*}", _STUDENT)), averaged=True),
+    Prefix("student.backbone.", (*_PRETRAINING, Drop("teacher.{*}", _TEACHER)), averaged=False),
+    Prefix("teacher_backbone.", (*_PRETRAINING, Drop("student_backbone.{*}", _STUDENT)), averaged=True),
+    Prefix("student_backbone.", (*_PRETRAINING, Drop("teacher_backbone.{*}", _TEACHER)), averaged=False),
+    Prefix("backbone.", _PRETRAINING),
     Prefix("base_model.", _NORMALISATION),
     Prefix("model.", _NORMALISATION),
     Prefix(
@@ -165,7 +184,7 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
 
 
 def _is_dense(value: Any) -> bool:
-    return hasattr(value, "shape") and not getattr(value, "is_sparse", False)
+    return hasattr(value, "shape") and not any(getattr(value, kind, False) for kind in ("is_sparse", "is_quantized"))
 
 
 def _nested(content: Mapping[str, Any]) -> bool:
@@ -177,15 +196,15 @@ def _open(opened: Unwrapped, use_ema: bool | None) -> None:
     if "classy_state_dict" in content:
         _open_classy(opened)
         return
-    names = max(
-        (_present(content, container) for container in CONTAINERS), key=lambda found: (RAW in found, len(found))
-    )
+    present = {container: _present(content, container) for container in CONTAINERS}
+    container = max(present, key=lambda one: (RAW in present[one], len(present[one])))
+    names = present[container]
     if not names:
         raise ConversionError(
             f"no state dict in this checkpoint: it holds {', '.join(sorted(map(str, content))[:8])}; expected one of "
-            f"{', '.join(sorted({c.raw for c in CONTAINERS}))}"
+            f"{', '.join(sorted({name for c in CONTAINERS for name in (c.raw, c.averaged)}))}"
         )
-    kind = _choose(opened, names, use_ema)
+    kind = _choose(opened, names, use_ema, container.usual)
     _take_settings(opened)
     opened.weights = kind if opened.weights == RAW else AVERAGED
     opened.path.append(str(names[kind]))
@@ -203,16 +222,17 @@ def _present(content: Mapping[str, Any], container: Container) -> dict[str, str]
     return {kind: name for kind, name in names.items() if isinstance(content.get(name), Mapping)}
 
 
-def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None) -> str:
+def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None, usual: str) -> str:
     """Return which of the weights to take, ``raw`` or ``averaged``."""
     raw, averaged = (_number(opened.state_dict.get(key)) for key in ("test_err", "ema_err"))
     if use_ema is None and len(names) == 2 and raw is not None and averaged is not None:
         kind = RAW if raw <= averaged else AVERAGED
         opened.notes.append(f"{kind} weights taken: their error is the lower one (raw {raw}, averaged {averaged})")
         return kind
-    if AVERAGED in names and RAW in names and not use_ema:
+    wanted = usual if use_ema is None else AVERAGED if use_ema else RAW
+    if len(names) == 2 and wanted == RAW:
         opened.notes.append(f"averaged weights are there too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
-    return AVERAGED if AVERAGED in names and (use_ema or RAW not in names) else RAW
+    return wanted if wanted in names else next(iter(names))
 
 
 def _number(value: Any) -> float | None:
@@ -243,7 +263,7 @@ def _open_classy(opened: Unwrapped) -> None:
 def _strip(opened: Unwrapped, use_ema: bool | None) -> bool:
     """Strip one prefix, if one can be; tell whether."""
     for prefix in PREFIXES:
-        if prefix.averaged is not None and prefix.averaged != bool(use_ema):
+        if use_ema is not None and prefix.averaged not in (None, use_ema):
             continue
         outside = [key for key in opened.state_dict if not key.startswith(prefix.text)]
         if len(outside) == len(opened.state_dict):

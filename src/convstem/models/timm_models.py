@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.layers import LayerNorm, to_2tuple
 from timm.models import PretrainedCfg, build_model_with_cfg, model_entrypoint, resolve_pretrained_cfg
@@ -25,12 +25,14 @@ from convstem.models.sincos import SinCosVisionTransformer
 from convstem.registry import catalog
 from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
 from convstem.registry.stem_spec import StemSpec, check_heads
+from convstem.registry.strides import at_stride, check_stride
 from convstem.stem.find import find_embed
 from convstem.stem.norms import layer_norm
 from convstem.stem.pixels import normalised_range
 from convstem.stem.vocabulary import override_stem, own_stem
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.transplanting.patch_size import needs_resizing
+from convstem.transplanting.stride import check_trunk, larger_images
 from convstem.transplanting.surgery import put_stem
 from convstem.upstream.private import timm_set_metadata
 from convstem.weights.fit import fit, stem_channels
@@ -69,8 +71,8 @@ def create_timm_model(
         name: our timm name, without tag.
         pretrained, pretrained_cfg, pretrained_cfg_overlay, cache_dir: see ``timm.create_model``.
         pretrained_model_args: the arguments of a saved model, from its config.
-        kwargs: arguments of the trunk's class, ``stem_channels`` etc. (see ``StemSpec``), and ``norm_eps``, the epsilon
-            of the trunk's LayerNorms.
+        kwargs: arguments of the trunk's class, ``stem_channels`` etc. (see ``StemSpec``), ``norm_eps``, the epsilon
+            of the trunk's LayerNorms, and ``stride``, see ``convstem.transplant``.
 
     Raises:
         ArgumentError, ArgumentTypeError: the caller's arguments do not fit; the message has the nearest that would.
@@ -79,22 +81,60 @@ def create_timm_model(
     request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
     pyramid = take_pyramid(kwargs, name)
     with request.blaming(partial(create_timm_model, name)):
+        tokens = _tokens(request)
         if pretrained:
-            model = load_pretrained(request, partial(_build, request))
+            model: Any = load_pretrained(request, partial(_build, request, tokens))
         else:
-            model = _build(request, request.cfg, {}, **kwargs)
+            model = _build(request, tokens, request.cfg, {}, **kwargs)
             forget(model)  # the cfg describes pretrained weights, and these are not
+        if tokens and tokens.img_size:
+            model.pretrained_cfg = model.default_cfg = larger_images(model.pretrained_cfg, tokens.times)
     return model if pyramid is None else as_pyramid(model, pyramid)
 
 
+class _Tokens(NamedTuple):
+    """Tokens at a stride that a caller or a config gives."""
+
+    patch: int
+    """Pixels of a patch of the plain model."""
+    stride: int
+    times: int
+    """How many times larger images are by default."""
+    img_size: tuple[int, int] | None
+    """Their size, if nobody gives another and they are larger."""
+
+
+def _tokens(request: Request) -> _Tokens | None:
+    """Return what was asked for as ``stride``, or None if nothing was."""
+    given = {**request.saved, **request.kwargs}
+    if given.get("stride") is None:
+        return None
+    patch = to_2tuple(given.get("patch_size") or catalog.find(request.name).patch_size)[0]
+    size = given.get("img_size") or request.cfg.input_size[1:]
+    stride = check_stride(given["stride"], patch, to_2tuple(size))
+    times = max(stride, patch) // max(request.saved.get("stride") or patch, patch)
+    larger = tuple(side * times for side in to_2tuple(size)) if times > 1 and not given.get("img_size") else None
+    return _Tokens(patch, stride, times, larger)
+
+
 def _build(
-    request: Request, cfg: PretrainedCfg, header: Mapping[str, Any], pretrained: bool = False, **kwargs: Any
+    request: Request,
+    tokens: _Tokens | None,
+    cfg: PretrainedCfg,
+    header: Mapping[str, Any],
+    pretrained: bool = False,
+    **kwargs: Any,
 ) -> nn.Module:
     """Build a model, and load it; here ``cfg`` names a file where the weights are at hand.
 
     Args:
+        tokens: see ``_tokens``.
         header: of that file, where it is known.
     """
+    kwargs.pop("stride", None)
+    if tokens:  # the trunk's patches are what its tokens are apart: then all that asks it about its grid is right
+        kwargs["patch_size"] = tokens.stride
+        kwargs |= {"img_size": tokens.img_size} if tokens.img_size else {}
     for argument in ("embed_layer", "embed_norm_layer"):
         if kwargs.pop(argument, None) is not None:
             raise ArgumentTypeError(
@@ -109,7 +149,7 @@ def _build(
         changes = {
             field: None if value == request.saved.get(f"stem_{field}") else value for field, value in changes.items()
         }
-    make = partial(_make, request.name, cfg, changes, channels)
+    make = partial(_make, request.name, cfg, tokens, changes, channels)
     with _caller_errors(request.name):
         model = build_model_with_cfg(
             make,
@@ -122,15 +162,15 @@ def _build(
             pretrained_model_args=dict(request.saved),
             **{**_own_size(request.name, cfg, kwargs), **kwargs},
         )
-    spec = find_embed(model).stem_spec
-    patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else the name's own
-    timm_set_metadata(model, {**spec.model_args, **patch})
+    size = {"img_size": tokens.img_size} if tokens and tokens.img_size else {}
+    timm_set_metadata(model, {**find_embed(model).model_args, **size})
     return model
 
 
 def _make(
     name: str,
     cfg: PretrainedCfg,
+    tokens: _Tokens | None,
     changes: dict[str, Any],
     channels: tuple[int, ...],
     **kwargs: Any,
@@ -139,6 +179,7 @@ def _make(
 
     Args:
         cfg: of the name.
+        tokens: see ``_tokens``.
         changes: fields of ``StemSpec`` that the caller gave.
         channels: those of the stem in the file that will be loaded, if it is known and has one.
     """
@@ -146,7 +187,11 @@ def _make(
     model = _family(name, kwargs) if trunk is None else _trunk(trunk, cfg, kwargs)
     projection = projection_of(find_patch_embedding(model)[1])
     embed_dim, in_chans, patch, _ = projection.weight.shape
-    embed: Any = put_stem(model, _stem(name, patch, embed_dim, in_chans, changes, channels))
+    if tokens:
+        patch = tokens.patch
+        check_trunk(model, patch, tokens.stride)
+    stem = _stem(name, patch, tokens and tokens.stride, embed_dim, in_chans, changes, channels)
+    embed: Any = put_stem(model, stem, patch)
     known = normalised_range(cfg.mean, cfg.std, in_chans)
     embed.lowest = known and known[0]
     embed.resized_from = _resized(trunk, patch)
@@ -172,16 +217,29 @@ def _trunk(trunk: str, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _stem(
-    name: str, patch: int, embed_dim: int, in_chans: int, changes: dict[str, Any], channels: tuple[int, ...]
+    name: str,
+    patch: int,
+    stride: int | None,
+    embed_dim: int,
+    in_chans: int,
+    changes: dict[str, Any],
+    channels: tuple[int, ...],
 ) -> StemSpec:
-    """Return the stem of a model: the caller's, else the file's, else the name's own; see ``own_stem``."""
+    """Return the stem of a model: the caller's, else the file's, else the name's own; see ``own_stem``.
+
+    One that was made for another stride, which is what a file or a saved model may have, keeps its weights' shapes.
+    """
     spec = catalog.models().get(name)
+    product = None if stride else patch  # of the caller's strides
+    stride = stride or patch
     made = RESIZED if needs_resizing(patch) and changes["strides"] else patch  # the caller's strides make the rest
-    stem = own_stem(spec, made, embed_dim, in_chans)
+    stem = own_stem(spec, made, embed_dim, in_chans, stride if made == patch else None)
+    if channels and len(channels) != len(stem.channels) and changes["channels"] is None:
+        stem = own_stem(spec, made, embed_dim, in_chans)  # of a file with another stride
     default = spec is None or stem != spec.stem or not spec.stem_channels
     if default and changes["channels"] is None and len(channels) == len(stem.channels):
         stem = replace(stem, channels=channels)
-    return override_stem(stem, patch, **changes)
+    return at_stride(override_stem(stem, product, **changes), stride)
 
 
 def _resized(trunk: str | None, patch: int) -> int | None:

@@ -18,7 +18,7 @@ from convstem.stem.loading import torchvision_carrier
 from convstem.stem.norms import fit_norm, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, own_stem, to_torchvision
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import check_cast, enough_memory, off_meta
+from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta
 
 
 def create_torchvision_model(
@@ -65,6 +65,7 @@ def create_torchvision_model(
     check_stem_patch(stem, sizes["patch_size"])
     if weights is None:
         return build(stem, sizes)
+    check_device(None)
     with off_meta({}), enough_memory():
         return _build_pretrained(stem, sizes, weights, progress)
 

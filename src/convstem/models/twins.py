@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -66,7 +67,7 @@ def _check_computes_the_same(model: Any) -> None:
 
 
 def as_timm_model(model: Any) -> Any:
-    """Return a timm model with the weights of one of ours, which may be torchvision's ``VisionTransformer``.
+    """Return a timm model for one of ours, which may be torchvision's ``VisionTransformer``, whose memory it shares.
 
     Raises:
         ArgumentError: a torchvision model without conv stem or classifier, or of sizes that no row has.
@@ -86,17 +87,22 @@ def as_timm_model(model: Any) -> Any:
     eps = model.encoder.layers[0].ln_1.eps
     kwargs: dict[str, Any] = {} if spec.stem_for(in_chans) == stem else dict(stem.model_args)
     kwargs |= {"in_chans": in_chans} if in_chans != 3 else {}
-    kwargs |= {"img_size": model.image_size} if model.image_size != spec.img_size else {}
+    kwargs |= {"stride": model.patch_size} if model.patch_size != spec.patch_size else {}
+    kwargs |= {"img_size": model.image_size} if model.image_size != spec.img_size or "stride" in kwargs else {}
     kwargs |= {"norm_eps": eps} if eps != 1e-6 else {}
-    twin = timm.create_model(spec.name, num_classes=head.out_features, **kwargs)
-    twin.load_state_dict(convert(model.state_dict(), source="torchvision", target="timm").state_dict)
+    with DeferredInit(), torch.device("meta"):
+        twin = timm.create_model(spec.name, num_classes=head.out_features, **kwargs)
+        state_dict = convert(model.state_dict(), source="torchvision", target="timm").state_dict
+        twin.load_state_dict(state_dict, assign=True)
     return twin
 
 
 def _row_for(model: Any, stem: StemSpec) -> ModelSpec:
-    """Return the architecture with the sizes of a torchvision model, if possible with its stem too."""
+    """Return the architecture with the sizes of a torchvision model, if possible with its stem too.
+
+    One whose patches are larger or smaller has this model's tokens at another stride.
+    """
     sizes = {
-        "patch_size": model.patch_size,
         "embed_dim": model.hidden_dim,
         "depth": len(model.encoder.layers),
         "num_heads": model.encoder.layers[0].num_heads,
@@ -104,6 +110,7 @@ def _row_for(model: Any, stem: StemSpec) -> ModelSpec:
     }
     rows = [spec for spec in catalog.models().values() if spec.torchvision]
     rows = [spec for spec in rows if all(getattr(spec, name) == size for name, size in sizes.items())]
+    rows.sort(key=lambda spec: abs(math.log2(spec.patch_size / model.patch_size)))  # the first stays the first
     if not rows:
         raise ArgumentError(f"no architecture of ours has the sizes of this torchvision model: {sizes}")
     return next((spec for spec in rows if spec.stem == stem), rows[0])

@@ -10,14 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from convstem.errors import CheckpointError
 from convstem.files.checkpoint import read_checkpoint
+from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
@@ -89,6 +92,7 @@ class ConversionResult:
         return f"{done.report.summary()}; measured relative error {done.measured_error:.1e}" if done else ""
 
 
+@again_if_deleted
 def convert_to_folder(
     source: str | os.PathLike[str],
     folder: Path,
@@ -130,7 +134,7 @@ def convert_to_folder(
     check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
-    name = found.repo_id or path.name
+    name = found.repo_id or readable(path.name)
     content, beside = read_checkpoint(path), facts_beside(path)
     layout = layout or beside.pop("layout", None)
     known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
@@ -180,11 +184,22 @@ def _build(converted: Converted) -> Any:
     if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds
         model = create()
     model.load_state_dict(converted.state_dict, assign=True)
+    _fill_buffers(model)
     if converted.patchify:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = converted.norm_eps
     return model.eval()
+
+
+def _fill_buffers(model: nn.Module) -> None:
+    """Compute, on the CPU, the buffers that no state dict holds, such as rotary periods; timm's modules know how."""
+    for module in model.modules():
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def _cfg(converted: Converted) -> dict[str, Any]:

@@ -156,8 +156,8 @@ def _transformers(
     import transformers
 
     name = str(transformers_config(path)["architectures"][0])
-    kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind: Any = getattr(transformers, name, None)
+    if not issubclass(kind if isinstance(kind, type) else object, transformers.PreTrainedModel):
         return f"transformers has no model {name}"
     if "MAE" in name:
         return f"{name} hides patches at random"

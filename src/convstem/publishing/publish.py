@@ -155,11 +155,18 @@ def _stage(entry: WeightsSpec, repo_id: str, folder: Path, token: Any) -> None:
 def _stage_transplant(entry: WeightsSpec, folder: Path, token: Any) -> float:
     """Write a transplanted model and return its measured error against its source."""
     import timm
+    import torch
 
+    dtype = torch.get_default_dtype()
+    if dtype != torch.float32:
+        raise ArgumentError(
+            f"weights are published as they are loaded, and torch's default type is {dtype}: set it to torch.float32"
+        )
     repository, revision = entry.hub_name
     file = fetch(repository, revision=revision, token=token).path
     overlay = {"file": str(file)}
-    source = timm.create_model(repository.removeprefix("timm/"), pretrained=True, pretrained_cfg_overlay=overlay)
-    model = timm.create_model(entry.name, pretrained=True, pretrained_cfg_overlay=overlay)
-    save(model, folder)
-    return measure_error(source.eval(), model.eval())
+    with torch.device("cpu"):
+        source = timm.create_model(repository.removeprefix("timm/"), pretrained=True, pretrained_cfg_overlay=overlay)
+        model = timm.create_model(entry.name, pretrained=True, pretrained_cfg_overlay=overlay)
+        save(model, folder)
+        return measure_error(source.eval(), model.eval())

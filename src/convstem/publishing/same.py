@@ -98,13 +98,13 @@ def _with_epsilon(folder: Path, epsilon: float, back: nn.Module) -> nn.Module:
 
 def _difference(model: nn.Module, back: Any) -> tuple[float, float]:
     """Return the relative difference of two models' outputs on a seeded image, and what is accepted."""
-    image = torch.randn(1, *back.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, *back.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0), device="cpu")
     types = {parameter.dtype for parameter in model.parameters()}
     tolerance = max([TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in types], default=0.0)
-    with _evaluating(model):
-        copied = _in_double(model)
-        first = model if copied is None else copied
-        place = next(first.parameters())
+    copied = _in_double(model)
+    first = model if copied is None else copied
+    place = next(first.parameters())
+    with _evaluating(first), torch.device(place.device):  # where tables are made during a forward
         image, back = image.to(place), back.to(place).eval()
         try:
             expected = list(_tensors(first(image)))
@@ -112,7 +112,7 @@ def _difference(model: nn.Module, back: Any) -> tuple[float, float]:
             raise UnsupportedModelError(
                 f"the model takes no image of {list(image.shape[1:])}, its input_size ({type(error).__name__}: {error})"
             ) from error
-    actual = list(_tensors(back(image)))
+        actual = list(_tensors(back(image)))
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return float("inf"), tolerance
     differences = [float((a - e).norm() / (e.norm() or 1)) for a, e in zip(actual, expected, strict=True)]

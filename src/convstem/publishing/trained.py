@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +126,10 @@ def _said_by(name: str) -> Iterator[None]:
 def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
     """Return the image size that a learned position embedding was made for, if it is not the architecture's."""
     spec = catalog.models().get(architecture)
-    shape = state["pos_embed"].shape if "pos_embed" in state else ()
+    shape: Sequence[int] = state["pos_embed"].shape if "pos_embed" in state else ()
     if spec is None or len(shape) != 3 or kwargs.get("class_token") is False:
         return None
-    size = math.isqrt(max(shape[1] - 1, 0)) * spec.patch_size
+    size = math.isqrt(max(shape[1] - 1, 0)) * (kwargs.get("stride") or spec.patch_size)
     return None if size == spec.img_size else size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +21,14 @@ from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import license_or_other
-from convstem.stem.carry import TransplantReport
+from convstem.registry.strides import DARK
+from convstem.stem.carried import TransplantReport
+from convstem.stem.carry import MARGIN
+from convstem.stem.find import find_embed
 from convstem.stem.pixels import normalised_range
-from convstem.transplanting.patch_size import enlarge_patches
+from convstem.transplanting.patch_embedding import lowest_of
+from convstem.transplanting.patch_size import enlarge_patches, resize_patch
+from convstem.transplanting.stride import as_plain
 from convstem.transplanting.surgery import transplant
 
 PROBE_IMAGES = 8
@@ -83,7 +89,7 @@ def write_transplant(
     """Do the same for a model that is built already.
 
     Args:
-        model: a patchify model of timm.
+        model: a patchify model of timm, or one of ours that is to have more input channels.
         source: what it was made of, for the card.
         folder: where to write; created if needed.
         tolerance: largest relative error of the features, on the probe batch, that is accepted.
@@ -102,8 +108,9 @@ def write_transplant(
             f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
             "patch 8, 14, 16 and 32. Nothing was written; use convstem.transplant in Python"
         )
-    report: TransplantReport = twin.transplant_report  # type: ignore[assignment]
-    error = measure_error(model, twin, bands, report.resized_from)
+    stems = find_embed(model) is not None  # then it was only given more input channels
+    report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
+    error = measure_error(model, twin, bands, report)
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
@@ -114,7 +121,11 @@ def write_transplant(
 
     def write(staged: Path) -> None:
         save(twin, staged)
-        finish(staged, license, lambda config: _card(result, source.short, config, notes))
+        finish(
+            staged,
+            license,
+            lambda config: _wider_card(result, bands, config) if stems else _card(result, source.short, config, notes),
+        )
 
     write_folder(folder, write, overwrite)
     return result
@@ -122,20 +133,43 @@ def write_transplant(
 
 @torch.no_grad()
 def measure_error(
-    source: nn.Module, twin: nn.Module, bands: Sequence[int] | None = None, resized_from: int | None = None
+    source: nn.Module,
+    twin: nn.Module,
+    bands: Sequence[int] | None = None,
+    report: TransplantReport | None = None,
 ) -> float:
     """Return the relative error of ``twin``'s features on the probe batch.
 
     Args:
         source, twin: the model and its transplant.
         bands: channels of ``twin`` that are those of ``source``; default: all.
-        resized_from: patch size of ``source``, if ``twin`` has larger ones; then each patch of an image is resized.
+        report: of the transplant. Of resized filters each patch of an image is resized; at another stride the source
+            has this stride too, or sees averages of pixels.
     """
+    if report and report.restrided:
+        return _error_at_stride(source, twin, bands, report)
     cfg: dict[str, Any] = source.pretrained_cfg  # type: ignore[assignment]
+    resized_from = report.resized_from if report else None
     x = probe_batch(twin, cfg["input_size"][1:])
     expected = source.forward_features(x if bands is None else x[:, list(bands)])  # type: ignore[operator]
     actual = twin.forward_features(enlarge_patches(x, resized_from) if resized_from else x)  # type: ignore[operator]
     return float((actual - expected).norm() / expected.norm())
+
+
+def _error_at_stride(source: Any, twin: Any, bands: Sequence[int] | None, report: TransplantReport) -> float:
+    assert report.restrided
+    patch, stride = report.restrided
+    plain = copy.deepcopy(source)
+    resize_patch(plain)
+    beyond = None
+    if report.border == DARK:
+        low = lowest_of(plain, None)
+        beyond = None if low is None else low - MARGIN
+    plain = as_plain(plain, stride, beyond)
+    x = probe_batch(twin, twin.pretrained_cfg["input_size"][1:])
+    seen = x if bands is None else x[:, list(bands)]
+    expected = plain.forward_features(nn.functional.avg_pool2d(seen, stride // patch) if stride > patch else seen)
+    return float((twin.forward_features(x) - expected).norm() / expected.norm())
 
 
 def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
@@ -157,6 +191,19 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
         noise = torch.rand(1, channels, *coarse, generator=generator)
         images.append(nn.functional.interpolate(noise, size=size, mode="bilinear"))
     return low[:, None, None] + (high - low)[:, None, None] * torch.cat(images)
+
+
+def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: Mapping[str, Any]) -> str:
+    channels = config["pretrained_cfg"]["input_size"][0]
+    facts = facts_of_config(
+        config, None, result.license if result.license != "unknown" else "other", name=result.architecture
+    )
+    placed = ", ".join(map(str, bands or ()))
+    text = (
+        f"`{facts.base_model or result.source}` with {channels} input channels: its filters are on bands {placed}, "
+        "counted from 0, and zero on the others: its function of these bands is what it was. Not trained further."
+    )
+    return render(replace(facts, description=text))
 
 
 def _card(result: TransplantResult, name: str, config: Mapping[str, Any], notes: Sequence[str]) -> str:

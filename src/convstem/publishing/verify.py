@@ -19,6 +19,7 @@ from convstem.hub.listing import check_present, list_files
 from convstem.hub.read import fetch_all
 from convstem.hub.repo_cache import file_digest
 from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.publishing.folder import meta_model
 from convstem.publishing.pull import write_embedded
@@ -85,6 +86,7 @@ def verify(source: str | os.PathLike[str], revision: str | None = None, *, token
     return _verify_repository(repo_id, revision or at, token, ours=entry.transform == "none")
 
 
+@again_if_deleted
 def _verify_repository(repo_id: str, revision: str | None, token: Any, ours: bool = True) -> Report:
     listing = list_files(repo_id, revision, token=token)
     names = [name for name in (CONFIG, WEIGHTS, CARD) if name in listing.files]

@@ -16,6 +16,10 @@ ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
 
 
+COARSEST = 32
+"""Stride of the feature pyramid's last level; those between the patch's and this one are pooled."""
+
+
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ``ArgumentError`` naming the sorted choices unless ``value`` is one of them."""
     if value not in choices:
@@ -174,6 +178,26 @@ class StemSpec:
             in_chans = channels
         return tuple(layers)
 
+    def levels(self, embed_dim: int, coarsest: int) -> list[tuple[int, int]]:
+        """Return stride and channels of every map of the feature pyramid, finest first.
+
+        A map inside the stem is the last one of its stride; those from the patch's stride on are the trunk's.
+
+        Args:
+            embed_dim: width of the trunk.
+            coarsest: stride of the last level.
+        """
+        inside: dict[int, int] = {}
+        stride = 1
+        for step, channels in zip(self.strides, self.channels, strict=True):
+            stride *= step
+            inside[stride] = channels
+        found = [(stride, channels) for stride, channels in inside.items() if 1 < stride < self.patch_size]
+        strides = [self.patch_size]
+        while strides[-1] * 2 <= coarsest:
+            strides.append(strides[-1] * 2)
+        return [*found, *((stride, embed_dim) for stride in strides)]
+
     @property
     def layer_title(self) -> str:
         """What a layer consists of, for tables."""
@@ -194,7 +218,7 @@ class StemSpec:
         }
 
 
-def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec:
+def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3, stride: int | None = None) -> StemSpec:
     """Return the narrowest stem of stride-2 layers that keeps a patch embedding's function for every input.
 
     Layer k has ``in_chans * 4 ** k`` pixels under it, which take two channels each: one for either sign. The last
@@ -202,10 +226,14 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
     that weights of RGB models load for fewer channels too. At patch 32 that would cost a small trunk more than it
     costs itself: there an RGB stem carries the pixels once after its first layer, shifted, for pixels in range.
 
+    With a stride below the patch size the last layer reads the whole patch at every position, in one wide kernel. With
+    one above, the stem is that of such a patch, up to 32; further layers in front of it carry averages of pixels.
+
     Args:
         patch_size: a power of two, in pixels.
         embed_dim: width of the trunk.
         in_chans: input channels.
+        stride: pixels from token to token, a power of two; default: the patch size.
 
     Raises:
         ArgumentError: ``patch_size`` is not a power of two.
@@ -217,11 +245,18 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec
             "choose one of these, or pass a stem whose strides multiply to it, such as strides (2, 7) and kernel sizes "
             "(3, 13) for 14"
         )
-    lean = patch_size > 16 and in_chans <= 3
-    pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth + 1)]
+    steps = (stride or patch_size).bit_length() - 1
+    front = max(steps - max(depth, 5), 0)  # layers that average
+    reads = max(patch_size >> steps, 1)  # positions that the last layer reads along each axis, if the patches overlap
+    depth = steps - front if reads == 1 else steps + 1
+    lean = depth > 4 and in_chans <= 3
+    pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth)]
     channels = [count if lean and layer else 2 * count for layer, count in enumerate(pixels)]
-    channels[-1] = 2 * min(pixels[-1], embed_dim)
-    return StemSpec(tuple(channels), norm="none")
+    channels.append(2 * min(max(in_chans, 3) * max(patch_size, 2**depth) ** 2, embed_dim))
+    channels = [*channels[:1] * front, *channels]
+    if reads == 1:
+        return StemSpec(tuple(channels), norm="none")
+    return StemSpec(tuple(channels), (2,) * steps + (1,), (3,) * steps + (2 * reads - 1,), norm="none")
 
 
 def check_stem_patch(stem: StemSpec, patch_size: int) -> None:

@@ -21,7 +21,10 @@ def data_dir(name: str) -> Path:
     for folder in (package / "data" / name, package.parents[1] / name):
         if folder.is_dir():
             return folder
-    raise RegistryError(f"convstem's data folder {name!r} is missing from the installation; reinstall convstem")
+    raise RegistryError(
+        f"convstem's data folder {name!r} is missing from the installation; reinstall convstem, unpacked if it lies in "
+        "a zip file; a frozen application has to collect it (PyInstaller: --collect-data convstem)"
+    )
 
 
 def make_rows(file: str, rows: Mapping[str, Any], spec: type[Spec]) -> dict[str, Spec]:

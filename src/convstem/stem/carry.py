@@ -5,6 +5,10 @@ what is positive: a layer with two channels for each value carries x and -x, whi
 a single channel carries x - low, which loses nothing for pixels from ``low`` on. Where two channels for each value of
 the embedding are fewer than the pixels would take, the last layers carry the embedding instead. A narrower stem is
 refused.
+
+A stem may have another stride than the patch embedding. Below the patch size its last layer reads the whole patch, so
+that patches overlap; above it, each weight is spread over the pixels that are averaged, and the first layers average
+them where the stem is too narrow to carry each.
 """
 
 from __future__ import annotations
@@ -21,15 +25,13 @@ from torch import Tensor
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemLayer, StemSpec, check_stem_patch
+from convstem.registry.strides import check_reads
+from convstem.stem.carried import IN_RANGE, LayerReport, TransplantReport, carried_by, reach
 from convstem.stem.norms import BN_EPS
 from convstem.stem.pixels import numbers
 
 ALGORITHM = 3
 """Raise it whenever ``carry`` gives another result: published weights are made again."""
-
-
-EVERY_INPUT, IN_RANGE = "every input", "pixels in range"
-"""What a stem can be exact for."""
 
 
 MARGIN = 0.25
@@ -39,105 +41,6 @@ MARGIN = 0.25
 PIXEL_VARIANCE, CORRELATION = 1.25, 0.9
 """Variance of a normalised pixel (natural images under ImageNet's mean and std), and its correlation with its neighbour
 and with another colour: for the statistics of a BatchNorm, on which nothing depends in eval mode."""
-
-
-RESIZED_NOTE = (
-    "The filters were resized from patches of {0} pixels by pseudo-inverse: the function is the same where every patch "
-    "of an image is resized by itself, and approximately so for photographs that are resized as a whole; the grid and "
-    "the position embedding are the source's."
-)
-"""What there is to say about a source of another patch size."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What one layer carries."""
-
-    carries: str
-    """``pixels``, or ``embedding``: what the embedding takes from the pixels under it."""
-    count: int
-    """Values carried at each position."""
-    width: int
-    """Channels of the layer."""
-    both_signs: bool
-    """Whether each value has two channels, hence no lowest value."""
-
-    @property
-    def used(self) -> int:
-        """Channels that carry something."""
-        return 2 * self.count if self.both_signs else self.count
-
-    def __str__(self) -> str:
-        """Describe the layer in a few words."""
-        sign = "with both signs" if self.both_signs else "shifted"
-        return f"carries {self.count} values of the {self.carries} {sign} in {self.used} of {self.width} channels"
-
-
-@dataclass(frozen=True)
-class TransplantReport:
-    """What a transplant preserves."""
-
-    layers: tuple[LayerReport, ...]
-    """One record for each layer before the last convolution."""
-    resized_from: int | None = None
-    """Patch size of the source if it was resized before the transplant: then all of this is about resized filters."""
-
-    @property
-    def scope(self) -> str:
-        """For which inputs it is exact: ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``."""
-        return EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
-
-    def outcome(self) -> str:
-        """Return what a user has to know, in a sentence or two."""
-        resized = "" if self.resized_from is None else RESIZED_NOTE.format(self.resized_from) + " "
-        return f"{resized}The transplant is exact for {self.scope}, up to rounding."
-
-    def summary(self) -> str:
-        """Return the report as one paragraph, with a clause for each layer."""
-        layers = "; ".join(f"layer {index} {layer}" for index, layer in enumerate(self.layers))
-        return f"{self.outcome()} In detail, {layers}."
-
-
-def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> TransplantReport:
-    """Return what the layers of a stem would carry of any patch embedding of this size.
-
-    Args:
-        stem: the stem.
-        embed_dim: width of the trunk.
-        in_chans: input channels.
-
-    Raises:
-        ArgumentError: the stem is too narrow; the message has the channels that would do.
-    """
-    pixels, embedding = _values(stem, embed_dim, in_chans)
-    fits = [width >= 2 * values for width, values in zip(stem.channels, embedding, strict=True)]
-    layers: list[LayerReport] = []
-    carries = "pixels"
-    for index, width in enumerate(stem.channels):
-        if width < 2 * pixels[index] and all(fits[index:]):
-            carries = "embedding"  # from here on: nothing else is left of the pixels
-        count = pixels[index] if carries == "pixels" else embedding[index]
-        if width < count:
-            raise ArgumentError(_too_narrow(stem, index, pixels, embedding))
-        layers.append(LayerReport(carries, count, width, width >= 2 * count))
-    return TransplantReport(tuple(layers))
-
-
-def _values(stem: StemSpec, embed_dim: int, in_chans: int) -> tuple[list[int], list[int]]:
-    """Return for each layer how many pixels a position covers, and how many values an embedding takes from them."""
-    sides = [math.prod(stem.strides[: index + 1]) for index in range(len(stem.strides))]
-    return [in_chans * side**2 for side in sides], [embed_dim * (stem.patch_size // side) ** 2 for side in sides]
-
-
-def _too_narrow(stem: StemSpec, layer: int, pixels: list[int], embedding: list[int]) -> str:
-    pairs = list(zip(pixels, embedding, strict=True))
-    always, in_range = [2 * min(pair) for pair in pairs], [min(p, 2 * e) for p, e in pairs]
-    return (
-        f"the stem {list(stem.channels)} is too narrow for this patch embedding: layer {layer} has "
-        f"{stem.channels[layer]} channels for {pixels[layer]} values of pixels (or twice {embedding[layer]} of the "
-        f"embedding). With these strides, {always} and wider stems are exact for every input, {in_range} for pixels in "
-        "range"
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,19 +64,21 @@ def carry(
     margin: float = MARGIN,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    stride: int | None = None,
 ) -> tuple[dict[str, Tensor], TransplantReport]:
     """Return the parameters of a conv stem that in eval mode computes a patch embedding.
 
     Whatever torch's default device and type are, it is computed on the CPU, and rounded once.
 
     Args:
-        weight: patch embedding [embed_dim, in_chans, p, p], applied with stride p.
+        weight: patch embedding [embed_dim, in_chans, p, p].
         bias: [embed_dim], or None for zero.
-        stem: a ReLU stem without norm, or with BatchNorm and no biases before it, whose strides multiply to p.
+        stem: a ReLU stem without norm, or with BatchNorm and no biases before it, whose strides multiply to ``stride``.
         low: lowest pixel of each channel after normalisation, [in_chans]; a stem with room for both signs needs none.
         margin: how far below ``low`` the function is still preserved.
         dtype: of the parameters; default: the weight's.
         seed: of the fresh weights of channels that carry nothing.
+        stride: pixels from patch to patch, p times or divided by a whole number; default: p.
 
     Returns:
         a CPU state dict with the keys of timm's ``ConvStem``: ``{i}.conv.weight`` and ``{i}.bn.*`` (without norm
@@ -183,24 +88,24 @@ def carry(
         ArgumentError: stem, tensors, ``low`` or ``margin`` do not fit, or ``low`` is needed; the message says which.
     """
     _check_stem(stem)
-    _check_embedding(weight, bias, stem)
-    dtype, (embed_dim, in_chans) = dtype or weight.dtype, weight.shape[:2]
-    lowest, report = _lowest(low, margin, in_chans), carried_by(stem, embed_dim, in_chans)
+    _check_embedding(weight, bias, stem, stride)
+    dtype, (embed_dim, in_chans, patch, _) = dtype or weight.dtype, weight.shape
+    lowest, report = _lowest(low, margin, in_chans), carried_by(stem, embed_dim, in_chans, patch)
     if lowest is None and report.scope == IN_RANGE:
         raise ArgumentError(_unknown_range(report, in_chans))
     lows = None if lowest is None else lowest.to(dtype).double()  # as the biases hold it
     generator = torch.Generator("cpu").manual_seed(seed)
-    weight = weight.detach().cpu()
+    weight, sides = spread(weight.detach().cpu(), stem.patch_size), [1, *reach(stem, patch)]
     below = _Carried(weight, False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
     state: dict[str, Tensor] = {}
     for index, (layer, shape) in enumerate(zip(report.layers, stem.layers(in_chans=in_chans), strict=True)):
-        taps, lacking, carried = _carry_on(below, layer, shape.stride, lows)
+        taps, lacking, carried = _carry_on(below, layer, sides[index + 1] // sides[index], lows)
         conv = _place(taps, below, layer.both_signs, shape, dtype)
         _draw(conv[layer.used :], generator)
         if stem.norm == "none":
             after = {"conv.bias": _signed(lacking - carried.floor, layer)}
         else:
-            after = _norm(lacking, carried, layer, _variance(weight, stem, index, layer), dtype)
+            after = _norm(lacking, carried, layer, _variance(weight, sides[index + 1], layer), dtype)
         state |= {f"{index}.{name}": value.to(dtype) for name, value in {"conv.weight": conv, **after}.items()}
         if stem.norm == "batchnorm2d":  # a frozen one does not count
             state[f"{index}.bn.num_batches_tracked"] = torch.tensor(0, device="cpu")
@@ -213,23 +118,39 @@ def carry(
     return state, report
 
 
-def _carry_on(below: _Carried, layer: LayerReport, stride: int, lows: Tensor | None) -> tuple[Tensor, Tensor, _Carried]:
+def spread(weight: Tensor, stride: int) -> Tensor:
+    """Return a patch embedding of averages of pixels, if the stride is larger than p: those averaged share a weight.
+
+    Args:
+        weight: [embed_dim, in_chans, p, p]; the result's sides are the stride then.
+        stride: pixels from patch to patch.
+    """
+    times = stride // weight.shape[-1]
+    return weight if times <= 1 else weight.repeat_interleave(times, 2).repeat_interleave(times, 3) / times**2
+
+
+def _carry_on(below: _Carried, layer: LayerReport, side: int, lows: Tensor | None) -> tuple[Tensor, Tensor, _Carried]:
     """Return a layer's taps, the constants that are lacking in the taps' output, and what the layer carries then.
 
-    The taps are [values, values below, stride, stride], the constants [values].
+    The taps are [values, values below, side, side], the constants [values].
 
     Args:
         below: what the previous layer carries.
         layer: what this one is to carry.
-        stride: of the layer.
+        side: positions that it reads along each axis; the stride, or more where patches overlap.
         lows: lowest value of each image channel, [in_chans].
     """
     if layer.carries == "pixels":
-        taps = torch.eye(layer.count, dtype=below.wanted.dtype, device="cpu").view(layer.count, -1, stride, stride)
-        wanted = F.pixel_unshuffle(below.wanted, stride)
-        lacking = below.floor.repeat_interleave(stride**2)
+        taps = torch.eye(layer.count, dtype=below.wanted.dtype, device="cpu").view(layer.count, -1, side, side)
+        wanted = F.pixel_unshuffle(below.wanted, side)
+        lacking = below.floor.repeat_interleave(side**2)
+    elif layer.carries == "averages":
+        each = torch.eye(layer.count, dtype=below.wanted.dtype, device="cpu")[:, :, None, None]
+        taps = each.expand(-1, -1, side, side) / side**2
+        wanted = F.avg_pool2d(below.wanted, side) * side**2
+        lacking = below.floor
     else:
-        taps, wanted = _embed(below.wanted, stride)
+        taps, wanted = _embed(below.wanted, side)
         lacking = taps.sum((2, 3), dtype=torch.float64) @ below.floor
     floor = torch.zeros_like(lacking)
     if not layer.both_signs and lows is not None:
@@ -272,13 +193,13 @@ def _place(taps: Tensor, below: _Carried, both_signs: bool, layer: StemLayer, dt
     window = weight[:, :, covered, covered]
     signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
     signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
-    copies = int(taps.count_nonzero()) == rows  # of pixels: a thousandth of the window to write
-    row, value, y, x = taps.nonzero(as_tuple=True) if copies else (None,) * 4
+    row, value, y, x = taps.nonzero(as_tuple=True)
+    copies = len(row) == rows  # of pixels: a thousandth of the window to write
     for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
-        if row is None:
-            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
-        else:
+        if copies:
             window[row + first, value + first_below, y, x] = sign * sign_below * taps[row, value, y, x].to(dtype)
+        else:
+            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
     return weight
 
 
@@ -311,14 +232,18 @@ def _norm(
     }
 
 
-def _variance(weight: Tensor, stem: StemSpec, index: int, layer: LayerReport) -> Tensor:
+def _variance(weight: Tensor, side: int, layer: LayerReport) -> Tensor:
     """Return the variance [count] of what a layer carries, for images whose pixels are like their neighbours.
+
+    Args:
+        weight: patch embedding [embed_dim, in_chans, p, p].
+        side: pixels that a position of the layer covers along each axis.
+        layer: what it carries.
 
     Source: Jain, Fundamentals of Digital Image Processing (1989), section 2.9: first-order Markov in both directions.
     """
-    if layer.carries == "pixels":
+    if layer.carries != "embedding":
         return torch.full((layer.count,), PIXEL_VARIANCE, dtype=torch.float64, device="cpu")
-    side = math.prod(stem.strides[: index + 1])
     shares, steps = _embed(weight.double(), side)[0], torch.arange(side, device="cpu")
     like = CORRELATION ** (steps[:, None] - steps).abs().double()
     own, common = (((like @ part @ like) * part).sum((2, 3)).sum(1) for part in (shares, shares.sum(1, keepdim=True)))
@@ -342,19 +267,20 @@ def _check_stem(stem: StemSpec) -> None:
         )
 
 
-def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec) -> None:
-    """Raise ``ArgumentError`` unless weight and bias are a finite patch embedding with the stem's patch size."""
+def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec, stride: int | None) -> None:
+    """Raise ``ArgumentError`` unless weight and bias are a finite patch embedding for the stem."""
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         raise ArgumentError(
             "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
             f"got shape {list(weight.shape)}: resample it to square patches first"
         )
-    if not weight.numel() or not weight.is_floating_point():
+    if not weight.numel() or not weight.is_floating_point() or weight.element_size() == 1:
         raise ArgumentError(
             "a patch embedding needs at least one input channel and one filter, of floating-point numbers; got shape "
             f"{list(weight.shape)}, {weight.dtype}: convert or correct it first"
         )
-    check_stem_patch(stem, weight.shape[-1])
+    check_stem_patch(stem, stride or weight.shape[-1])
+    check_reads(stem, weight.shape[-1])
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ArgumentError(f"bias needs shape [{len(weight)}], one value for each filter; got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):

@@ -90,12 +90,14 @@ class ConvStemEmbed(HybridEmbed):
         strict_img_size: refuse images of another size than ``img_size``.
         dynamic_img_pad: accepted for timm's sake; a stem pads by itself, its feature map is rounded up.
         bias: ignored: the last convolution always has a bias.
+        window: height and width of the patches of a plain model with as many tokens, in pixels; default: the patch
+            size. Where it is larger, patches overlap; where it is smaller, a token sees averages of pixels.
 
     Raises:
         ArgumentError: the image size is not a multiple of the patch size (unless the size is dynamic).
     """
 
-    __jit_unused_properties__ = ("proj",)  # TorchScript would compile it
+    __jit_unused_properties__ = ("proj", "model_args")  # TorchScript would compile it
 
     def __init__(
         self,
@@ -111,6 +113,7 @@ class ConvStemEmbed(HybridEmbed):
         dynamic_img_pad: bool = False,
         device: Any = None,
         dtype: Any = None,
+        window: int | None = None,
     ) -> None:
         size = to_2tuple(img_size or stem.patch_size)
         if strict_img_size:
@@ -135,7 +138,8 @@ class ConvStemEmbed(HybridEmbed):
         # For a patch embedding that is loaded: the lowest normalised pixels, and the patch size of its trunk's own.
         self.lowest: Any = None
         self.resized_from: Any = None
-        self.patch_size = to_2tuple(stem.patch_size)  # in pixels, as everywhere else in timm
+        self.patch_size = to_2tuple(stem.patch_size)  # pixels per token: whoever asks wants to know the grid
+        self.window = window or stem.patch_size
         self.norm = nn.Identity()
         self.register_load_state_dict_pre_hook(carry_on_load)
         if img_size is None:
@@ -149,7 +153,18 @@ class ConvStemEmbed(HybridEmbed):
 
         timm's filters for checkpoints read it, and so do libraries and users that adapt a first layer.
         """
-        return nn.Conv2d(self.in_chans, self.embed_dim, self.patch_size, self.patch_size, device="meta")
+        return nn.Conv2d(self.in_chans, self.embed_dim, self.window, self.patch_size, device="meta")
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The JSON-plain arguments that build this stem in every timm entrypoint."""
+        stride = self.stem_spec.patch_size
+        args = self.stem_spec.model_args
+        if self.window & (self.window - 1):  # no name's own patch size
+            args["patch_size"] = self.window
+        if stride != self.window:
+            args |= {"patch_size": self.window, "stride": stride}
+        return args
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a projection in the place of the stem would never be used.

@@ -23,7 +23,8 @@ def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
     from timm.layers import freeze_batch_norm_2d
 
     stem = find_stem(model)
-    freeze_batch_norm_2d(stem)
+    with next(stem.parameters()).device:  # timm makes the frozen ones on torch's default device
+        freeze_batch_norm_2d(stem)
     if not bn_only:
         stem.requires_grad_(False)
     return model

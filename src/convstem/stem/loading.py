@@ -12,7 +12,8 @@ from convstem.errors import ArgumentError, warn
 from convstem.layouts.diagnosis import patchify_sentence
 from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.carry import TransplantReport, carry
+from convstem.stem.carried import TransplantReport
+from convstem.stem.carry import carry
 from convstem.stem.pixels import normalised_range
 
 
@@ -70,7 +71,7 @@ def carried_stem(
     """
     if tuple(weight.shape) != expected:
         raise ArgumentError(f"its patch embedding is {list(weight.shape)}; this stem's would be {list(expected)}")
-    return carry(weight, bias, stem, low)
+    return carry(weight, bias, stem, low, stride=stem.patch_size)
 
 
 def _tell() -> None:

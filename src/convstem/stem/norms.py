@@ -50,8 +50,8 @@ def fold_batchnorm(
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, which Apple's devices do not have."""
-    return tensor.to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)
+    """Return a tensor in float64 on the CPU: some devices do not have that type, such as Apple's and Intel's."""
+    return tensor.to("cpu", torch.float64)
 
 
 def stem_norm(stem: nn.Module) -> str:
@@ -170,7 +170,7 @@ def _add_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str
     zeros, ones = torch.zeros_like(bias), torch.ones_like(bias)
     if not conv_bias:
         del state_dict[f"{conv}.bias"]
-    state_dict[f"{norm}.weight"] = (ones.double() + BN_EPS).sqrt().to(bias.dtype)
+    state_dict[f"{norm}.weight"] = (_wide(ones) + BN_EPS).sqrt().to(bias)
     state_dict[f"{norm}.bias"] = zeros if conv_bias else bias
     state_dict[f"{norm}.running_mean"] = zeros.clone()
     state_dict[f"{norm}.running_var"] = ones

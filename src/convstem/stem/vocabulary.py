@@ -103,7 +103,9 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
     return [ConvStemConfig(layer.channels, layer.kernel_size, layer.stride, norm, act) for layer in stem.layers()]
 
 
-def own_stem(spec: ModelSpec | None, patch_size: int, embed_dim: int, in_chans: int = 3) -> StemSpec:
+def own_stem(
+    spec: ModelSpec | None, patch_size: int, embed_dim: int, in_chans: int = 3, stride: int | None = None
+) -> StemSpec:
     """Return the stem that a name has at a patch size.
 
     Args:
@@ -112,17 +114,18 @@ def own_stem(spec: ModelSpec | None, patch_size: int, embed_dim: int, in_chans: 
         patch_size: in pixels.
         embed_dim: width of the trunk.
         in_chans: input channels.
+        stride: pixels from token to token; default: the patch size. A stem of a row keeps that of the patch size.
 
     Raises:
         ArgumentError: stride-2 layers cannot make such patches.
     """
     if spec is not None and spec.stem_channels and patch_size == spec.patch_size:
         return spec.stem
-    stem = default_stem(patch_size, embed_dim, in_chans)
+    stem = default_stem(patch_size, embed_dim, in_chans, stride)
     return stem if spec is None else replace(stem, norm=spec.stem_norm, act=spec.stem_act, bias=spec.stem_bias)
 
 
-def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
+def override_stem(stem: StemSpec, patch_size: int | None, **changes: Any) -> StemSpec:
     """Return ``stem`` with some fields replaced.
 
     New channels of another length bring default strides (2) and kernel sizes (3) with them, and another norm than
@@ -130,7 +133,7 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
 
     Args:
         stem: the architecture's own stem.
-        patch_size: what the strides must multiply to, in pixels.
+        patch_size: what the strides must multiply to, in pixels; None if anything will do.
         changes: ``StemSpec`` fields; None leaves a field as it is.
 
     Raises:
@@ -142,7 +145,7 @@ def override_stem(stem: StemSpec, patch_size: int, **changes: Any) -> StemSpec:
     if stem.norm == "none":
         given = {"bias": False, **given}
     spec = replace(stem, **given)
-    if spec.patch_size != patch_size:
+    if patch_size is not None and spec.patch_size != patch_size:
         layers = (patch_size // spec.last_stride).bit_length() - 1
         way = "stem_strides (1 or 2 each)" if len(spec.channels) >= layers else f"at least {layers} stem_channels"
         raise ArgumentError(

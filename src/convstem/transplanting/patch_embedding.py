@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentTypeError, UnsupportedModelError
+from convstem.layouts.transformers import layout_of_config
 from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.pixels import PixelRange, lowest_pixels, normalised_range, numbers
@@ -67,10 +68,16 @@ def lowest_of(model: nn.Module, pixel_range: PixelRange | None) -> Tensor | None
     return None if known is None else numbers(known[0])
 
 
+_HAS_STEM = (
+    "has a conv stem already; transplant takes patchify models, and gives this one more input channels by in_chans= "
+    "and bands= alone"
+)
+
+
 def _torchvision(model: Any) -> tuple[str, nn.Conv2d]:
     if isinstance(model.conv_proj, nn.Conv2d):
         return "conv_proj", model.conv_proj
-    raise UnsupportedModelError("this torchvision model has a conv stem already; transplant takes patchify models")
+    raise UnsupportedModelError(f"this torchvision model {_HAS_STEM}")
 
 
 def _timm(model: nn.Module) -> tuple[str, PatchEmbed]:
@@ -83,12 +90,40 @@ def _timm(model: nn.Module) -> tuple[str, PatchEmbed]:
 def _no_patch_embedding(model: nn.Module) -> str:
     found = getattr(model, "patch_embed", None)
     if isinstance(found, ConvStemEmbed):
-        return "this model has a conv stem already; transplant takes patchify models"
+        return f"this model {_HAS_STEM}"
     kind = f"a {type(found).__name__}" if found is not None else "no patch_embed"
+    library = type(model).__module__.partition(".")[0]
+    if library in _ELSEWHERE:
+        return f"{type(model).__name__} is {_of_library(library, model)}"
     return (
         f"{type(model).__name__} has {kind}; transplant takes models with one timm PatchEmbed whose kernel equals its "
         "stride (VisionTransformer, Eva, Beit, Cait, ConViT, DeiT, relpos, SAM, Swin), or torchvision's ViT"
     )
+
+
+_ELSEWHERE = {
+    "transformers": (
+        "a model of transformers, whose timm twin is transplanted instead: model.save_pretrained(FOLDER), then "
+        "`convstem convert FOLDER --out OUT --transplant`, or convstem.convert(model.state_dict()) in Python"
+    ),
+    "open_clip": (
+        "open_clip's own class: timm has the image towers of OpenAI, LAION and DataComp as vit_*_clip_*, which "
+        "convstem.transplant takes by name"
+    ),
+}
+"""Libraries with image models of their own, and the way from there."""
+
+_OTHERWISE = (
+    "a model of transformers that no layout of convstem has: transplant the timm model of the same weights, for "
+    "example convstem.transplant('vit_small_patch16_dinov3') for DINOv3"
+)
+
+
+def _of_library(library: str, model: nn.Module) -> str:
+    """Return what a model of another library is, and the command or call that transplants its weights."""
+    config = getattr(model, "config", None)
+    known = library != "transformers" or layout_of_config({"model_type": getattr(config, "model_type", "")})
+    return _ELSEWHERE[library] if known else _OTHERWISE
 
 
 def _more_than_patches(embedding: Any) -> Iterator[str]:

@@ -68,7 +68,7 @@ def enlarge_patches(images: Tensor, patch: int, target: int = RESIZED) -> Tensor
     rows, columns = height // patch, width // patch
     images = images[:, :, : rows * patch, : columns * patch]
     patches = images.unflatten(3, (columns, patch)).unflatten(2, (rows, patch)).transpose(3, 4)
-    basis = torch.eye(patch**2, dtype=images.dtype).view(-1, 1, patch, patch)
+    basis = torch.eye(patch**2, dtype=images.dtype, device=images.device).view(-1, 1, patch, patch)
     matrix = F.interpolate(basis, size=(target, target), mode="bicubic", antialias=True).flatten(1)
     larger = (patches.flatten(4) @ matrix).unflatten(4, (target, target))
     return larger.transpose(3, 4).reshape(batch, channels, rows * target, columns * target)

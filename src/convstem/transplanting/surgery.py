@@ -21,6 +21,7 @@ from convstem.hub.timm_source import create_source
 from convstem.registry.catalog import transplanted_name
 from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
+from convstem.registry.strides import check_stride
 from convstem.stem.carry import MARGIN, carry
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.init import init_stem
@@ -28,9 +29,10 @@ from convstem.stem.loading import torchvision_carrier, under_own_keys
 from convstem.stem.norms import fit_norm
 from convstem.stem.pixels import PixelRange
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
-from convstem.transplanting.bands import widen_input
+from convstem.transplanting.bands import first_convolution, widen_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
+from convstem.transplanting.stride import set_stride
 from convstem.upstream.private import timm_set_metadata
 
 
@@ -42,12 +44,14 @@ def transplant(
     pixel_range: PixelRange | None = None,
     in_chans: int | None = None,
     bands: Sequence[int] | None = None,
+    stride: int | None = None,
 ) -> nn.Module:
     """Return a copy of a patchify ViT whose patch embedding is a conv stem; eval-mode outputs stay the same.
 
     Args:
         model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified.
+            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified. One that
+            has a conv stem already is only given more input channels.
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
             ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
             instead of 224.
@@ -59,24 +63,36 @@ def transplant(
         in_chans: give the model more input channels; needs ``bands``.
         bands: for each input channel of the model, the new one that takes its filters, counted from 0 (Sentinel-2's
             RGB: 3, 2, 1). The other bands start at zero, so that the function of these stays what it is.
+        stride: pixels from token to token; default: the model's patch size. Below it the patches overlap: there are
+            more tokens of the same image. Above it each token sees averages of pixels: images are so many times larger,
+            and the tokens as many. The patch size times or divided by a power of two.
 
     Returns:
         The new model, on the same device, in the same dtype and mode; ``transplant_report`` says what is preserved.
 
     Raises:
-        ArgumentError: the stem does not fit or is too narrow, the weights are not finite, or the pixel range is
-            unknown or none.
+        ArgumentError: the stem or the stride does not fit, the stem is too narrow, the weights are not finite, or the
+            pixel range is unknown or none.
         ArgumentTypeError: ``model`` or ``stem`` is of another kind.
         CheckpointError, HubError, MissingPathError, UnknownModelError: the model that was named cannot be had.
-        UnsupportedModelError: it has no patch embedding that can be transplanted; the message says what it has.
+        UnsupportedModelError: it has no patch embedding that can be transplanted, or positions that a denser grid
+            cannot have; the message says what it has.
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
-    find_patch_embedding(source)  # refuse before copying
+    wider = in_chans is not None or bands is not None
+    stemmed = isinstance(source, nn.Module) and first_convolution(source) is not None
+    only_wider = wider and stemmed and stem is None and stride is None
+    if not only_wider:
+        find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
-    if in_chans is not None or bands is not None:
+    if wider:
         widen_input(twin, in_chans, bands)
-    resized_from = resize_patch(twin, as_stem_spec(stem).patch_size) if stem is not None else resize_patch(twin)
-    transplant_in_place(twin, stem_for(twin, stem), margin, pixel_range, resized_from)
+    if only_wider:
+        return twin
+    own_patch = as_stem_spec(stem).patch_size if stem is not None and stride is None else RESIZED
+    resized_from = resize_patch(twin, own_patch)
+    stride = _checked_stride(twin, stride)
+    transplant_in_place(twin, stem_for(twin, stem, stride=stride), margin, pixel_range, resized_from)
     _note_transplant(twin)
     return twin
 
@@ -91,7 +107,7 @@ def transplant_in_place(
     """Replace a model's patch embedding by a stem that computes the same; see ``transplant`` for the arguments.
 
     Args:
-        model: of the stem's patch size.
+        model: patchify; its patch size is the stem's stride, times or divided by a power of two.
         spec: the stem.
         margin, pixel_range: see ``transplant``.
         resized_from: patch size that the filters were resized from, for the report.
@@ -99,8 +115,10 @@ def transplant_in_place(
     path, old = find_patch_embedding(model)
     projection = projection_of(old)
     low = lowest_of(model, pixel_range)
-    state, report = carry(projection.weight, projection.bias, spec, low, margin=margin)
-    new = _new_stem(old, spec, torch.device("meta"))  # without values, which it is given now
+    state, report = carry(projection.weight, projection.bias, spec, low, margin=margin, stride=spec.patch_size)
+    if report.restrided:
+        set_stride(model, spec.patch_size)
+    new = _new_stem(old, spec, torch.device("meta"), projection.kernel_size[0])  # without values, which it is given now
     stem = new.backbone if isinstance(new, ConvStemEmbed) else new
     stem.load_state_dict(under_own_keys(stem, state), assign=True)
     if isinstance(new, ConvStemEmbed):
@@ -111,48 +129,60 @@ def transplant_in_place(
     model.transplant_report = replace(report, resized_from=resized_from)  # type: ignore[assignment]  # no module
 
 
-def put_stem(model: nn.Module, spec: StemSpec) -> nn.Module:
+def put_stem(model: nn.Module, spec: StemSpec, window: int | None = None) -> nn.Module:
     """Replace a patchify model's patch embedding by a fresh stem, in place, and return the stem's module.
 
     Args:
         model: of the stem's patch size.
         spec: the stem, initialised by ``init_stem``.
+        window: see ``ConvStemEmbed``.
 
     Raises:
         UnsupportedModelError: the model has no patch embedding that a stem can replace.
     """
     path, old = find_patch_embedding(model)
-    new = _new_stem(old, spec, projection_of(old).weight.device)
+    new = _new_stem(old, spec, projection_of(old).weight.device, window)
     init_stem(new, spec.norm)
     _replace(model, path, new, spec)
     return new
 
 
-def stem_for(model: nn.Module, stem: StemLike | None = None, **changes: Any) -> StemSpec:
+def _checked_stride(model: Any, stride: int | None) -> int:
+    """Return the stride that is asked of a patchify model; raise ``ArgumentError`` for one that cannot be."""
+    embedding = find_patch_embedding(model)[1]
+    size = embedding.img_size if isinstance(embedding, PatchEmbed) else (model.image_size, model.image_size)
+    return check_stride(stride, projection_of(embedding).kernel_size[0], size)
+
+
+def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None = None, **changes: Any) -> StemSpec:
     """Return the stem that is meant for a patchify model.
 
     Args:
         model: its patch size is the stem's.
         stem: see ``transplant``.
+        stride: pixels from token to token; default: the patch size.
         changes: ``StemSpec`` fields that replace those of ``stem``.
 
     Raises:
-        ArgumentError: the strides do not multiply to the model's patch size.
+        ArgumentError: the strides do not multiply to the model's patch size, or to the stride.
     """
     projection = projection_of(find_patch_embedding(model)[1])
-    patch = projection.weight.shape[-1]
+    embed_dim, in_chans, patch, _ = projection.weight.shape
     size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
-    spec = as_stem_spec(stem) if stem is not None else default_stem(size, *projection.weight.shape[:2])
-    return override_stem(spec, patch, **changes)
+    apart = None if stride == patch else stride
+    spec = as_stem_spec(stem) if stem is not None else default_stem(size, embed_dim, in_chans, apart)
+    return override_stem(spec, stride or patch, **changes)
 
 
-def _new_stem(old: PatchEmbed | nn.Conv2d, spec: StemSpec, device: torch.device) -> nn.Module:
+def _new_stem(
+    old: PatchEmbed | nn.Conv2d, spec: StemSpec, device: torch.device, window: int | None = None
+) -> nn.Module:
     """Return a stem in the place of a patch embedding, on this device and of the embedding's type."""
     with device:  # what takes no device as an argument is made on torch's default one
-        return _timm_stem(old, spec, device) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
+        return _timm_stem(old, spec, device, window) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
 
 
-def _timm_stem(old: PatchEmbed, spec: StemSpec, device: torch.device) -> nn.Module:
+def _timm_stem(old: PatchEmbed, spec: StemSpec, device: torch.device, window: int | None) -> nn.Module:
     """Return a stem with a ``PatchEmbed``'s interface: sizes, output format, strictness and norm."""
     new = ConvStemEmbed(
         spec,
@@ -164,6 +194,7 @@ def _timm_stem(old: PatchEmbed, spec: StemSpec, device: torch.device) -> nn.Modu
         strict_img_size=old.strict_img_size and not old.dynamic_img_pad,
         device=device,
         dtype=old.proj.weight.dtype,
+        window=window,
     )
     new.output_fmt = old.output_fmt
     new.norm = old.norm
@@ -195,8 +226,7 @@ def _replace(model: Any, path: str, new: nn.Module, spec: StemSpec) -> None:
     if getattr(model, "pretrained_cfg", None):
         cfg = {**model.pretrained_cfg, "first_conv": first_conv, "custom_load": False}
         model.pretrained_cfg = model.default_cfg = cfg
-    patch = {"patch_size": spec.patch_size} if needs_resizing(spec.patch_size) else {}  # else a name's own
-    timm_set_metadata(model, {**spec.model_args, **patch}, first_conv=first_conv)
+    timm_set_metadata(model, new.model_args, first_conv=first_conv)
 
 
 def _note_transplant(model: Any) -> None:

@@ -10,6 +10,7 @@ from convstem.errors import MissingPathError
 from convstem.files.safetensors import read_weights
 from convstem.hub.download import progress_bars
 from convstem.hub.locate import check_sha256
+from convstem.hub.vanishing import again_if_deleted
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
 from convstem.registry.stem_spec import StemSpec
@@ -42,6 +43,7 @@ def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
     return path
 
 
+@again_if_deleted
 def load_weights(
     entry: WeightsSpec, *, check_hash: bool = True, progress: bool = True, stem: StemSpec | None = None
 ) -> dict[str, Tensor]:

@@ -118,9 +118,13 @@ def _check_positions(state_dict: Mapping[str, Any], model: Any) -> None:
 def _by_timms_filter(state_dict: Mapping[str, Any], model: Any, path: str) -> dict[str, Tensor]:
     """Return what timm's filter of the trunk makes of a state dict, without what is only for pre-training.
 
-    A stem has no patch kernel, by which timm tells the grid that positions were made for: it is shown one.
+    A stem has no patch kernel, by which timm tells the grid that positions were made for: it is shown one, of as many
+    pixels as there are from token to token.
     """
-    shown = {f"{path}.proj.weight": model.get_submodule(path).proj.weight} if _has_stem(state_dict, path) else {}
+    kernel = model.get_submodule(path).proj.weight
+    if stride := model.pretrained_model_args.get("stride"):
+        kernel = kernel.new_zeros(1, 1, stride, stride, device="cpu")
+    shown = {f"{path}.proj.weight": kernel} if _has_stem(state_dict, path) else {}
     shown = {key: value for key, value in shown.items() if key not in state_dict}
     cfg = model.pretrained_cfg
     model.pretrained_cfg = _of_source(cfg, state_dict, model.get_submodule(path), f"{path}.proj.weight")

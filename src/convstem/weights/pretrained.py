@@ -22,9 +22,17 @@ from convstem.hub.limits import check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.model import SavedCfg
 from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
+from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta
+from convstem.weights.devices import (
+    as_dtype,
+    check_cast,
+    check_device,
+    check_holds_values,
+    enough_memory,
+    off_meta,
+)
 
 FROM_CONFIG = ("hf-hub", "local-dir")
 """Sources of a pretrained cfg that came from a ``config.json``."""
@@ -119,6 +127,7 @@ class Request:
             _check_as_saved(model, check_header(self.located.path))
 
 
+@again_if_deleted
 def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Module:
     """Build a pretrained timm model without initialising or copying what its weights file holds.
 
@@ -127,7 +136,8 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
         build: takes a pretrained cfg whose file is on this machine, that file's header, and the caller's arguments.
 
     Raises:
-        ArgumentError: a device that torch does not have here, or float16 for weights beyond its range.
+        ArgumentError: a device that torch does not have here, a type in which no model computes, or float16 for weights
+            beyond its range.
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
@@ -135,13 +145,16 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     """
     kwargs = dict(request.kwargs)
     check_device(kwargs.get("device"))  # before anything is fetched
+    dtype = kwargs["dtype"] = as_dtype(kwargs.get("dtype"))
+    check_holds_values()
+    vars(request).pop("located", None)  # of an earlier try
     cfg, located = request.cfg, request.located
     header: dict[str, Stored] = check_weights(located.path) if located else {}  # before anything is built
     if request.from_config and located:
         check_fits_header(request.saved, {"input_size": cfg.input_size, "num_classes": cfg.num_classes}, header)
     local = replace(cfg, **located.overlay) if located else _opened(cfg)
     build = partial(build, local, header or local.state_dict or {}, pretrained=True)
-    with off_meta(kwargs), enough_memory():
+    with off_meta(kwargs), enough_memory(dtype):
         model = _build_deferred(build, bool(located and located.immutable), kwargs)
     if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
         check_finite(model.state_dict(), "the checkpoint")

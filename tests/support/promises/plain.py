@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 import warnings
 from collections.abc import Callable
@@ -123,7 +124,12 @@ def jax(cell: Cell) -> None:
     path = cell.shelf.passing().with_suffix(".npz")
     numpy.savez(path, **npz(source.state_dict(), source.blocks[0].attn.num_heads, big_vision=False))
     if cell.door == "checkpoint_path":  # timm hands it to a reader of its own, which takes every stem for a ResNet's
-        cell.refuses(replace(cell.file(num_classes=0), given=path), CheckpointError, "pretrained_cfg_overlay.*convert")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # that reader leaves the file open
+            cell.refuses(
+                replace(cell.file(num_classes=0), given=path), CheckpointError, "pretrained_cfg_overlay.*convert"
+            )
+            gc.collect()
         return
     assert_read(cell, path, {"custom_load": True}, source)
 

@@ -10,7 +10,7 @@ from convstem.hub.provenance import Step, steps
 from convstem.publishing.cards.markdown import plain
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.stem.carry import RESIZED_NOTE, carried_by
+from convstem.stem.carried import RESIZED_NOTE, carried_by
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class CardFacts:
     steps: tuple[Step, ...] = ()
     """What is known of where the weights came from."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    restrided: tuple[int, int] | None = None
+    """Pixels of a patch and from token to token, where they differ."""
     tag: str | None = None
     """The registry's tag, if the weights have one."""
 
@@ -108,6 +110,9 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
         "description": plain(cfg.get("description") or ""),
         "model_args": config.get("model_args", {}),
     }
+    stride, patch = facts["model_args"].get("stride"), facts["model_args"].get("patch_size")
+    if stride and patch and stride != patch:
+        facts["restrided"] = (patch, stride)
     known = [step for step in steps(cfg) if step.repo_id is None or step.repo_id != repo_id]  # pushed to where it was
     sources = [step.repo_id for step in known if step.repo_id]
     facts |= {"steps": tuple(known), "base_model": sources[-1] if sources else None}
@@ -122,6 +127,8 @@ def sized_spec(facts: CardFacts) -> Architecture | None:
             f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes", "torchvision")
         }
         changes = {key: _plain(value) for key, value in facts.model_args.items() if key in names}
+        if facts.restrided:  # the trunk's patches are what its tokens are apart
+            changes["patch_size"] = facts.restrided[1]
         if changes:  # then it may be none that torchvision can express
             spec = replace(spec, **changes, torchvision=None)
     elif spec is None or facts.model_args or facts.input_size[0] != 3:

@@ -106,7 +106,7 @@ def render(facts: CardFacts) -> str:
         name=facts.name,
         description=facts.description or "A Vision Transformer on a convolutional stem.",
         architecture=facts.architecture,
-        sizes=_sizes(spec),
+        sizes=" ".join(filter(None, [_sizes(spec), _tokens(facts)])),
         stem=_stem_table(spec) if spec else "The stem is listed in `config.json` under `model_args`.",
         place=facts.repo_id or ".",
         timm_name=facts.name if facts.tag else f"hf-hub:{facts.repo_id}" if facts.repo_id else "local-dir:.",
@@ -145,6 +145,16 @@ def _sizes(spec: Architecture | None) -> str:
     )
 
 
+def _tokens(facts: CardFacts) -> str:
+    """Return where the tokens lie, if not a patch apart."""
+    if facts.restrided is None:
+        return ""
+    patch, stride = facts.restrided
+    rows, columns = (side // stride for side in facts.input_size[1:])
+    how = f"patches of {patch} pixels overlap" if stride < patch else f"each sees what was a patch of {patch} pixels"
+    return f"{rows} x {columns} tokens lie {stride} pixels apart: {how} (`stride={stride}`)."
+
+
 def _stem_table(spec: Architecture) -> str:
     rows = stem_rows(spec.stem, spec.input_size[1:], spec.embed_dim)
     lines = [STEM_COLUMNS, ["---"] * len(STEM_COLUMNS), *rows]
@@ -164,7 +174,7 @@ def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
 
 def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
     """Tell whether torchvision's class can express a model with this head and these images."""
-    known = {*ModelSpec.__dataclass_fields__, "in_chans"}
+    known = {*ModelSpec.__dataclass_fields__, "in_chans", "stride"}
     other = {key: value for key, value in facts.model_args.items() if key not in known}
     channels, height, width = facts.input_size
     square = channels == 3 and height == width
@@ -185,6 +195,8 @@ def _origin(facts: CardFacts) -> str:
             else "The relative error of the features in float32 is about 1e-6 where the stem is exact."
         )
         source, what = facts.base_model or "the source", what_is_kept(facts.resized_from)
+        if facts.restrided:
+            what = f"{what}, tokens at stride {facts.restrided[1]} instead of {facts.restrided[0]}"
         return _TRANSPLANT.format(base_model=source, kept=what, error=error, note=facts.note)
     known = [f"{str(step)[0].upper()}{str(step)[1:]}." for step in facts.steps]
     if facts.base_model and facts.base_model not in {step.repo_id for step in facts.steps}:
@@ -196,7 +208,7 @@ def _origin(facts: CardFacts) -> str:
 
 def _accuracy(facts: CardFacts) -> str:
     if not facts.metrics:
-        same = facts.transplanted and not facts.resized_from
+        same = facts.transplanted and not facts.resized_from and not facts.restrided
         return _accuracy_of_source(facts) if same else "Not measured."
     rows = ["| dataset | metric | value |", "|---|---|---|"]
     rows += [f"| {facts.dataset} | {name} | {value:g} |" for name, value in sorted(facts.metrics.items())]

@@ -1,0 +1,117 @@
+"""Tokens at another stride than the source's patch: which there are, and what they are. No torch in this file.
+
+Below the patch size the patches overlap; above it each token sees averages of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from convstem.errors import ArgumentError
+from convstem.registry.stem_spec import StemSpec
+
+ZERO, DARK = "zero", "as dark as the stem takes"
+"""What overlapping patches see beyond the image, after normalisation."""
+
+
+def check_stride(stride: object, patch_size: int, img_size: Sequence[int] | None = None) -> int:
+    """Return the pixels from token to token, which a caller or a config gives.
+
+    Args:
+        stride: what is given; None for the patch size.
+        patch_size: of the source.
+        img_size: height and width, if the model has one size.
+
+    Raises:
+        ArgumentError: no whole number, no power of two times or part of the patch size, or larger than the image.
+    """
+    if stride is None:
+        return patch_size
+    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
+        raise ArgumentError(f"stride is the pixels from token to token, a whole number from 1 on; got {stride!r}")
+    small, large = sorted((stride, patch_size))
+    ratio, rest = divmod(large, small)
+    if rest or ratio & (ratio - 1):
+        near = [patch_size // 2, patch_size, 2 * patch_size, 4 * patch_size]
+        raise ArgumentError(
+            f"stride must be the patch size times or divided by a power of two, here {', '.join(map(str, near))} or "
+            f"further on; got stride={stride} for patches of {patch_size} pixels: choose one of these"
+        )
+    if img_size is not None and stride > min(img_size):
+        raise ArgumentError(
+            f"stride={stride} is larger than the image, {img_size[0]}x{img_size[1]} pixels: pass a smaller stride, or "
+            "a larger img_size"
+        )
+    return stride
+
+
+def check_reads(stem: StemSpec, patch_size: int) -> None:
+    """Raise ``ArgumentError`` unless a stem's end can read a whole patch at each position of its stride."""
+    reads = patch_size // stem.patch_size
+    needed = 2 * stem.strides[-1] * reads - 1
+    if reads <= 1 or reads_last(stem, patch_size) or (stem.last_stride == 1 and stem.kernel_sizes[-1] >= needed):
+        return
+    raise ArgumentError(
+        f"with stride {stem.patch_size}, patches of {patch_size} pixels overlap, and the stem's last layer, of stride "
+        f"{stem.strides[-1]}, reads whole ones by a kernel of {needed}; got {stem.kernel_sizes[-1]}: pass kernel_sizes "
+        "with it, or leave the stem out"
+    )
+
+
+def reads_last(stem: StemSpec, patch_size: int) -> bool:
+    """Tell whether a stem's last convolution, and no layer before it, reads a whole patch at each position."""
+    kernel, taps = stem.last_kernel_size, stem.last_stride * patch_size // stem.patch_size
+    return taps > 1 and kernel % 2 == 1 and kernel >= 2 * taps - 1
+
+
+def at_stride(stem: StemSpec, stride: int) -> StemSpec:
+    """Return a stem of another stride with weights of the same shapes: its last strided layer steps less far, or more.
+
+    Args:
+        stem: with weights, which may be trained ones.
+        stride: pixels from token to token.
+
+    Raises:
+        ArgumentError: this layer cannot do it alone.
+    """
+    if stem.patch_size == stride:
+        return stem
+    *before, step = stem.strides
+    kernel, at_end = stem.kernel_sizes[-1], stem.last_kernel_size > 1
+    if at_end:
+        kernel, step = stem.last_kernel_size, stem.last_stride
+    finest = stem.patch_size // step
+    possible = [step] if step == kernel else list(range(1, (kernel + 1) // 2 + 1))  # what StemSpec takes
+    if stride not in [finest * times for times in possible]:
+        others = [finest * times for times in possible]
+        raise ArgumentError(
+            f"a conv stem with strides {list(stem.strides)} keeps its weights where the last one alone changes, for "
+            f"tokens every {' or '.join(map(str, others))} pixels; got stride={stride}: load the plain (patchify) "
+            "model's weights, or pass stem_channels, stem_strides and stem_kernel_sizes and train"
+        )
+    step = stride // finest
+    return replace(stem, last_stride=step) if at_end else replace(stem, strides=(*before, step))
+
+
+def tokens_in_words(patch_size: int, stride: int, border: str = ZERO) -> str:
+    """Return what the tokens at a stride are, against the source's, in a sentence; nothing where nothing changed.
+
+    Args:
+        patch_size: of the source.
+        stride: pixels from token to token.
+        border: what overlapping patches see beyond the image.
+    """
+    if stride == patch_size:
+        return ""
+    if stride > patch_size:
+        side = stride // patch_size
+        return (
+            f"Tokens lie {stride} pixels apart: they are the source's, of the image whose squares of {side} x {side} "
+            "pixels are averaged."
+        )
+    return (
+        f"Tokens lie {stride} pixels apart, and their patches of {patch_size} overlap: they are the plain model's with "
+        f"patch_embed.proj.stride = {stride}, of the image with {patch_size - stride} more pixels at its right and "
+        f"lower border, all {border}."
+    )

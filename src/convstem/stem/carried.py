@@ -1,0 +1,145 @@
+"""What a stem carries of a patch embedding, and for which inputs it is exact; ``carry`` makes its parameters."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+
+from convstem.errors import ArgumentError
+from convstem.registry.stem_spec import StemSpec
+from convstem.registry.strides import DARK, ZERO, reads_last, tokens_in_words
+
+EVERY_INPUT, IN_RANGE = "every input", "pixels in range"
+"""What a stem can be exact for."""
+
+
+RESIZED_NOTE = (
+    "The filters were resized from patches of {0} pixels by pseudo-inverse: the function is the same where every patch "
+    "of an image is resized by itself, and approximately so for photographs that are resized as a whole; the grid and "
+    "the position embedding are the source's."
+)
+"""What there is to say about a source of another patch size."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one layer carries."""
+
+    carries: str
+    """``pixels``, ``averages`` of pixels, or ``embedding``: what the embedding takes from the pixels under it."""
+    count: int
+    """Values carried at each position."""
+    width: int
+    """Channels of the layer."""
+    both_signs: bool
+    """Whether each value has two channels, hence no lowest value."""
+
+    @property
+    def used(self) -> int:
+        """Channels that carry something."""
+        return 2 * self.count if self.both_signs else self.count
+
+    def __str__(self) -> str:
+        """Describe the layer in a few words."""
+        sign = "with both signs" if self.both_signs else "shifted"
+        return f"carries {self.count} values of the {self.carries} {sign} in {self.used} of {self.width} channels"
+
+
+@dataclass(frozen=True)
+class TransplantReport:
+    """What a transplant preserves."""
+
+    layers: tuple[LayerReport, ...]
+    """One record for each layer before the last convolution."""
+    resized_from: int | None = None
+    """Patch size of the source if it was resized before the transplant: then all of this is about resized filters."""
+    restrided: tuple[int, int] | None = None
+    """Patch size and stride, where the tokens lie nearer to each other than patches, or farther apart."""
+    border: str = ZERO
+    """What patches see beyond the border that they overlap: ``ZERO`` or ``DARK``."""
+
+    @property
+    def scope(self) -> str:
+        """For which inputs it is exact: ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``."""
+        return EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
+
+    def outcome(self) -> str:
+        """Return what a user has to know, in a sentence or two."""
+        resized = "" if self.resized_from is None else RESIZED_NOTE.format(self.resized_from) + " "
+        tokens = f" {tokens_in_words(*self.restrided, self.border)}" if self.restrided else ""
+        return f"{resized}The transplant is exact for {self.scope}, up to rounding.{tokens}"
+
+    def summary(self) -> str:
+        """Return the report as one paragraph, with a clause for each layer."""
+        layers = "; ".join(f"layer {index} {layer}" for index, layer in enumerate(self.layers))
+        return f"{self.outcome()} In detail, {layers}." if layers else self.outcome()
+
+
+def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3, patch_size: int | None = None) -> TransplantReport:
+    """Return what the layers of a stem would carry of any patch embedding of this size.
+
+    Args:
+        stem: the stem.
+        embed_dim: width of the trunk.
+        in_chans: input channels.
+        patch_size: of the patch embedding; default: the stem's stride.
+
+    Raises:
+        ArgumentError: the stem is too narrow; the message has the channels that would do.
+    """
+    patch = patch_size or stem.patch_size
+    spread = stem.patch_size // patch
+    *more, last = [n for n in range(len(stem.strides)) if not spread % math.prod(stem.strides[:n])] or [0]
+    for averaging in more:  # as few layers as possible
+        with suppress(ArgumentError):
+            return _report(stem, embed_dim, in_chans, patch, averaging)
+    return _report(stem, embed_dim, in_chans, patch, last)
+
+
+def _report(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging: int) -> TransplantReport:
+    """Return the same for a number of first layers that average."""
+    pixels, embedding = _values(stem, embed_dim, in_chans, patch, averaging)
+    fits = [width >= 2 * values for width, values in zip(stem.channels, embedding, strict=True)]
+    layers: list[LayerReport] = []
+    carries = "pixels"
+    for index, width in enumerate(stem.channels):
+        if width < 2 * pixels[index] and all(fits[index:]):
+            carries = "embedding"  # from here on: nothing else is left of the pixels
+        count = pixels[index] if carries == "pixels" else embedding[index]
+        if width < count:
+            raise ArgumentError(_too_narrow(stem, index, pixels, embedding))
+        what = "averages" if carries == "pixels" and index < averaging else carries
+        layers.append(LayerReport(what, count, width, width >= 2 * count))
+    restrided = None if stem.patch_size == patch else (patch, stem.patch_size)
+    padded = layers[-1:] if reads_last(stem, patch) else layers[-2:-1]  # its zeros are those of x, or of x - low
+    border = ZERO if patch <= stem.patch_size or all(layer.both_signs for layer in padded) else DARK
+    return TransplantReport(tuple(layers), restrided=restrided, border=border)
+
+
+def reach(stem: StemSpec, patch: int) -> list[int]:
+    """Return the pixels that a position of each layer covers along each axis.
+
+    Where patches overlap, the last layer's covers a whole one, unless the last convolution does.
+    """
+    sides = [math.prod(stem.strides[: index + 1]) for index in range(len(stem.strides))]
+    return sides if patch <= stem.patch_size or reads_last(stem, patch) else [*sides[:-1], patch]
+
+
+def _values(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging: int) -> tuple[list[int], list[int]]:
+    """Return for each layer how many pixels a position covers, and how many values an embedding takes from them."""
+    sides = reach(stem, patch)
+    averaged = [math.prod(stem.strides[: min(index + 1, averaging)]) for index in range(len(sides))]
+    pixels = [in_chans * (side // block) ** 2 for side, block in zip(sides, averaged, strict=True)]
+    return pixels, [embed_dim * (max(patch, stem.patch_size) // side) ** 2 for side in sides]
+
+
+def _too_narrow(stem: StemSpec, layer: int, pixels: list[int], embedding: list[int]) -> str:
+    pairs = list(zip(pixels, embedding, strict=True))
+    always, in_range = [2 * min(pair) for pair in pairs], [min(p, 2 * e) for p, e in pairs]
+    return (
+        f"the stem {list(stem.channels)} is too narrow for this patch embedding: layer {layer} has "
+        f"{stem.channels[layer]} channels for {pixels[layer]} values of pixels (or twice {embedding[layer]} of the "
+        f"embedding). With these strides, {always} and wider stems are exact for every input, {in_range} for pixels in "
+        "range"
+    )
