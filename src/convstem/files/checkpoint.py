@@ -193,7 +193,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _check_claims(file: BinaryIO, size: int) -> None:
-    """Raise ``ValueError`` if the arrays of an .npz are larger than the file can hold, before one is read.
+    """Raise ``InvalidFileError`` if the arrays of an .npz are larger than the file can hold, before one is read.
 
     Args:
         file: is read from its start, and left there.
@@ -209,7 +209,7 @@ def _check_claims(file: BinaryIO, size: int) -> None:
         members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
         total = sum(member.file_size for member in members)
         if total > limit:
-            raise ValueError(f"{size:,} bytes that would become {total:,}")
+            raise InvalidFileError(f"{size:,} bytes that would become {total:,}")
         for member in members:
             with archive.open(member) as array:
                 version = npy.read_magic(array)
@@ -217,7 +217,7 @@ def _check_claims(file: BinaryIO, size: int) -> None:
                 shape, _, dtype = read(array)
                 claimed = math.prod(shape) * dtype.itemsize
                 if not dtype.hasobject and claimed > member.file_size:
-                    raise ValueError(f"{member.filename} claims {claimed:,} bytes and has {member.file_size:,}")
+                    raise InvalidFileError(f"{member.filename} claims {claimed:,} bytes and has {member.file_size:,}")
     file.seek(0)
 
 
