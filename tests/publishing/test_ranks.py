@@ -43,8 +43,10 @@ for _ in range(20):
 
 
 def processes(code: str, *arguments: list[str]) -> list[subprocess.Popen[str]]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([sys.executable, "-c", code, *each], **pipes) for each in arguments]
+    return [
+        subprocess.Popen([sys.executable, "-c", code, *each], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for each in arguments
+    ]
 
 
 @pytest.mark.full
