@@ -43,9 +43,9 @@ for _ in range(20):
 
 
 def processes(code: str, *arguments: list[str]) -> list[subprocess.Popen[str]]:
-    pipe = subprocess.PIPE
     return [
-        subprocess.Popen([sys.executable, "-c", code, *each], stdout=pipe, stderr=pipe, text=True) for each in arguments
+        subprocess.Popen([sys.executable, "-c", code, *each], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for each in arguments
     ]
 
 
