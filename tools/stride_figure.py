@@ -1,0 +1,90 @@
+"""Draw the figure of docs/stride.md: one photograph, and the tokens of it at strides 16, 8 and 32.
+
+    python -m tools.dinov2_vit_small DINOV2.safetensors
+    python -m tools.stride_figure DINOV2.safetensors docs/images/stride.png
+
+The tokens are those of the last block of DINOv2's ViT-S, transplanted with each stride; at stride 32 the photograph has
+twice the height and width. Their first three principal components are the colours, found over all panels together, so
+that a colour means the same in each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+import convstem
+from tools import dinov2_vit_small
+
+SIDE = 448
+STRIDES = (16, 8, 32)
+
+
+def photograph(side: int) -> Tensor:
+    """Return scikit-image's photograph of a cat, square, [3, side, side] in 0..1."""
+    from skimage import data
+
+    prepare = v2.Compose([v2.CenterCrop(300), v2.Resize(side, antialias=True), v2.ToImage()])
+    return v2.functional.to_dtype(prepare(Image.fromarray(data.chelsea())), torch.float32, scale=True)
+
+
+@torch.no_grad()
+def tokens(weights: Path, stride: int) -> Tensor:
+    """Return the normed tokens of the last block, [channels, rows, columns]."""
+    plain: Any = dinov2_vit_small.load_patch16(weights)
+    plain.set_input_size(img_size=SIDE)
+    model: Any = convstem.transplant(plain, stride=stride).eval()
+    image = photograph(model.patch_embed.img_size[0])
+    normalise = v2.Normalize(timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    (last,) = model.forward_intermediates(normalise(image)[None], indices=1, norm=True, intermediates_only=True)
+    return last[0]
+
+
+def colours(maps: list[Tensor]) -> list[Tensor]:
+    """Return maps [channels, rows, columns] as colours [rows, columns, 3] in 0..1, by their common components."""
+    every = torch.cat([level.flatten(1).T for level in maps])
+    torch.manual_seed(0)  # pca_lowrank is a randomised method
+    _, _, axes = torch.pca_lowrank(every, q=3)
+    low, high = (((every - every.mean(0)) @ axes).quantile(q, dim=0) for q in (0.01, 0.99))
+    found = []
+    for level in maps:
+        components = (level.flatten(1).T - every.mean(0)) @ axes
+        found.append(((components - low) / (high - low)).clamp(0, 1).view(*level.shape[1:], 3))
+    return found
+
+
+def main() -> None:
+    """Write the figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    maps = [tokens(args.weights, stride) for stride in STRIDES]
+    panels: dict[str, Any] = {f"image\n{SIDE} x {SIDE} pixels": photograph(SIDE).permute(1, 2, 0)}
+    for stride, level, panel in zip(STRIDES, maps, colours(maps), strict=True):
+        rows, columns = level.shape[1:]
+        size = SIDE * max(stride // dinov2_vit_small.PATCH, 1)
+        panels[f"stride {stride}, {size} x {size} pixels\n{rows} x {columns} tokens"] = panel
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), layout="tight")
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=80, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
