@@ -22,6 +22,7 @@ from convstem.errors import (
     ArgumentError,
     CheckpointError,
     HubError,
+    InvalidFileError,
     MissingPathError,
     UnknownModelError,
 )
@@ -262,6 +263,22 @@ def test_float16_that_cannot_hold_the_weights_is_refused(layout: str, tmp_path: 
     taken = convstem.load(folder, dtype="float16", layout=layout, allow_nonfinite=True)
     assert not all(p.isfinite().all() for p in taken.parameters())
     assert convstem.load(NANO, dtype="float16", layout=layout).training is False
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_a_file_of_eight_bits_is_looked_through_and_loaded(name: str, tmp_path: Path) -> None:
+    folder = convstem.pull(NANO, out=tmp_path / "m")
+    kind = getattr(torch, name)
+    state = {k: v.to(kind) if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    assert convstem.verify(folder).ok
+    loaded = convstem.load(folder)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.norm.weight, state["norm.weight"].float())
+    state["norm.weight"][0] = torch.nan
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(InvalidFileError, match="NaN or Inf in norm.weight"):
+        convstem.load(folder)
 
 
 def test_torchvisions_own_way_under_a_default_type(monkeypatch: pytest.MonkeyPatch) -> None:

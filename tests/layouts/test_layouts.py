@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from convstem import convert
+from convstem import convert, fold
 from convstem.errors import ArgumentTypeError, ConversionError
 from convstem.layouts.conversion import Converted
 from convstem.layouts.engine import LACKS
@@ -23,7 +23,7 @@ from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
 def build(converted: Converted) -> nn.Module:
     """The timm model that the conversion names, with random weights."""
-    model = timm.create_model(converted.architecture, num_classes=converted.sizes.num_classes, **converted.model_args)
+    model = timm.create_model(converted.architecture, **converted.model_args)
     if converted.patchify:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
@@ -156,3 +156,17 @@ def test_what_a_layout_lacks_has_words() -> None:
     state = timm.create_model("vit_small_patch14_dinov2", depth=1, num_classes=3).state_dict()
     with pytest.raises(ConversionError, match="transformers_dinov2 cannot express this model: it has a classifier"):
         convert(state, "timm", "transformers_dinov2")
+
+
+@pytest.mark.parametrize("name", ["vit_nano4_convstem", "vit_conv_small"])
+@pytest.mark.parametrize("target", ["timm", "torchvision"])
+def test_a_folded_stem_needs_no_word_about_its_strides(name: str, target: str) -> None:
+    model = randomise(timm.create_model(name, stem_norm="batchnorm2d")).eval()
+    folded = fold(model)
+    for facts in ({"architecture": name}, {} if name == "vit_nano4_convstem" else {"num_heads": 12}):
+        converted = convert(folded.state_dict(), target=target, **facts)
+        twin = timm.create_model(converted.architecture, **converted.model_args).eval()
+        twin.load_state_dict(convert(converted, target, "timm") if target != "timm" else converted)
+        x = torch.rand(1, *model.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            torch.testing.assert_close(twin(x), model(x), rtol=1e-3, atol=1e-4)

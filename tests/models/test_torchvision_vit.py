@@ -43,6 +43,20 @@ def test_names_are_listed() -> None:
     assert set(NAMES) <= set(list_models(torchvision.models))  # which torchvision's own tests ask
 
 
+def test_only_weights_of_imagenet_1k_have_figures_on_it() -> None:
+    members = [weights for name in WITH_WEIGHTS for weights in get_model_weights(name)]
+    data = {weights: catalog.weights()[weights.value.entry].dataset for weights in members}
+    of_imagenet = {
+        weights for weights in members if {"acc@1", "acc@5"} <= set(measured(weights).get("ImageNet-1K", ()))
+    }
+    assert of_imagenet == {weights for weights in members if data[weights] == "ImageNet-1k"}
+    assert {data[weights] for weights in set(members) - of_imagenet} == {"CIFAR-10", "ImageNet-21k", "bamboo"}
+
+
+def measured(weights: Any) -> dict[str, Any]:
+    return dict(weights.meta["_metrics"])
+
+
 @pytest.mark.parametrize("host", ["timm", "torchvision"])
 def test_what_is_registered_can_be_pickled(host: str) -> None:
     convstem.register()  # again, which must not make other functions of the same names

@@ -252,3 +252,11 @@ def test_a_card_in_another_encoding_is_a_sentence(folder: Path, tmp_path: Path) 
     ):
         with pytest.raises(InvalidFileError, match=message):
             call()
+
+
+def test_a_card_of_another_licence_names_the_ways(folder: Path) -> None:
+    message = (
+        "make them agree: write apache-2.0 in the metadata at its head, give another with card= .--card., or remove"
+    )
+    with pytest.raises(ArgumentError, match=message):
+        write_card(folder, "org/m", "apache-2.0", None, CARD, {})

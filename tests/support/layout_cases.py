@@ -193,7 +193,7 @@ RESTATED = (
          lambda s: add_prefix("module.base_model.", s), HEADS),
     Case("revisiting-at B", "robustbench", lambda: vits.robust(2, 48), lambda s: add_prefix("module.model.", s), HEADS),
     Case("edgecrafter backbone", "edgecrafter", ecvits.ECViT, lambda s: s),
-    Case("edgecrafter detector", "edgecrafter", lambda: ecvits.ECViT(192, 1, 6), whole_ecvit),
+    Case("edgecrafter detector", "edgecrafter", lambda: ecvits.ECViT(192, 2, 6), whole_ecvit),
     Case("edgecrafter segmenter", "edgecrafter", ecvits.ECViT, lambda s: {"model": whole_ecvit(s, "ecseg")}),
     Case("edgecrafter averaged", "edgecrafter", ecvits.ECViT, _ecvit_training, use_ema=True),
     Case("edgecrafter adapter, as lightly-train exports it", "edgecrafter", ecvits.ECViT, _ecvit_adapter),

@@ -3,24 +3,97 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import pickletools
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from convstem.errors import InvalidFileError, MissingPathError
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import read_weights
+from convstem.layouts.comparison import some_of
+
+LARGEST_RATIO = 100
+"""How many times its size a compressed file may become; weights hardly shrink at all."""
+
+SPARE = 1 << 24
+"""Bytes beside, for small files of zeros."""
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
 """Suffixes of files that timm's train.py writes."""
+
+
+_INDEX = ".index.json"
+"""How the name of a file ends that says in which of several files each tensor lies."""
+
+_FOREIGN = {
+    ".gguf": ("a GGUF file of llama.cpp", "the gguf package reads it"),
+    ".h5": ("an HDF5 file, as Keras writes them", "h5py or Keras reads it"),
+    ".keras": ("a model of Keras 3", "Keras reads it"),
+    ".msgpack": ("a msgpack file of Flax", "flax.serialization.msgpack_restore reads it"),
+    ".onnx": ("an ONNX graph", "onnx reads it, and onnxruntime runs it"),
+    ".pb": ("a TensorFlow graph", "TensorFlow reads it"),
+    ".tflite": ("a TensorFlow Lite model", "LiteRT runs it"),
+}
+"""By suffix: what a file is, and what reads it."""
+
+_MAGIC = {(0, b"GGUF"): ".gguf", (0, b"\x89HDF\r\n\x1a\n"): ".h5", (4, b"TFL3"): ".tflite"}
+"""Where in a file which bytes lie, whatever it is called."""
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise ``InvalidFileError`` for a file of a format that holds no state dict of torch, and name it."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    told = [kind for (at, magic), kind in _MAGIC.items() if start[at:].startswith(magic)]
+    kind = told[0] if told else path.suffix.lower()
+    if kind in _FOREIGN:
+        what, reads = _FOREIGN[kind]
+        raise InvalidFileError(
+            f"{path.name} is {what}, and no checkpoint of torch or JAX: {reads}. Save the weights of the same model "
+            "from torch, or as a flat .npz with the names of a layout that convstem reads"
+        )
+    if start.startswith(b"PK") and _is_torchscript(path):
+        raise InvalidFileError(
+            f"{path.name} is a TorchScript archive, which holds code beside its weights, so it was not opened. If you "
+            "trust it, save its weights alone, in Python: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+        )
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Return the tensors of all files that an index names; they lie beside it."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in places.values()})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidFileError(f"{index.name} is no index of weights: it has no weight_map of files by key") from error
+    odd = [name for name in names if Path(name).name != name]
+    if odd:
+        raise InvalidFileError(f"{index.name} may name files beside it only; got {some_of(odd)}")
+    found: dict[str, Any] = {}
+    for name in names:
+        found |= read_checkpoint(index.with_name(name))
+    lost = [key for key in places if key not in found]
+    if lost:
+        raise InvalidFileError(f"{index.name} names tensors that its files do not have: {some_of(lost)}")
+    return found
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint: a state dict, or what a training script saved around one.
 
     Args:
-        path: a file as safetensors, torch.save or JAX (.npz) write them.
+        path: a file as safetensors, torch.save or JAX (.npz) write them, or the index of several.
 
     Raises:
         MissingPathError: no such file.
@@ -30,6 +103,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingPathError(f"there is no file {path}: give the path of a checkpoint")
     with path_errors("read", path):
+        if path.name.endswith(_INDEX):
+            return _read_shards(path)
+        _refuse_foreign(path)
         if path.suffix == ".safetensors":
             return dict(read_weights(path))
         content = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
@@ -103,15 +179,46 @@ def _names_in_pickle(path: Path) -> list[str]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    import zipfile
+    import zlib
 
     import numpy
 
     try:
-        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as arrays:
-            return {name: _tensor(arrays[name]) for name in arrays.files}
-    except (EOFError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            _check_claims(file, path.stat().st_size)
+            with numpy.load(file, allow_pickle=False) as arrays:
+                return {name: _tensor(arrays[name]) for name in arrays.files}
+    except (EOFError, MemoryError, OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidFileError(f"{path.name} is truncated, damaged or no .npz of plain arrays: {error}") from error
+
+
+def _check_claims(file: BinaryIO, size: int) -> None:
+    """Raise ``InvalidFileError`` if the arrays of an .npz are larger than the file can hold, before one is read.
+
+    Args:
+        file: is read from its start, and left there.
+        size: of the file in bytes.
+    """
+    import math
+    import zipfile
+
+    from numpy.lib import format as npy
+
+    limit = SPARE + LARGEST_RATIO * size
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        total = sum(member.file_size for member in members)
+        if total > limit:
+            raise InvalidFileError(f"{size:,} bytes that would become {total:,}")
+        for member in members:
+            with archive.open(member) as array:
+                version = npy.read_magic(array)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(array)
+                claimed = math.prod(shape) * dtype.itemsize
+                if not dtype.hasobject and claimed > member.file_size:
+                    raise InvalidFileError(f"{member.filename} claims {claimed:,} bytes and has {member.file_size:,}")
+    file.seek(0)
 
 
 def _tensor(array: Any) -> Any:

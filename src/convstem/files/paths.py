@@ -22,6 +22,11 @@ _REMEDIES = {
 }
 
 
+def readable(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that can be written everywhere; bytes that are no UTF-8 become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace").replace("\N{REPLACEMENT CHARACTER}", "?")
+
+
 @contextmanager
 def path_errors(doing: str, path: str | Path) -> Iterator[None]:
     """Raise ``PathError`` for what the file system refuses inside.

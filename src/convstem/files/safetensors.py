@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convstem.errors import InvalidFileError, MissingPathError
+from convstem.errors import InvalidFileError, MissingPathError, PathError
 from convstem.files.notes import check_once
+from convstem.files.paths import readable
 from convstem.layouts.comparison import some_of
 
 ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
@@ -34,12 +35,32 @@ class Stored(NamedTuple):
     """Whether it holds floating-point numbers."""
 
 
-def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write contiguous tensors, for everyone who may read a new file here: safetensors writes for this user alone."""
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors, for everyone who may read a new file here: safetensors writes for this user alone.
+
+    Tensors that share memory, as those of tied layers do, are written as often as they are named.
+    """
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(dict(_apart(tensors)), path, metadata={"format": "pt"})
     path.chmod(mode)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors that share no memory."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        yield name, tensor.clone() if place in seen else tensor
+        seen.add(place)
+
+
+def _check_name(path: Path) -> None:
+    """Raise ``PathError`` for a path that the safetensors library cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise PathError(f"safetensors opens only paths in UTF-8: rename {readable(path)}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -84,6 +105,7 @@ def check_header(path: Path) -> dict[str, Stored]:
     Raises:
         InvalidFileError: not a safetensors file, or one that is truncated or otherwise damaged.
     """
+    _check_name(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -113,8 +135,14 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
         state_dict: the tensors.
         where: what to call their source in the message.
     """
+    odd = [name for name, tensor in state_dict.items() if tensor.is_meta or tensor.is_quantized]
+    if odd:
+        raise InvalidFileError(
+            f"{where} holds tensors without values (of the meta device) or quantised ones: {some_of(odd)}. Save the "
+            "model's weights as plain numbers"
+        )
     negative = [
-        name for name, tensor in state_dict.items() if name.endswith("running_var") and bool((tensor < 0).any())
+        name for name, tensor in state_dict.items() if name.endswith("running_var") and bool((_wide(tensor) < 0).any())
     ]
     if negative:
         raise InvalidFileError(
@@ -137,5 +165,11 @@ def nonfinite(state_dict: Mapping[str, Tensor]) -> list[str]:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
+    tensor = _wide(tensor)
     # The sum is finite only if every element is, and takes one pass; it can overflow, so a bad sum is looked into.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in a type in which torch computes; in float8 it stores only."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor

@@ -37,7 +37,10 @@ def load_state_dict(name: str, progress: bool, check_hash: bool, stem: Any) -> d
 
 
 def make_weights(name: str) -> Weights:
-    """Return torchvision's record of a weights entry, with the metadata its own tests ask for."""
+    """Return torchvision's record of a weights entry, with the metadata its own tests ask for.
+
+    But for one: figures on ImageNet-1K, where the classes are another data set's. What nobody measured is not stated.
+    """
     entry = catalog.weights()[name]
     spec = catalog.models()[entry.architecture]
     sized = catalog.sized(spec, entry.num_classes, entry.img_size) or spec

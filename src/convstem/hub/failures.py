@@ -89,7 +89,7 @@ def certificate_error(error: BaseException) -> str:
     """Return why the server's certificate was not accepted; empty if it was."""
     for cause in causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message or str(cause)
+            return str(getattr(cause, "verify_message", "") or cause)
         told = re.search(r"CERTIFICATE_VERIFY_FAILED\W+certificate verify failed:? ?(.*?) ?(?:\(_ssl|$)", str(cause))
         if told:
             return told[1] or "certificate verify failed"

@@ -150,6 +150,11 @@ def _same_stem(stem: StemSizes, own: StemSpec) -> bool:
     return (own.channels, own.kernel_sizes, own.last_kernel_size, norm) == wanted
 
 
+def _same_convolutions(stem: StemSizes, own: StemSpec) -> bool:
+    wanted = (stem.channels, stem.kernel_sizes, stem.last_kernel_size)
+    return (own.channels, own.kernel_sizes, own.last_kernel_size) == wanted
+
+
 _UNTOLD = ("fc_norm", "global_pool", "img_size", "no_embed_class")
 """Arguments that the shapes of a model with rotary positions do not tell."""
 
@@ -212,12 +217,12 @@ def _strides_of_layout(
 ) -> tuple[tuple[int, ...], int] | None:
     """Return the strides that a row with this stem has, or all models of the layout; None if they do not tell."""
     own = spec.stem_for(sizes.in_chans)
-    if _same_stem(stem, own):
-        return own.strides, own.last_stride
     stems = [row.stem_for(sizes.in_chans) for row in catalog.models().values()]
-    strides = {(other.strides, other.last_stride) for other in stems if _same_stem(stem, other)}
-    if len(strides) == 1:
-        return strides.pop()
+    for alike in (_same_stem, _same_convolutions):  # a norm may have been folded, and says nothing of strides
+        found = [own] if alike(stem, own) else [other for other in stems if alike(stem, other)]
+        strides = {(other.strides, other.last_stride) for other in found}
+        if len(strides) == 1:
+            return strides.pop()
     stride = layout.stem_stride
     return ((stride,) * len(stem.channels), 1 if stem.last_kernel_size == 1 else stride) if stride else None
 

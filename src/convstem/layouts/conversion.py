@@ -101,8 +101,14 @@ class Converted(Mapping[str, "Tensor"]):
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """The JSON-plain arguments of ``timm.create_model`` besides the name."""
-        return dict(self._model[1])
+        """The JSON-plain arguments of ``timm.create_model`` besides the name; none that the name has anyway."""
+        from timm.models import resolve_pretrained_cfg
+
+        name, args = self._model
+        cfg = resolve_pretrained_cfg(name)
+        head = {} if self.sizes.num_classes == cfg.num_classes else {"num_classes": self.sizes.num_classes}
+        first = {} if self.sizes.in_chans == cfg.input_size[0] else {"in_chans": self.sizes.in_chans}
+        return {**args, **head, **first}
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from convstem.errors import ConversionError
 from convstem.layouts.edgecrafter import EDGECRAFTER
+from convstem.layouts.open_clip import OPEN_CLIP
 from convstem.layouts.research import AUGREG, DINOV2_REGISTERS, MOCO_V3, ROBUSTBENCH
 from convstem.layouts.rows import Layout, search
 from convstem.layouts.timm import TIMM
@@ -19,6 +20,7 @@ _ALL = (
     DINOV2_REGISTERS,
     EDGECRAFTER,
     MOCO_V3,
+    OPEN_CLIP,
     PYCLS,
     ROBUSTBENCH,
     TIMM,

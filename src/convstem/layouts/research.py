@@ -74,7 +74,7 @@ def is_moco_sincos(pos_embed: Tensor) -> bool:
 
     _, tokens, width = pos_embed.shape
     side = round((tokens - 1) ** 0.5)
-    if pos_embed.is_meta or side * side != tokens - 1 or width % 4:
+    if pos_embed.is_meta or pos_embed.is_complex() or side * side != tokens - 1 or width % 4:
         return False
     places, steps = (torch.arange(n, dtype=torch.float32, device="cpu") for n in (side, width // 4))
     angles = torch.outer(places, 10000.0 ** (-steps / (width // 4)))

@@ -173,7 +173,7 @@ _TOWER = (
     Row("blocks.{i}.mlp.fc2.{p}", "encoder.layers.{i}.mlp.fc2.{p}"),
     Row("norm.{p}", "post_layernorm.{p}"),
 )
-_TOWER_IS = {"rotary": (False,), "reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,),
+TOWER_IS = {"rotary": (False,), "reg_tokens": (0,), "layer_scale": (False,), "qk_norm": (False,),
              "fc_norm": (False,), "gated_mlp": (False,), "stem_norm": ("",), "class_position": (True,)}  # fmt: skip
 _MEAN_CLASSIFIER = (
     Refusal("classifier.{p}", "its classifier reads the mean of the patches, which this model's pooling does not give: "
@@ -195,7 +195,7 @@ CLIP = Layout(
     has=("cls_token",),
     drops=(_IDS,),
     refusals=_MEAN_CLASSIFIER,
-    expresses={**_TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
+    expresses={**TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
     arguments={"norm_eps": 1e-5, "act_layer": "quick_gelu"},
     assumed={
         "act_layer": "its activation is assumed to be QuickGELU, as in OpenAI's CLIP; LAION's has GELU: "
@@ -224,7 +224,7 @@ SIGLIP = Layout(
     markers=("embeddings.patch_embedding.bias", "head.probe"),
     drops=(_IDS,),
     refusals=_MEAN_CLASSIFIER,
-    expresses={**_TOWER_IS, "class_token": (False,), "pre_norm": (False,), "map_pool": (True,), "num_classes": (0,)},
+    expresses={**TOWER_IS, "class_token": (False,), "pre_norm": (False,), "map_pool": (True,), "num_classes": (0,)},
     arguments={"act_layer": "gelu_tanh"},
     preprocessing=HALF,
     naming=Naming(

@@ -53,6 +53,7 @@ CONTAINERS = (
     Container("model_state_dict", "state_dict_ema", "revisiting-at"),
     Container("state_dict", "state_dict_ema", "timm's train.py and others"),
     Container("model", "model_ema", "torchvision's references and others"),
+    Container("module", "module_ema", "DeepSpeed"),
     Container("model", "ema", "EdgeCrafter and other DETRs"),
     Container("module", "module_ema", "their averaged weights, beside a counter"),
     Container("student", "teacher", "DINO, DINOv2 and DINOv3, which evaluate the teacher", usual=AVERAGED),
@@ -93,6 +94,19 @@ _TEXT = (
     Drop("logit_bias", "compares images with texts"),
 )
 
+_SHARED = "the layer into the space that images and texts share"
+_OPEN_CLIPS = (
+    *(Drop(keys, "the text tower is not part of the image model")
+      for keys in ("text.{*}", "transformer.{*}", "token_embedding.weight", "positional_embedding", "ln_final.{p}",
+                   "text_projection", "text_projection.{p}", "attn_mask", "context_length", "vocab_size")),
+    Drop("input_resolution", "the size of images, which the positions tell"),
+    *(Drop(keys, "compares images with texts") for keys in ("logit_scale", "logit_bias")),
+)  # fmt: skip
+
+_TOWERS = ("clip.", "clip_model.", "encoder.", "image_encoder.", "timm_model.", "vision_encoder.", "vision_tower.",
+           "visual_encoder.")  # fmt: skip
+"""What others call a whole model inside theirs: stripped where every key has it, or is a part of their decoder."""
+
 PREFIXES = (
     Prefix("module.", (Drop("n_averaged", "counts the averaging steps"),)),
     Prefix("_orig_mod."),
@@ -118,11 +132,15 @@ PREFIXES = (
     Prefix(
         "vit.",
         (Drop("decoder.{*}", "MAE's decoder is only for pre-training"),),
-        beside=("classifier.{p}",),
+        beside=("classifier.{p}", "encoder.layer.{i}.{*}"),  # version 5 writes MSN's blocks without the prefix
     ),
     Prefix("dinov2.", beside=("classifier.{p}",)),
     Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
     Prefix("vision_model.", _TEXT, beside=("classifier.{p}", "visual_projection.weight")),
+    Prefix("visual.trunk.", (*_OPEN_CLIPS, Drop("visual.head.{*}", _SHARED))),
+    Prefix("visual.", _OPEN_CLIPS),
+    Prefix("pretrained.", (Drop("depth_head.{*}", "the head that estimates depth"),)),
+    *(Prefix(tower, (Drop("decoder.{*}", "a decoder"), Drop("segmentation_head.{*}", "a head"))) for tower in _TOWERS),
     Prefix("opt/target/", (Drop("opt/state/{*}", "state of the optimizer"),)),
     Prefix("params/img/", (Drop("params/{*}", "the text tower is not part of the image model"),)),
     Prefix("params/", (Drop("opt/{*}", "state of the optimizer"),)),
@@ -166,7 +184,7 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
 
 
 def _is_dense(value: Any) -> bool:
-    return hasattr(value, "shape") and not getattr(value, "is_sparse", False)
+    return hasattr(value, "shape") and not any(getattr(value, kind, False) for kind in ("is_sparse", "is_quantized"))
 
 
 def _nested(content: Mapping[str, Any]) -> bool:

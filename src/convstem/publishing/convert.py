@@ -15,6 +15,7 @@ from torch import nn
 
 from convstem.errors import CheckpointError
 from convstem.files.checkpoint import read_checkpoint
+from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
 from convstem.hub.read import fetch_all
@@ -133,7 +134,7 @@ def convert_to_folder(
     check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
-    name = found.repo_id or path.name
+    name = found.repo_id or readable(path.name)
     content, beside = read_checkpoint(path), facts_beside(path)
     layout = layout or beside.pop("layout", None)
     known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
@@ -175,14 +176,9 @@ def _build(converted: Converted) -> Any:
     """
     import timm
 
-    create = partial(
-        timm.create_model,
-        converted.architecture,
-        num_classes=converted.sizes.num_classes,
-        in_chans=converted.sizes.in_chans,
-        pretrained_cfg=_cfg(converted),
-        **converted.model_args,
-    )
+    sizes = {"num_classes": converted.sizes.num_classes, "in_chans": converted.sizes.in_chans}
+    args = {**sizes, **converted.model_args}
+    create = partial(timm.create_model, converted.architecture, pretrained_cfg=_cfg(converted), **args)
     model = create(device="meta")
     _require_fit(converted, model)
     if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds

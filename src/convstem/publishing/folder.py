@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, InvalidFileError
+from convstem.errors import ArgumentError, InvalidFileError, UnsupportedModelError
 from convstem.files.paths import path_errors
 from convstem.files.safetensors import write_weights
 from convstem.files.staging import check_free, replacing
@@ -55,9 +55,9 @@ def check_new(folder: Path, source: Source, overwrite: bool = False, names: Coll
         ExistingPathError: it has a model's files already.
     """
     places = [folder] if source.kind == "folder" else [folder / name for name in FILES if source.kind == "file"]
-    if any(place.exists() and place.samefile(source.path) for place in places):
-        raise ArgumentError(f"{folder} is where the source lies: name another folder to write")
     with path_errors("write", folder):
+        if any(place.exists() and place.samefile(source.path) for place in places):
+            raise ArgumentError(f"{folder} is where the source lies: name another folder to write")
         check_free(folder, names, overwrite)
 
 
@@ -80,12 +80,18 @@ def save(
     Raises:
         ArgumentError: a model on the meta device, which has no weights, or one that computes something else than what
             would be read back.
-        UnsupportedModelError: another architecture.
+        UnsupportedModelError: another architecture, or a quantised model.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if ours:
         check_ours(str(cfg.get("architecture")))
     state = model.state_dict()
+    odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized)
+    if odd:
+        raise UnsupportedModelError(
+            f"the model is quantised: {', '.join(odd[:3])}, ... are no plain tensors, and neither host could load "
+            "them; save the model that it was made from"
+        )
     empty = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if empty:
         raise ArgumentError(f"the model is on the meta device and has no weights: {', '.join(empty[:3])}, ...")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,13 @@ TOLERANCE = 1e-4
 """Largest relative difference of float32 outputs that counts as equal."""
 
 
-_NAMES = (WEIGHTS, "pytorch_model.bin")
-"""What the weights are called in a folder of transformers or timm, the safe one first."""
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""What the reference gives, and what the converted model gives for the same."""
+
+
+_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+          "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # fmt: skip
+"""What the weights are called in a folder of transformers, timm or open_clip, the safe one of each first."""
 
 
 def weights_in(source: Path) -> Path:
@@ -36,7 +41,7 @@ def weights_in(source: Path) -> Path:
         return source
     found = [source / name for name in _NAMES if (source / name).is_file()]
     if not found:
-        raise MissingPathError(f"{source} has no {' and no '.join(_NAMES)}: give the path of a checkpoint")
+        raise MissingPathError(f"{source} has none of {', '.join(_NAMES)}: give the path of a checkpoint")
     return found[0]
 
 
@@ -87,7 +92,7 @@ def compare(
         use_ema: which weights were taken.
 
     Raises:
-        CheckpointError: they differ by more than ``TOLERANCE``.
+        CheckpointError: they differ by more than ``TOLERANCE``, or the library cannot run its model.
     """
     library = "transformers" if converted.source.startswith("transformers") else converted.source
     reference = _REFERENCES.get(library)
@@ -98,8 +103,21 @@ def compare(
     size = model.pretrained_cfg["input_size"]  # type: ignore[index]
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     state = unwrap(content, use_ema).state_dict
-    expected = reference(state, path, converted, model, images)
-    actual = model.float()(images)
+    try:
+        found = reference(state, path, converted, model.float(), images)
+    except Exception as error:  # whatever another library says of a config and weights from anywhere
+        raise CheckpointError(
+            f"{library} cannot run its own model of this checkpoint, so nothing was compared or written "
+            f"({type(error).__name__}: {error}); leave the check out to convert it all the same"
+        ) from error
+    if isinstance(found, str):
+        return f"not compared: {found}"
+    expected, actual = found
+    if actual.shape != expected.shape:
+        raise CheckpointError(
+            f"the converted model gives {list(actual.shape)} where {library}'s gives {list(expected.shape)}; nothing "
+            "was written"
+        )
     difference = float((actual - expected).norm() / (expected.norm() or 1))  # torchvision's fresh head gives zeros
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -109,7 +127,9 @@ def compare(
     return f"equal to {library}'s outputs within {difference:.1e} (relative, random images, float32)"
 
 
-def _torchvision(state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor) -> Tensor:
+def _torchvision(
+    state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor
+) -> Pair | str:
     from torchvision.models.vision_transformer import VisionTransformer
 
     from convstem.stem.vocabulary import to_torchvision
@@ -127,22 +147,36 @@ def _torchvision(state: Mapping[str, Tensor], path: Path, converted: Converted, 
         conv_stem_configs=to_torchvision(stem) if stem else None,
     )
     twin.load_state_dict(dict(state))
-    output: Tensor = twin.float().eval()(images)
-    return output
+    return twin.float().eval()(images), model(images)
 
 
-def _transformers(state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor) -> Tensor:
+def _transformers(
+    state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor
+) -> Pair | str:
     import transformers
 
-    name = transformers_config(path)["architectures"][0]
-    twin = getattr(transformers, name).from_pretrained(path.parent).float().eval()
-    outputs = twin.vision_model(images) if hasattr(twin, "text_model") else twin(images)
+    name = str(transformers_config(path)["architectures"][0])
+    kind: Any = getattr(transformers, name, None)
+    if not issubclass(kind if isinstance(kind, type) else object, transformers.PreTrainedModel):
+        return f"transformers has no model {name}"
+    if "MAE" in name:
+        return f"{name} hides patches at random"
+    twin: Any = kind.from_pretrained(path.parent).float().eval()
+    more = hasattr(twin, "text_model") or name.endswith("ForMaskedImageModeling")
+    outputs = (getattr(twin, "vision_model", twin.base_model) if more else twin)(images)
     for field in ("logits", "image_embeds"):
         if getattr(outputs, field, None) is not None:
-            return getattr(outputs, field)
-    if converted.source == "transformers_vit":
-        return outputs.last_hidden_state[:, 0]  # the pooler was left out
-    return outputs.pooler_output
+            return getattr(outputs, field), model(images)
+    pooled, tokens = (getattr(outputs, field, None) for field in ("pooler_output", "last_hidden_state"))
+    if pooled is not None and converted.source != "transformers_vit":  # whose pooler was left out
+        project = getattr(twin, "visual_projection", None)
+        return (project(pooled) if project else pooled), model(images)
+    if tokens is not None:
+        return tokens, model.forward_features(images)
+    maps = getattr(outputs, "feature_maps", None)
+    if maps and getattr(twin.config, "apply_layernorm", False) and getattr(twin.config, "reshape_hidden_states", False):
+        return maps[-1].flatten(2).mT, model.forward_features(images)[:, model.num_prefix_tokens :]
+    return f"{name} gives none of the outputs that timm's model has"
 
 
-_REFERENCES: Mapping[str, Callable[..., Tensor]] = {"torchvision": _torchvision, "transformers": _transformers}
+_REFERENCES: Mapping[str, Callable[..., Pair | str]] = {"torchvision": _torchvision, "transformers": _transformers}

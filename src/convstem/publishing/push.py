@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import ArgumentError, ArgumentTypeError, InvalidFileError, MissingPathError
+from torchvision.models import VisionTransformer
+
+from convstem.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    InvalidFileError,
+    MissingPathError,
+    UnsupportedModelError,
+)
+from convstem.features.pyramid import PyramidLevels
 from convstem.files.checkpoint import CHECKPOINTS
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
@@ -24,6 +33,7 @@ from convstem.publishing.folder import finish, save
 from convstem.publishing.trained import save_checkpoint
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry.licenses import check_license, license_of_card
+from convstem.upstream.private import timm_feature_getter
 
 
 def push(
@@ -115,7 +125,10 @@ def write_card(
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)
     if named != license:
-        raise ArgumentError(f"the card says license: {named}, and license={license!r} was given; make them agree")
+        raise ArgumentError(
+            f"the card says license: {named}, and license={license!r} was given; make them agree: write {license} in "
+            "the metadata at its head, give another with card= (--card), or remove README.md, and one is made"
+        )
     path.write_text(text, encoding="utf-8")
 
 
@@ -155,7 +168,9 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
     """
     from torch import nn
 
+    source = unwrapped(source)
     if isinstance(source, nn.Module):
+        _check_whole(source)
         return save(as_timm_model(source), folder, original=source)
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
@@ -169,6 +184,40 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
             f"{found.path} --out FOLDER` makes a folder that can be pushed"
         )
     return save_checkpoint(found.path, folder, use_ema, arch)
+
+
+_WRAPPERS = {
+    "AveragedModel": "module",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "ModelEma": "ema",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+    "OptimizedModule": "_orig_mod",  # torch.compile's
+}
+"""Classes of torch and timm that hold a model as it is, and where."""
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model inside wrappers that compile, spread or average it; anything else as it is."""
+    while (inside := _WRAPPERS.get(type(model).__name__)) and hasattr(model, inside):
+        model = getattr(model, inside)
+    return model
+
+
+def _check_whole(model: Any) -> None:
+    """Raise ``UnsupportedModelError`` for what is no model of the two hosts, and name what it is."""
+    if isinstance(model, VisionTransformer) or (hasattr(model, "num_classes") and hasattr(model, "pretrained_cfg")):
+        return
+    kind = type(model).__name__
+    if isinstance(model, (PyramidLevels, timm_feature_getter())):
+        raise UnsupportedModelError(
+            f"a {kind} gives maps and holds only what they need of a model: push the whole model, from which anybody "
+            "makes the same with features_only=True or convstem.feature_pyramid"
+        )
+    inside = [name for name, module in model.named_modules() if name and getattr(module, "pretrained_cfg", None)]
+    where = f"; it has one inside: push its .{inside[0]}" if inside else ""
+    raise UnsupportedModelError(f"a model of timm or torchvision is pushed, and this is a {kind}{where}")
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -274,7 +274,7 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec, stride
             "a patch embedding has a weight [embed_dim, in_chans, p, p] with square patches; "
             f"got shape {list(weight.shape)}: resample it to square patches first"
         )
-    if not weight.numel() or not weight.is_floating_point():
+    if not weight.numel() or not weight.is_floating_point() or weight.element_size() == 1:
         raise ArgumentError(
             "a patch embedding needs at least one input channel and one filter, of floating-point numbers; got shape "
             f"{list(weight.shape)}, {weight.dtype}: convert or correct it first"

@@ -80,8 +80,8 @@ def transplant(
     """
     source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     wider = in_chans is not None or bands is not None
-    own = stem is None and stride is None  # what the source has
-    only_wider = wider and own and isinstance(source, nn.Module) and first_convolution(source) is not None
+    stemmed = isinstance(source, nn.Module) and first_convolution(source) is not None
+    only_wider = wider and stemmed and stem is None and stride is None
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
@@ -167,7 +167,7 @@ def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None 
         ArgumentError: the strides do not multiply to the model's patch size, or to the stride.
     """
     projection = projection_of(find_patch_embedding(model)[1])
-    patch = projection.weight.shape[-1]
+    embed_dim, in_chans, patch, _ = projection.weight.shape
     size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
     embed_dim, in_chans = projection.weight.shape[:2]
     apart = None if stride == patch else stride
