@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from experiments.cifar10 import data, models
 from experiments.cifar10.data import Split, normalise
 from experiments.cifar10.settings import Settings

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convstem
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from convstem.registry.stem_spec import StemSpec
 from convstem.stem.carry import spread
 from experiments.cifar10 import data, models

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 import convstem
 from convstem.stem.find import find_stem
-from convstem.stem.init import init_stem
-from convstem.stem.norms import stem_norm
+from convstem.stem.norms import init_stem, stem_norm
 
 FOUR_BLOCKS = (2, 5, 8, 11)
 PARAMETERS = 60_000

@@ -29,7 +29,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from experiments.cifar10 import data, sweep
 from experiments.cifar10.data import MEAN, STD, Split
 from experiments.cifar10.models import COLOURS, STEMS, pflop, twin_settings

@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from convstem import transplant
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from convstem.registry.stem_spec import default_stem
 from convstem.transplanting.surgery import put_stem
 from experiments import transplant_gain_report as report

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from experiments.cifar10.settings import precision_of
 from experiments.machine import in_words
 from experiments.runs import RUNS, append_line, read_lines

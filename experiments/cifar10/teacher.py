@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from experiments.cifar10.data import Split, View, normalise
 from experiments.cifar10.models import autocast
 from experiments.cifar10.settings import Settings

@@ -23,7 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 from experiments.cifar10 import models, optimizer
 from experiments.cifar10.attack import perturb
 from experiments.cifar10.data import (

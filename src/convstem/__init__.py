@@ -26,7 +26,7 @@ _NAMES = {
     "publishing.push": ["push"],
     "publishing.verify": ["verify"],
     "registry.stem_spec": ["StemSpec"],
-    "stem.freeze": ["freeze_stem"],
+    "stem.find": ["freeze_stem"],
     "transplanting.surgery": ["transplant"],
 }
 

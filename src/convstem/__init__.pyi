@@ -13,7 +13,7 @@ from .publishing.pull import pull as pull
 from .publishing.push import push as push
 from .publishing.verify import verify as verify
 from .registry.stem_spec import StemSpec as StemSpec
-from .stem.freeze import freeze_stem as freeze_stem
+from .stem.find import freeze_stem as freeze_stem
 from .transplanting.surgery import transplant as transplant
 
 __version__: str

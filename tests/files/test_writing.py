@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 
 
 def test_the_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_lock_that_another_process_holds_is_named(
     hub: HubServer, client: Client, cache: str, repo: Callable[..., str]
 ) -> None:
     repo({"model.safetensors": ONE})
-    client("import convstem.files.locks as l\nl.PATIENCE = 0.5")
+    client("import convstem.files.paths as l\nl.PATIENCE = 0.5")
     client(FETCH.format(cache=cache))
     (lock,) = Path(cache).glob(".locks/models--org--m/*.convstem.lock")
     shutil.rmtree(Path(cache) / "models--org--m")

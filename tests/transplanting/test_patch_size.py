@@ -11,7 +11,7 @@ from torch import nn
 
 import convstem
 from convstem import StemSpec
-from convstem.stem.init import init_stem
+from convstem.stem.norms import init_stem
 from convstem.transplanting.patch_size import enlarge_patches, needs_resizing
 from tests.support.assertions import randomise, relative_error
 

@@ -13,7 +13,7 @@ from torchvision import transforms
 
 import convstem
 from benchmarks import transplant_patch14
-from convstem.stem.init import init_stem
+from convstem.stem.norms import init_stem
 from tests.support.assertions import relative_error
 from tools import dinov2_vit_small
 

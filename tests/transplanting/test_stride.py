@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import convstem
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.init import init_stem
+from convstem.stem.norms import init_stem
 from convstem.transplanting.stride import as_plain
 from tests.support.assertions import randomise, relative_error
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import convstem
 from convstem.errors import AccessDeniedError, ArgumentError
 from convstem.layouts.research import is_moco_sincos
-from convstem.models.sincos import SinCosVisionTransformer
+from convstem.models.timm_models import SinCosVisionTransformer
 from tests.support.assertions import randomise
 
 NANO, TV_NANO = "vit_nano4_convstem", "vit_nano_4_convstem"

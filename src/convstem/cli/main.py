@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import environment, hub, inference, models, weights
+from convstem.cli import environment, hub, models, weights
 from convstem.errors import printable
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
@@ -59,8 +59,7 @@ def main(debug: bool) -> None:
 for command in (
     *(environment.demo, environment.doctor, environment.run),
     *(hub.card, hub.publish, hub.pull, hub.push, hub.verify),
-    *(inference.export, inference.fold),
     *(models.list_command, models.show),
-    *(weights.cache, weights.convert, weights.transplant),
+    *(weights.cache, weights.convert, weights.export, weights.fold, weights.transplant),
 ):
     main.add_command(command)

@@ -1,8 +1,9 @@
-"""What several commands share: options, the reading of their values, and how a result is printed as JSON."""
+"""What several commands share: options, the reading of their values, and how results are printed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,11 @@ def say_lines(text: str, nl: bool = True) -> None:
 def print_json(value: Any) -> None:
     """Print a result for other programs."""
     click.echo(json.dumps(value, indent=2))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned columns, the first row underlined; a cell is one line."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from convstem.files.paths import path_errors
-from convstem.files.writing import write_whole
+from convstem.files.paths import path_errors, write_whole
 
 KINDS = ("checked",)
 """Folders of the cache."""

@@ -1,13 +1,17 @@
-"""What the file system says against a path of the user's becomes one of our errors."""
+"""The user's files: what the file system refuses, writing a whole file or nothing, locks between processes."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from convstem.errors import ConvStemError, MissingPathError, PathError
 
@@ -55,3 +59,53 @@ def _error_number(error: Exception) -> int | None:
     number: int | None = getattr(error, "errno", None)
     told = re.search(r"\(os error (\d+)\)", str(error))
     return int(told[1]) if number is None and told else number
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that takes its place only when it is complete; after an error what was there before is untouched.
+
+    Args:
+        path: the file; its folder exists.
+        write: writes the content to the path it is given, which lies beside ``path``.
+
+    Raises:
+        Exception: whatever ``write`` raised, or the file system.
+    """
+    # Not tempfile's, which only its owner may read: several users may share a folder.
+    temporary = path.with_name(f".writing-{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:  # an interrupted write leaves nothing behind either
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+_logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds after which it is said what is waited for."""
+
+
+@contextmanager
+def held(lock: Path, doing: str) -> Iterator[None]:
+    """Hold a lock, whoever has it first.
+
+    Args:
+        lock: the lock's file; its folder exists.
+        doing: what the other process does meanwhile, for the log.
+
+    Raises:
+        OSError: the lock's file cannot be made.
+    """
+    mine = FileLock(lock)
+    try:
+        mine.acquire(timeout=PATIENCE)
+    except Timeout:
+        _logger.warning(f"Waiting for another process, which {doing}; it holds {lock}. Ctrl-C ends the waiting.")
+        mine.acquire()
+    try:
+        yield
+    finally:
+        mine.release()

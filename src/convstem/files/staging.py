@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from convstem.errors import ExistingPathError
 from convstem.files.cache import root
-from convstem.files.locks import held
+from convstem.files.paths import held
 
 _LOCK = ".lock"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convstem.errors import AccessDeniedError, MissingFileError, UnreachableError, warn
-from convstem.files.locks import held
+from convstem.files.paths import held
 from convstem.hub.download import download
 from convstem.hub.failures import ATTEMPTS, retried, web_page
 from convstem.hub.listing import Listing, check_present, list_files

@@ -16,7 +16,7 @@ from typing import Any
 from convstem.files import notes
 from convstem.files.cache import store
 from convstem.files.notes import Note
-from convstem.files.writing import write_whole
+from convstem.files.paths import write_whole
 
 CHUNK = 1 << 20
 

@@ -69,8 +69,7 @@ class Prefix:
     beside: tuple[str, ...] = ()
     """Keys without the prefix that belong to the model all the same, such as a classifier."""
     averaged: bool | None = None
-    """Whether what it holds is averaged; None if the prefix does not tell. Unless the user says which, the first counts
-    that is there."""
+    """Whether what it holds is averaged; None if it does not tell: then the user says, or the first counts."""
     layout: str | None = None
 
 

@@ -13,9 +13,8 @@ from convstem.errors import ArgumentError
 from convstem.layouts.diagnosis import explain_on_load
 from convstem.registry import catalog
 from convstem.registry.stem_spec import StemSpec, check_arguments, check_heads, check_img_size, check_stem_patch
-from convstem.stem.init import init_stem
 from convstem.stem.loading import torchvision_carrier
-from convstem.stem.norms import fit_norm, layer_norm
+from convstem.stem.norms import fit_norm, init_stem, layer_norm
 from convstem.stem.vocabulary import StemLike, as_stem_spec, own_stem, to_torchvision
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import check_cast, check_device, enough_memory, off_meta

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from convstem.registry.stem_spec import StemSpec, check_img_size
-from convstem.stem.init import init_stem
 from convstem.stem.loading import carry_on_load
-from convstem.stem.norms import fit_norm, fold_stem, stem_norm
+from convstem.stem.norms import fit_norm, fold_stem, init_stem, stem_norm
 
 _NORM_LAYERS = {
     "batchnorm2d": nn.BatchNorm2d,

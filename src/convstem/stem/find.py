@@ -1,4 +1,4 @@
-"""Finds the stem of a model of either host."""
+"""Finds the stem of a model of either host, and freezes it for fine-tuning."""
 
 from __future__ import annotations
 
@@ -41,3 +41,26 @@ def embed_path(model: nn.Module) -> str | None:
     from convstem.stem.embed import ConvStemEmbed  # imports timm, which torchvision's models do not need
 
     return next((path for path, module in model.named_modules() if isinstance(module, ConvStemEmbed)), None)
+
+
+def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
+    """Freeze a model's stem in place and return the model.
+
+    BatchNorm becomes timm's or torchvision's frozen BatchNorm, whose statistics, weight and bias are constants: there
+    is no mode to switch back. State-dict keys stay, but for ``num_batches_tracked``.
+
+    Args:
+        model: a conv-stem ViT of timm or torchvision.
+        bn_only: freeze only the norms; the stem's convolutions go on training.
+
+    Raises:
+        UnsupportedModelError: the model has no conv stem.
+    """
+    from timm.layers import freeze_batch_norm_2d
+
+    stem = find_stem(model)
+    with next(stem.parameters()).device:  # timm makes the frozen ones on torch's default device
+        freeze_batch_norm_2d(stem)
+    if not bn_only:
+        stem.requires_grad_(False)
+    return model

@@ -24,9 +24,8 @@ from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.registry.strides import check_stride
 from convstem.stem.carry import MARGIN, carry
 from convstem.stem.embed import ConvStemEmbed
-from convstem.stem.init import init_stem
 from convstem.stem.loading import torchvision_carrier, under_own_keys
-from convstem.stem.norms import fit_norm
+from convstem.stem.norms import fit_norm, init_stem
 from convstem.stem.pixels import PixelRange
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
 from convstem.transplanting.bands import first_convolution, widen_input
