@@ -70,14 +70,14 @@ def test_publish_goes_on_after_a_full_disk(ours: HubServer, client: Client) -> N
         from dataclasses import replace
         nano = catalog.weights()["vit_nano4_convstem.cifar10"]
         entries = {name: replace(nano, name=name) for name in ("vit_nano4_convstem.a", "vit_nano4_convstem.b")}
-        before, catalog.weights, real = catalog.weights, lambda: entries, publishing.stage_embedded
+        before, catalog.weights, real = catalog.weights, lambda: entries, publishing.save_embedded
         def stage(entry, folder):
             if entry.name.endswith("a"):
                 raise SafetensorError("I/O error: No space left on device (os error 28)")
             real(nano, folder)
-        publishing.stage_embedded = stage
+        publishing.save_embedded = stage
         result = [[row.action, row.detail] for row in convstem.publish("writer")]
-        catalog.weights, publishing.stage_embedded = before, real
+        catalog.weights, publishing.save_embedded = before, real
     """)
     assert outcome.error is None, outcome.output
     (failed, words), (published, _) = outcome.value

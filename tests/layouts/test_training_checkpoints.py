@@ -73,7 +73,7 @@ def test_a_backbone_comes_home(name: str) -> None:
     use_ema = True if name == "EMA" else None
     converted = convert(hold(source.state_dict()), num_heads=3, use_ema=use_ema)
     assert converted.report.weights == weights
-    model = randomise(timm.create_model(converted.architecture, num_classes=0, **converted.model_args).double(), seed=3)
+    model = randomise(timm.create_model(converted.architecture, **converted.model_args).double(), seed=3)
     with torch.no_grad():
         assert relative_error(model.eval()(x), source(x)) > 0.01  # negative control
         model.load_state_dict(converted)
@@ -106,7 +106,7 @@ def test_registers_of_dinov2s_own_files() -> None:
     }
     converted = convert(chunked(official), num_heads=3)
     assert converted.source == "dinov2_registers"
-    model = timm.create_model(converted.architecture, num_classes=0, **converted.model_args).double().eval()
+    model = timm.create_model(converted.architecture, **converted.model_args).double().eval()
     model.load_state_dict(converted)
     with torch.no_grad():
         assert relative_error(model(x), source(x)) < 1e-12

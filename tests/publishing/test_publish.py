@@ -26,8 +26,8 @@ from dataclasses import replace
 nano = catalog.weights()["{NANO}"]
 entries = {{name: replace(nano, name=name) for name in {TWENTY!r}}}
 catalog.weights = lambda: entries
-real = publishing.stage_embedded
-publishing.stage_embedded = lambda entry, folder: real(nano, folder)
+real = publishing.save_embedded
+publishing.save_embedded = lambda entry, folder: real(nano, folder)
 """
 
 pytestmark = pytest.mark.full

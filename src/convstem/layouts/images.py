@@ -48,7 +48,7 @@ def _told_by(sizes: Sizes, given: Given, dropped: Collection[str]) -> Mapping[st
         return IMAGENET
     if sizes.layer_scale and sizes.patch_size == 14:  # DINOv2's
         return IMAGENET
-    return _of_timms(name)
+    return _of_timms(name) if name else {}  # torchvision's weights are read without timm
 
 
 def _of_timms(name: str) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ from convstem.transplanting.bands import first_convolution, widen_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
 from convstem.transplanting.patch_size import needs_resizing, resize_patch
 from convstem.transplanting.stride import set_stride
-from convstem.upstream.private import timm_set_metadata
+from convstem.upstream.private import timm_set_metadata, torch_keeps_values
 
 
 def transplant(
@@ -140,7 +140,9 @@ def put_stem(model: nn.Module, spec: StemSpec, window: int | None = None) -> nn.
         UnsupportedModelError: the model has no patch embedding that a stem can replace.
     """
     path, old = find_patch_embedding(model)
-    new = _new_stem(old, spec, projection_of(old).weight.device, window)
+    # Under accelerate's init_empty_weights parameters are on the meta device, and buffers stay where they are made.
+    device = projection_of(old).weight.device if torch_keeps_values() else torch.empty(0).device
+    new = _new_stem(old, spec, device, window)
     init_stem(new, spec.norm)
     _replace(model, path, new, spec)
     return new

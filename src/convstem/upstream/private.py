@@ -102,6 +102,20 @@ def torch_loads_strictly() -> bool:
     return frame is None or bool(frame.f_locals["strict"])
 
 
+def torch_keeps_values() -> bool:
+    """Tell whether modules keep the values of the parameters that they are given, on whatever device.
+
+    Why: accelerate's ``init_empty_weights`` replaces ``Module.register_parameter``, which no default device tells.
+    Replacement: a default device of meta, as ``init_empty_weights(include_buffers=True)`` sets it.
+    """
+    import torch
+    from torch import nn
+
+    probe = nn.Module()
+    probe.register_parameter("weight", nn.Parameter(torch.empty(1, device="cpu")))
+    return not probe.get_parameter("weight").is_meta
+
+
 def torchvision_register(name: str, builder: Callable[..., Any]) -> None:
     """Register a model builder with torchvision.
 

@@ -14,6 +14,7 @@ from torch import nn
 from convstem.errors import ArgumentError, DeviceMemoryError, warn
 from convstem.files.safetensors import nonfinite, nonfinite_allowed
 from convstem.layouts.comparison import some_of
+from convstem.upstream.private import torch_keeps_values
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """Types in which a model computes."""
@@ -129,13 +130,8 @@ def check_cast(model: nn.Module) -> None:
 
 
 def check_holds_values() -> None:
-    """Raise ``ArgumentError`` where modules have no values on any device, as under accelerate's ``init_empty_weights``.
-
-    That replaces how torch's modules take a parameter, which no default device tells.
-    """
-    probe = nn.Module()
-    probe.register_parameter("weight", nn.Parameter(torch.empty(1, device="cpu")))
-    if probe.weight.is_meta:
+    """Raise ``ArgumentError`` where modules have no values on any device, as under accelerate's ``init_empty_weights``."""
+    if not torch_keeps_values():
         raise ArgumentError(
             "every parameter is made on the meta device here (as accelerate's init_empty_weights does), where "
             "pretrained weights would be lost: load the model outside of it, or do not ask for weights"
