@@ -135,7 +135,7 @@ def plain(folder: Path) -> Path:
 def test_a_plain_vit_is_recognised_and_transplanted_on_request(tmp_path: Path) -> None:
     source = plain(tmp_path / "source")
     text = run(source, "--out", tmp_path / "plain", "--check")
-    assert "vit_tiny_patch16_224()" in text
+    assert "vit_tiny_patch16_224(num_classes=4)" in text
     assert "a plain (patchify) ViT of timm's; --transplant gives it a conv stem" in text
     assert "equal to transformers's outputs within" in text
     text = run(source, "--out", tmp_path / "stem", "--transplant", "--check", "--license", "apache-2.0")

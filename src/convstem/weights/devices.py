@@ -130,7 +130,7 @@ def check_cast(model: nn.Module) -> None:
 
 
 def check_holds_values() -> None:
-    """Raise ``ArgumentError`` where modules have no values on any device, as under accelerate's ``init_empty_weights``."""
+    """Raise ``ArgumentError`` where no device holds values, as under accelerate's ``init_empty_weights``."""
     if not torch_keeps_values():
         raise ArgumentError(
             "every parameter is made on the meta device here (as accelerate's init_empty_weights does), where "
