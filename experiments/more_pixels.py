@@ -209,15 +209,20 @@ def plot(runs: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Do what is missing, then write the report; return the exit code."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="image folder written by tools/cifar10.py")
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="only table and picture, of the runs there are")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what is missing, then write the report; return the exit code."""
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
