@@ -54,6 +54,15 @@ def test_every_key_alone(host: str) -> None:
         assert model.load_state_dict({key: value}, strict=False).unexpected_keys == []
 
 
+def test_a_tool_may_wrap_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, model = nn.Module.load_state_dict, HOSTS["timm"]()
+    head = PARTS["a head"](model.state_dict())
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *args, **kwargs: own(*args, **kwargs))
+    assert model.load_state_dict(head, strict=False).unexpected_keys == []
+    with pytest.raises(RuntimeError, match=r"Missing key.*cls_token"):
+        model.load_state_dict(head)
+
+
 def test_strictly_a_part_is_refused_as_ever() -> None:
     model = HOSTS["timm"]()
     with pytest.raises(RuntimeError, match=r"Missing key.*cls_token"):
