@@ -17,7 +17,7 @@ from convstem.hub.source import Source, source_of
 from convstem.hub.vanishing import again_if_deleted
 from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
-from convstem.weights.devices import as_dtype, check_device, check_holds_values
+from convstem.weights.devices import as_dtype, check_device
 
 
 def load(
@@ -53,7 +53,6 @@ def load(
     """
     choice("layout", layout, ("timm", "torchvision"))
     check_device(device)
-    check_holds_values()
     placement = {"device": device, "dtype": as_dtype(dtype)}
     kwargs |= {key: value for key, value in placement.items() if value is not None}
     allowed = ALLOW_NONFINITE.set(allow_nonfinite)

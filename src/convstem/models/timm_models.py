@@ -31,8 +31,8 @@ from convstem.stem.norms import layer_norm
 from convstem.stem.pixels import normalised_range
 from convstem.stem.vocabulary import override_stem, own_stem
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
-from convstem.transplanting.patch_size import needs_resizing
-from convstem.transplanting.stride import check_trunk, larger_images
+from convstem.transplanting.patch_size import needs_resizing, resized_images
+from convstem.transplanting.stride import check_trunk
 from convstem.transplanting.surgery import put_stem
 from convstem.upstream.private import timm_set_metadata
 from convstem.weights.fit import fit, stem_channels
@@ -126,7 +126,7 @@ def create_timm_model(
             model = _build(request, tokens, request.cfg, {}, **kwargs)
             forget(model)  # the cfg describes pretrained weights, and these are not
         if tokens and tokens.img_size:
-            model.pretrained_cfg = model.default_cfg = larger_images(model.pretrained_cfg, tokens.times)
+            model.pretrained_cfg = model.default_cfg = resized_images(model.pretrained_cfg, 1, tokens.times)
     return model if pyramid is None else as_pyramid(model, pyramid)
 
 

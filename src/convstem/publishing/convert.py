@@ -25,7 +25,7 @@ from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
 from convstem.publishing.cards.facts import facts_of_config
-from convstem.publishing.cards.markdown import code
+from convstem.publishing.cards.markdown import code, paragraphs
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import compare, facts_beside, weights_in
@@ -182,24 +182,14 @@ def _build(converted: Converted) -> Any:
     model = create(device="meta")
     _require_fit(converted, model)
     if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds
-        model = create()
+        with torch.device("cpu"):
+            model = create()
     model.load_state_dict(converted.state_dict, assign=True)
-    _fill_buffers(model)
     if converted.patchify:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = converted.norm_eps
     return model.eval()
-
-
-def _fill_buffers(model: nn.Module) -> None:
-    """Compute, on the CPU, the buffers that no state dict holds, such as rotary periods; timm's modules know how."""
-    for module in model.modules():
-        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        for name in empty:
-            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
-        if empty:
-            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def _cfg(converted: Converted) -> dict[str, Any]:
@@ -227,7 +217,7 @@ def _write_layout(converted: Converted, target: str, folder: Path) -> None:
 
 def _card(config: Mapping[str, Any], name: str, converted: Converted, license: str) -> str:
     origin = f"Converted from {code(name)}, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
-    notes = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in converted.report.notes)
+    notes = paragraphs(converted.report.notes)
     if not converted.patchify:
         return render(facts_of_config(config, None, license, name=converted.architecture, description=origin + notes))
     return (

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from convstem.errors import TransplantError
 from convstem.hub.source import Source, source_of
 from convstem.hub.timm_source import create_source
-from convstem.publishing.cards.facts import facts_of_config
-from convstem.publishing.cards.markdown import code
+from convstem.publishing.cards.facts import CardFacts, facts_of_config
+from convstem.publishing.cards.markdown import code, paragraphs
 from convstem.publishing.cards.render import render
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
@@ -195,27 +195,29 @@ def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
 
 def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: Mapping[str, Any]) -> str:
     channels = config["pretrained_cfg"]["input_size"][0]
-    facts = facts_of_config(
-        config, None, result.license if result.license != "unknown" else "other", name=result.architecture
-    )
+    facts = _facts(result, config)
     placed = ", ".join(map(str, bands or ()))
     text = (
-        f"`{facts.base_model or result.source}` with {channels} input channels: its filters are on bands {placed}, "
+        f"{code(facts.base_model or result.source)} with {channels} input channels: its filters are on bands {placed}, "
         "counted from 0, and zero on the others: its function of these bands is what it was. Not trained further."
     )
     return render(replace(facts, description=text))
 
 
 def _card(result: TransplantResult, name: str, config: Mapping[str, Any], notes: Sequence[str]) -> str:
-    said = "".join(f"\n\n{note[0].upper()}{note[1:]}." for note in notes)
-    facts = facts_of_config(
+    facts = _facts(
+        result,
         config,
-        None,
-        result.license if result.license != "unknown" else "other",
-        name=result.architecture,
         transplanted=True,
         measured_error=result.measured_error,
         resized_from=result.report.resized_from,
         note=f"{result.report.summary()} {getattr(catalog.find(result.architecture), 'measured', '')}".strip(),
     )
-    return render(replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem.{said}"))
+    return render(
+        replace(facts, description=f"{code(facts.base_model or name)} on a convolutional stem.{paragraphs(notes)}")
+    )
+
+
+def _facts(result: TransplantResult, config: Mapping[str, Any], **more: Any) -> CardFacts:
+    license = result.license if result.license != "unknown" else "other"
+    return facts_of_config(config, None, license, name=result.architecture, **more)

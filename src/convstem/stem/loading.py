@@ -26,7 +26,7 @@ def carry_on_load(
         UserWarning: it was transplanted.
     """
     weight = state_dict.get(f"{prefix}proj.weight")
-    if weight is None or any(key.startswith(f"{prefix}backbone.") for key in state_dict):
+    if weight is None or has_stem(state_dict, prefix):
         return
     try:
         carry_patch_embedding(embed, state_dict, prefix)
@@ -34,6 +34,11 @@ def carry_on_load(
         lists[-1].append(f"{patchify_sentence(weight)} {error}")  # the last list is error_msgs
     else:
         _tell()
+
+
+def has_stem(state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Tell whether a state dict has a timm stem at a patch embedding, of which the prefix of keys is given."""
+    return any(key.startswith(f"{prefix}backbone.") for key in state_dict)
 
 
 def carry_patch_embedding(embed: Any, state_dict: MutableMapping[str, Tensor], prefix: str) -> TransplantReport:

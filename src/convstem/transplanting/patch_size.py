@@ -82,9 +82,13 @@ def _resize_timm(model: Any, embedding: PatchEmbed, patch: int, target: int) -> 
         if info["reduction"] == patch:
             info["reduction"] = target
     if cfg := getattr(model, "pretrained_cfg", None):
-        sizes = {key: cfg[key] for key in ("input_size", "test_input_size") if cfg.get(key)}
-        larger = {key: resized_input(size, patch, target) for key, size in sizes.items()}
-        model.pretrained_cfg = model.default_cfg = {**cfg, **larger}
+        model.pretrained_cfg = model.default_cfg = resized_images(cfg, patch, target)
+
+
+def resized_images(cfg: dict[str, Any], old: int, new: int) -> dict[str, Any]:
+    """Return a pretrained cfg for images of as many patches of ``new`` pixels as its own have of ``old``."""
+    sizes = {key: cfg[key] for key in ("input_size", "test_input_size") if cfg.get(key)}
+    return {**cfg, **{key: resized_input(size, old, new) for key, size in sizes.items()}}
 
 
 def _resize_torchvision(model: Any, patch: int, target: int) -> None:

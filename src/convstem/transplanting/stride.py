@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from convstem.errors import UnsupportedModelError
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
+from convstem.transplanting.patch_size import resized_images
 from convstem.upstream.private import timm_set_metadata
 
 
@@ -93,13 +94,7 @@ def _set_timm(model: Any, embedding: PatchEmbed, patch: int, stride: int) -> Non
         if isinstance(info, dict) and not info["reduction"] % patch:
             info["reduction"] = info["reduction"] * stride // patch
     if larger > 1 and (cfg := getattr(model, "pretrained_cfg", None)):
-        model.pretrained_cfg = model.default_cfg = larger_images(cfg, larger)
-
-
-def larger_images(cfg: dict[str, Any], times: int) -> dict[str, Any]:
-    """Return a pretrained cfg for images of so many times the height and width."""
-    sizes = {key: cfg[key] for key in ("input_size", "test_input_size") if cfg.get(key)}
-    return {**cfg, **{key: (size[0], *(side * times for side in size[1:])) for key, size in sizes.items()}}
+        model.pretrained_cfg = model.default_cfg = resized_images(cfg, 1, larger)
 
 
 def _set_torchvision(model: Any, patch: int, stride: int) -> None:

@@ -170,7 +170,6 @@ def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None 
     projection = projection_of(find_patch_embedding(model)[1])
     embed_dim, in_chans, patch, _ = projection.weight.shape
     size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
-    embed_dim, in_chans = projection.weight.shape[:2]
     apart = None if stride == patch else stride
     spec = as_stem_spec(stem) if stem is not None else default_stem(size, embed_dim, in_chans, apart)
     return override_stem(spec, stride or patch, **changes)

@@ -36,7 +36,10 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def check_device(device: Any) -> None:
-    """Raise ``ArgumentError`` unless torch has this device here, and it is free; None is its default device.
+    """Raise ``ArgumentError`` unless a model can be loaded onto a device, None for torch's default one.
+
+    torch must have it here, it must be free, and modules must keep values, as they do not under accelerate's
+    ``init_empty_weights``.
 
     torch itself is asked, with a tensor of no elements: so any backend is known, and it says why not. On an accelerator
     that makes its context, before anything is fetched.
@@ -52,6 +55,11 @@ def check_device(device: Any) -> None:
         raise ArgumentError(
             f"a graph is being captured on {found}, which records what is computed and cannot load a model: load it "
             "before the capture begins"
+        )
+    if not torch_keeps_values():
+        raise ArgumentError(
+            "every parameter is made on the meta device here (as accelerate's init_empty_weights does), where "
+            "pretrained weights would be lost: load the model outside of it, or do not ask for weights"
         )
 
 
@@ -98,13 +106,9 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
     Args:
         kwargs: the builder's arguments, from which ``device`` is taken away if it is the meta device.
 
-    Raises:
-        ArgumentError: parameters are made on the meta device whatever is asked for.
-
     Warns:
         UserWarning: the meta device was asked for, or is the default device; the model is loaded on the CPU.
     """
-    check_holds_values()
     default = torch.empty(0).device  # get_default_device of torch 2.6 does not see `with torch.device(...)`
     if torch.device(kwargs.get("device") or default).type != "meta":
         yield
@@ -126,13 +130,4 @@ def check_cast(model: nn.Module) -> None:
         raise ArgumentError(
             f"float16 cannot hold these weights, some of which are beyond 65,504: {some_of(lost)} became Inf. Load "
             "with dtype=torch.bfloat16, which reaches as far as float32"
-        )
-
-
-def check_holds_values() -> None:
-    """Raise ``ArgumentError`` where no device holds values, as under accelerate's ``init_empty_weights``."""
-    if not torch_keeps_values():
-        raise ArgumentError(
-            "every parameter is made on the meta device here (as accelerate's init_empty_weights does), where "
-            "pretrained weights would be lost: load the model outside of it, or do not ask for weights"
         )

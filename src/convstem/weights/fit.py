@@ -21,7 +21,7 @@ from convstem.layouts.rows import match
 from convstem.layouts.unwrap import unwrap
 from convstem.registry.names import RESIZED, resized_input
 from convstem.stem.find import embed_path
-from convstem.stem.loading import carry_patch_embedding
+from convstem.stem.loading import carry_patch_embedding, has_stem
 from convstem.stem.norms import fit_norm
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     state = _by_timms_filter(in_timms_keys, model, path)
     embed = model.get_submodule(path)
     projection = f"{path}.proj.weight"
-    if projection in state and not _has_stem(state, path):
+    if projection in state and not has_stem(state, f"{path}."):
         state[projection] = _widened(state[projection], model, embed.in_chans)
         report = carry_patch_embedding(embed, state, f"{path}.")
         model.transplant_report = replace(report, resized_from=embed.resized_from)
@@ -81,10 +81,6 @@ def stem_channels(tensors: Mapping[str, Any]) -> tuple[int, ...]:
         if found and index.isdigit() and name == "conv.weight"
     }
     return tuple(convs[index] for index in sorted(convs)[:-1])
-
-
-def _has_stem(state: Mapping[str, Any], path: str) -> bool:
-    return any(key.startswith(f"{path}.backbone.") for key in state)
 
 
 def _in_timms_keys(state_dict: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str]:
@@ -124,7 +120,7 @@ def _by_timms_filter(state_dict: Mapping[str, Any], model: Any, path: str) -> di
     kernel = model.get_submodule(path).proj.weight
     if stride := model.pretrained_model_args.get("stride"):
         kernel = kernel.new_zeros(1, 1, stride, stride, device="cpu")
-    shown = {f"{path}.proj.weight": kernel} if _has_stem(state_dict, path) else {}
+    shown = {f"{path}.proj.weight": kernel} if has_stem(state_dict, f"{path}.") else {}
     shown = {key: value for key, value in shown.items() if key not in state_dict}
     cfg = model.pretrained_cfg
     model.pretrained_cfg = _of_source(cfg, state_dict, model.get_submodule(path), f"{path}.proj.weight")

@@ -29,7 +29,6 @@ from convstem.weights.devices import (
     as_dtype,
     check_cast,
     check_device,
-    check_holds_values,
     enough_memory,
     off_meta,
 )
@@ -146,7 +145,6 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     kwargs = dict(request.kwargs)
     check_device(kwargs.get("device"))  # before anything is fetched
     dtype = kwargs["dtype"] = as_dtype(kwargs.get("dtype"))
-    check_holds_values()
     vars(request).pop("located", None)  # of an earlier try
     cfg, located = request.cfg, request.located
     header: dict[str, Stored] = check_weights(located.path) if located else {}  # before anything is built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~&$]")
 """What begins emphasis, code, links, images, HTML, tables and formulas."""
@@ -15,6 +16,11 @@ def plain(text: str) -> str:
     """Return a text as one line that markdown shows as it is."""
     line = _ACTIVE.sub(r"\\\g<0>", " ".join(text.split()))
     return _START.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line)
+
+
+def paragraphs(sentences: Iterable[str]) -> str:
+    """Return sentences, as notes have them without capital and full stop, as further paragraphs."""
+    return "".join(f"\n\n{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def code(text: str) -> str:
