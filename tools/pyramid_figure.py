@@ -9,7 +9,9 @@ The maps are those of DINOv2's ViT-S, transplanted. The colours of a map are its
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -30,14 +32,17 @@ def photograph() -> Image.Image:
     return v2.CenterCrop(300)(Image.fromarray(data.chelsea())).resize((SIDE, SIDE))
 
 
-def colours(level: Tensor) -> Tensor:
-    """Return the first three principal components of a map [channels, rows, columns] as [rows, columns, 3] in 0..1."""
-    pixels = level.flatten(1).T
+def colours(maps: list[Tensor]) -> list[Tensor]:
+    """Return maps [channels, rows, columns] as colours [rows, columns, 3] in 0..1, by their common components."""
+    every = torch.cat([level.flatten(1).T for level in maps])
     torch.manual_seed(0)  # pca_lowrank is a randomised method
-    _, _, axes = torch.pca_lowrank(pixels, q=3)
-    components = (pixels - pixels.mean(0)) @ axes
-    low, high = (components.quantile(q, dim=0) for q in (0.01, 0.99))
-    return ((components - low) / (high - low)).clamp(0, 1).view(*level.shape[1:], 3)
+    _, _, axes = torch.pca_lowrank(every, q=3)
+    low, high = (((every - every.mean(0)) @ axes).quantile(q, dim=0) for q in (0.01, 0.99))
+    found = []
+    for level in maps:
+        components = (level.flatten(1).T - every.mean(0)) @ axes
+        found.append(((components - low) / (high - low)).clamp(0, 1).view(*level.shape[1:], 3))
+    return found
 
 
 @torch.no_grad()
@@ -54,32 +59,42 @@ def levels(weights: Path, photo: Image.Image) -> dict[str, Tensor]:
     maps = model(prepare(photo)[None]).values()
     return {
         f"level {index}, stride {SIDE // level.shape[-1]}\n{level.shape[1]} x {level.shape[2]} x {level.shape[3]}": (
-            colours(level[0])
+            colours([level[0]])[0]
         )
         for index, level in enumerate(maps)
     }
 
 
-def main() -> None:
-    """Write the figure."""
+def command_line(description: str) -> argparse.Namespace:
+    """Parse the command line of a figure."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
+    parser.add_argument("out", type=Path)
+    return parser.parse_args()
+
+
+def draw(panels: Mapping[str, Any], out: Path, width: float, height: float, fontsize: int) -> None:
+    """Write panels side by side, each under its title; width and height of one are in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
-    photo = photograph()
-    panels = {f"image\n3 x {SIDE} x {SIDE}": photo, **levels(args.weights, photo)}
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(2 * len(panels), 2.5), layout="tight")
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(width * len(panels), height), layout="tight")
     for axis, (title, panel) in zip(axes, panels.items(), strict=True):
         axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=fontsize)
         axis.axis("off")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=80, bbox_inches="tight")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=80, bbox_inches="tight")
+
+
+def main() -> None:
+    """Write the figure."""
+    args = command_line(str(__doc__))
+    photo = photograph()
+    panels = {f"image\n3 x {SIDE} x {SIDE}": photo, **levels(args.weights, photo)}
+    draw(panels, args.out, 2, 2.5, 9)
 
 
 if __name__ == "__main__":

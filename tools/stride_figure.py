@@ -10,7 +10,6 @@ that a colour means the same in each.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torchvision.transforms import v2
 
 import convstem
 from tools import dinov2_vit_small
+from tools.pyramid_figure import colours, command_line, draw
 
 SIDE = 448
 STRIDES = (16, 8, 32)
@@ -47,43 +47,16 @@ def tokens(weights: Path, stride: int) -> Tensor:
     return last[0]
 
 
-def colours(maps: list[Tensor]) -> list[Tensor]:
-    """Return maps [channels, rows, columns] as colours [rows, columns, 3] in 0..1, by their common components."""
-    every = torch.cat([level.flatten(1).T for level in maps])
-    torch.manual_seed(0)  # pca_lowrank is a randomised method
-    _, _, axes = torch.pca_lowrank(every, q=3)
-    low, high = (((every - every.mean(0)) @ axes).quantile(q, dim=0) for q in (0.01, 0.99))
-    found = []
-    for level in maps:
-        components = (level.flatten(1).T - every.mean(0)) @ axes
-        found.append(((components - low) / (high - low)).clamp(0, 1).view(*level.shape[1:], 3))
-    return found
-
-
 def main() -> None:
     """Write the figure."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
+    args = command_line(str(__doc__))
     maps = [tokens(args.weights, stride) for stride in STRIDES]
     panels: dict[str, Any] = {f"image\n{SIDE} x {SIDE} pixels": photograph(SIDE).permute(1, 2, 0)}
     for stride, level, panel in zip(STRIDES, maps, colours(maps), strict=True):
         rows, columns = level.shape[1:]
         size = SIDE * max(stride // dinov2_vit_small.PATCH, 1)
         panels[f"stride {stride}, {size} x {size} pixels\n{rows} x {columns} tokens"] = panel
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), layout="tight")
-    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
-        axis.axis("off")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=80, bbox_inches="tight")
+    draw(panels, args.out, 3, 3.4, 10)
 
 
 if __name__ == "__main__":
