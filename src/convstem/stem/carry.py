@@ -26,9 +26,8 @@ from torch import Tensor
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemLayer, StemSpec, check_stem_patch
 from convstem.registry.strides import check_reads
-from convstem.stem.carried import IN_RANGE, LayerReport, TransplantReport, carried_by, reach
+from convstem.stem.carried import IN_RANGE, LayerReport, TransplantReport, carried_by, numbers, reach
 from convstem.stem.norms import BN_EPS
-from convstem.stem.pixels import numbers
 
 ALGORITHM = 3
 """Raise it whenever ``carry`` gives another result: published weights are made again."""
@@ -206,7 +205,9 @@ def _place(
             value, place = row // side**2 + first_below, row % side**2
             window[row + first, value, place // side, place % side] = sign * sign_below
         else:
-            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else 0 - taps  # and no -0.0
+            window[first : first + rows, first_below : first_below + values] = (
+                taps if sign == sign_below else 0 - taps
+            )  # and no -0.0
     return weight
 
 
