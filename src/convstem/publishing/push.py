@@ -90,7 +90,10 @@ def push(
     check_license(license)
     check_repo_id(repo_id)
     if metrics and not (dataset or tag):
-        raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
+        raise ArgumentError(
+            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), for example "
+            "CIFAR-10"
+        )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema, arch)
