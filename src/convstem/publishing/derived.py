@@ -26,7 +26,7 @@ from convstem.stem.carried import TransplantReport, normalised_range
 from convstem.stem.carry import MARGIN
 from convstem.stem.find import find_embed
 from convstem.transplanting.grid import as_plain, enlarge_patches, resize_patch
-from convstem.transplanting.patch_embedding import lowest_of
+from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of
 from convstem.transplanting.surgery import transplant
 
 
@@ -98,7 +98,8 @@ def transplant_to_folder(
     """
     found, folder = source_of("transplant", source), Path(folder)
     check_new(folder, found, overwrite)
-    return write_transplant(create_source(found, pretrained), found, folder, overwrite=overwrite, **options)
+    model = create_source(found, pretrained, None if options.get("bands") else find_patch_embedding)
+    return write_transplant(model, found, folder, overwrite=overwrite, **options)
 
 
 def write_transplant(

@@ -75,7 +75,7 @@ def push(
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
             cannot be read any more.
         base_model: the repository that the weights were made from; default: the one recorded in the model, if it is.
-        dry_run: only tell what would be done.
+        dry_run: only tell what would be done; without a network, without comparing with what the Hub has.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
