@@ -63,7 +63,7 @@ def test_every_weights_entry_has_a_card_with_valid_metadata(name: str) -> None:
         assert data.base_model_relation == "finetune"
         assert "**function preserved, not trained further**" in text
         inputs = "pixels in range" if "32_convstem" in name else "every input"
-        assert f"The stem is exact for {inputs}." in text
+        assert f"The transplant is exact for {inputs}" in text
 
 
 def test_metrics_have_a_source() -> None:

@@ -93,7 +93,7 @@ def transplant(
         widen_input(twin, in_chans, bands)
     if only_wider:
         return twin
-    own_patch = as_stem_spec(stem).patch_size if stem is not None and stride is None else RESIZED
+    own_patch = None if stem is None else RESIZED if stride else as_stem_spec(stem).patch_size
     resized_from = resize_patch(twin, own_patch)
     stride = _checked_stride(twin, stride)
     transplant_in_place(twin, stem_for(twin, stem, stride=stride), margin, pixel_range, resized_from)
