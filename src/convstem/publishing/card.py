@@ -177,10 +177,23 @@ def render(facts: CardFacts) -> str:
         origin=_origin(facts),
         norm=_NORMS.get(facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none"), ""),
         accuracy=_accuracy(facts),
+        classes=_classes(facts),
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
     ModelCard(text)  # parses the metadata as the Hub will
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+_MOST_CLASSES = 20
+"""Names of classes that a card lists."""
+
+
+def _classes(facts: CardFacts) -> str:
+    if not facts.labels:
+        return ""
+    more = len(facts.labels) - _MOST_CLASSES
+    names = ", ".join(facts.labels[:_MOST_CLASSES]) + (f", and {more} more in `config.json`" if more > 0 else "")
+    return f"## Classes\n\n{names}.\n"
 
 
 def _resize(facts: CardFacts) -> str:

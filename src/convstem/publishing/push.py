@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def push(
     card: str | Path | None = None,
     metrics: Mapping[str, float] | None = None,
     dataset: str = "",
+    labels: Sequence[str] | None = None,
     use_ema: bool = False,
     arch: str | None = None,
     base_model: str | None = None,
@@ -71,6 +72,7 @@ def push(
             README.md, or a generated one.
         metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
         dataset: what the metrics were measured on.
+        labels: names of the classes, in their order; default: those that the model has.
         use_ema: of a checkpoint, push the averaged weights.
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
             cannot be read any more.
@@ -91,14 +93,15 @@ def push(
     check_repo_id(repo_id)
     if metrics and not (dataset or tag):
         raise ArgumentError(
-            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), for example "
+            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), such as "
             "CIFAR-10"
         )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema, arch)
+        named: dict[str, Any] = {} if labels is None else {"label_names": list(labels)}
+        finish(folder, license, **named)
         require(verify_folder(folder, "what is to be pushed"), skip=("license",))
-        finish(folder, license)
         more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model}
         write_card(folder, repo_id, license, tag, card, more)
         return push_folder(folder, target, dry_run)
