@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from convstem.cli.main import main
+from convstem.errors import ArgumentError
 from convstem.publishing.card import card_of, render
 from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.folder import finish
@@ -62,7 +63,7 @@ def test_every_weights_entry_has_a_card_with_valid_metadata(name: str) -> None:
         assert data.base_model_relation == "finetune"
         assert "**function preserved, not trained further**" in text
         inputs = "pixels in range" if "32_convstem" in name else "every input"
-        assert f"The stem is exact for {inputs}." in text
+        assert f"The transplant is exact for {inputs}" in text
 
 
 def test_metrics_have_a_source() -> None:
@@ -170,3 +171,9 @@ def test_the_card_of_a_transplant_knows_torchvision_and_the_accuracy_of_the_sour
     assert "That of timm/vit_base_patch16_224.augreg2_in21k_ft_in1k: acc@1 85.108 %, acc@5 97.53 % on Imag" in text
     assert "; not measured again." in text
     assert ModelCard(text).data.eval_results is None
+
+
+def test_another_licence_than_the_registrys_is_refused() -> None:
+    assert "license: apache-2.0" in card_of("vit_nano4_convstem", "apache-2.0")
+    with pytest.raises(ArgumentError, match="are under apache-2.0, as the registry states"):
+        card_of("vit_nano4_convstem", "mit")

@@ -6,6 +6,7 @@ Not public: what is, is imported from ``convstem`` itself.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
 
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model that is in the folder.")
+
+
+LONGEST_RULE = 120
+"""Dashes below the head of a table, where no terminal says its width."""
 
 
 def integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -59,4 +64,5 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    rule = min(max(map(len, lines)), shutil.get_terminal_size((LONGEST_RULE, 0)).columns)
+    return "\n".join([lines[0], "-" * rule, *lines[1:]])

@@ -71,6 +71,8 @@ def push(
         return
     for name, action in result.files.items():
         say(f"{action:<7} {name}")
+    if result.note:
+        say(result.note)
     if not result.changed:
         say(f"nothing to send: {result.pr_url or result.url} has the same content")
     elif result.commit is None:

@@ -272,6 +272,8 @@ def explain(
         return HubError(deleted_again(error.filename or where))  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.errno in _DISK:
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
+    if isinstance(error, OfflineModeIsEnabled):
+        return UnreachableError(f"the Hub is switched off (HF_HUB_OFFLINE), so {where} was not asked for: unset it")
     if is_transient(error):
         return UnreachableError(
             f"no complete answer for {where} from {web_page()} ({kind}{f', {status}' if status else ''}): "

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from convstem.errors import ArgumentError
 from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
 from convstem.hub.config import TRANSPLANTED, read_config, read_text
 from convstem.hub.read import fetch_all
@@ -128,7 +129,7 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
         license: licence of a folder or repository that does not state one.
 
     Raises:
-        ArgumentError: nobody says the licence, or no such kind of source.
+        ArgumentError: nobody says the licence, or the registry states another one; or no such kind of source.
         HubError: the repository cannot be read.
         UnknownModelError: no such architecture or tag; the message lists the nearest names, or the tags.
     """
@@ -138,7 +139,13 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
     if found.kind == "repository":
         files = fetch_all(found.repo_id, [CONFIG], found.revision, optional=[CARD])
         return _card_of_config(files[CONFIG].path.parent, found.repo_id, license)
-    return render(facts_of_entry(find_weights(found.name)))
+    entry = find_weights(found.name)
+    if license is not None and check_license(license) != entry.license:
+        raise ArgumentError(
+            f"the weights of {entry.name} are under {entry.license}, as the registry states; leave out license= "
+            f"(--license), which gives the licence of a folder or repository that states none"
+        )
+    return render(facts_of_entry(entry))
 
 
 def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from convstem.hub.config import Step, steps
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.stem.carried import RESIZED_NOTE, carried_by
+from convstem.stem.carried import carried_by
 
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~&$]")
 """What begins emphasis, code, links, images, HTML, tables and formulas."""
@@ -103,10 +103,10 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
 
 def _note(spec: Architecture) -> str:
     """Return what there is to say of a transplant into an architecture's own stem."""
-    exact = f"The stem is exact for {carried_by(spec.stem, spec.embed_dim).scope}."
-    if not isinstance(spec, TrunkSpec) or spec.resized_from is None:
-        return exact
-    return f"{exact} {RESIZED_NOTE.format(spec.resized_from)} {spec.measured}".strip()
+    report = carried_by(spec.stem, spec.embed_dim)
+    if isinstance(spec, TrunkSpec):
+        report = replace(report, resized_from=spec.resized_from)
+    return f"{report.outcome()} {getattr(spec, 'measured', '')}".strip()
 
 
 def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:

@@ -75,7 +75,7 @@ def push(
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
             cannot be read any more.
         base_model: the repository that the weights were made from; default: the one recorded in the model, if it is.
-        dry_run: only tell what would be done.
+        dry_run: only tell what would be done; without a network, without comparing with what the Hub has.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
@@ -90,7 +90,10 @@ def push(
     check_license(license)
     check_repo_id(repo_id)
     if metrics and not (dataset or tag):
-        raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
+        raise ArgumentError(
+            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), for example "
+            "CIFAR-10"
+        )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema, arch)
