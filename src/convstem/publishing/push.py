@@ -24,9 +24,9 @@ from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_json, read_text
-from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
+from convstem.hub.source import CARD, CONFIG, EVALUATION, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
-from convstem.publishing.card import located, render
+from convstem.publishing.card import located, render, write_evaluation
 from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
@@ -71,7 +71,8 @@ def push(
         card: a model card, as text, as a ``Path``, or as a string that ends in ``.md``; default: the folder's
             README.md, or a generated one.
         metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
-        dataset: what the metrics were measured on.
+        dataset: what the metrics were measured on. For CIFAR-10, ImageNet-1k and a dataset ``org/name`` of the Hub they
+            are sent as ``.eval_results/convstem.yaml`` too.
         labels: names of the classes, in their order; default: those that the model has.
         use_ema: of a checkpoint, push the averaged weights.
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
@@ -104,6 +105,7 @@ def push(
         require(verify_folder(folder, "what is to be pushed"), skip=("license",))
         more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model}
         write_card(folder, repo_id, license, tag, card, more)
+        write_evaluation(_facts(folder, repo_id, license, tag, more), folder)
         return push_folder(folder, target, dry_run)
 
 
@@ -230,6 +232,7 @@ def _copy(source: Path, folder: Path) -> None:
     missing = [name for name in (CONFIG, WEIGHTS) if not (source / name).is_file()]
     if missing:
         raise MissingPathError(f"{source} has no {' and no '.join(missing)}; a pushed folder needs both files")
-    for name in FILES:
+    for name in (*FILES, EVALUATION):
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
