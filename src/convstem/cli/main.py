@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import AS_JSON, FOLDER, hub, models, print_json, say, weights
+from convstem.cli import AS_JSON, ERASE, FOLDER, hub, models, print_json, say, weights
 from convstem.errors import printable
 from convstem.files.paths import path_errors
 from convstem.registry import tables
@@ -112,7 +112,7 @@ class Group(click.Group):
 
 def _sentence(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """Return how a warning is printed: without the line of Python, which is ours."""
-    return f"Warning: {printable(message)}\n"
+    return f"{ERASE if sys.stderr.isatty() else ''}Warning: {printable(message)}\n"
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

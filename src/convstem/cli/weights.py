@@ -10,7 +10,19 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import AS_JSON, LABELS, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines, table
+from convstem.cli import (
+    AS_JSON,
+    LABELS,
+    OUT_FOLDER,
+    OVERWRITE,
+    integers,
+    numbers,
+    print_json,
+    progress,
+    say,
+    say_lines,
+    table,
+)
 from convstem.hub.source import source_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
@@ -51,7 +63,8 @@ def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """
     from convstem.publishing.convert import convert_to_folder
 
-    result = convert_to_folder(source, out, **options)
+    with progress():
+        result = convert_to_folder(source, out, **options)
     if as_json:
         print_json(result.to_json())
         return
@@ -146,17 +159,18 @@ def transplant(
 
     if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
-    result = transplant_to_folder(
-        source,
-        out,
-        stem=stem or name,
-        stride=stride,
-        margin=margin,
-        in_chans=in_chans,
-        bands=bands,
-        tolerance=tolerance,
-        overwrite=overwrite,
-    )
+    with progress():
+        result = transplant_to_folder(
+            source,
+            out,
+            stem=stem or name,
+            stride=stride,
+            margin=margin,
+            in_chans=in_chans,
+            bands=bands,
+            tolerance=tolerance,
+            overwrite=overwrite,
+        )
     if as_json:
         print_json(result.to_json())
         return
@@ -183,7 +197,8 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     check_target(to, out, opset)  # before anything is loaded
     options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}
     model = convstem.load(source, **options)
-    result = export(model, to, out, opset)
+    with progress():
+        result = export(model, to, out, opset)
     if as_json:
         print_json({**asdict(result), "path": str(result.path)})
         return

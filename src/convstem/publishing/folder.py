@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from convstem.layouts.comparison import some_of
 from convstem.registry import tables
 from convstem.registry.records import WeightsSpec
 from convstem.upstream import timm_save_config, torch_has_hooks
+
+_progress = logging.getLogger("convstem.progress")
 
 TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-7}
 """Largest relative difference of outputs in float64, by the type of the parameters."""
@@ -263,6 +266,7 @@ def save(
     data = dict(data_config or {}) or None
     timm_save_config(model, str(folder / CONFIG), model_config=root, model_args=_sayable(model), data_config=data)
     if ours:
+        _progress.info("reading back what was written, and comparing")
         require_same(model, folder, original)
 
 
