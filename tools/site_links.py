@@ -27,6 +27,8 @@ SEARCH: dict[str, dict[str, Any]] = {
     "index.md": {"boost": 4},
     "project.md": {"boost": 4},
     "quickstart.md": {"boost": 2},
+    "families.md": {"boost": 2},
+    "troubleshooting.md": {"boost": 2},
     "api.md": {"boost": 0.5},
     "cli.md": {"boost": 0.5},
 }

@@ -100,6 +100,44 @@ def test_the_readmes_points_of_fine_tuning_are_the_experiments(kind: str) -> Non
         assert f"ends {int(adamw)} and {int(sgd)} points below" in README
 
 
+ARMS = {
+    "trunk": "last block, stride 16",
+    "four blocks": "four blocks, stride 16",
+    "stem": "**last block and the stem's 2, 4, 8**",
+    "random stem": "last block and a random stem's 2, 4, 8",
+    "pixels": "last block and the pixels at 2, 4, 8",
+}
+
+
+def test_the_figures_of_segmentation_are_the_experiments() -> None:
+    table = (ROOT / "experiments" / "results" / "pyramid_evidence" / "table.txt").read_text(encoding="utf-8")
+    found: dict[tuple[str, ...], list[str]] = {}  # task, encoder and arm: IoU, boundary F1 and PSNR, as far as measured
+    for task, encoder, arm, cells in re.findall(r"^(\w+) +(frozen|tuned) +(\w+(?: \w+)?) +\d +\d+ +(.*)$", table, re.M):
+        found[task, encoder, arm] = re.findall(r"(\d+\.\d) \(", cells)
+    page = (ROOT / "docs" / "segmentation.md").read_text(encoding="utf-8")
+    for encoder, prefix in (("frozen", ""), ("tuned", "fine-tuned: ")):
+        for arm, name in ARMS.items():
+            if ("brain", encoder, arm) in found:
+                noise = found.get(("denoising", encoder, arm), ["-"])
+                cells = [*found["nuclei", encoder, arm], *found["brain", encoder, arm], *noise]
+                assert f"| {prefix}{name} | {' | '.join(cells)} |" in page
+    brain = {arm: found["brain", "frozen", arm][0] for arm in ARMS}
+    assert f"from {brain['four blocks']} to {brain['stem']} % IoU" in README
+    assert f"the maps of a random stem give {brain['random stem']}" in README
+
+
+def test_the_loading_times_of_the_page_are_the_benchmarks() -> None:
+    sizes = json.loads((ROOT / "benchmarks" / "results" / "load" / "load.json").read_text(encoding="utf-8"))["sizes"]
+    page = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    labels = ("timm peer", "ours, own checkpoint", "ours, transplanted tag")
+    for size, result in sizes.items():
+        plain, used = (
+            [f"{1e3 * medians[label]:.0f}" for label in labels]
+            for medians in (result["medians"], result["with_first_image"]["medians"])
+        )
+        assert f"| {size} | {' | '.join(plain)} | {', '.join(used)} |" in page
+
+
 def test_the_page_of_families_has_the_registrys_licences() -> None:
     """Every named model with weights is on the page, in a row with exactly the licences of its tags."""
     licences: dict[str, set[str]] = {}
