@@ -32,7 +32,6 @@ USERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "reci
 PAGES = [
     *USERS,
     ROOT / "CONTRIBUTING.md",
-    ROOT / "experiments" / "README.md",
     *sorted((ROOT / "hub_cards").glob("*.md")),
 ]
 FENCE = re.compile(r"^ *```(?:bash|console)\n(.*?)^ *```", re.M | re.S)
