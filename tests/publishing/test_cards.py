@@ -13,12 +13,13 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from convstem.cli.main import main
-from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.render import card_of, render
+from convstem.errors import ArgumentError
+from convstem.publishing.card import card_of, render
+from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.folder import finish
 from convstem.publishing.push import stage
 from convstem.registry import catalog
-from convstem.registry.names import rows
+from convstem.registry.tables import rows
 from tests.support.assertions import randomise
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.fixtures import client, hub, server  # noqa: F401
@@ -62,7 +63,7 @@ def test_every_weights_entry_has_a_card_with_valid_metadata(name: str) -> None:
         assert data.base_model_relation == "finetune"
         assert "**function preserved, not trained further**" in text
         inputs = "pixels in range" if "32_convstem" in name else "every input"
-        assert f"The stem is exact for {inputs}." in text
+        assert f"The transplant is exact for {inputs}" in text
 
 
 def test_metrics_have_a_source() -> None:
@@ -119,7 +120,7 @@ def test_command() -> None:
 
 RUN_CARD = r"""
 import re, torch
-from convstem.publishing.cards.render import card_of
+from convstem.publishing.card import card_of
 card, models = card_of("org/mine"), []
 for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
     scope = {}
@@ -170,3 +171,9 @@ def test_the_card_of_a_transplant_knows_torchvision_and_the_accuracy_of_the_sour
     assert "That of timm/vit_base_patch16_224.augreg2_in21k_ft_in1k: acc@1 85.108 %, acc@5 97.53 % on Imag" in text
     assert "; not measured again." in text
     assert ModelCard(text).data.eval_results is None
+
+
+def test_another_licence_than_the_registrys_is_refused() -> None:
+    assert "license: apache-2.0" in card_of("vit_nano4_convstem", "apache-2.0")
+    with pytest.raises(ArgumentError, match="are under apache-2.0, as the registry states"):
+        card_of("vit_nano4_convstem", "mit")

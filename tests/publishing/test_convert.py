@@ -362,3 +362,24 @@ def test_every_way_of_loading_names_a_foreign_checkpoint(way: str, tmp_path: Pat
     }
     with pytest.raises(RuntimeError, match=r"this is a MoCo v3 checkpoint.*`convstem convert FILE --out FOLDER`"):
         ways[way]()
+
+
+NO_CHECKPOINTS = {
+    "passwd": b"root:x:0:0:root:/root:/bin/bash\n",
+    "README.md": b"# A page\n\nWith words.\n",
+    "zip": b"PK\x03\x04 nothing",
+    "empty": b"",
+    "bytes": bytes(range(256)),
+    "pickle": b"\x80\x02q\x01.",
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_one_sentence_without_torchs_advice(name: str, tmp_path: Path) -> None:
+    for suffix in ("", ".pth", ".bin"):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(NO_CHECKPOINTS[name])
+        output = run(path, "--out", tmp_path / "out", status=1)
+        assert "is truncated, damaged or no checkpoint" in output, output
+        assert "weights_only" not in output
+        assert len(output.splitlines()) == 1

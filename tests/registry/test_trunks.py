@@ -9,14 +9,14 @@ import timm
 import torch
 
 import convstem
-from convstem.hosts.timm_cfgs import trunk_cfgs
+from convstem.hosts.convstem_timm import trunk_cfgs
+from convstem.publishing.derived import transplant_to_folder
 from convstem.publishing.folder import finish
 from convstem.publishing.push import stage
-from convstem.publishing.transplant import transplant_to_folder
 from convstem.publishing.verify import verify_folder
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks, rule_trunks, transplanted_name
-from convstem.registry.names import families
+from convstem.registry.tables import families
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 from tests.support.processes import python
@@ -101,7 +101,7 @@ def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source: str, name
 
 
 def test_a_transplant_that_no_name_rebuilds_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names exist for timm trunks of patch 8, 14, 16 and 32. Nothing was written"):
+    with pytest.raises(ValueError, match="was transplanted, but nothing was written: a folder is loaded by a name"):
         transplant_to_folder("swin_tiny_patch4_window7_224", tmp_path / "swin", pretrained=False)
     assert not list(tmp_path.iterdir())
 

@@ -7,9 +7,17 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, print_json, say_lines, table
+from convstem.cli import AS_JSON, print_json, say_lines, table
 from convstem.errors import UnknownModelError
-from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, names_on_conv_stem, stem_rows, summarise
+from convstem.hosts.describe import (
+    STEM_COLUMNS,
+    describe,
+    listed,
+    names_on_conv_stem,
+    no_match,
+    stem_rows,
+    summarise,
+)
 from convstem.hub.source import source_of
 from convstem.registry import catalog
 
@@ -27,7 +35,7 @@ def list_command(pattern: str, everything: bool, pretrained: bool, license: str 
     families, then timm trunks under names of ours.
     """
     pretrained = pretrained or license is not None
-    names = list_models(pattern or "*" * everything, pretrained, license)
+    names = listed(pattern or "*" * everything, pretrained, license)
     if not names:
         raise UnknownModelError(no_match(pattern, pretrained, license))
     infos = [(describe if pretrained else summarise)(name) | {"name": name} for name in names]
@@ -38,17 +46,6 @@ def list_command(pattern: str, everything: bool, pretrained: bool, license: str 
     if not pattern and not everything:
         more = len(catalog.architectures()) - len(catalog.matching())
         say_lines(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
-
-
-def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
-    """Return the sentence for a pattern that matches nothing: the nearest names, sorted."""
-    if license is not None and list_models(pattern, pretrained):
-        return f"no pretrained tag that matches {pattern!r} has the licence {license}; leave out --license to see them"
-    if pretrained and list_models(pattern):
-        return f"no name that matches {pattern!r} has pretrained weights; leave out --pretrained to see them"
-    near = catalog.nearest(pattern.strip("*?"))
-    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
-    return f"no {'pretrained tag' if pretrained else 'name'} matches {pattern!r}; {hint}"
 
 
 COLUMNS = ["name", "torchvision", "params (M)", "GMACs", "image", "weights"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import pickletools
 import zipfile
 from pathlib import Path
@@ -138,7 +137,9 @@ def _read_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments in one
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, AttributeError, EOFError, RuntimeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make torch raise anything: IndexError, KeyError, AssertionError, ...
         names = _code_in(path)
         if names:
             asks = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
@@ -148,9 +149,15 @@ def _read_pickle(path: Path) -> Any:
                 "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)"
             ) from error
         raise InvalidFileError(
-            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: "
-            f"{str(error).splitlines()[0]}"
+            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: {_reason(error)}. "
+            f"convert and push take files that torch.save, safetensors or JAX (.npz) wrote"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why torch cannot read a file, without its advice to run the code in it."""
+    first = next(iter(str(error).splitlines()), "")
+    return first.rstrip(".") if first and "weights_only" not in first else "torch finds no state dict in it"
 
 
 def _code_in(path: Path) -> list[str]:
@@ -159,7 +166,7 @@ def _code_in(path: Path) -> list[str]:
 
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
+    except Exception:  # as above
         return _names_in_pickle(path)
 
 

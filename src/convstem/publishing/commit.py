@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
+from convstem.errors import AccessDeniedError, HubError, RevisionMissingError, UnreachableError
 from convstem.hub.config import read_json
 from convstem.hub.failures import (
     ATTEMPTS,
@@ -21,8 +21,7 @@ from convstem.hub.failures import (
     web_page,
     without_password,
 )
-from convstem.hub.listing import Listing, list_files
-from convstem.hub.repo_cache import file_digest
+from convstem.hub.repo_cache import Listing, file_digest, list_files
 from convstem.hub.source import CONFIG, FILES
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -42,10 +41,12 @@ class PushResult:
     """The commit that has the files; None for a dry run that would make one."""
     url: str | None
     files: Mapping[str, str]
-    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``."""
+    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``; ``send`` where the Hub did not answer."""
     changed: bool
     """Whether there was anything to send."""
     pr_url: str | None = None
+    note: str = ""
+    """Of a dry run, why the files were not compared with the Hub's, if they were not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result JSON-plain."""
@@ -83,10 +84,17 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
         dry_run: only tell what would be done.
 
     Raises:
-        HubError: the Hub refuses, does not answer, or holds something else afterwards; or somebody else pushed
-            meanwhile.
+        HubError: the Hub refuses, does not answer (which a dry run survives), or holds something else afterwards; or
+            somebody else pushed meanwhile.
     """
-    remote = _current(target)
+    try:
+        remote = _current(target)
+    except UnreachableError as error:
+        if not dry_run:
+            raise
+        names = [name for name in FILES if (folder / name).is_file()]
+        note = f"not compared with what the Hub has: {error}"
+        return PushResult(target.repo_id, None, None, dict.fromkeys(names, "send"), changed=True, note=note)
     if remote is not None and not target.create_pr and _is_done(folder, remote):
         return _result(target, folder, remote, remote.commit, changed=False)
     if remote is not None and target.create_pr and (proposed := _open_pull_request(folder, target)):

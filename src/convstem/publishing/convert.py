@@ -18,20 +18,20 @@ from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
-from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
-from convstem.publishing.cards.facts import facts_of_config
-from convstem.publishing.cards.markdown import code, paragraphs
-from convstem.publishing.cards.render import render
+from convstem.publishing.card import render
+from convstem.publishing.card_facts import code, facts_of_config, paragraphs
+from convstem.publishing.derived import TransplantResult, write_transplant
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import compare, facts_beside, weights_in
-from convstem.publishing.transplant import TransplantResult, write_transplant
 from convstem.registry.licenses import check_license
-from convstem.upstream.private import timm_set_metadata
+from convstem.stem.carried import TransplantReport
+from convstem.upstream import timm_set_metadata
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
            "paper_name", "source", "tag", "url")  # fmt: skip
@@ -141,15 +141,23 @@ def convert_to_folder(
     converted = convert(content, layout, architecture=architecture, use_ema=use_ema, **known)
     check_finite(converted, path.name)
     model = _build(converted)
-    compared = compare(content, path, converted, model, use_ema) if check else ""
-    result = partial(ConversionResult, name, folder, target, report=converted.report, check=compared)
+    result = partial(ConversionResult, name, folder, target, report=converted.report)
     if transplanted and converted.patchify and target == "timm":
         if converted.norm_eps != 1e-6:
             timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
         notes = converted.report.notes
-        written = write_transplant(model, found, folder, license=license, overwrite=overwrite, notes=notes)
+        said: list[str] = []
+
+        def examine(twin: nn.Module, report: TransplantReport) -> None:
+            if check:
+                said.append(compare(content, path, converted, model, use_ema, twin, report.resized_from))
+
+        written = write_transplant(
+            model, found, folder, license=license, overwrite=overwrite, notes=notes, examine=examine
+        )
         args = read_json(folder / CONFIG).get("model_args") or {}
-        return result(written.architecture, args, False, transplant=written)
+        return result(written.architecture, args, False, transplant=written, check=" ".join(said))
+    compared = compare(content, path, converted, model, use_ema) if check else ""
 
     def write(staged: Path) -> None:
         if target == "timm":
@@ -159,7 +167,7 @@ def convert_to_folder(
             _write_layout(converted, target, staged)
 
     write_folder(folder, write, overwrite)
-    return result(converted.architecture, converted.model_args, converted.patchify)
+    return result(converted.architecture, converted.model_args, converted.patchify, check=compared)
 
 
 def _fetched(source: Source) -> Path:

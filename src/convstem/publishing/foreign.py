@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,14 +17,20 @@ from convstem.hub.source import CONFIG, PREPROCESSING, WEIGHTS
 from convstem.layouts.conversion import Converted
 from convstem.layouts.transformers import arguments_of_config, layout_of_config
 from convstem.layouts.unwrap import unwrap
+from convstem.publishing.derived import image_size, probe_batch
 from convstem.registry.stem_spec import StemSpec
+from convstem.transplanting.grid import enlarge_patches
 
 TOLERANCE = 1e-4
 """Largest relative difference of float32 outputs that counts as equal."""
 
 
-Pair: TypeAlias = tuple[Tensor, Tensor]
-"""What the reference gives, and what the converted model gives for the same."""
+Outputs: TypeAlias = Callable[[Any, Tensor], Tensor]
+"""What a timm model gives for images: logits, tokens or a map."""
+
+
+Reference: TypeAlias = tuple[Tensor, Outputs]
+"""What the reference gives, and how the same is had of a timm model."""
 
 
 _NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -80,9 +87,15 @@ def transformers_config(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def compare(
-    content: Mapping[str, Any], path: Path, converted: Converted, model: nn.Module, use_ema: bool | None = None
+    content: Mapping[str, Any],
+    path: Path,
+    converted: Converted,
+    model: nn.Module,
+    use_ema: bool | None = None,
+    twin: nn.Module | None = None,
+    resized_from: int | None = None,
 ) -> str:
-    """Return the sentence that says how a converted model's outputs differ from the reference's, on random images.
+    """Return the sentence that says how the outputs of what is written differ from the reference's.
 
     Args:
         content: the checkpoint.
@@ -90,6 +103,9 @@ def compare(
         converted: the converted state dict.
         model: the converted model.
         use_ema: which weights were taken.
+        twin: its transplant, if that is what is written; default: ``model``.
+        resized_from: patch size of the source, if the filters of ``twin`` were resized: it sees every patch of an image
+            resized by itself.
 
     Raises:
         CheckpointError: they differ by more than ``TOLERANCE``, or the library cannot run its model.
@@ -100,11 +116,10 @@ def compare(
         return f"not compared: no library that could be installed has the model of the layout {converted.source}"
     if library == "transformers" and not transformers_config(path):
         return "not compared: there is no config.json of transformers beside the weights"
-    size = model.pretrained_cfg["input_size"]  # type: ignore[index]
-    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    images = probe_batch(model, image_size(model))[::3]  # noise, and smoother images
     state = unwrap(content, use_ema).state_dict
     try:
-        found = reference(state, path, converted, model.float(), images)
+        found = reference(state, path, converted, model, images)
     except Exception as error:  # whatever another library says of a config and weights from anywhere
         raise CheckpointError(
             f"{library} cannot run its own model of this checkpoint, so nothing was compared or written "
@@ -112,7 +127,9 @@ def compare(
         ) from error
     if isinstance(found, str):
         return f"not compared: {found}"
-    expected, actual = found
+    expected, outputs = found
+    written = copy.deepcopy(twin or model).float()
+    actual = outputs(written, enlarge_patches(images, resized_from) if resized_from else images)
     if actual.shape != expected.shape:
         raise CheckpointError(
             f"the converted model gives {list(actual.shape)} where {library}'s gives {list(expected.shape)}; nothing "
@@ -124,12 +141,28 @@ def compare(
             f"the converted model differs from {library}'s by {difference:.1e} (relative, random images), more than "
             f"{TOLERANCE:.0e}; nothing was written"
         )
-    return f"equal to {library}'s outputs within {difference:.1e} (relative, random images, float32)"
+    after = ", after the transplant" if twin else ""
+    resized = f", each patch of {resized_from} pixels resized by itself" if resized_from else ""
+    return f"equal to {library}'s outputs within {difference:.1e}{after} (relative, random images{resized}, float32)"
+
+
+def _logits(model: Any, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    return logits
+
+
+def _tokens(model: Any, images: Tensor) -> Tensor:
+    tokens: Tensor = model.forward_features(images)
+    return tokens
+
+
+def _map(model: Any, images: Tensor) -> Tensor:
+    return _tokens(model, images)[:, model.num_prefix_tokens :]
 
 
 def _torchvision(
     state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor
-) -> Pair | str:
+) -> Reference | str:
     from torchvision.models.vision_transformer import VisionTransformer
 
     from convstem.stem.vocabulary import to_torchvision
@@ -147,12 +180,12 @@ def _torchvision(
         conv_stem_configs=to_torchvision(stem) if stem else None,
     )
     twin.load_state_dict(dict(state))
-    return twin.float().eval()(images), model(images)
+    return twin.float().eval()(images), _logits
 
 
 def _transformers(
     state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor
-) -> Pair | str:
+) -> Reference | str:
     import transformers
 
     name = str(transformers_config(path)["architectures"][0])
@@ -166,17 +199,17 @@ def _transformers(
     outputs = (getattr(twin, "vision_model", twin.base_model) if more else twin)(images)
     for field in ("logits", "image_embeds"):
         if getattr(outputs, field, None) is not None:
-            return getattr(outputs, field), model(images)
+            return getattr(outputs, field), _logits
     pooled, tokens = (getattr(outputs, field, None) for field in ("pooler_output", "last_hidden_state"))
     if pooled is not None and converted.source != "transformers_vit":  # whose pooler was left out
         project = getattr(twin, "visual_projection", None)
-        return (project(pooled) if project else pooled), model(images)
+        return (project(pooled) if project else pooled), _logits
     if tokens is not None:
-        return tokens, model.forward_features(images)
+        return tokens, _tokens
     maps = getattr(outputs, "feature_maps", None)
     if maps and getattr(twin.config, "apply_layernorm", False) and getattr(twin.config, "reshape_hidden_states", False):
-        return maps[-1].flatten(2).mT, model.forward_features(images)[:, model.num_prefix_tokens :]
+        return maps[-1].flatten(2).mT, _map
     return f"{name} gives none of the outputs that timm's model has"
 
 
-_REFERENCES: Mapping[str, Callable[..., Pair | str]] = {"torchvision": _torchvision, "transformers": _transformers}
+_REFERENCES: Mapping[str, Callable[..., Reference | str]] = {"torchvision": _torchvision, "transformers": _transformers}

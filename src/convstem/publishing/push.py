@@ -18,7 +18,7 @@ from convstem.errors import (
     MissingPathError,
     UnsupportedModelError,
 )
-from convstem.features.pyramid import PyramidLevels
+from convstem.features import PyramidLevels
 from convstem.files.checkpoint import CHECKPOINTS
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
@@ -26,14 +26,14 @@ from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_json, read_text
 from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
-from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
-from convstem.publishing.cards.render import located, render
+from convstem.publishing.card import located, render
+from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
 from convstem.publishing.trained import save_checkpoint
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry.licenses import check_license, license_of_card
-from convstem.upstream.private import timm_feature_getter
+from convstem.upstream import timm_feature_getter
 
 
 def push(
@@ -75,7 +75,7 @@ def push(
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
             cannot be read any more.
         base_model: the repository that the weights were made from; default: the one recorded in the model, if it is.
-        dry_run: only tell what would be done.
+        dry_run: only tell what would be done; without a network, without comparing with what the Hub has.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
@@ -90,7 +90,10 @@ def push(
     check_license(license)
     check_repo_id(repo_id)
     if metrics and not (dataset or tag):
-        raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
+        raise ArgumentError(
+            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), for example "
+            "CIFAR-10"
+        )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema, arch)

@@ -16,23 +16,27 @@ import torchvision
 from timm.layers import PatchEmbed
 from torch import nn
 
-from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
-from convstem.hub.timm_source import create_source
+from convstem.hub.config import LOADED, TRANSPLANTED, Step, record, steps
+from convstem.hub.model import create_source
 from convstem.registry.catalog import transplanted_name
-from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.registry.strides import check_stride
+from convstem.registry.tables import FIRST_CONV, RESIZED
+from convstem.stem.carried import PixelRange
 from convstem.stem.carry import MARGIN, carry
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.loading import torchvision_carrier, under_own_keys
 from convstem.stem.norms import fit_norm, init_stem
-from convstem.stem.pixels import PixelRange
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
-from convstem.transplanting.bands import first_convolution, widen_input
-from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
-from convstem.transplanting.patch_size import needs_resizing, resize_patch
-from convstem.transplanting.stride import set_stride
-from convstem.upstream.private import timm_set_metadata, torch_keeps_values
+from convstem.transplanting.grid import needs_resizing, resize_patch, set_stride
+from convstem.transplanting.patch_embedding import (
+    find_patch_embedding,
+    first_convolution,
+    lowest_of,
+    projection_of,
+    widen_input,
+)
+from convstem.upstream import timm_set_metadata, torch_keeps_values
 
 
 def transplant(
@@ -77,10 +81,11 @@ def transplant(
         UnsupportedModelError: it has no patch embedding that can be transplanted, or positions that a denser grid
             cannot have; the message says what it has.
     """
-    source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     wider = in_chans is not None or bands is not None
-    stemmed = isinstance(source, nn.Module) and first_convolution(source) is not None
-    only_wider = wider and stemmed and stem is None and stride is None
+    more = wider and stem is None and stride is None
+    named = isinstance(model, (str, os.PathLike))
+    source = create_source(model, pretrained, None if more else find_patch_embedding) if named else model
+    only_wider = more and isinstance(source, nn.Module) and first_convolution(source) is not None
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
@@ -88,7 +93,7 @@ def transplant(
         widen_input(twin, in_chans, bands)
     if only_wider:
         return twin
-    own_patch = as_stem_spec(stem).patch_size if stem is not None and stride is None else RESIZED
+    own_patch = None if stem is None else RESIZED if stride else as_stem_spec(stem).patch_size
     resized_from = resize_patch(twin, own_patch)
     stride = _checked_stride(twin, stride)
     transplant_in_place(twin, stem_for(twin, stem, stride=stride), margin, pixel_range, resized_from)
