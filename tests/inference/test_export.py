@@ -170,7 +170,7 @@ def test_a_missing_folder_is_said_before_anything_else(to: str, tmp_path: Path) 
         pytest.skip(f"{to} is not installed")
     out = tmp_path / "none" / f"m{FORMATS[to].suffix}"
     with pytest.raises(MissingPathError, match=r"there is no folder .*none for m\.\w+: create it first"):
-        export(None, to, out)  # type: ignore[arg-type]  # not looked at yet
+        export(nn.Identity(), to, out)
     assert not out.parent.exists()
 
 

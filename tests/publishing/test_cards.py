@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from convstem.cli.main import main
 from convstem.errors import ArgumentError
-from convstem.publishing.card import card_of, render
+from convstem.publishing.card import card_of, evaluation, render
 from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.folder import finish
 from convstem.publishing.push import stage
@@ -177,3 +178,15 @@ def test_another_licence_than_the_registrys_is_refused() -> None:
     assert "license: apache-2.0" in card_of("vit_nano4_convstem", "apache-2.0")
     with pytest.raises(ArgumentError, match="are under apache-2.0, as the registry states"):
         card_of("vit_nano4_convstem", "mit")
+
+
+def test_figures_in_the_form_that_the_hub_reads_beside_the_card() -> None:
+    facts = replace(facts_of_entry(catalog.weights()["vit_nano4_convstem.cifar10"]), repo_id="me/nano")
+    (entry,) = yaml.safe_load(evaluation(facts))
+    assert entry["dataset"] == {"id": "uoft-cs/cifar10", "task_id": "default"}
+    assert entry["value"] == facts.metrics["acc@1"]
+    assert entry["notes"].startswith("acc@1; ")
+    (own,) = yaml.safe_load(evaluation(replace(facts, dataset="me/leaves", metrics={"f1": 0.5})))
+    assert (own["dataset"]["id"], own["value"]) == ("me/leaves", 0.5)
+    for nothing in ({"metrics": {}}, {"dataset": "my photos"}, {"repo_id": None}):
+        assert evaluation(replace(facts, **nothing)) == ""

@@ -12,12 +12,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 from convstem.errors import HubError
 from convstem.hub.repo_cache import Listed, Listing
+from convstem.hub.source import EVALUATION
 from convstem.publishing import commit as hub_commit
 from convstem.publishing.commit import Target
 from convstem.publishing.push import write_card
@@ -53,8 +56,15 @@ def writes(hub: HubServer) -> list[tuple[str, str]]:
 def test_one_commit_that_timm_loads(hub: HubServer, pusher: Client) -> None:
     outcome = push(pusher, options="metrics={'acc@1': 12.5}, dataset='CIFAR-10'")
     assert outcome.error is None, outcome.output
-    assert outcome.value["files"] == dict.fromkeys(FILES, "add")
-    assert hub.store.names(REPO) == FILES
+    assert outcome.value["files"] == dict.fromkeys([*FILES, EVALUATION], "add")
+    assert hub.store.names(REPO) == [EVALUATION, *FILES]
+    (entry,) = written = yaml.safe_load(hub.store.read(REPO, EVALUATION))
+    assert entry["dataset"] == {"id": "uoft-cs/cifar10", "task_id": "default"}
+    assert (entry["value"], entry["notes"], entry["source"]["name"]) == (12.5, "acc@1", "Model card")
+    if hasattr(huggingface_hub, "parse_eval_result_entries"):  # not at the floors
+        (parsed,) = huggingface_hub.parse_eval_result_entries(written)
+        assert (parsed.dataset_id, parsed.value) == ("uoft-cs/cifar10", 12.5)
+        assert huggingface_hub.eval_result_entries_to_yaml([parsed]) == written
     assert hub.store.history(REPO) == ["Push vit_nano4_convstem with convstem"]
     config = json.loads(hub.store.read(REPO, "config.json"))
     assert config["architecture"] == "vit_nano4_convstem"
@@ -115,7 +125,7 @@ def test_private_and_branches(hub: HubServer, pusher: Client) -> None:
     assert hub.store.repos[REPO].readers == {"writer"}
     outcome = push(pusher, options="revision='dev', metrics={'acc@1': 1}, dataset='CIFAR-10'")
     assert outcome.value["files"]["README.md"] == "update"
-    assert hub.store.names(REPO, "dev") == FILES
+    assert hub.store.names(REPO, "dev") == [EVALUATION, *FILES]
     assert b"acc@1" not in hub.store.read(REPO, "README.md")
 
 

@@ -28,6 +28,35 @@ LONGEST_RULE = 120
 """Dashes below the head of a table, where no terminal says its width."""
 
 
+def label_list(context: click.Context, option: click.Parameter, path: str | None) -> list[str] | None:
+    """Return the names of classes in a file, one a line, or a list in JSON; the callback of an option."""
+    from convstem.files.paths import path_errors
+    from convstem.hub.config import read_text  # torch, which --help does without
+
+    if path is None:
+        return None
+    with path_errors("read", path):
+        text = read_text(Path(path))
+    if not text.lstrip().startswith("["):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{path} is not JSON: {error}") from None
+    if not all(isinstance(name, str) for name in names):
+        raise click.BadParameter(f"{path} holds something else than names: expected one a line, or a JSON list of text")
+    return list(names)
+
+
+LABELS = click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False),
+    callback=label_list,
+    metavar="FILE",
+    help="Names of the classes, one a line.",
+)
+
+
 def integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """Return the numbers of ``3,2,1``; the callback of an option."""
     try:

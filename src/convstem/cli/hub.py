@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import convstem
-from convstem.cli import AS_JSON, FOLDER, OVERWRITE, print_json, say, say_lines
+from convstem.cli import AS_JSON, FOLDER, LABELS, OVERWRITE, print_json, say, say_lines
 
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
 
@@ -23,6 +23,7 @@ PRIVATE = click.option("--private", is_flag=True, help="Create the repository pr
 @click.option("--card", type=click.Path(exists=True, dir_okay=False), help="Model card, a markdown file.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="For example acc@1=81.2; repeatable.")
 @click.option("--dataset", default="", help="What the metrics were measured on.")
+@LABELS
 @click.option("--base-model", help="The repository that the weights were made from.")
 @click.option("--arch", help="Of a checkpoint, its architecture, where the one it names cannot be found any more.")
 @click.option("--use-ema", is_flag=True, help="Of a checkpoint, push the averaged weights.")
@@ -39,6 +40,7 @@ def push(
     card: str | None,
     metrics: tuple[str, ...],
     dataset: str,
+    labels: list[str] | None,
     base_model: str | None,
     arch: str | None,
     use_ema: bool,
@@ -61,6 +63,7 @@ def push(
         card=Path(card) if card else None,
         metrics=dict(parse_metric(metric) for metric in metrics),
         dataset=dataset,
+        labels=labels,
         use_ema=use_ema,
         arch=arch,
         base_model=base_model,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import AS_JSON, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines, table
+from convstem.cli import AS_JSON, LABELS, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines, table
 from convstem.hub.source import source_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
@@ -40,6 +40,7 @@ from convstem.registry.stem_spec import StemSpec
 @click.option("--act-layer", help="Activation, such as gelu or quick_gelu, where the checkpoint does not tell it.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
+@LABELS
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
 @AS_JSON
 def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:

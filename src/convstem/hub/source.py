@@ -27,6 +27,10 @@ FILES = (CONFIG, WEIGHTS, CARD)
 """What a model's folder or repository holds."""
 
 
+EVALUATION = ".eval_results/convstem.yaml"
+"""Where a repository holds its measured figures for the Hub, which shows them beside those of the card."""
+
+
 PREPROCESSING = "preprocessor_config.json"
 """Where transformers keeps mean and std."""
 

@@ -11,6 +11,7 @@ from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.research import MOCO_V3_HEADS
 from convstem.layouts.rows import Layout, Naming
 from convstem.layouts.timm import NORM_EPS, Sizes, StemSizes
+from convstem.layouts.transformers import DINOV2, DINOV2_REGISTERS_NAMING
 from convstem.layouts.unwrap import PREPROCESSING, Unwrapped
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
@@ -101,9 +102,18 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
     if sizes.gated_mlp and not layout.naming.gated_base and given.architecture is None:
         raise ArgumentError(_ask_for(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
     if sizes.stem is None:
-        return _plain(sizes, layout.naming, given.architecture, known)
+        return _plain(sizes, _naming(sizes, layout), given.architecture, known)
     spec = _spec(sizes, sizes.stem, given, known)
     return spec.name, _changes(sizes, sizes.stem, spec, layout, known)
+
+
+def _naming(sizes: Sizes, layout: Layout) -> Naming:
+    """Return how timm names the plain ViTs of a layout; DINOv2's own files have timm's keys."""
+    if layout.name == "timm" and sizes.layer_scale and sizes.patch_size == 14:
+        for naming in (DINOV2.naming, DINOV2_REGISTERS_NAMING):
+            if _usual(sizes, naming):
+                return naming
+    return layout.naming
 
 
 def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any]) -> ModelSpec:

@@ -73,6 +73,8 @@ class CardFacts:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     restrided: tuple[int, int] | None = None
     """Pixels of a patch and from token to token, where they differ."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in their order."""
     tag: str | None = None
     """The registry's tag, if the weights have one."""
 
@@ -131,6 +133,7 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
         "crop_mode": cfg.get("crop_mode", "center"),
         "description": plain(cfg.get("description") or ""),
         "model_args": config.get("model_args", {}),
+        "labels": _labels(config),
     }
     stride, patch = facts["model_args"].get("stride"), facts["model_args"].get("patch_size")
     if stride and patch and stride != patch:
@@ -139,6 +142,11 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
     sources = [step.repo_id for step in known if step.repo_id]
     facts |= {"steps": tuple(known), "base_model": sources[-1] if sources else None}
     return CardFacts(repo_id=repo_id, license=license, **{**facts, **more})
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("label_names") or config["pretrained_cfg"].get("label_names")
+    return tuple(map(plain, names)) if isinstance(names, list) else ()
 
 
 def sized_spec(facts: CardFacts) -> Architecture | None:

@@ -22,7 +22,7 @@ from convstem.hub.failures import (
     without_password,
 )
 from convstem.hub.repo_cache import Listing, file_digest, list_files
-from convstem.hub.source import CONFIG, FILES
+from convstem.hub.source import CONFIG, EVALUATION, FILES
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Pickled twins of the weights, which earlier pushes by other tools left behind."""
@@ -72,7 +72,7 @@ class Target:
 
     def listing(self, revision: str | None = None) -> Listing:
         """Return what the branch holds, or another revision."""
-        return list_files(self.repo_id, revision or self.revision, FILES, token=self.token)
+        return list_files(self.repo_id, revision or self.revision, (*FILES, EVALUATION), token=self.token)
 
 
 def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
@@ -92,7 +92,7 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
     except UnreachableError as error:
         if not dry_run:
             raise
-        names = [name for name in FILES if (folder / name).is_file()]
+        names = [name for name in (*FILES, EVALUATION) if (folder / name).is_file()]
         note = f"not compared with what the Hub has: {error}"
         return PushResult(target.repo_id, None, None, dict.fromkeys(names, "send"), changed=True, note=note)
     if remote is not None and not target.create_pr and _is_done(folder, remote):
@@ -107,7 +107,8 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
 def file_actions(folder: Path, remote: Listing | None) -> dict[str, str]:
     """Return what a commit does to each file."""
     files = remote.files if remote else {}
-    actions = {name: _action(folder, name, remote) for name in FILES}
+    names = [*FILES, *(name for name in (EVALUATION,) if (folder / name).is_file())]
+    actions = {name: _action(folder, name, remote) for name in names}
     stale = sorted(name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in STALE))
     return {**actions, **dict.fromkeys(stale, "remove")}
 

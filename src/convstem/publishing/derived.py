@@ -137,8 +137,8 @@ def write_transplant(
     if cfg["architecture"] not in catalog.architectures():
         raise TransplantError(
             f"{source} was transplanted, but nothing was written: a folder is loaded by a name, and timm's "
-            f"{cfg['architecture'].removesuffix('_convstem')} has none on a conv stem (`convstem list --all` prints all "
-            "names). convstem.transplant returns the model in Python"
+            f"{cfg['architecture'].removesuffix('_convstem')} has none on a conv stem. `convstem list --all` prints "
+            "them; convstem.transplant returns the model in Python"
         )
     stems = find_embed(model) is not None  # then it was only given more input channels
     report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]

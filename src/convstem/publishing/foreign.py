@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import CheckpointError, InvalidFileError, MissingPathError
-from convstem.hub.config import read_json
-from convstem.hub.limits import fits, short
+from convstem.hub.config import parts, read_json
+from convstem.hub.limits import check_kinds, fits, short
 from convstem.hub.source import CONFIG, PREPROCESSING, WEIGHTS
 from convstem.layouts.conversion import Converted
 from convstem.layouts.transformers import arguments_of_config, layout_of_config
 from convstem.layouts.unwrap import unwrap
 from convstem.publishing.derived import image_size, probe_batch
+from convstem.registry import catalog
+from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec
 from convstem.transplanting.grid import enlarge_patches
 
@@ -52,21 +56,80 @@ def weights_in(source: Path) -> Path:
     return found[0]
 
 
-def facts_beside(path: Path) -> dict[str, Any]:
-    """Return what the configs of transformers beside a weights file say that shapes do not, by timm's argument.
+@dataclass(frozen=True)
+class Beside:
+    """What the configs beside a weights file say that its shapes do not."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``convstem.convert``."""
+    layout: str | None = None
+    cfg: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of timm's pretrained cfg."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in their order."""
+
+
+def read_beside(path: Path) -> Beside:
+    """Return what the configs of transformers or timm beside a weights file say.
 
     Raises:
         InvalidFileError: a config is damaged.
     """
-    facts: dict[str, Any] = {}
     config, preprocessing = path.with_name(CONFIG), path.with_name(PREPROCESSING)
-    if config.is_file():
-        content = read_json(config)
-        if layout_of_config(content):
-            facts |= {**arguments_of_config(content), "layout": layout_of_config(content)}
+    content = read_json(config) if config.is_file() else {}
+    layout = layout_of_config(content)
+    if layout is None and isinstance(content.get("pretrained_cfg"), Mapping):
+        return _of_timm(content)
+    facts = arguments_of_config(content) if layout else {}
     if preprocessing.is_file():
         facts |= _mean_and_std(preprocessing)
-    return facts
+    return Beside(facts, layout, labels=_labels(content.get("id2label")) if layout else ())
+
+
+_OF_CFG = {"crop_mode": str, "crop_pct": float, "interpolation": str}
+_OF_IMAGES = {"mean": list[float], "std": list[float]}
+_OF_MODEL = {
+    "act_layer": str,
+    "norm_eps": float,
+    "num_heads": int,
+    "stem_last_stride": int,
+    "stem_strides": list[int],
+}
+"""What is taken from a config of timm, and what each must be: of its cfg, of its cfg as facts, of its arguments."""
+
+
+def _of_timm(config: Mapping[str, Any]) -> Beside:
+    cfg, args = parts(config)
+    spec = catalog.architectures().get(config["architecture"])
+    own = {"num_heads": spec.num_heads, **spec.stem.model_args} if spec else {}
+    if isinstance(spec, ModelSpec):
+        own["norm_eps"] = spec.trunk_args.get("norm_eps")
+    facts = {**_taken({**own, **args}, _OF_MODEL), **_taken(cfg, _OF_IMAGES)}
+    size: Any = args.get("img_size")
+    if fits(size, list[int]) and len(size) == 2 and size[0] != size[1]:
+        facts["img_size"] = tuple(size)
+    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    return Beside(facts, cfg=_taken(cfg, _OF_CFG), labels=_labels(cfg.get("label_names")))
+
+
+def _taken(stated: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those fields that a config states."""
+    found = {name: stated[name] for name in kinds if stated.get(name) is not None}
+    check_kinds(found, kinds)
+    return found
+
+
+def _labels(names: Any) -> tuple[str, ...]:
+    """Return the names of classes, a list or a table by number; none where they are numbered only (LABEL_0)."""
+    if isinstance(names, Mapping):
+        numbered = {int(key): value for key, value in names.items() if str(key).isdecimal()}
+        names = [numbered[index] for index in sorted(numbered)] if sorted(numbered) == [*range(len(names))] else []
+    told = isinstance(names, list) and fits(names, list[str]) and not all(map(_NUMBERED.fullmatch, names))
+    return tuple(names) if told else ()
+
+
+_NUMBERED = re.compile(r"LABEL_\d+")
+"""What transformers calls a class that nobody named."""
 
 
 def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
@@ -189,17 +252,17 @@ def _transformers(
     import transformers
 
     name = str(transformers_config(path)["architectures"][0])
-    kind: Any = getattr(transformers, name, None)
-    if not issubclass(kind if isinstance(kind, type) else object, transformers.PreTrainedModel):
+    cls: Any = getattr(transformers, name, None)
+    if not issubclass(cls if isinstance(cls, type) else object, transformers.PreTrainedModel):
         return f"transformers has no model {name}"
     if "MAE" in name:
         return f"{name} hides patches at random"
-    twin: Any = kind.from_pretrained(path.parent).float().eval()
+    twin: Any = cls.from_pretrained(path.parent).float().eval()
     more = hasattr(twin, "text_model") or name.endswith("ForMaskedImageModeling")
     outputs = (getattr(twin, "vision_model", twin.base_model) if more else twin)(images)
-    for field in ("logits", "image_embeds"):
-        if getattr(outputs, field, None) is not None:
-            return getattr(outputs, field), _logits
+    for kind in ("logits", "image_embeds"):
+        if getattr(outputs, kind, None) is not None:
+            return getattr(outputs, kind), _logits
     pooled, tokens = (getattr(outputs, field, None) for field in ("pooler_output", "last_hidden_state"))
     if pooled is not None and converted.source != "transformers_vit":  # whose pooler was left out
         project = getattr(twin, "visual_projection", None)

@@ -23,7 +23,7 @@ from convstem.hub.config import read_json
 from convstem.hub.read import fetch
 from convstem.hub.repo_cache import list_files
 from convstem.hub.source import CONFIG, FILES
-from convstem.publishing.card import render
+from convstem.publishing.card import render, write_evaluation
 from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.commit import Target, push_folder
 from convstem.publishing.derived import measure_error
@@ -165,7 +165,9 @@ def _stage(entry: WeightsSpec, repo_id: str, folder: Path, token: Any) -> None:
         save_embedded(entry, folder)
     else:
         error = _stage_transplant(entry, folder, token)
-    card = render(facts_of_entry(entry, repo_id, error))
+    facts = facts_of_entry(entry, repo_id, error)
+    card = render(facts)
+    write_evaluation(facts, folder)
     finish(folder, entry.license, lambda config: card, **{PROVENANCE: provenance(entry, repo_id)})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_json, read_text
-from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
+from convstem.hub.source import CARD, CONFIG, EVALUATION, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
-from convstem.publishing.card import located, render
+from convstem.publishing.card import located, render, write_evaluation
 from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
@@ -48,6 +48,7 @@ def push(
     card: str | Path | None = None,
     metrics: Mapping[str, float] | None = None,
     dataset: str = "",
+    labels: Sequence[str] | None = None,
     use_ema: bool = False,
     arch: str | None = None,
     base_model: str | None = None,
@@ -70,7 +71,9 @@ def push(
         card: a model card, as text, as a ``Path``, or as a string that ends in ``.md``; default: the folder's
             README.md, or a generated one.
         metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
-        dataset: what the metrics were measured on.
+        dataset: what the metrics were measured on. For CIFAR-10, ImageNet-1k and a dataset ``org/name`` of the Hub they
+            are sent as ``.eval_results/convstem.yaml`` too.
+        labels: names of the classes, in their order; default: those that the model has.
         use_ema: of a checkpoint, push the averaged weights.
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
             cannot be read any more.
@@ -91,16 +94,18 @@ def push(
     check_repo_id(repo_id)
     if metrics and not (dataset or tag):
         raise ArgumentError(
-            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), for example "
+            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), such as "
             "CIFAR-10"
         )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema, arch)
+        named: dict[str, Any] = {} if labels is None else {"label_names": list(labels)}
+        finish(folder, license, **named)
         require(verify_folder(folder, "what is to be pushed"), skip=("license",))
-        finish(folder, license)
         more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model}
         write_card(folder, repo_id, license, tag, card, more)
+        write_evaluation(_facts(folder, repo_id, license, tag, more), folder)
         return push_folder(folder, target, dry_run)
 
 
@@ -227,6 +232,7 @@ def _copy(source: Path, folder: Path) -> None:
     missing = [name for name in (CONFIG, WEIGHTS) if not (source / name).is_file()]
     if missing:
         raise MissingPathError(f"{source} has no {' and no '.join(missing)}; a pushed folder needs both files")
-    for name in FILES:
+    for name in (*FILES, EVALUATION):
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)

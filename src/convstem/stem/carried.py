@@ -128,8 +128,8 @@ class TransplantReport:
     def scope(self) -> str:
         """For which inputs the model computes what its source does, up to rounding.
 
-        ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``; with resized filters, ``RESIZED_SCOPE``. At
-        another stride the source is meant with this stride.
+        ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``; with resized filters, ``RESIZED_SCOPE``.
+        At another stride the source is meant with this stride.
         """
         inputs = EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
         return inputs if self.resized_from is None else RESIZED_SCOPE.format(inputs, self.resized_from)

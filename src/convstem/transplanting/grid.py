@@ -23,7 +23,6 @@ from convstem.registry.tables import RESIZED, resized_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.upstream import timm_set_metadata
 
-
 USUAL_ODD = 14
 """Pixels of the patches, of DINOv2 and others, that become ``RESIZED`` where no stem is asked for."""
 
@@ -54,9 +53,9 @@ def resize_patch(model: Any, target: int | None = None) -> int | None:
     if target is None and patch != USUAL_ODD:
         raise ArgumentError(
             f"layers of stride 2 make patches of 2, 4, 8, 16 or 32 pixels, and this model has patches of {patch}; only "
-            f"patches of {USUAL_ODD} become {RESIZED} by default. Pass a stem: with strides that multiply to {patch} the "
-            f"patches stay as they are; that of a name, such as stem='vit_b16_convstem' (--to on the command line), makes "
-            f"them {RESIZED} pixels, and images as much larger"
+            f"patches of {USUAL_ODD} become {RESIZED} by default. Pass a stem: with strides that multiply to {patch} "
+            "the patches stay as they are; that of a name, such as stem='vit_b16_convstem' (--to on the command line), "
+            f"makes them {RESIZED} pixels, and images as much larger"
         )
     target = target or RESIZED
     if isinstance(model, torchvision.models.VisionTransformer):

@@ -83,8 +83,10 @@ def transplant(
     """
     wider = in_chans is not None or bands is not None
     more = wider and stem is None and stride is None
-    named = isinstance(model, (str, os.PathLike))
-    source = create_source(model, pretrained, None if more else find_patch_embedding) if named else model
+    if isinstance(model, (str, os.PathLike)):
+        source = create_source(model, pretrained, None if more else find_patch_embedding)
+    else:
+        source = model
     only_wider = more and isinstance(source, nn.Module) and first_convolution(source) is not None
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
