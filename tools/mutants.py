@@ -32,6 +32,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,17 @@ from tools.walks import room_of
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / "build" / "mutants"
-TREE, MAP, ROWS, LOG = HOME / "tree", HOME / "coverage", HOME / "mutants.jsonl", HOME / "log.txt"
-TESTS, FAILED = HOME / "tests.json", HOME / "failed.txt"
+TREE, ROWS, FAILED, LOG = HOME / "tree", HOME / "mutants.jsonl", HOME / "failed.txt", HOME / "last.log"
 EQUIVALENT = ROOT / "tools" / "mutants_equivalent.json"
 
-SETTINGS = f"[run]\nsource_pkgs = convstem\nparallel = true\npatch = subprocess\ndata_file = {MAP}\n"
+PARTS = 3
+"""Processes that take the map; each leaves its coverage and the seconds of its tests."""
+SETTINGS = "[run]\nsource_pkgs = convstem\nparallel = true\npatch = subprocess\ndata_file = {}\n"
 PRELOADED = ("tests.conftest", "torch", "timm", "torchvision", "transformers", "safetensors.torch", "click.testing")
 READERS = ("blocks", "contributing", "docs", "habits", "messages", "mutants", "pages", "packaging", "release", "rooms")
 """Files of ``tests/project`` that read the source: to them every change is one, whatever it does."""
 
-FEW, SHORT = 40, 30.0
+FEW, SHORT = 80, 30.0
 """Tests that a mutant meets first: at most so many, and seconds in all."""
 LONG = 400.0
 """Seconds of tests that a survivor meets at most after them."""
@@ -210,15 +212,15 @@ def sample(found: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
     return [one for one in chain.from_iterable(turns) if one is not None][:count]
 
 
-def in_child(work: Callable[[], int], limit: float) -> int | None:
-    """Return the exit code of a function in a forked process, or None if it took longer than ``limit`` seconds."""
+def start(work: Callable[[], int]) -> int:
+    """Start a function in a forked process, in a group of its own, and return its number."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = 70
         try:
             os.setsid()
-            log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            log = os.open(HOME / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
             code = int(work())
         except BaseException:  # pytest's own end included
@@ -226,6 +228,11 @@ def in_child(work: Callable[[], int], limit: float) -> int | None:
         finally:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
+    return child
+
+
+def finish(child: int, limit: float) -> int | None:
+    """Return the exit code of a process, or None if it took longer than ``limit`` seconds."""
     end, status = time.monotonic() + limit, None
     while status is None and time.monotonic() < end:
         done, raw = os.waitpid(child, os.WNOHANG)
@@ -235,6 +242,7 @@ def in_child(work: Callable[[], int], limit: float) -> int | None:
         os.killpg(child, signal.SIGKILL)  # it, or what it left behind
     if status is None:
         os.waitpid(child, 0)
+    (HOME / f"{child}.log").replace(LOG)
     return status
 
 
@@ -257,9 +265,11 @@ class Chosen:
 class Recorder:
     """Writes down how long each test takes, and tells the processes that it starts for which test they run."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Path) -> None:
+        self.report = report
         self.seconds: Counter[str] = Counter()
-        self.bad: set[str] = set()
+        self.failed: set[str] = set()
+        self.skipped: set[str] = set()
 
     def pytest_runtest_setup(self, item: Any) -> None:
         """Empty the package's caches, so that each test passes through the lines that it depends on."""
@@ -275,12 +285,14 @@ class Recorder:
         """Count what ran."""
         self.seconds[report.nodeid] += report.duration
         if not report.passed:
-            self.bad.add(report.nodeid)
+            (self.failed if report.failed else self.skipped).add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         """Write the tests that pass, with their seconds."""
-        kept = {test: round(seconds, 3) for test, seconds in self.seconds.items() if test not in self.bad}
-        TESTS.write_text(json.dumps({"seconds": kept, "left out": sorted(self.bad)}, indent=0))
+        kept = {
+            test: round(seconds, 3) for test, seconds in self.seconds.items() if test not in self.failed | self.skipped
+        }
+        self.report.write_text(json.dumps({"seconds": kept, "failed": sorted(self.failed)}, indent=0))
 
 
 def run_tests(arguments: Sequence[str], plugin: object) -> int:
@@ -327,25 +339,43 @@ def copy() -> None:
 
 def take_map() -> None:
     """Run the everyday tests once, and keep which of them pass through each line."""
-    for path in HOME.glob("coverage*"):
+    for path in [*HOME.glob("coverage*"), *HOME.glob("tests*.json")]:
         path.unlink()
-    (HOME / "coveragerc").write_text(SETTINGS)
-    coverage = ["--cov", f"--cov-config={HOME / 'coveragerc'}", "--cov-context=test", "--cov-report="]
-    ignored = [f"--ignore=tests/project/test_{name}.py" for name in READERS]
-    code = in_child(lambda: run_tests([*coverage, *ignored], Recorder()), limit=7200)
-    known = json.loads(TESTS.read_text())
-    print(f"map: exit code {code}, {len(known['seconds'])} tests, {len(known['left out'])} left out", flush=True)
+    from tests.conftest import _ci_files
+
+    left_out = {*_ci_files(), *(TREE / f"tests/project/test_{name}.py" for name in READERS)}
+    files = sorted(str(path.relative_to(TREE)) for path in {*TREE.glob("tests/**/test_*.py")} - left_out)
+    parts = [start(partial(map_part, part, files[part::PARTS])) for part in range(PARTS)]
+    codes = [finish(child, limit=7200) for child in parts]
+    failed = [test for path in HOME.glob("tests*.json") for test in json.loads(path.read_text())["failed"]]
+    print(f"map: exit codes {codes}, {len(durations())} tests, {len(failed)} fail here:", *failed, sep="\n", flush=True)
+
+
+def map_part(part: int, files: Sequence[str]) -> int:
+    """Run some of the tests and leave their part of the map."""
+    settings, report = HOME / f"coveragerc{part}", HOME / f"tests{part}.json"
+    settings.write_text(SETTINGS.format(HOME / f"coverage{part}"))
+    coverage = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report="]
+    return run_tests([*coverage, f"--basetemp={HOME / f'tmp{part}'}", *files], Recorder(report))
+
+
+def durations() -> dict[str, float]:
+    """Return the tests of the map that pass, with their seconds."""
+    parts = [json.loads(path.read_text())["seconds"] for path in sorted(HOME.glob("tests*.json"))]
+    return {test: seconds for part in parts for test, seconds in part.items()}
 
 
 def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
     """Return the tests that pass through the lines of a mutant: its own room's first, quickest first."""
     from coverage import CoverageData
 
-    data = CoverageData(str(MAP))
-    data.read()
     first, last = mutant.lines
-    found = data.contexts_by_lineno(str(TREE / "src" / mutant.file))
-    tests = {context.partition("|")[0] for line, ones in found.items() if first <= line <= last for context in ones}
+    tests: set[str] = set()
+    for path in HOME.glob("coverage[0-9]"):
+        data = CoverageData(str(path))
+        data.read()
+        found = data.contexts_by_lineno(str(TREE / "src" / mutant.file))
+        tests |= {context.partition("|")[0] for line in found if first <= line <= last for context in found[line]}
     if last == 1 << 30:  # lines that run on import
         tests |= {test for test in seconds if _is_own(test, mutant.room)}
     return sorted(tests & set(seconds), key=lambda test: (not _is_own(test, mutant.room), seconds[test]))
@@ -373,7 +403,8 @@ def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = T
     files = sorted({test.partition("::")[0] for test in tests})
     try:
         path.write_bytes(mutant.apply(text) if changed else text)
-        code = in_child(lambda: run_tests(["-x", *files], Chosen(tests)), limit=90 + 6 * expected)
+        child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
+        code = finish(child, limit=90 + 6 * expected)
     finally:
         path.write_bytes(text)
         for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE"):  # of tests/conftest.py; the next one finds nothing of this one
@@ -388,7 +419,7 @@ def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = T
 
 def judge(mutant: Mutant, row: Mapping[str, Any], changed: bool = True) -> dict[str, Any]:
     """Run the next tests on a mutant and return its row; ``row`` is what is known."""
-    seconds = json.loads(TESTS.read_text())["seconds"]
+    seconds = durations()
     tests = passing(mutant, seconds)
     done = row.get("tests", 0)
     few, limit = (len(tests), LONG) if done else (FEW, SHORT)
@@ -440,7 +471,7 @@ def main() -> None:
         if args.map or not TREE.exists():
             copy()
         prepare()
-        if args.map or not TESTS.exists():
+        if args.map or not durations():
             take_map()
         sources = sorted(TREE.glob("src/**/*.py"))
     top = (ROOT if args.table else TREE) / "src"
