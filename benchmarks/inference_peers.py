@@ -77,7 +77,7 @@ def in_torch(wrap: Build, model: nn.Module, dtype: str) -> Run:
 
 def exported(to: str, load: Callable[[Path], Run], model: nn.Module, dtype: str) -> Run:
     """Run it in another runtime, from the file that ``convstem export`` writes."""
-    from convstem.inference.export import FORMATS, export
+    from convstem.inference import FORMATS, export
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"model{FORMATS[to].suffix}"

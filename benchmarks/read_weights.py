@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.load import machine
-from convstem.weights.transfer import BUFFER_BYTES, BUFFERS, THREADS, Move, Piece, transfer
+from convstem.weights.devices import BUFFER_BYTES, BUFFERS, THREADS, Move, Piece, transfer
 
 
 class NoDevice:

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from convstem import transplant
 from convstem.stem.embed import ConvStemEmbed
-from convstem.transplanting.patch_size import enlarge_patches
+from convstem.transplanting.grid import enlarge_patches
 
 TRUNKS = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from convstem import transplant
-from convstem.transplanting.patch_size import enlarge_patches
+from convstem.transplanting.grid import enlarge_patches
 from tools import dinov2_vit_small
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import convstem
 from benchmarks.load import machine
 from benchmarks.photographs import CALIBRATION, HELD_OUT, crops
-from convstem.inference.export import export
+from convstem.inference import export
 from experiments.cifar10.data import Split, load_split, normalise
 from tools.dinov2_vit_small import load_patch16
 

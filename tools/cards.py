@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.render import TEMPLATE, render
+from convstem.publishing.card import TEMPLATE, render
+from convstem.publishing.card_facts import facts_of_entry
 from convstem.registry import catalog
-from convstem.registry.names import rows
+from convstem.registry.tables import rows
 
 FOLDER = Path(__file__).parents[1] / "hub_cards"
 

@@ -19,8 +19,7 @@ from convstem import errors
 from convstem.cli.main import main as command_line
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks
-from convstem.registry.complexity import macs, num_params, stem_macs, stem_params
-from convstem.registry.records import Architecture, ModelSpec
+from convstem.registry.records import Architecture, ModelSpec, macs, num_params, stem_macs, stem_params
 from tools.generated import write_or_check
 from tools.messages import messages_page
 

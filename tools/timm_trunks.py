@@ -30,7 +30,7 @@ from timm.layers import PatchEmbed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convstem.registry.names import RESIZED, resized_input
+from convstem.registry.tables import RESIZED, resized_input
 from tools.generated import write_or_check
 
 TARGET = Path(__file__).parents[1] / "registry" / "timm_trunks.json"

@@ -23,7 +23,7 @@ from torch import nn
 
 from convstem.hosts.describe import dataset_of
 from convstem.registry import catalog
-from convstem.registry.names import rows as registry_rows
+from convstem.registry.tables import rows as registry_rows
 from tools.generated import write_or_check
 from tools.timm_trunks import build
 

@@ -15,10 +15,10 @@ __version__ = "0.1.0"
 # The same as __init__.pyi, which type checkers and editors read, and which no zip file or frozen application holds.
 _NAMES = {
     "errors": ["ConvStemError"],
-    "features.pyramid": ["feature_pyramid"],
+    "features": ["feature_pyramid"],
     "hosts.describe": ["list_models"],
     "hosts.registration": ["register"],
-    "inference.fold": ["fold"],
+    "inference": ["fold"],
     "layouts.conversion": ["convert"],
     "loading": ["load"],
     "publishing.publish": ["publish"],

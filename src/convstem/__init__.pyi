@@ -2,10 +2,10 @@
 
 # The module ``errors`` is public too: ``except convstem.errors.HubError``.
 from .errors import ConvStemError as ConvStemError
-from .features.pyramid import feature_pyramid as feature_pyramid
+from .features import feature_pyramid as feature_pyramid
 from .hosts.describe import list_models as list_models
 from .hosts.registration import register as register
-from .inference.fold import fold as fold
+from .inference import fold as fold
 from .layouts.conversion import convert as convert
 from .loading import load as load
 from .publishing.publish import publish as publish

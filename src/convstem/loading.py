@@ -12,11 +12,11 @@ from torch import nn
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.hosts.describe import find_weights
 from convstem.hub.config import parts
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.model import SavedCfg, fetch_model, read_model
 from convstem.hub.source import Source, source_of
-from convstem.hub.vanishing import again_if_deleted
-from convstem.registry.names import PYRAMID
 from convstem.registry.stem_spec import choice
+from convstem.registry.tables import PYRAMID
 from convstem.weights.devices import as_dtype, check_device
 
 

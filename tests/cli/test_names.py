@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 import convstem
 from convstem.cli.main import main
 from convstem.registry import catalog
-from convstem.registry.names import families
+from convstem.registry.tables import families
 from tests.support.assertions import randomise
 
 RULE = "deit_tiny_patch16_224_convstem"

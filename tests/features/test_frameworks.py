@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import convstem
-from convstem.features.pyramid import FeaturePyramid
+from convstem.features import FeaturePyramid
 from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
 pytestmark = pytest.mark.full  # other people's libraries, whose imports alone take seconds

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import convstem
 from convstem.errors import ArgumentError, UnsupportedModelError
-from convstem.features.pyramid import FeaturePyramid
+from convstem.features import FeaturePyramid
 from convstem.hosts.describe import summarise
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import convstem
 from convstem.cli.main import main
-from convstem.features.pyramid import FeaturePyramid
+from convstem.features import FeaturePyramid
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks
 

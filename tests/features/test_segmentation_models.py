@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convstem
-from convstem.features.pyramid import FeaturePyramid
+from convstem.features import FeaturePyramid
 
 pytestmark = pytest.mark.full  # other people's libraries, whose imports alone take seconds
 

@@ -12,7 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
-from convstem.features.pyramid import FeaturePyramid
+from convstem.features import FeaturePyramid
 
 pytestmark = pytest.mark.full  # each run is a process of its own
 

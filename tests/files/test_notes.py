@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convstem.files import notes
-from convstem.files.notes import Note, check_once
+from convstem.files import cache
+from convstem.files.cache import Note, check_once
 from convstem.files.safetensors import read_weights
 
 
@@ -18,8 +18,8 @@ from convstem.files.safetensors import read_weights
 def another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """An empty cache; call it to forget what is only in this process's memory."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(notes, "_NOTES", {})
-    return lambda: monkeypatch.setattr(notes, "_NOTES", {})
+    monkeypatch.setattr(cache, "_NOTES", {})
+    return lambda: monkeypatch.setattr(cache, "_NOTES", {})
 
 
 def test_a_check_runs_once_for_each_question(another_process: Callable[[], None], tmp_path: Path) -> None:

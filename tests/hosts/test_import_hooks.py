@@ -85,7 +85,7 @@ def test_a_loader_is_copied() -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import sys; sys.modules['convstem.registry.names'] = None\nimport timm", "could not register its models"),
+        ("import sys; sys.modules['convstem.registry.tables'] = None\nimport timm", "could not register its models"),
         ("import _convstem_autoload as a; a.install_finder = lambda path: 1 / 0\na.install()", "ZeroDivisionError"),
         (
             "import timm, timm.models._registry as r, _convstem_autoload as a\n"
@@ -103,7 +103,7 @@ def test_where_warnings_are_errors_the_hosts_are_imported(code: str, said: str) 
 
 
 def test_without_standard_error_too() -> None:
-    code = "import sys; sys.stderr = None; sys.modules['convstem.registry.names'] = None\nimport timm"
+    code = "import sys; sys.stderr = None; sys.modules['convstem.registry.tables'] = None\nimport timm"
     assert python(f"{code}\nprint('imported')", check=False).stdout == "imported\n"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convstem.hosts import doctor
+from convstem.hosts import describe as doctor
 from tests.support.processes import python
 
 WITHOUT_TIMM = """

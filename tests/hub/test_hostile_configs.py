@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import convstem
 from convstem.errors import ArgumentError, CheckpointError, ConvStemError, InvalidFileError
 from convstem.hub.config import check_stated
-from convstem.hub.timm_source import create_source
+from convstem.hub.model import create_source
 from convstem.publishing.push import stage
 from convstem.registry import catalog
-from convstem.registry.names import trunks
+from convstem.registry.tables import trunks
 from tests.support.assertions import randomise
 from tests.support.hostile_configs import BROKEN, HOSTILE, OURS, Both, Change, change
 from tests.support.hub_server import Client, HubServer

@@ -11,7 +11,7 @@ import timm
 from click.testing import CliRunner
 
 from convstem.cli.main import main
-from convstem.files import notes
+from convstem.files import cache
 from convstem.hub.locate import check_sha256
 from convstem.registry import catalog, tables
 
@@ -34,7 +34,7 @@ def damage(path: Path) -> None:
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the embedded weights, verified, in a cache of its own."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(notes, "_NOTES", {})
+    monkeypatch.setattr(cache, "_NOTES", {})
     entry = catalog.weights()["vit_nano4_convstem.cifar10"]
     path = tmp_path / "weights.safetensors"
     shutil.copyfile(tables.data_dir("registry") / str(entry.file), path)
@@ -73,7 +73,7 @@ def test_a_cache_that_may_not_be_read_is_never_an_error(monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "theirs"))
-    monkeypatch.setattr(notes, "_NOTES", {})
+    monkeypatch.setattr(cache, "_NOTES", {})
     monkeypatch.setattr(Path, "read_text", refuse)
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert timm.create_model("vit_nano4_convstem", pretrained=True)

@@ -141,7 +141,7 @@ from click.testing import CliRunner
 from pathlib import Path
 from convstem.cli.main import main
 from convstem.inference import export as exporting
-from convstem.publishing.cards.render import card_of
+from convstem.publishing.card import card_of
 from convstem.publishing.convert import convert_to_folder
 
 class Exported(Exception):

@@ -8,7 +8,7 @@ import timm
 
 import convstem
 from convstem.errors import ArgumentError, CheckpointError, HubError, MissingPathError, UnknownModelError
-from convstem.hub.timm_source import create_source
+from convstem.hub.model import create_source
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 

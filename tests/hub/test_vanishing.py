@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convstem.errors import HubError
-from convstem.hub.vanishing import TRIES, again_if_deleted, given
+from convstem.hub.failures import TRIES, again_if_deleted, given
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.call_table import CALLS, SUM, put_models
 from tests.support.hub_server.fixtures import cache, client, hub, repo, server  # noqa: F401

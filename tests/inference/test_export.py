@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from convstem.errors import ArgumentError, ExistingPathError
-from convstem.inference.export import FORMATS, OPSETS, compare, example, export, installed, trace
+from convstem.inference import FORMATS, OPSETS, compare, example, export, installed, trace
 from tests.support.assertions import randomise
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
@@ -114,7 +114,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.onnx").touch()
     with pytest.raises(ExistingPathError, match=r"m\.onnx exists: name another file"):
         export(model, "onnx", tmp_path / "m.onnx")
-    monkeypatch.setattr("convstem.inference.export.installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr("convstem.inference.installed", lambda package: package != "onnxscript")
     with pytest.raises(
         ModuleNotFoundError, match=r"needs onnxscript, which is not installed: pip install onnx onnxscript"
     ):

@@ -10,8 +10,8 @@ import torch
 
 from convstem import convert
 from convstem.errors import ConversionError
-from convstem.layouts.edgecrafter import DROPS
 from convstem.layouts.recognise import LAYOUTS
+from convstem.layouts.research import DROPS
 from convstem.layouts.rows import match
 from tests.support import reference_ecvit as ecvits
 from tests.support.assertions import randomise, relative_error

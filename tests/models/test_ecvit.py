@@ -16,8 +16,8 @@ from torch import Tensor
 import convstem
 from convstem.errors import ConversionError
 from convstem.hosts.describe import list_models
-from convstem.hub.provenance import LOADED, steps
-from convstem.publishing.cards.render import card_of
+from convstem.hub.config import LOADED, steps
+from convstem.publishing.card import card_of
 from convstem.publishing.convert import convert_to_folder
 from convstem.registry import catalog
 from tests.support import reference_ecvit as ecvits

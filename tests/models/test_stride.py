@@ -13,11 +13,11 @@ from torch import Tensor
 import convstem
 from convstem.errors import ArgumentError, ArgumentTypeError, CheckpointError, InvalidFileError, UnsupportedModelError
 from convstem.hub.source import CARD, CONFIG
-from convstem.inference.export import export
+from convstem.inference import export
 from convstem.models.twins import as_timm_model
-from convstem.publishing.cards.render import card_of
+from convstem.publishing.card import card_of
+from convstem.publishing.derived import transplant_to_folder
 from convstem.publishing.folder import save
-from convstem.publishing.transplant import transplant_to_folder
 from convstem.publishing.verify import verify
 from tests.support.assertions import largest_difference, randomise
 

@@ -11,15 +11,15 @@ from torch import nn
 
 import convstem
 from convstem.cli.main import main
+from convstem.hosts.convstem_timm import trunk_cfgs
 from convstem.hosts.describe import weights_of
-from convstem.hosts.timm_cfgs import trunk_cfgs
-from convstem.publishing.cards.render import card_of
+from convstem.publishing.card import card_of
+from convstem.publishing.derived import transplant_to_folder
 from convstem.publishing.push import stage
-from convstem.publishing.transplant import transplant_to_folder
 from convstem.registry.catalog import architectures
 from convstem.registry.records import TrunkSpec
-from convstem.transplanting.patch_size import enlarge_patches
-from convstem.upstream.private import timm_cfgs
+from convstem.transplanting.grid import enlarge_patches
+from convstem.upstream import timm_cfgs
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convstem import convert
 from convstem.registry import catalog
-from convstem.registry.complexity import macs, num_params
-from convstem.registry.names import families
+from convstem.registry.records import macs, num_params
+from convstem.registry.tables import families
 from tests.support.assertions import largest_difference, randomise
 from tests.support.everyday import mostly_in_ci
 

@@ -29,7 +29,7 @@ from convstem.errors import ArgumentError
 from convstem.hosts import convstem_torchvision
 from convstem.models.twins import as_timm_model, torchvision_twin
 from convstem.registry import catalog
-from convstem.registry.complexity import num_params
+from convstem.registry.records import num_params
 from tests.support.assertions import largest_difference
 from tests.support.everyday import mostly_in_ci
 

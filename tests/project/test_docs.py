@@ -14,7 +14,7 @@ import torch
 from benchmarks.inference_peers import SIZES
 from benchmarks.inference_report import ratios
 from convstem.registry import catalog
-from convstem.registry.names import rows
+from convstem.registry.tables import rows
 from convstem.transplanting.patch_embedding import find_patch_embedding
 from tools.timm_trunks import build, sizes
 from tools.timm_weights import safetensors_bytes

@@ -15,7 +15,7 @@ CLASSES = [value for value in vars(errors).values() if isinstance(value, type)]
 # and the command line's usage errors.
 CLICK = {"click.BadParameter", "click.ClickException", "click.UsageError"}
 OTHERS = {"AssertionError", "AttributeError", "ConnectionError", "FileNotFoundError", *CLICK}
-HOST_CHANGED = {"RuntimeError": ["private.py"]}
+HOST_CHANGED = {"RuntimeError": ["upstream.py"]}
 
 
 @pytest.mark.parametrize("error", CLASSES)

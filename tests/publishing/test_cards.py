@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from convstem.cli.main import main
-from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.render import card_of, render
+from convstem.publishing.card import card_of, render
+from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.folder import finish
 from convstem.publishing.push import stage
 from convstem.registry import catalog
-from convstem.registry.names import rows
+from convstem.registry.tables import rows
 from tests.support.assertions import randomise
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.fixtures import client, hub, server  # noqa: F401
@@ -119,7 +119,7 @@ def test_command() -> None:
 
 RUN_CARD = r"""
 import re, torch
-from convstem.publishing.cards.render import card_of
+from convstem.publishing.card import card_of
 card, models = card_of("org/mine"), []
 for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
     scope = {}

@@ -16,8 +16,8 @@ import convstem
 from convstem.cli.main import main
 from convstem.errors import ArgumentError, ExistingPathError, PathError
 from convstem.publishing.convert import convert_to_folder
+from convstem.publishing.derived import transplant_to_folder
 from convstem.publishing.folder import write_folder
-from convstem.publishing.transplant import transplant_to_folder
 from tests.support.assertions import randomise
 
 NANO = "vit_nano4_convstem"
@@ -175,7 +175,7 @@ def test_nothing_is_made_before_a_folder_is_refused(
         raise AssertionError("worked")
 
     monkeypatch.setattr("convstem.publishing.convert.read_checkpoint", work)
-    monkeypatch.setattr("convstem.publishing.transplant.create_source", work)
+    monkeypatch.setattr("convstem.publishing.derived.create_source", work)
     monkeypatch.setattr("convstem.load", work)
     (tmp_path / "config.json").touch()
     for how in ("convert", "transplant", "fold"):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import convstem
 from convstem.cli.main import main
-from convstem.hub.provenance import SCRATCH, Step, record, steps
-from convstem.publishing.cards.render import card_of, located
+from convstem.hub.config import SCRATCH, Step, record, steps
+from convstem.publishing.card import card_of, located
 from convstem.publishing.push import stage
 from convstem.publishing.trained import history
 from tests.support.assertions import randomise

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 from convstem.errors import HubError
-from convstem.hub.listing import Listed, Listing
+from convstem.hub.repo_cache import Listed, Listing
 from convstem.publishing import commit as hub_commit
 from convstem.publishing.commit import Target
 from convstem.publishing.push import write_card
@@ -335,7 +335,7 @@ def test_a_transplanted_folder_keeps_its_card(hub: HubServer, pusher: Client, tm
     """``convstem transplant --out`` writes the card before the repository has a name; no path of ours is in it."""
     made = pusher(f"""
         import pathlib
-        from convstem.publishing.transplant import transplant_to_folder
+        from convstem.publishing.derived import transplant_to_folder
         source = timm.create_model("vit_tiny_patch16_224", depth=1)
         timm.models.save_for_hf(source, {str(tmp_path / "source")!r}, safe_serialization=True)
         transplant_to_folder("local-dir:{tmp_path / "source"}", pathlib.Path({str(tmp_path / "out")!r}))

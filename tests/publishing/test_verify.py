@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import convstem
 from convstem.cli.main import main
-from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.render import render
+from convstem.publishing.card import render
+from convstem.publishing.card_facts import facts_of_entry
 from convstem.registry import catalog
 from convstem.registry.licenses import check_license, license_metadata, license_of_card, refusal
 

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 import convstem
 from convstem.cli.main import main
 from convstem.errors import ArgumentError, ConvStemError, HubError, InvalidFileError, printable
-from convstem.hub.listing import Listed, Listing, check_present
-from convstem.hub.provenance import TUNED, Step, record, steps
+from convstem.hub.config import TUNED, Step, record, steps
+from convstem.hub.repo_cache import Listed, Listing, check_present
 from convstem.hub.source import resolve
-from convstem.publishing.cards.markdown import code, plain
-from convstem.publishing.cards.render import card_of
-from convstem.publishing.fold import fold_to_folder
+from convstem.publishing.card import card_of
+from convstem.publishing.card_facts import code, plain
+from convstem.publishing.derived import fold_to_folder
 from convstem.publishing.push import stage, write_card
 from convstem.registry.licenses import license_of_card
 

@@ -9,8 +9,7 @@ import pytest
 from convstem.errors import RegistryError
 from convstem.registry import catalog
 from convstem.registry.catalog import check_torchvision_names
-from convstem.registry.complexity import macs, num_params
-from convstem.registry.records import ModelSpec, WeightsSpec
+from convstem.registry.records import ModelSpec, WeightsSpec, macs, num_params
 from convstem.registry.stem_spec import StemSpec
 from convstem.registry.tables import make_rows, read_tables
 

@@ -9,14 +9,14 @@ import timm
 import torch
 
 import convstem
-from convstem.hosts.timm_cfgs import trunk_cfgs
+from convstem.hosts.convstem_timm import trunk_cfgs
+from convstem.publishing.derived import transplant_to_folder
 from convstem.publishing.folder import finish
 from convstem.publishing.push import stage
-from convstem.publishing.transplant import transplant_to_folder
 from convstem.publishing.verify import verify_folder
 from convstem.registry import catalog
 from convstem.registry.catalog import named_trunks, rule_trunks, transplanted_name
-from convstem.registry.names import families
+from convstem.registry.tables import families
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 from tests.support.processes import python

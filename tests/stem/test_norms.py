@@ -16,7 +16,7 @@ from convstem import StemSpec, convert
 from convstem.errors import CheckpointError
 from convstem.models.twins import as_timm_model, torchvision_twin
 from convstem.registry import catalog
-from convstem.registry.complexity import num_params
+from convstem.registry.records import num_params
 from convstem.stem.vocabulary import from_torchvision, override_stem, to_torchvision
 from tests.support.assertions import largest_difference, randomise, relative_error
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convstem.weights.transfer import Piece
+from convstem.weights.devices import Piece
 
 
 class FakeCopier:

@@ -11,9 +11,9 @@ import torchvision
 from torch import nn
 
 import convstem
-from convstem.publishing.transplant import transplant_to_folder
-from convstem.stem.pixels import normalised_range
-from convstem.transplanting.bands import spread_over_bands
+from convstem.publishing.derived import transplant_to_folder
+from convstem.stem.carried import normalised_range
+from convstem.transplanting.patch_embedding import spread_over_bands
 from tests.support.assertions import randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 

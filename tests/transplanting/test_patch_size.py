@@ -12,7 +12,7 @@ from torch import nn
 import convstem
 from convstem import StemSpec
 from convstem.stem.norms import init_stem
-from convstem.transplanting.patch_size import enlarge_patches, needs_resizing
+from convstem.transplanting.grid import enlarge_patches, needs_resizing
 from tests.support.assertions import randomise, relative_error
 
 TRUNKS = [

@@ -14,7 +14,7 @@ import convstem
 from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.registry.stem_spec import StemSpec
 from convstem.stem.norms import init_stem
-from convstem.transplanting.stride import as_plain
+from convstem.transplanting.grid import as_plain
 from tests.support.assertions import randomise, relative_error
 
 SMALL = {"embed_dim": 96, "num_heads": 3}

@@ -16,8 +16,8 @@ import convstem
 from convstem import StemSpec
 from convstem.errors import ArgumentError, ArgumentTypeError
 from convstem.registry.stem_spec import default_stem
+from convstem.stem.carried import normalised_range
 from convstem.stem.norms import init_stem
-from convstem.stem.pixels import normalised_range
 from tests.support.assertions import largest_difference, randomise, relative_error
 from tests.support.everyday import mostly_in_ci
 

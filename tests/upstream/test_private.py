@@ -9,11 +9,11 @@ import timm
 import torchvision
 from torch import nn
 
-from convstem.upstream import private
+from convstem import upstream as private
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("huggingface_hub", "timm", "torchvision")
-HOME = "src/convstem/upstream/private.py"
+HOME = "src/convstem/upstream.py"
 
 
 def private_imports(code: str) -> list[str]:

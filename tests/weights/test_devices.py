@@ -19,8 +19,7 @@ import convstem
 from convstem.errors import ArgumentError, DeviceMemoryError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.weights import deferred
-from convstem.weights.devices import enough_memory
-from convstem.weights.transfer import Piece
+from convstem.weights.devices import Piece, enough_memory
 from tests.support.fake_device import FakeCopier
 
 NANO = "vit_nano4_convstem"

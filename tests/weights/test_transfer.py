@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import convstem
 from convstem.registry.tables import data_dir
 from convstem.weights.deferred import DeferredInit
-from convstem.weights.transfer import ALIGNMENT, DeviceCopier, Move, Piece, batches, has_streams, transfer
+from convstem.weights.devices import ALIGNMENT, DeviceCopier, Move, Piece, batches, has_streams, transfer
 from tests.support.fake_device import FakeCopier
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import convstem
-from convstem.cli.options import AS_JSON, FOLDER, OVERWRITE, print_json, say, say_lines
+from convstem.cli import AS_JSON, FOLDER, OVERWRITE, print_json, say, say_lines
 
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
 
@@ -143,6 +143,6 @@ def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bo
 @click.option("--license", help="Licence of a folder or repository that states none.")
 def card(source: str, license: str | None) -> None:
     """Print the model card of SOURCE: a pretrained name, a folder or ORG/NAME."""
-    from convstem.publishing.cards.render import card_of
+    from convstem.publishing.card import card_of
 
     say_lines(card_of(source, license), nl=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convstem.cli.options import AS_JSON, print_json, say_lines, table
+from convstem.cli import AS_JSON, print_json, say_lines, table
 from convstem.errors import UnknownModelError
 from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, names_on_conv_stem, stem_rows, summarise
 from convstem.hub.source import source_of

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli.options import AS_JSON, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines, table
+from convstem.cli import AS_JSON, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines, table
 from convstem.hub.source import source_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
@@ -141,7 +141,7 @@ def transplant(
 
     SOURCE is a timm name such as vit_base_patch16_224.augreg2_in21k_ft_in1k, ORG/NAME or a folder.
     """
-    from convstem.publishing.transplant import transplant_to_folder
+    from convstem.publishing.derived import transplant_to_folder
 
     if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
@@ -176,7 +176,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 
     The batch size is dynamic; for ExecuTorch it is one image.
     """
-    from convstem.inference.export import FORMATS, check_target, export
+    from convstem.inference import FORMATS, check_target, export
 
     source_of("export", source)
     check_target(to, out, opset)  # before anything is loaded
@@ -203,7 +203,7 @@ def fold(source: str, out: Path, overwrite: bool) -> None:
 
     The result is an ordinary model with stem_norm none: it computes the same and can be pushed, exported and trained.
     """
-    from convstem.publishing.fold import fold_to_folder
+    from convstem.publishing.derived import fold_to_folder
     from convstem.publishing.folder import check_new
 
     found = source_of("fold", source)

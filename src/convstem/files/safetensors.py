@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convstem.errors import InvalidFileError, MissingPathError, PathError
-from convstem.files.notes import check_once
+from convstem.files.cache import check_once
 from convstem.files.paths import readable
 from convstem.layouts.comparison import some_of
 

@@ -12,8 +12,8 @@ from typing import Any
 from torchvision.models import Weights, WeightsEnum
 
 from convstem.errors import ArgumentError
-from convstem.registry.names import Rows, rows, weights_rows
-from convstem.upstream.private import torchvision_legacy_interface
+from convstem.registry.tables import Rows, rows, weights_rows
+from convstem.upstream import torchvision_legacy_interface
 
 HOME = "torchvision.models.convstem"
 """The builders' ``__module__``, another name of this one: ``list_models(torchvision.models)`` lists builders of modules

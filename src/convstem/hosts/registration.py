@@ -10,7 +10,7 @@ from typing import Any
 
 from _convstem_autoload import say
 from convstem.errors import warn
-from convstem.upstream.private import timm_unregister, torchvision_register, torchvision_unregister
+from convstem.upstream import timm_unregister, torchvision_register, torchvision_unregister
 
 HOST_MODULES = {"timm": "timm.models", "torchvision": "torchvision.models"}
 """Host -> the module that must be imported before names can be registered."""

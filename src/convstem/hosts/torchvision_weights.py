@@ -12,8 +12,7 @@ from torchvision.transforms import InterpolationMode
 from convstem.errors import CheckpointError, ConversionError
 from convstem.layouts.conversion import convert
 from convstem.registry import catalog, tables
-from convstem.registry.complexity import macs, num_params
-from convstem.registry.records import WeightsSpec
+from convstem.registry.records import WeightsSpec, macs, num_params
 from convstem.weights.entries import load_weights
 
 _IMAGENET = ViT_B_16_Weights.IMAGENET1K_V1

@@ -1,10 +1,16 @@
-"""timm's ``config.json``: read with suspicion, for it may come from anybody."""
+"""timm's ``config.json``: read with suspicion, for it may come from anybody; and where weights came from, as it says.
+
+The steps that weights have been through are notes in timm's own ``pretrained_cfg``, which every save and load keeps.
+Only what is known is noted. What happens to a model in memory afterwards is not: a note says where weights started.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,9 +19,73 @@ from convstem.errors import InvalidFileError, MissingPathError, UnsupportedModel
 from convstem.hub.limits import check_config_sizes, check_kinds, fits, short, stated_sizes
 from convstem.hub.source import LARGEST_TEXT
 from convstem.registry import catalog
-from convstem.registry.names import PYRAMID, families, rows, trunks
 from convstem.registry.records import POS_EMBEDS
 from convstem.registry.stem_spec import StemSpec
+from convstem.registry.tables import PYRAMID, families, rows, trunks
+
+LOADED = "made from"
+SCRATCH = "trained from scratch"
+TRANSPLANTED = "transplanted from"
+TUNED = "fine-tuned from"
+
+_PREFIX = "convstem: "
+
+_SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?|", re.ASCII)
+"""How a source can be written: a note of anybody's that says more is none of ours, and gets into no card."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step in the life of weights."""
+
+    what: str
+    """``LOADED``, ``SCRATCH``, ``TRANSPLANTED`` or ``TUNED``."""
+    source: str = ""
+    """A repository (``org/name``, with ``@commit`` where known) or a pretrained name; empty where there is none."""
+
+    @property
+    def repo_id(self) -> str | None:
+        """The source, if it is a repository."""
+        return self.source.partition("@")[0] if "/" in self.source else None
+
+    def __str__(self) -> str:
+        """Return the step in words."""
+        source, _, commit = self.source.partition("@")
+        return f"{self.what} {source}".strip() + (f" at commit {commit}" if commit else "")
+
+
+def steps(cfg: Mapping[str, Any]) -> tuple[Step, ...]:
+    """Return the steps that a pretrained cfg records, oldest first."""
+    notes = [note for note in cfg.get("notes") or () if isinstance(note, str) and note.startswith(_PREFIX)]
+    return tuple(step for note in notes if (step := _parse(note.removeprefix(_PREFIX))))
+
+
+def record(model: Any, new: Iterable[Step]) -> None:
+    """Replace the steps that a model records; other notes stay."""
+    cfg = model.pretrained_cfg
+    others = [note for note in cfg.get("notes") or () if not str(note).startswith(_PREFIX)]
+    ours = [f"{_PREFIX}{step.what} {step.source}".rstrip() for step in new]
+    kept = {key: value for key, value in cfg.items() if key != "notes"}
+    notes = {"notes": (*others, *ours)} if others or ours else {}
+    model.pretrained_cfg = model.default_cfg = {**kept, **notes}
+
+
+def forget(model: Any) -> None:
+    """Remove what a pretrained cfg says about weights from a model that has other ones, or none yet."""
+    record(model, ())
+    for field in ("description", "license"):
+        model.pretrained_cfg.pop(field, None)
+
+
+def add(model: Any, step: Step) -> None:
+    """Record one more step of a model."""
+    record(model, (*steps(model.pretrained_cfg), step))
+
+
+def _parse(note: str) -> Step | None:
+    found = (Step(what, note.removeprefix(what).strip()) for what in (LOADED, SCRATCH, TRANSPLANTED, TUNED))
+    return next((step for step in found if note.startswith(step.what) and _SOURCE.fullmatch(step.source)), None)
+
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
 """A config has no business to say where weights are: they lie beside it."""

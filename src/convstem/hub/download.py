@@ -12,8 +12,7 @@ from typing import Any
 
 from convstem.errors import HubError
 from convstem.hub.failures import explain, is_of_xet, is_server_error, retried, web_page
-from convstem.hub.listing import Listing
-from convstem.hub.repo_cache import RepoCache, file_digest
+from convstem.hub.repo_cache import Listing, RepoCache, file_digest
 from convstem.hub.source import CARD, CONFIG, LARGEST_TEXT
 
 PIECE = 8 << 20

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convstem.errors import CheckpointError, InvalidFileError
 from convstem.files.safetensors import Stored
-from convstem.registry.names import FIRST_CONV
+from convstem.registry.tables import FIRST_CONV
 
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convstem.errors import HubError, InvalidFileError, RevisionMissingError
-from convstem.files.notes import check_once
+from convstem.files.cache import check_once
 from convstem.hub.read import cached_config, fetch, fetch_all
 from convstem.hub.repo_cache import file_digest
 from convstem.hub.source import CONFIG, WEIGHTS, split_revision

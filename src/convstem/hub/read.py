@@ -14,11 +14,9 @@ from typing import Any
 from convstem.errors import AccessDeniedError, MissingFileError, UnreachableError, warn
 from convstem.files.paths import held
 from convstem.hub.download import download
-from convstem.hub.failures import ATTEMPTS, retried, web_page
-from convstem.hub.listing import Listing, check_present, list_files
-from convstem.hub.repo_cache import RepoCache, is_commit
+from convstem.hub.failures import ATTEMPTS, given, retried, web_page
+from convstem.hub.repo_cache import Listing, RepoCache, check_present, is_commit, list_files
 from convstem.hub.source import CONFIG, WEIGHTS, check_filename, check_repo_id
-from convstem.hub.vanishing import given
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from convstem.layouts.engine import to_timm
 from convstem.layouts.recognise import LAYOUTS, recognise
 from convstem.layouts.timm import PATCH_WEIGHT, STEM_START
 from convstem.layouts.unwrap import unwrap
-from convstem.upstream.private import torch_loads_strictly
+from convstem.upstream import torch_loads_strictly
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from convstem.errors import ConversionError
-from convstem.layouts.edgecrafter import EDGECRAFTER
-from convstem.layouts.open_clip import OPEN_CLIP
-from convstem.layouts.research import AUGREG, DINOV2_REGISTERS, MOCO_V3, ROBUSTBENCH
+from convstem.layouts.research import AUGREG, DINOV2_REGISTERS, EDGECRAFTER, MOCO_V3, ROBUSTBENCH
 from convstem.layouts.rows import Layout, search
 from convstem.layouts.timm import TIMM
 from convstem.layouts.torchvision import CLASSYVISION, PYCLS, TORCHVISION
-from convstem.layouts.transformers import TRANSFORMERS
+from convstem.layouts.transformers import OPEN_CLIP, TRANSFORMERS
 
 _ALL = (
     AUGREG,

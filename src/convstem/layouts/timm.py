@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from convstem.errors import ConversionError
 from convstem.layouts.comparison import compare_shapes, in_words
 from convstem.layouts.rows import Drop, Layout, Row, fill, match, search
-from convstem.registry.names import FIRST_CONV
+from convstem.registry.tables import FIRST_CONV
 
 
 @dataclass(frozen=True)

@@ -18,23 +18,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from convstem.errors import ArgumentError, ArgumentTypeError, ConvStemError
-from convstem.features.pyramid import as_pyramid, take_pyramid
-from convstem.hub.config import argument_kinds
-from convstem.hub.provenance import forget
+from convstem.features import as_pyramid, take_pyramid
+from convstem.hub.config import argument_kinds, forget
 from convstem.layouts.diagnosis import explain_on_load
 from convstem.registry import catalog
-from convstem.registry.names import RESIZED, resized_from, resized_input, trunks
 from convstem.registry.stem_spec import StemSpec, check_heads
 from convstem.registry.strides import at_stride, check_stride
+from convstem.registry.tables import RESIZED, resized_from, resized_input, trunks
+from convstem.stem.carried import normalised_range
 from convstem.stem.find import find_embed
 from convstem.stem.norms import layer_norm
-from convstem.stem.pixels import normalised_range
 from convstem.stem.vocabulary import override_stem, own_stem
+from convstem.transplanting.grid import check_trunk, needs_resizing, resized_images
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
-from convstem.transplanting.patch_size import needs_resizing, resized_images
-from convstem.transplanting.stride import check_trunk
 from convstem.transplanting.surgery import put_stem
-from convstem.upstream.private import timm_set_metadata
+from convstem.upstream import timm_set_metadata
 from convstem.weights.fit import fit, stem_channels
 from convstem.weights.pretrained import Request, load_pretrained
 

@@ -21,8 +21,7 @@ from convstem.hub.failures import (
     web_page,
     without_password,
 )
-from convstem.hub.listing import Listing, list_files
-from convstem.hub.repo_cache import file_digest
+from convstem.hub.repo_cache import Listing, file_digest, list_files
 from convstem.hub.source import CONFIG, FILES
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

@@ -18,20 +18,19 @@ from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
 from convstem.hub.config import read_json
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, source_of
-from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
-from convstem.publishing.cards.facts import facts_of_config
-from convstem.publishing.cards.markdown import code, paragraphs
-from convstem.publishing.cards.render import render
+from convstem.publishing.card import render
+from convstem.publishing.card_facts import code, facts_of_config, paragraphs
+from convstem.publishing.derived import TransplantResult, write_transplant
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import compare, facts_beside, weights_in
-from convstem.publishing.transplant import TransplantResult, write_transplant
 from convstem.registry.licenses import check_license
-from convstem.upstream.private import timm_set_metadata
+from convstem.upstream import timm_set_metadata
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
            "paper_name", "source", "tag", "url")  # fmt: skip

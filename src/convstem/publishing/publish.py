@@ -13,14 +13,14 @@ from typing import Any
 from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, InvalidFileError, RevisionMissingError
 from convstem.files.staging import scratch_folder
 from convstem.hub.config import read_json
-from convstem.hub.listing import list_files
 from convstem.hub.read import fetch
+from convstem.hub.repo_cache import list_files
 from convstem.hub.source import CONFIG, FILES
-from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.render import render
+from convstem.publishing.card import render
+from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.commit import Target, push_folder
+from convstem.publishing.derived import measure_error
 from convstem.publishing.folder import finish, save, save_embedded
-from convstem.publishing.transplant import measure_error
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import refusal

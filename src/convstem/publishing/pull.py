@@ -11,11 +11,11 @@ from pathlib import Path
 
 from convstem.errors import ArgumentError
 from convstem.hosts.describe import find_weights
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.read import HubFile, fetch_all
 from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
-from convstem.hub.vanishing import again_if_deleted
-from convstem.publishing.cards.facts import facts_of_entry
-from convstem.publishing.cards.render import render
+from convstem.publishing.card import render
+from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.folder import finish, save_embedded, write_folder
 from convstem.registry.records import WeightsSpec
 

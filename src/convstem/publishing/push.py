@@ -18,7 +18,7 @@ from convstem.errors import (
     MissingPathError,
     UnsupportedModelError,
 )
-from convstem.features.pyramid import PyramidLevels
+from convstem.features import PyramidLevels
 from convstem.files.checkpoint import CHECKPOINTS
 from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
@@ -26,14 +26,14 @@ from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_json, read_text
 from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
-from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry
-from convstem.publishing.cards.render import located, render
+from convstem.publishing.card import located, render
+from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
 from convstem.publishing.trained import save_checkpoint
 from convstem.publishing.verify import require, verify_folder
 from convstem.registry.licenses import check_license, license_of_card
-from convstem.upstream.private import timm_feature_getter
+from convstem.upstream import timm_feature_getter
 
 
 def push(

@@ -14,9 +14,8 @@ import torch
 from convstem.errors import ArgumentError, CheckpointError, ConvStemError, InvalidFileError
 from convstem.files.checkpoint import open_checkpoint
 from convstem.files.safetensors import Stored
-from convstem.hub.config import check_ours, check_stated, read_config
+from convstem.hub.config import SCRATCH, TRANSPLANTED, TUNED, Step, check_ours, check_stated, read_config, record, steps
 from convstem.hub.limits import check_fits_header, short
-from convstem.hub.provenance import SCRATCH, TRANSPLANTED, TUNED, Step, record, steps
 from convstem.hub.read import fetch
 from convstem.hub.source import CONFIG, check_repo_id, split_revision
 from convstem.layouts.comparison import differences, some_of

@@ -14,12 +14,11 @@ from convstem.files.safetensors import check_finite_file, check_header
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
 from convstem.hub.config import parts, read_config, read_text
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.limits import check_fits_header
-from convstem.hub.listing import check_present, list_files
 from convstem.hub.read import fetch_all
-from convstem.hub.repo_cache import file_digest
+from convstem.hub.repo_cache import check_present, file_digest, list_files
 from convstem.hub.source import CARD, CONFIG, WEIGHTS, source_of
-from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.publishing.folder import meta_model
 from convstem.publishing.pull import write_embedded

@@ -9,9 +9,8 @@ from functools import cache
 from typing import Any
 
 from convstem.errors import RegistryError, UnknownModelError
-from convstem.registry.names import PYRAMID, by_rule, families, rows, without_size
 from convstem.registry.records import Architecture, ElsewhereSpec, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.registry.tables import make_rows
+from convstem.registry.tables import PYRAMID, by_rule, families, make_rows, rows, without_size
 
 
 @cache

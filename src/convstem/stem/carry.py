@@ -26,9 +26,8 @@ from torch import Tensor
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemLayer, StemSpec, check_stem_patch
 from convstem.registry.strides import check_reads
-from convstem.stem.carried import IN_RANGE, LayerReport, TransplantReport, carried_by, reach
+from convstem.stem.carried import IN_RANGE, LayerReport, TransplantReport, carried_by, numbers, reach
 from convstem.stem.norms import BN_EPS
-from convstem.stem.pixels import numbers
 
 ALGORITHM = 3
 """Raise it whenever ``carry`` gives another result: published weights are made again."""
@@ -99,8 +98,9 @@ def carry(
     below = _Carried(weight, False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
     state: dict[str, Tensor] = {}
     for index, (layer, shape) in enumerate(zip(report.layers, stem.layers(in_chans=in_chans), strict=True)):
-        taps, lacking, carried = _carry_on(below, layer, sides[index + 1] // sides[index], lows)
-        conv = _place(taps, below, layer.both_signs, shape, dtype)
+        side = sides[index + 1] // sides[index]
+        taps, lacking, carried = _carry_on(below, layer, side, lows)
+        conv = _place(taps, side, below, layer.both_signs, shape, dtype)
         _draw(conv[layer.used :], generator)
         if stem.norm == "none":
             after = {"conv.bias": _signed(lacking - carried.floor, layer)}
@@ -112,7 +112,7 @@ def carry(
         below = carried
     end = len(report.layers)
     last = replace(stem.last_layer(embed_dim), in_chans=stem.channels[-1])
-    state[f"{end}.conv.weight"] = _place(below.wanted, below, False, last, dtype)
+    state[f"{end}.conv.weight"] = _place(below.wanted, below.wanted.shape[-1], below, False, last, dtype)
     constant = below.wanted.sum((2, 3), dtype=torch.float64) @ below.floor
     state[f"{end}.conv.bias"] = (constant if bias is None else constant + bias.detach().cpu()).to(dtype)
     return state, report
@@ -129,10 +129,12 @@ def spread(weight: Tensor, stride: int) -> Tensor:
     return weight if times <= 1 else weight.repeat_interleave(times, 2).repeat_interleave(times, 3) / times**2
 
 
-def _carry_on(below: _Carried, layer: LayerReport, side: int, lows: Tensor | None) -> tuple[Tensor, Tensor, _Carried]:
+def _carry_on(
+    below: _Carried, layer: LayerReport, side: int, lows: Tensor | None
+) -> tuple[Tensor | None, Tensor, _Carried]:
     """Return a layer's taps, the constants that are lacking in the taps' output, and what the layer carries then.
 
-    The taps are [values, values below, side, side], the constants [values].
+    The taps are [values, values below, side, side], or None for copies of the pixels; the constants [values].
 
     Args:
         below: what the previous layer carries.
@@ -140,8 +142,8 @@ def _carry_on(below: _Carried, layer: LayerReport, side: int, lows: Tensor | Non
         side: positions that it reads along each axis; the stride, or more where patches overlap.
         lows: lowest value of each image channel, [in_chans].
     """
+    taps: Tensor | None = None
     if layer.carries == "pixels":
-        taps = torch.eye(layer.count, dtype=below.wanted.dtype, device="cpu").view(layer.count, -1, side, side)
         wanted = F.pixel_unshuffle(below.wanted, side)
         lacking = below.floor.repeat_interleave(side**2)
     elif layer.carries == "averages":
@@ -175,31 +177,37 @@ def _embed(wanted: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     return blocks.reshape(-1, values, stride, stride), shares.view(embed_dim, places, places, -1).permute(0, 3, 1, 2)
 
 
-def _place(taps: Tensor, below: _Carried, both_signs: bool, layer: StemLayer, dtype: torch.dtype) -> Tensor:
+def _place(
+    taps: Tensor | None, side: int, below: _Carried, both_signs: bool, layer: StemLayer, dtype: torch.dtype
+) -> Tensor:
     """Return a convolution's weight [channels, channels below, kernel, kernel] with these taps, zero elsewhere.
 
     The taps begin behind the padding, so that they cover the stride's own pixels and never the padding.
 
     Args:
-        taps: [rows, values below, stride, stride].
+        taps: [rows, values below, side, side]; None: each value at each position has a row of its own.
+        side: positions that they read along each axis.
         below: the values that they apply to.
         both_signs: whether the rows come with both signs.
         layer: sizes of the convolution.
         dtype: of the weight.
     """
-    rows, values, stride, _ = taps.shape
-    kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + stride)
+    values = below.wanted.shape[1]
+    rows = values * side**2 if taps is None else len(taps)
+    kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + side)
     weight = torch.zeros(layer.channels, layer.in_chans, kernel, kernel, dtype=dtype, device="cpu")
     window = weight[:, :, covered, covered]
     signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
     signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
-    row, value, y, x = taps.nonzero(as_tuple=True)
-    copies = len(row) == rows  # of pixels: a thousandth of the window to write
+    row = torch.arange(rows, device="cpu")
     for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
-        if copies:
-            window[row + first, value + first_below, y, x] = sign * sign_below * taps[row, value, y, x].to(dtype)
+        if taps is None:  # a thousandth of the window to write
+            value, place = row // side**2 + first_below, row % side**2
+            window[row + first, value, place // side, place % side] = sign * sign_below
         else:
-            window[first : first + rows, first_below : first_below + values] = taps if sign == sign_below else -taps
+            window[first : first + rows, first_below : first_below + values] = (
+                taps if sign == sign_below else 0 - taps
+            )  # and no -0.0
     return weight
 
 
@@ -286,7 +294,7 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec, stride
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.is_meta:
             raise ArgumentError(f"{name} is on the meta device, hence without values: load the model's weights first")
-        if tensor is not None and not tensor.isfinite().all():
+        if tensor is not None and not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN is an extreme
             raise ArgumentError(f"{name} must be finite; got NaN or infinity: check the checkpoint it came from")
 
 

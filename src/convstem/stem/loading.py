@@ -12,9 +12,8 @@ from convstem.errors import ArgumentError, warn
 from convstem.layouts.diagnosis import patchify_sentence
 from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.carried import TransplantReport
+from convstem.stem.carried import TransplantReport, normalised_range
 from convstem.stem.carry import carry
-from convstem.stem.pixels import normalised_range
 
 
 def carry_on_load(

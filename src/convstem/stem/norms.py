@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelError, warn
-from convstem.upstream.private import torch_has_hooks, torch_loads_strictly
+from convstem.upstream import torch_has_hooks, torch_loads_strictly
 
 BN_EPS = 1e-5
 """BatchNorm's epsilon in both hosts; state dicts do not hold it."""

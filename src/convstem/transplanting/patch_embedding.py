@@ -1,21 +1,24 @@
-"""Finds the patch embedding of a patchify ViT, and tells what a stem in its place has to know."""
+"""Finds a plain ViT's patch embedding, what a stem in its place has to know, and puts RGB filters on some bands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torchvision
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torchvision.models import VisionTransformer
 
-from convstem.errors import ArgumentTypeError, UnsupportedModelError
+from convstem.errors import ArgumentError, ArgumentTypeError, UnsupportedModelError
 from convstem.layouts.transformers import layout_of_config
 from convstem.registry.records import IMAGENET_MEAN, IMAGENET_STD
+from convstem.stem.carried import PixelRange, lowest_pixels, normalised_range, numbers
 from convstem.stem.embed import ConvStemEmbed
-from convstem.stem.pixels import PixelRange, lowest_pixels, normalised_range, numbers
-from convstem.upstream.private import torch_has_hooks
+from convstem.stem.find import find_embed, find_stem
+from convstem.upstream import timm_set_metadata, torch_has_hooks
 
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 """Mean and standard deviation that torchvision's own ViT weights were trained with."""
@@ -148,3 +151,77 @@ def _more_than_patches(embedding: Any) -> Iterator[str]:
         yield f"{conv.groups} groups"
     if not conv.in_channels:
         yield "no input channels"
+
+
+def spread_over_bands(weight: Tensor, in_chans: int, bands: Sequence[int]) -> Tensor:
+    """Return the filters of a model with more input channels that computes the same from some of them.
+
+    Args:
+        weight: of the first layer, [filters, channels, k, k].
+        in_chans: channels of the result.
+        bands: for each channel of ``weight``, the one of the result that takes its filters, counted from 0.
+
+    Returns:
+        [filters, in_chans, k, k], zero for the bands that are not named.
+
+    Raises:
+        ArgumentError: too few channels; bands out of range, named twice, or not as many as ``weight`` has channels.
+    """
+    channels = weight.shape[1]
+    in_chans, *chosen = map(_whole, (in_chans, *bands))
+    if in_chans < channels:
+        raise ArgumentError(f"in_chans must be at least {channels}, as many as the source has; got {in_chans}")
+    if len(chosen) != channels or len({*chosen}) != channels or not all(0 <= band < in_chans for band in chosen):
+        raise ArgumentError(
+            f"bands must name {channels} different bands from 0 to {in_chans - 1}, one for each input channel of the "
+            f"source; got {list(bands)}. Sentinel-2's red, green and blue are bands 3, 2, 1 of 13"
+        )
+    result = weight.new_zeros(len(weight), in_chans, *weight.shape[2:])
+    result[:, chosen] = weight
+    return result
+
+
+def _whole(number: Any) -> int:
+    """Return a whole number, of whatever library; raise ``ArgumentError`` for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise ArgumentError(f"in_chans and bands are whole numbers, bands as many in a list; got {number!r}") from error
+
+
+def first_convolution(model: nn.Module) -> Any:
+    """Return the first convolution of a model's conv stem, in either host; None of a model without stem."""
+    try:
+        stem = find_stem(model)
+    except UnsupportedModelError:
+        return None
+    return next(module for module in stem.modules() if isinstance(module, nn.Conv2d))
+
+
+def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -> None:
+    """Give a model ``in_chans`` input channels, in place; see ``spread_over_bands``.
+
+    Raises:
+        ArgumentError: one of the two is missing, or the bands do not fit.
+    """
+    if in_chans is None or not isinstance(bands, Iterable):
+        raise ArgumentError(
+            f"in_chans and bands belong together; got in_chans={in_chans}, bands={bands}: bands says which of the new "
+            "input channels take the filters of the model's own, in their order, and the others start at zero. For "
+            "timm's rule, which repeats the filters, create the timm model with in_chans"
+        )
+    stem = find_embed(model)
+    first = first_convolution(model) or projection_of(find_patch_embedding(model)[1])
+    spread = spread_over_bands(first.weight.detach(), in_chans, bands)
+    first.weight = nn.Parameter(spread, requires_grad=first.weight.requires_grad)
+    first.in_channels = in_chans
+    if isinstance(model, VisionTransformer):  # torchvision's knows of no channels
+        return
+    if stem is not None:
+        stem.in_chans, stem.lowest = in_chans, None  # nobody tells how dark the new bands are
+    if hasattr(model, "in_chans"):
+        model.in_chans = in_chans
+    timm_set_metadata(model, {"in_chans": in_chans})
+    if cfg := getattr(model, "pretrained_cfg", None):
+        size = (in_chans, *cfg["input_size"][1:])
+        model.pretrained_cfg = model.default_cfg = {**cfg, "input_size": size}

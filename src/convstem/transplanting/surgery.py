@@ -16,23 +16,27 @@ import torchvision
 from timm.layers import PatchEmbed
 from torch import nn
 
-from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, record, steps
-from convstem.hub.timm_source import create_source
+from convstem.hub.config import LOADED, TRANSPLANTED, Step, record, steps
+from convstem.hub.model import create_source
 from convstem.registry.catalog import transplanted_name
-from convstem.registry.names import FIRST_CONV, RESIZED
 from convstem.registry.stem_spec import StemSpec, default_stem
 from convstem.registry.strides import check_stride
+from convstem.registry.tables import FIRST_CONV, RESIZED
+from convstem.stem.carried import PixelRange
 from convstem.stem.carry import MARGIN, carry
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.loading import torchvision_carrier, under_own_keys
 from convstem.stem.norms import fit_norm, init_stem
-from convstem.stem.pixels import PixelRange
 from convstem.stem.vocabulary import StemLike, as_stem_spec, override_stem, to_torchvision
-from convstem.transplanting.bands import first_convolution, widen_input
-from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of, projection_of
-from convstem.transplanting.patch_size import needs_resizing, resize_patch
-from convstem.transplanting.stride import set_stride
-from convstem.upstream.private import timm_set_metadata, torch_keeps_values
+from convstem.transplanting.grid import needs_resizing, resize_patch, set_stride
+from convstem.transplanting.patch_embedding import (
+    find_patch_embedding,
+    first_convolution,
+    lowest_of,
+    projection_of,
+    widen_input,
+)
+from convstem.upstream import timm_set_metadata, torch_keeps_values
 
 
 def transplant(

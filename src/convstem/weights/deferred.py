@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from convstem.weights.transfer import DeviceCopier, Move, has_streams, transfer
+from convstem.weights.devices import DeviceCopier, Move, has_streams, transfer
 
 Call: TypeAlias = Callable[[Tensor], Any]
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from convstem.errors import MissingPathError
 from convstem.files.safetensors import read_weights
 from convstem.hub.download import progress_bars
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.locate import check_sha256
-from convstem.hub.vanishing import again_if_deleted
 from convstem.registry import catalog, tables
 from convstem.registry.records import WeightsSpec
 from convstem.registry.stem_spec import StemSpec
+from convstem.stem.carried import normalised_range
 from convstem.stem.carry import carry
-from convstem.stem.pixels import normalised_range
 
 
 def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:

@@ -19,7 +19,7 @@ from convstem.layouts.diagnosis import check_checkpoint
 from convstem.layouts.recognise import LAYOUTS, recognise
 from convstem.layouts.rows import match
 from convstem.layouts.unwrap import unwrap
-from convstem.registry.names import RESIZED, resized_input
+from convstem.registry.tables import RESIZED, resized_input
 from convstem.stem.find import embed_path
 from convstem.stem.loading import carry_patch_embedding, has_stem
 from convstem.stem.norms import fit_norm

@@ -17,12 +17,11 @@ from torch import nn
 from convstem.errors import CheckpointError, ConvStemError, DeviceMemoryError, HubError, InvalidFileError, PathError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.safetensors import Stored, check_finite, check_header, check_weights, nonfinite_allowed
-from convstem.hub.config import check_stated
+from convstem.hub.config import LOADED, TRANSPLANTED, Step, add, check_stated
+from convstem.hub.failures import again_if_deleted
 from convstem.hub.limits import check_fits_header
 from convstem.hub.locate import LOCATION, Located, locate
 from convstem.hub.model import SavedCfg
-from convstem.hub.provenance import LOADED, TRANSPLANTED, Step, add
-from convstem.hub.vanishing import again_if_deleted
 from convstem.layouts.comparison import differences
 from convstem.weights.deferred import DeferredInit
 from convstem.weights.devices import (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convstem.errors import CheckpointError
-from convstem.transplanting.patch_size import enlarge_patches
+from convstem.transplanting.grid import enlarge_patches
 from tests.support.assertions import relative_error
 from tests.support.promises.files import OPEN, File, Shelf
 from tests.support.promises.matrix import AFTER, KINDS, SIZE, Kind

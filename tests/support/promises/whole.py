@@ -11,7 +11,7 @@ import torch
 from timm.models import adapt_input_conv
 
 from convstem.errors import ConvStemError
-from convstem.features.pyramid import FeaturePyramid
+from convstem.features import FeaturePyramid
 from tests.support.assertions import relative_error
 from tests.support.promises.cell import HALF, STEM, Cell, assert_same, images, situation
 from tests.support.promises.files import File

@@ -1,4 +1,4 @@
-"""Model cards: one template, filled with facts, below the metadata."""
+"""Model cards: one template, filled with facts, below the metadata that the Hub reads."""
 
 from __future__ import annotations
 
@@ -6,18 +6,70 @@ import os
 import re
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
-from convstem.hub.config import read_config, read_text
+from convstem.hub.config import TRANSPLANTED, read_config, read_text
 from convstem.hub.read import fetch_all
 from convstem.hub.source import CARD, CONFIG, source_of
-from convstem.publishing.cards.facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
-from convstem.publishing.cards.metadata import metadata
+from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
 from convstem.registry import tables
-from convstem.registry.complexity import macs, num_params
-from convstem.registry.licenses import check_license, license_of_card
-from convstem.registry.names import what_is_kept
-from convstem.registry.records import Architecture, ModelSpec
+from convstem.registry.licenses import check_license, license_metadata, license_of_card
+from convstem.registry.records import Architecture, ModelSpec, macs, num_params
+from convstem.registry.tables import what_is_kept
+
+_DATASETS = {
+    "CIFAR-10": "cifar10",
+    "ImageNet-1k": "imagenet-1k",
+    "ImageNet-21k": "imagenet-21k",
+}
+"""Datasets by their ids on the Hub."""
+
+
+_METRICS = {"acc@1": "accuracy", "acc@5": "accuracy"}
+"""Metrics by their ids on the Hub."""
+
+
+def metadata(facts: CardFacts) -> Any:
+    """Return huggingface_hub's ``ModelCardData`` of a card."""
+    from huggingface_hub import ModelCardData
+
+    dataset = _DATASETS.get(facts.dataset)
+    relation = {"base_model_relation": "finetune"} if facts.base_model else {}
+    further: dict[str, Any] = {**license_metadata(facts.license), **relation}
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification" if facts.num_classes else "image-feature-extraction",
+        tags=["convstem", "timm", "transformers", *(["transplant"] if _has_transplant(facts) else []), "vit"],
+        datasets=[dataset] if dataset else None,
+        base_model=facts.base_model,
+        model_name=facts.name,
+        eval_results=_eval_results(facts) or None,
+        **further,
+    )
+
+
+def _has_transplant(facts: CardFacts) -> bool:
+    return facts.transplanted or any(step.what == TRANSPLANTED for step in facts.steps)
+
+
+def _eval_results(facts: CardFacts) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_DATASETS.get(facts.dataset, facts.dataset.lower()),
+            dataset_name=facts.dataset,
+            metric_type=_METRICS.get(name, name),
+            metric_name=f"{name} (%)" if name in _METRICS else name,
+            metric_value=value,
+            source_name=(facts.metrics_source or "measured by the author") if facts.repo_id else None,
+            source_url=f"https://huggingface.co/{facts.repo_id}" if facts.repo_id else None,
+        )
+        for name, value in sorted(facts.metrics.items())
+    ]
+
 
 TEMPLATE = "template.md"
 

@@ -1,10 +1,12 @@
-"""Writes a model in the formats of other runtimes, and compares what was written with the model.
+"""A model made ready to serve: its BatchNorm folded, and written in the formats of other runtimes.
 
 Every format starts from one ``torch.export`` program; how each is written and run is a thin edge over its own exporter.
+What was written is compared with the model.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +19,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError
+from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, warn
 from convstem.files.paths import path_errors
 from convstem.registry.stem_spec import choice
+from convstem.stem.find import find_embed, find_stem
+from convstem.stem.norms import fold_stem, stem_norm
+from convstem.upstream import timm_set_metadata
+
+
+def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Return a model whose stem has no BatchNorm but computes in eval mode what it computed with it.
+
+    The result is an ordinary model with ``stem_norm="none"``: it is saved, pushed, converted and exported like any
+    other, and can be trained. The folding is done in float64.
+
+    Args:
+        model: a conv-stem ViT of timm or torchvision in eval mode.
+        inplace: change the model instead of a copy.
+
+    Raises:
+        ArgumentError: the model is in training mode, in which BatchNorm computes something else.
+        UnsupportedModelError: no conv stem, or one with SyncBatchNorm, hooks or parametrizations.
+
+    Warns:
+        UserWarning: the stem has nothing to fold, no norm or LayerNorm; the model is returned as it is.
+    """
+    stem = find_stem(model)
+    norm = stem_norm(stem)
+    if norm in ("layernorm2d", "none"):
+        has = "has no norm already" if norm == "none" else "has LayerNorm, which depends on the image"
+        warn(f"nothing was folded: the stem of this model {has}. The model is returned as it is")
+        return model
+    if model.training or stem.training:
+        raise ArgumentError(
+            "a model in training mode is not folded, for its BatchNorm computes with the statistics of the batch: "
+            "call model.eval() first"
+        )
+    folded = model if inplace else copy.deepcopy(model)
+    embed = find_embed(folded)
+    if embed is None:
+        fold_stem(find_stem(folded))
+        return folded
+    embed.fuse()
+    timm_set_metadata(folded, {"stem_norm": "none", "stem_bias": True})
+    return folded
+
 
 LARGEST_BATCH = 1 << 16
 """Upper end of the dynamic batch: exporters want one."""

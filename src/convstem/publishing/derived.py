@@ -1,4 +1,4 @@
-"""Writes a transplanted model as a folder that timm, the Hub and ``hf-hub:`` understand, with its measured error."""
+"""Writes a transplanted or folded model as a folder that timm and the Hub understand, with its measured error."""
 
 from __future__ import annotations
 
@@ -13,23 +13,50 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import TransplantError
+from convstem.hub.model import create_source
 from convstem.hub.source import Source, source_of
-from convstem.hub.timm_source import create_source
-from convstem.publishing.cards.facts import CardFacts, facts_of_config
-from convstem.publishing.cards.markdown import code, paragraphs
-from convstem.publishing.cards.render import render
+from convstem.inference import fold
+from convstem.publishing.card import render
+from convstem.publishing.card_facts import CardFacts, code, facts_of_config, paragraphs
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import license_or_other
 from convstem.registry.strides import DARK
-from convstem.stem.carried import TransplantReport
+from convstem.stem.carried import TransplantReport, normalised_range
 from convstem.stem.carry import MARGIN
 from convstem.stem.find import find_embed
-from convstem.stem.pixels import normalised_range
+from convstem.transplanting.grid import as_plain, enlarge_patches, resize_patch
 from convstem.transplanting.patch_embedding import lowest_of
-from convstem.transplanting.patch_size import enlarge_patches, resize_patch
-from convstem.transplanting.stride import as_plain
 from convstem.transplanting.surgery import transplant
+
+
+def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = False) -> Any:
+    """Fold a timm model and write ``config.json``, ``model.safetensors`` and a model card; return the folded model.
+
+    Args:
+        model: one of our timm models in eval mode.
+        source: where it came from, for the card.
+        folder: where to write; created if needed.
+        overwrite: replace the model that is there.
+
+    Raises:
+        ArgumentError, ExistingPathError: see ``check_new``.
+        ConvStemError: see ``convstem.fold``; nothing is written.
+    """
+    check_new(folder, source, overwrite)
+    folded: Any = fold(model)
+    license = license_or_other(folded.pretrained_cfg.get("license"))
+    description = (
+        f"{code(source.short)} with the BatchNorm of its stem folded into the convolutions: the same function."
+    )
+
+    def write(staged: Path) -> None:
+        save(folded, staged)
+        finish(staged, license, lambda config: render(facts_of_config(config, None, license, description=description)))
+
+    write_folder(folder, write, overwrite)
+    return folded
+
 
 PROBE_IMAGES = 8
 

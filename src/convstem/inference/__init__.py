@@ -1,4 +1,0 @@
-"""Inference: folding, exporting.
-
-Not public: what is, is imported from ``convstem`` itself.
-"""
