@@ -63,6 +63,8 @@ SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 WORDING = ("help", "doc", "epilog", "short_help", "metavar")
 """Arguments that are texts for a reader."""
+GUARDS = ("encoding", "frozen", "repr", "strict")
+"""Arguments that make a mistake of ours loud, or other machines like this one: no test here can tell them."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _is_left_out(node: ast.AST) -> bool:
             return True
         case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.FunctionDef(name="__repr__"):
             return True
-        case ast.keyword(arg=arg) if arg in WORDING:
+        case ast.keyword(arg=arg) if arg in WORDING + GUARDS:
             return True
         case ast.Call(func=ast.Name(id="TypeVar" | "cast" | "NewType")):
             return True
@@ -185,7 +187,7 @@ def _of_node(node: Any) -> Iterator[tuple[str, Any, str]]:
             yield "call", node, "pass"
         case ast.Call(keywords=[_, *_]):
             for index, one in enumerate(node.keywords):
-                if one.arg and one.arg not in WORDING:
+                if one.arg and one.arg not in WORDING + GUARDS:
                     rest = node.keywords[:index] + node.keywords[index + 1 :]
                     yield "keyword", node, ast.unparse(ast.Call(node.func, node.args, rest))
         case ast.Return(value=ast.AST() as value) if not (isinstance(value, ast.Constant) and value.value is None):

@@ -19,6 +19,7 @@ def check(size: Literal["one"], loud=False) -> "Text":
     if size == 3 and SIZES:
         raise ValueError(f"expected {3}", "x")
     warn("some words", stacklevel=2)
+    zip(SIZES, strict=True)
     return [one for one in SIZES if one]
 class Kept:
     size = 5
@@ -37,6 +38,7 @@ def test_each_change_is_one_and_wording_is_none() -> None:
         ("branch", "check", "size == 3 and SIZES", "(size == 3 or SIZES)"),
         ("branch", "check", "size == 3 and SIZES", "not (size == 3 and SIZES)"),
         ("call", "check", 'warn("some words", stacklevel=2)', "pass"),
+        ("call", "check", "zip(SIZES, strict=True)", "pass"),
         ("comparison", "check", "size == 3", "size != 3"),
         ("constant", "", '"ä"', "'äx'"),
         ("constant", "", "1", "2"),
@@ -63,8 +65,8 @@ def test_the_lines_are_those_that_a_test_must_pass() -> None:
     lines = {(one.name, one.before): one.lines for one in found()}
     assert lines["check", "3"] == (10, 10)  # the condition alone, not what hangs on it
     assert lines["check", 'raise ValueError(f"expected {3}", "x")'] == (11, 11)
-    assert lines["check", "7"] == lines["check", "False"] == (7, 13)  # the function that it is for
-    assert lines["Kept", "5"] == (14, 17)
+    assert lines["check", "7"] == lines["check", "False"] == (7, 14)  # the function that it is for
+    assert lines["Kept", "5"] == (15, 18)
     assert lines["", "1"][0] == 1 and lines["", "1"][1] > len(MODULE.splitlines())
 
 
