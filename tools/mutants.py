@@ -51,7 +51,9 @@ PRELOADED = ("tests.conftest", "torch", "timm", "torchvision", "transformers", "
 READERS = ("blocks", "contributing", "docs", "habits", "messages", "mutants", "pages", "packaging", "release", "rooms")
 """Files of ``tests/project`` that read the source: to them every change is one, whatever it does."""
 
-FEW, SHORT = 80, 30.0
+KEPT = ".kept"
+"""Suffix of the file that is changed, as it was."""
+FEW, SHORT = 250, 30.0
 """Tests that a mutant meets first: at most so many, and seconds in all."""
 LONG = 400.0
 """Seconds of tests that a survivor meets at most after them."""
@@ -368,7 +370,7 @@ def durations() -> dict[str, float]:
 
 
 def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
-    """Return the tests that pass through the lines of a mutant: its own room's first, quickest first."""
+    """Return the tests that pass through the lines of a mutant, in the order in which they are asked."""
     from coverage import CoverageData
 
     first, last = mutant.lines
@@ -380,7 +382,18 @@ def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
         tests |= {context.partition("|")[0] for line in found if first <= line <= last for context in found[line]}
     if last == 1 << 30:  # lines that run on import
         tests |= {test for test in seconds if _is_own(test, mutant.room)}
-    return sorted(tests & set(seconds), key=lambda test: (not _is_own(test, mutant.room), seconds[test]))
+    return _spread(tests & set(seconds), mutant.room, seconds)
+
+
+def _spread(tests: Iterable[str], room: str, seconds: Mapping[str, float]) -> list[str]:
+    """Return tests in the order in which they are asked: of each function one set of parameters, then another."""
+    turn: Counter[str] = Counter()
+    keys = {}
+    for test in sorted(tests, key=lambda test: seconds[test]):
+        function = test.partition("[")[0]
+        keys[test] = (not _is_own(test, room), turn[function], seconds[test])
+        turn[function] += 1
+    return sorted(keys, key=lambda test: keys[test])
 
 
 def _is_own(test: str, room: str) -> bool:
@@ -401,6 +414,8 @@ def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = T
     """Return whether tests notice a mutant, and by what."""
     path = TREE / "src" / mutant.file
     text = path.read_bytes()
+    kept = path.with_suffix(KEPT)
+    kept.write_bytes(text)
     FAILED.write_text("")
     files = sorted({test.partition("::")[0] for test in tests})
     try:
@@ -408,7 +423,7 @@ def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = T
         child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
         code = finish(child, limit=90 + 6 * expected)
     finally:
-        path.write_bytes(text)
+        kept.replace(path)
         for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE"):  # of tests/conftest.py; the next one finds nothing of this one
             shutil.rmtree(os.environ[name], ignore_errors=True)
             Path(os.environ[name]).mkdir()
@@ -472,6 +487,8 @@ def main() -> None:
     if not args.table:
         if args.map or not TREE.exists():
             copy()
+        for kept in TREE.glob(f"src/**/*{KEPT}"):  # of a run that was ended
+            kept.replace(kept.with_suffix(".py"))
         prepare()
         if args.map or not durations():
             take_map()

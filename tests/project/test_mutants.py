@@ -85,6 +85,9 @@ def test_own_tests_come_first_and_a_few_of_them_suffice_at_first() -> None:
     assert mutants.split(list(seconds), seconds, few=1, limit=26.0) == 1
     assert mutants.split(list(seconds), seconds, few=9, limit=1.0) == 1  # one runs, however long it takes
     assert mutants.split(list(seconds), seconds, few=9, limit=99.0) == 3
+    asked = {"tests/hub/test_a.py::test_a": 1.0, "tests/stem/test_b.py::test_c": 9.0}
+    asked |= {f"tests/stem/test_b.py::test_b[{index}]": float(index) for index in (2, 1)}
+    assert [test[-4:] for test in mutants._spread(asked, "stem", asked)] == ["b[1]", "st_c", "b[2]", "st_a"]
     assert found()[0].room == "registry"
     assert mutants._is_own("tests/registry/test_names.py::test_a", "registry")
     assert not mutants._is_own("tests/registry/test_names.py::test_a", "regis")
