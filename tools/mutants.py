@@ -41,7 +41,7 @@ from tools.walks import room_of
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / "build" / "mutants"
-TREE, ROWS, FAILED, LOG = HOME / "tree", HOME / "mutants.jsonl", HOME / "failed.txt", HOME / "last.log"
+TREE, ROWS = HOME / "tree", HOME / "mutants.jsonl"
 EQUIVALENT = ROOT / "tools" / "mutants_equivalent.json"
 
 PARTS = 3
@@ -246,8 +246,13 @@ def finish(child: int, limit: float) -> int | None:
         os.killpg(child, signal.SIGKILL)  # it, or what it left behind
     if status is None:
         os.waitpid(child, 0)
-    (HOME / f"{child}.log").replace(LOG)
+    (HOME / f"{child}.log").replace(HOME / "last.log")
     return status
+
+
+def failed(child: int) -> Path:
+    """Return where a process writes down which test failed first."""
+    return HOME / f"{child}.failed"
 
 
 class Chosen:
@@ -263,7 +268,7 @@ class Chosen:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Write down what failed."""
         if report.failed:
-            FAILED.write_text(report.nodeid)
+            failed(os.getpid()).write_text(report.nodeid)
 
 
 class Recorder:
@@ -311,16 +316,16 @@ def run_tests(arguments: Sequence[str], plugin: object) -> int:
     for module, host in autoload.HOSTS.items():
         if module in sys.modules:
             autoload.register(host, "torch autoload")
-    quiet = ["-q", "-p", "no:cacheprovider", f"--basetemp={HOME / 'tmp'}"]
+    quiet = ["-q", "-p", "no:cacheprovider", f"--basetemp={HOME / 'tmp'}-{os.getppid()}"]
     preloaded = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     return pytest.main([*quiet, *preloaded, *arguments], plugins=[plugin])
 
 
-def prepare() -> None:
-    """Make this a process that has imported the hosts and is in the copy, with nothing of convstem."""
-    os.chdir(TREE)
-    sys.path[:] = [str(TREE / "src"), str(TREE), *(path for path in sys.path if path not in ("", str(ROOT)))]
-    os.environ.update(CONVSTEM_AUTOLOAD="0", PYTHONPATH=str(TREE / "src"), OMP_NUM_THREADS="1")
+def prepare(tree: Path) -> None:
+    """Make this a process that has imported the hosts and is in a copy, with nothing of convstem."""
+    os.chdir(tree)
+    sys.path[:] = [str(tree / "src"), str(tree), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    os.environ.update(CONVSTEM_AUTOLOAD="0", PYTHONPATH=str(tree / "src"), OMP_NUM_THREADS="1")
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "tools")]:
         del sys.modules[name]
     for name in PRELOADED:
@@ -331,14 +336,14 @@ def prepare() -> None:
     assert not [name for name in sys.modules if name.split(".")[0] == "convstem"]
 
 
-def copy() -> None:
+def copy(tree: Path) -> None:
     """Copy the checkout; its bytecode is compared with the source, as two changes of a file may be of one second."""
     from tests.support.checkout import copy_checkout
 
-    shutil.rmtree(HOME, ignore_errors=True) if not ROWS.exists() else shutil.rmtree(TREE, ignore_errors=True)
-    copy_checkout(TREE)
+    shutil.rmtree(tree, ignore_errors=True)
+    copy_checkout(tree)
     mode = compileall.py_compile.PycInvalidationMode.CHECKED_HASH  # type: ignore[attr-defined]
-    compileall.compile_dir(TREE / "src", quiet=2, invalidation_mode=mode)
+    compileall.compile_dir(tree / "src", quiet=2, invalidation_mode=mode)
 
 
 def take_map() -> None:
@@ -412,16 +417,17 @@ def split(tests: Sequence[str], seconds: Mapping[str, float], few: int, limit: f
 
 def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = True) -> tuple[str, str]:
     """Return whether tests notice a mutant, and by what."""
-    path = TREE / "src" / mutant.file
+    path = Path("src", mutant.file)
     text = path.read_bytes()
     kept = path.with_suffix(KEPT)
     kept.write_bytes(text)
-    FAILED.write_text("")
     files = sorted({test.partition("::")[0] for test in tests})
     try:
         path.write_bytes(mutant.apply(text) if changed else text)
         child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
         code = finish(child, limit=90 + 6 * expected)
+        by = failed(child).read_text() if failed(child).exists() else ""
+        failed(child).unlink(missing_ok=True)
     finally:
         kept.replace(path)
         for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE"):  # of tests/conftest.py; the next one finds nothing of this one
@@ -431,7 +437,7 @@ def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = T
         return "killed", "timeout"
     if code in (0, 5):  # 5: the tests have vanished
         return "survived", ""
-    return "killed", FAILED.read_text() or f"exit code {code}"
+    return "killed", by or f"exit code {code}"
 
 
 def judge(mutant: Mutant, row: Mapping[str, Any], changed: bool = True) -> dict[str, Any]:
@@ -481,24 +487,24 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="ask again about survivors")
     parser.add_argument("--only", default="", help="only mutants whose id, or file, begins so")
     parser.add_argument("--control", action="store_true", help="change nothing: whatever is killed now is a fault here")
+    parser.add_argument("--tree", default=TREE.name, help="name of the copy; another one beside it begins at the end")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
-    sources = sorted((ROOT if args.table else TREE).glob("src/**/*.py"))
+    tree = ROOT if args.table else HOME / args.tree
     if not args.table:
-        if args.map or not TREE.exists():
-            copy()
-        for kept in TREE.glob(f"src/**/*{KEPT}"):  # of a run that was ended
+        if args.map or not tree.exists():
+            copy(tree)
+        for kept in tree.glob(f"src/**/*{KEPT}"):  # of a run that was ended
             kept.replace(kept.with_suffix(".py"))
-        prepare()
+        prepare(tree)
         if args.map or not durations():
             take_map()
-        sources = sorted(TREE.glob("src/**/*.py"))
-    top = (ROOT if args.table else TREE) / "src"
+    sources, top = sorted(tree.glob("src/**/*.py")), tree / "src"
     found = [one for path in sources for one in mutants(str(path.relative_to(top)), path.read_text(encoding="utf-8"))]
     chosen = [one for one in sample(found, args.count, args.seed) if one.id.startswith(args.only)
               or one.file.startswith(args.only)]  # fmt: skip
     if not args.table:
-        run(chosen, again=args.again, control=args.control)
+        run(chosen if args.tree == TREE.name else chosen[::-1], again=args.again, control=args.control)
     rows = [row for one in chosen if (row := known().get(one.id))]
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     print(table(rows, equivalent), f"\n{len(found):,} places, {len(rows)} of {len(chosen)} mutants asked", sep="\n")
@@ -510,20 +516,23 @@ def main() -> None:
 
 def run(chosen: Sequence[Mutant], again: bool, control: bool) -> None:
     """Ask about each mutant, then once more about survivors that have not met all tests."""
-    rows: dict[str, dict[str, Any]] = {} if control else known()
-    if again:
-        rows = {key: row for key, row in rows.items() if row["found"] == "killed"}
+    asked_again = {key for key, row in known().items() if row["found"] != "killed"} if again else set()
+    controls: dict[str, dict[str, Any]] = {}
     for turn in ("first tests", "the rest"):
         for one in chosen:
-            row = rows.get(one.id, {})
-            if row.get("left", 1) and (turn == "the rest") == bool(row):
-                rows[one.id] = judge(one, row, changed=not control)
-                report = rows[one.id]
-                print(f"{turn}: {one.id} {one.file} {one.kind} {report['found']} {report['seconds']} s {report['by']}",
-                      flush=True)  # fmt: skip
-                if not control:
-                    with ROWS.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(report) + "\n")
+            row = controls.get(one.id, {}) if control else known().get(one.id, {})
+            if one.id in asked_again:
+                asked_again.remove(one.id)
+                row = {}
+            if not row.get("left", 1) or (turn == "the rest") != bool(row):
+                continue
+            new = judge(one, row, changed=not control)
+            print(f"{turn}: {one.id} {one.file} {one.kind} {new['found']} {new['seconds']} s {new['by']}", flush=True)
+            if control:
+                controls[one.id] = new
+                continue
+            with ROWS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(new) + "\n")
 
 
 if __name__ == "__main__":
