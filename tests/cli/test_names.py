@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 import convstem
 from convstem.cli.main import main
+from convstem.cli.models import weights_lines
 from convstem.registry import catalog
 from convstem.registry.tables import families
 from tests.support.assertions import randomise
@@ -189,3 +190,14 @@ def test_pull_fetches_the_source_of_a_tag(name: str, tag: str, source: str, hub_
     (snapshot / "config.json").write_text("{}")
     assert run("pull", f"{name}.{tag}").strip() == str(snapshot)
     assert f"{name} has no pretrained tag 'nosuch'; it has" in run("pull", f"{name}.nosuch", status=1)
+
+
+@pytest.mark.parametrize(("size", "words"), [((3, 32, 32), "32"), ((3, 32, 64), "32x64")])
+def test_the_images_of_weights_have_a_height_and_a_width(size: tuple[int, ...], words: str) -> None:
+    (entry,) = json.loads(run("show", "vit_nano4_convstem.cifar10", "--json"))["weights"]
+    row = weights_lines([{**entry, "input_size": size}])[0].splitlines()[-1]
+    assert re.split(r"\s{2,}", row)[:2] == [entry["name"], words]
+
+
+def test_help_has_a_short_name() -> None:
+    assert run("-h") == run("--help")
