@@ -1,11 +1,11 @@
 """The limits of a config, at the last value that is taken and the first that is not."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from convstem.errors import InvalidFileError
-from convstem.hub.limits import LARGEST_LIST, LARGEST_NUMBER, LARGEST_SIZE, check_config_sizes
+from convstem.hub.limits import LARGEST_LIST, LARGEST_NUMBER, LARGEST_SIZE, check_config_sizes, fits
 
 DEPTH = LARGEST_SIZE["depth"]
 
@@ -26,3 +26,36 @@ def test_numbers(name: str, taken: Any, refused: Any, words: str) -> None:
     check_config_sizes([(name, "a word"), (name, None)])
     with pytest.raises(InvalidFileError, match=words):
         check_config_sizes([(name, refused)])
+
+
+def test_what_was_taken_once_stays_taken() -> None:
+    """Configs that are out there were written within these limits."""
+    for name, largest in {
+        "depth": 512, "embed_dim": 16384, "img_size": 8192, "in_chans": 4096, "input_size": 8192, "mlp_ratio": 1024,
+        "num_classes": 1048576, "num_heads": 1024, "patch_size": 1024, "stride": 1024,
+    }.items():  # fmt: skip
+        check_config_sizes([(name, largest)])
+        with pytest.raises(
+            InvalidFileError, match=rf"{name} = \d+ is absurd; at most {largest:,} is"
+        ):
+            check_config_sizes([(name, largest + 1)])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "fitting"),
+    [
+        ((1, 2, 3), tuple[int, ...], True),
+        ((1, "a"), tuple[int, ...], False),
+        ((1, 2, 3), tuple[int], True),  # as timm means it
+        ((1, 2), tuple[int, int], True),
+        ((1, 2, 3), tuple[int, int], False),
+        ((1, 2), list[int], True),
+        (True, int, False),
+        (float("nan"), float, False),
+        ("relu", Literal["relu"], True),
+        ("gelu", Literal["relu"], False),
+        (None, int | None, True),
+    ],
+)
+def test_kinds(value: Any, kind: Any, fitting: bool) -> None:
+    assert fits(value, kind) is fitting

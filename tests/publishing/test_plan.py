@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 
 import convstem
 from convstem.cli.main import main
-from convstem.errors import ArgumentError
+from convstem.errors import ArgumentError, ConvStemError
 from convstem.publishing import publish as publishing
+from convstem.publishing import push as pushing
 from convstem.publishing.publish import Publication
 from convstem.publishing.verify import _answer
 from convstem.registry import catalog
@@ -78,3 +80,13 @@ def test_an_answer_is_one_whatever_goes_wrong() -> None:
     checks = [_answer("header", lambda: "fine"), _answer("header", lambda: str(1 // 0))]
     assert [check.ok for check in checks] == [True, False]
     assert checks[1].detail.startswith("ZeroDivisionError: ")
+
+
+def test_what_is_pushed_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("vit_nano4_convstem")
+    monkeypatch.setattr(pushing, "push_folder", lambda *_: "pushed")
+    assert convstem.push(model, "org/m", license="mit") == "pushed"  # negative control
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    with pytest.raises(ConvStemError, match=r"holds NaN or Inf in head\.bias"):
+        convstem.push(model, "org/m", license="mit")
