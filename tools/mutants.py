@@ -2,7 +2,7 @@
 
     nice -n 19 python -m tools.mutants                 # 300 mutants; goes on where it was interrupted
     nice -n 19 python -m tools.mutants --map           # after a change of src/ or tests/: copies the checkout anew
-    python -m tools.mutants --again                    # survivors only, after new tests (with --map)
+    python -m tools.mutants --again                    # survivors meet their room's tests that are newer than the map
     python -m tools.mutants --table                    # what is known, run nothing
 
 Everything lies in ``build/mutants``: a copy of the checkout, which test passes through which line (coverage contexts),
@@ -256,13 +256,15 @@ def failed(child: int) -> Path:
 
 
 class Chosen:
-    """Lets pytest run some tests only, in their order, and writes down the first that fails."""
+    """Lets pytest run some tests only, in their order (or all), and writes down the first that fails."""
 
-    def __init__(self, tests: Sequence[str]) -> None:
-        self.rank = {test: rank for rank, test in enumerate(tests)}
+    def __init__(self, tests: Sequence[str] | None) -> None:
+        self.rank = None if tests is None else {test: rank for rank, test in enumerate(tests)}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Keep the tests that were chosen; a change may have made some of them vanish."""
+        if self.rank is None:
+            return
         items[:] = sorted((one for one in items if one.nodeid in self.rank), key=lambda one: self.rank[one.nodeid])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -415,13 +417,23 @@ def split(tests: Sequence[str], seconds: Mapping[str, float], few: int, limit: f
     return len(tests)
 
 
-def ask(mutant: Mutant, tests: Sequence[str], expected: float, changed: bool = True) -> tuple[str, str]:
-    """Return whether tests notice a mutant, and by what."""
+def newer(room: str) -> list[str]:
+    """Return a room's files of tests that were written after the map was taken; they are copied here."""
+    since = (TREE / "pyproject.toml").stat().st_mtime
+    found = [path for path in sorted(ROOT.glob(f"tests/{room}/test_*.py")) if path.stat().st_mtime > since]
+    for path in found:
+        shutil.copy(path, path.relative_to(ROOT))
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def ask(
+    mutant: Mutant, files: Sequence[str], tests: Sequence[str] | None, expected: float, changed: bool = True
+) -> tuple[str, str]:
+    """Return whether tests notice a mutant, and by what; all tests of the files, or some."""
     path = Path("src", mutant.file)
     text = path.read_bytes()
     kept = path.with_suffix(KEPT)
     kept.write_bytes(text)
-    files = sorted({test.partition("::")[0] for test in tests})
     try:
         path.write_bytes(mutant.apply(text) if changed else text)
         child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
@@ -448,7 +460,10 @@ def judge(mutant: Mutant, row: Mapping[str, Any], changed: bool = True) -> dict[
     few, limit = (len(tests), LONG) if done else (FEW, SHORT)
     chosen = tests[done : done + split(tests[done:], seconds, few, limit)]
     begin = time.monotonic()
-    found, by = ask(mutant, chosen, sum(map(seconds.get, chosen)), changed) if chosen else ("survived", "")
+    found, by = "survived", ""
+    if chosen:
+        files = sorted({test.partition("::")[0] for test in chosen})
+        found, by = ask(mutant, files, chosen, sum(map(seconds.__getitem__, chosen)), changed)
     about = {key: value for key, value in asdict(mutant).items() if key not in ("start", "end", "count")}
     left = len(tests) - done - len(chosen) if found == "survived" and not done else 0
     took = round(row.get("seconds", 0) + time.monotonic() - begin, 1)
@@ -460,6 +475,12 @@ def known() -> dict[str, dict[str, Any]]:
     """Return the last row of each mutant."""
     lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
     return {row["id"]: row for row in map(json.loads, lines)}
+
+
+def note(row: Mapping[str, Any]) -> None:
+    """Add what is known of a mutant."""
+    with ROWS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def table(rows: Iterable[Mapping[str, Any]], equivalent: Mapping[str, str]) -> str:
@@ -484,7 +505,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="how many mutants (300)")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--map", action="store_true", help="copy the checkout and take the map anew")
-    parser.add_argument("--again", action="store_true", help="ask again about survivors")
+    parser.add_argument("--again", action="store_true", help="ask newer tests about survivors first")
     parser.add_argument("--only", default="", help="only mutants whose id, or file, begins so")
     parser.add_argument("--control", action="store_true", help="change nothing: whatever is killed now is a fault here")
     parser.add_argument("--tree", default=TREE.name, help="name of the copy; another one beside it begins at the end")
@@ -516,14 +537,17 @@ def main() -> None:
 
 def run(chosen: Sequence[Mutant], again: bool, control: bool) -> None:
     """Ask about each mutant, then once more about survivors that have not met all tests."""
-    asked_again = {key for key, row in known().items() if row["found"] != "killed"} if again else set()
     controls: dict[str, dict[str, Any]] = {}
+    for one in chosen if again else ():
+        row = known().get(one.id, {})
+        if row.get("found") == "survived" and (files := newer(one.room)):
+            found, by = ask(one, files, None, expected=120)
+            print(f"new tests: {one.id} {one.file} {one.kind} {found} {by}", flush=True)
+            if found == "killed":
+                note({**row, "found": found, "by": by, "left": 0})
     for turn in ("first tests", "the rest"):
         for one in chosen:
             row = controls.get(one.id, {}) if control else known().get(one.id, {})
-            if one.id in asked_again:
-                asked_again.remove(one.id)
-                row = {}
             if not row.get("left", 1) or (turn == "the rest") != bool(row):
                 continue
             new = judge(one, row, changed=not control)
@@ -531,8 +555,7 @@ def run(chosen: Sequence[Mutant], again: bool, control: bool) -> None:
             if control:
                 controls[one.id] = new
                 continue
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(new) + "\n")
+            note(new)
 
 
 if __name__ == "__main__":
