@@ -35,9 +35,7 @@ def test_what_was_taken_once_stays_taken() -> None:
         "num_classes": 1048576, "num_heads": 1024, "patch_size": 1024, "stride": 1024,
     }.items():  # fmt: skip
         check_config_sizes([(name, largest)])
-        with pytest.raises(
-            InvalidFileError, match=rf"{name} = \d+ is absurd; at most {largest:,} is"
-        ):
+        with pytest.raises(InvalidFileError, match=rf"{name} = \d+ is absurd; at most {largest:,} is"):
             check_config_sizes([(name, largest + 1)])
 
 
