@@ -12,7 +12,7 @@ from convstem.cli.main import main
 from convstem.hosts import describe
 from convstem.hosts.registration import EXPLICIT, Registration, _tell_refused
 
-RECORD = {"host": "timm", "path": "torch autoload", "names": ["a"], "refused": {}, "error": None}
+RECORD: dict[str, Any] = {"host": "timm", "path": "torch autoload", "names": ["a"], "refused": {}, "error": None}
 BOTH = {"timm": RECORD, "torchvision": {**RECORD, "host": "torchvision"}}
 
 
@@ -21,7 +21,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, hosts: Any, code: int = 0) -> None:
     done = subprocess.CompletedProcess(
         [], code, json.dumps({"hosts": hosts, "warnings": ["a warning"]}), "one\nno torch\n"
     )
-    monkeypatch.setattr(describe.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     for name in describe._SWITCHES:
         monkeypatch.delenv(name, raising=False)
 

@@ -5,7 +5,16 @@ from typing import Any, Literal
 import pytest
 
 from convstem.errors import InvalidFileError
-from convstem.hub.limits import LARGEST_LIST, LARGEST_NUMBER, LARGEST_SIZE, check_config_sizes, fits
+from convstem.files.safetensors import Stored
+from convstem.hub.limits import (
+    LARGEST_LIST,
+    LARGEST_NUMBER,
+    LARGEST_PATCH,
+    LARGEST_SIZE,
+    _check_pixels,
+    check_config_sizes,
+    fits,
+)
 
 DEPTH = LARGEST_SIZE["depth"]
 
@@ -57,3 +66,13 @@ def test_what_was_taken_once_stays_taken() -> None:
 )
 def test_kinds(value: Any, kind: Any, fitting: bool) -> None:
     assert fits(value, kind) is fitting
+
+
+@pytest.mark.parametrize("size", [2 * LARGEST_PATCH, [2 * LARGEST_PATCH] * 2, [3, LARGEST_PATCH, 4 * LARGEST_PATCH]])
+def test_images_are_no_larger_than_the_positions_can_cover(size: Any) -> None:
+    _check_pixels("img_size", size, {"pos_embed": Stored((1, 4, 8), True)})
+    with pytest.raises(
+        InvalidFileError, match="img_size = .* is more than the weights beside it can have been made for"
+    ):
+        _check_pixels("img_size", size, {"pos_embed": Stored((1, 3, 8), True)})
+    _check_pixels("img_size", size, {})

@@ -1,5 +1,6 @@
 """Publishing the registry, without the Hub: what is refused, what is asked for, what the command passes on."""
 
+import os
 from typing import Any
 
 import pytest
@@ -84,9 +85,12 @@ def test_an_answer_is_one_whatever_goes_wrong() -> None:
 
 def test_what_is_pushed_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("vit_nano4_convstem")
-    monkeypatch.setattr(pushing, "push_folder", lambda *_: "pushed")
-    assert convstem.push(model, "org/m", license="mit") == "pushed"  # negative control
+    pushed: list[Any] = []
+    monkeypatch.setattr(pushing, "push_folder", lambda folder, *_: pushed.append(sorted(os.listdir(folder))))
+    convstem.push(model, "org/m", license="mit")
+    assert pushed == [["README.md", "config.json", "model.safetensors"]]  # negative control
     with torch.no_grad():
         model.head.bias[0] = float("nan")
     with pytest.raises(ConvStemError, match=r"holds NaN or Inf in head\.bias"):
         convstem.push(model, "org/m", license="mit")
+    assert len(pushed) == 1
