@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 import convstem
 from convstem.cli import table
 from convstem.cli.main import main
+from convstem.cli.models import weights_lines
 from convstem.registry import catalog
 from convstem.registry.tables import families
 from tests.support.assertions import randomise
@@ -205,3 +206,14 @@ def test_the_rule_below_a_tables_head_is_not_as_long_as_its_longest_line() -> No
     rows = table([("a", "b"), ("c", "d" * 500)]).splitlines()
     assert len(rows[2]) > 500
     assert len(rows[1]) <= 120
+
+
+@pytest.mark.parametrize(("size", "words"), [((3, 32, 32), "32"), ((3, 32, 64), "32x64")])
+def test_the_images_of_weights_have_a_height_and_a_width(size: tuple[int, ...], words: str) -> None:
+    (entry,) = json.loads(run("show", "vit_nano4_convstem.cifar10", "--json"))["weights"]
+    row = weights_lines([{**entry, "input_size": size}])[0].splitlines()[-1]
+    assert re.split(r"\s{2,}", row)[:2] == [entry["name"], words]
+
+
+def test_help_has_a_short_name() -> None:
+    assert run("-h") == run("--help")

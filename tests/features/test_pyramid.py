@@ -198,6 +198,7 @@ def test_other_channels_and_metadata() -> None:
     assert model.pretrained_cfg["architecture"] == NANO
     assert "num_classes" not in model.pretrained_cfg
     assert "num_classes" in timm.create_model(NANO).pretrained_cfg  # negative control
+    assert get_model_traits(model).keys() == get_model_traits(timm.create_model(NANO)).keys() - {"num_classes"}
 
 
 def test_output_stride_keeps_the_number_of_levels() -> None:

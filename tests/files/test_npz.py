@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 
 from convstem.errors import InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
@@ -59,3 +60,19 @@ def test_a_file_that_unpacks_without_end(tmp_path: Path) -> None:
 def test_not_even_a_zip_file(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
     refuse(tmp_path / "a.npz", "is truncated, damaged or no .npz")
+
+
+def test_two_bytes_of_no_name_are_bfloat16_and_others_keep_theirs(tmp_path: Path) -> None:
+    values = torch.tensor([1.5, -2.0])
+    brain = values.to(torch.bfloat16).view(torch.int16).numpy().view("V2")
+    numpy.savez(tmp_path / "a.npz", brain=brain, half=values.half().numpy(), short=numpy.array([1, 2], "int16"))
+    found = read_checkpoint(tmp_path / "a.npz")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        "brain": torch.bfloat16, "half": torch.float16, "short": torch.int16
+    }  # fmt: skip
+    assert found["brain"].tolist() == found["half"].tolist() == values.tolist()
+
+
+def test_four_bytes_of_no_name_are_no_number(tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "a.npz", a=numpy.zeros(2, "V4"))
+    refuse(tmp_path / "a.npz", "no .npz of plain arrays")

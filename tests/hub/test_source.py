@@ -140,7 +140,7 @@ import convstem, os, tempfile, timm
 from click.testing import CliRunner
 from pathlib import Path
 from convstem.cli.main import main
-from convstem.inference import export as exporting
+import convstem.inference as exporting
 from convstem.publishing.card import card_of
 from convstem.publishing.convert import convert_to_folder
 

@@ -15,6 +15,7 @@ import convstem
 from convstem.errors import CheckpointError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.publishing.convert import convert_to_folder
+from tests.support.assertions import randomise
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 16}
 WIDE = {**SMALL, "intermediate_size": 96}
@@ -124,3 +125,29 @@ def test_the_recipe_for_other_channels_and_classes() -> None:
         converted = convstem.convert(state, num_heads=3)
         assert {name: converted.model_args.get(name) for name in args} == args
         timm.create_model(converted.architecture, **converted.model_args).load_state_dict(converted)
+
+
+def torchvisions(stem: bool) -> Any:
+    """Return a small ViT as torchvision's users build one."""
+    from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
+
+    layers = [ConvStemConfig(8, 3, 2), ConvStemConfig(16, 3, 2), ConvStemConfig(24, 3, 2), ConvStemConfig(24, 3, 2)]
+    model = VisionTransformer(32, 16, 2, 3, 24, 96, num_classes=5, conv_stem_configs=layers if stem else None)
+    return randomise(model)
+
+
+@pytest.mark.parametrize("stem", [False, True])
+def test_torchvisions_outputs_are_compared(stem: bool, tmp_path: Path) -> None:
+    source = tmp_path / "source.pth"
+    torch.save(torchvisions(stem).state_dict(), source)
+    sizes = {"num_heads": 3} | ({"stem_strides": (2, 2, 2, 2)} if stem else {})
+    result = convert_to_folder(source, tmp_path / "out", check=True, **sizes)
+    assert result.check.startswith("equal to torchvision's outputs within ")
+    assert result.rows()
+
+
+def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> None:
+    saved(tf.ViTModel(tf.ViTConfig(**WIDE)), tmp_path / "source")
+    alone = (tmp_path / "source" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    result = convert_to_folder(alone, tmp_path / "out", check=True, num_heads=3)
+    assert result.check == "not compared: there is no config.json of transformers beside the weights"

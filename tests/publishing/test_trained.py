@@ -1,6 +1,7 @@
 """A checkpoint of train.py is believed within the limits of a config, and never makes anybody ask the network."""
 
 import argparse
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,15 @@ def test_a_good_one_is_staged(good: Content, tmp_path: Path, no_network: list[An
     as_dict = {**good, "args": vars(good["args"])}
     assert convstem.load(staged(as_dict, tmp_path)).pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
     assert no_network == []
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_positions_tell_how_large_the_images_are(size: int, good: Content, tmp_path: Path) -> None:
+    state = timm.create_model(NANO, num_classes=3, img_size=size).state_dict()
+    args = argparse.Namespace(**{**vars(good["args"]), "img_size": size})
+    folder = staged({**good, "state_dict": state, "args": args}, tmp_path)
+    assert json.loads((folder / "config.json").read_text())["model_args"]["img_size"] == [size, size]
+    assert convstem.load(folder).patch_embed.img_size == (size, size)
 
 
 @pytest.mark.parametrize("name", SPOILT)

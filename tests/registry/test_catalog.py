@@ -116,6 +116,26 @@ def test_a_bad_weights_entry_names_file_and_row(
         read(tmp_path, json.dumps({name: changed(WEIGHTS_ROW, change)}), WeightsSpec)
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("vit_nano4_convstem.mine", ["weights"], None),  # negative control
+        ("vit_nano5_convstem.mine", ["weights"], r"weights.json: \[vit_nano5_convstem.mine\]: .*vit_nano4_convstem"),
+        ("vit_nano4_convstem.mine", ["weights", "timm_weights"], r"timm_weights.json: .*is taken by another file"),
+    ],
+)
+def test_weights_are_of_an_architecture_and_in_one_file(
+    monkeypatch: pytest.MonkeyPatch, name: str, files: list[str], message: str | None
+) -> None:
+    monkeypatch.setattr(catalog, "rows", lambda file: {name: WEIGHTS_ROW} if file in files else {})
+    weights = catalog.weights.__wrapped__
+    if message is None:
+        assert list(weights()) == [name]
+        return
+    with pytest.raises(RegistryError, match=message):
+        weights()
+
+
 def test_two_rows_with_one_torchvision_name(tmp_path: Path) -> None:
     row = changed(ROW, {"torchvision": "x"})
     specs = read(tmp_path, json.dumps({"a": row, "b": row}), ModelSpec)

@@ -19,7 +19,7 @@ import convstem
 from convstem.errors import ArgumentError, DeviceMemoryError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.weights import deferred
-from convstem.weights.devices import Piece, enough_memory
+from convstem.weights.devices import DeviceCopier, Piece, enough_memory
 from tests.support.fake_device import FakeCopier
 
 NANO = "vit_nano4_convstem"
@@ -191,3 +191,13 @@ def test_an_interrupted_load_leaves_nothing_behind(
     assert float(nn.Linear(300, 300).weight.detach().std()) > 0.03  # initialised as ever
     assert LOADS[how]().state_dict()  # and the next load works
     assert fake_device[-1].finished
+
+
+def test_a_buffer_is_of_bytes_of_the_host_that_no_default_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory needs an accelerator: what is asked for is looked at instead."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **asked: (pin_memory, empty(*size, **asked)))
+    with torch.device("meta"):
+        pinned, buffer = DeviceCopier.buffer(None, 24)
+    assert pinned is True
+    assert (buffer.dtype, buffer.device.type, buffer.shape) == (torch.uint8, "cpu", (24,))

@@ -56,10 +56,7 @@ def translate(state_dict: Mapping[str, Tensor], rows: Sequence[Row], to: str, n:
             result.unknown.append(key)
             continue
         row, position, values = found
-        group = groups.setdefault((row, tuple(sorted(values.items()))), {})
-        if position in group:
-            raise ConversionError(f"two keys of this state dict mean the same: {group[position]!r} and {key!r}")
-        group[position] = key
+        groups.setdefault((row, tuple(sorted(values.items()))), {})[position] = key
     for (row, holes), group in groups.items():
         _apply(state_dict, rows[row], to, n, dict(holes), group, result)
     return result

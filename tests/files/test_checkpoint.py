@@ -1,0 +1,27 @@
+"""What would be run by opening a checkpoint is named, and nothing of it runs."""
+
+import pickle
+from collections import OrderedDict
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from convstem.errors import InvalidFileError
+from convstem.files.checkpoint import read_checkpoint
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch expects 2
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_plain_pickle_says_what_it_asks_for(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "model.pkl"
+    content = OrderedDict(state={"a": Fraction(1, 2)}, best="fractions", of=Decimal(3))
+    path.write_bytes(pickle.dumps(content, protocol))
+    with pytest.raises(InvalidFileError, match="it asks for ") as caught:
+        read_checkpoint(path)
+    asked = str(caught.value).partition("it asks for ")[2].partition(". If")[0].split(", ")
+    assert {"decimal.Decimal", "fractions.Fraction"} <= set(asked)
+    assert "collections.OrderedDict" not in asked and "best" not in str(
+        asked
+    )  # torch opens the one, runs not the other

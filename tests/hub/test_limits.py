@@ -1,0 +1,78 @@
+"""The limits of a config, at the last value that is taken and the first that is not."""
+
+from typing import Any, Literal
+
+import pytest
+
+from convstem.errors import InvalidFileError
+from convstem.files.safetensors import Stored
+from convstem.hub.limits import (
+    LARGEST_LIST,
+    LARGEST_NUMBER,
+    LARGEST_PATCH,
+    LARGEST_SIZE,
+    _check_pixels,
+    check_config_sizes,
+    fits,
+)
+
+DEPTH = LARGEST_SIZE["depth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused", "words"),
+    [
+        ("depth", DEPTH, DEPTH + 1, f"depth = {DEPTH + 1} is absurd; at most {DEPTH:,} is accepted"),
+        ("depth", 1, 0, "depth must be positive; got 0"),
+        ("num_classes", 0, -1, "num_classes must be positive; got -1"),
+        ("stem_channels", [1] * LARGEST_LIST, [1] * (LARGEST_LIST + 1), "stem_channels = .* is absurd"),
+        ("something", -LARGEST_NUMBER, -LARGEST_NUMBER - 1, "something = .* is absurd"),
+        ("something", 0, LARGEST_NUMBER + 1, "something = .* is absurd"),
+    ],
+)
+def test_numbers(name: str, taken: Any, refused: Any, words: str) -> None:
+    check_config_sizes([(name, taken)])
+    check_config_sizes([(name, "a word"), (name, None)])
+    with pytest.raises(InvalidFileError, match=words):
+        check_config_sizes([(name, refused)])
+
+
+def test_what_was_taken_once_stays_taken() -> None:
+    """Configs that are out there were written within these limits."""
+    for name, largest in {
+        "depth": 512, "embed_dim": 16384, "img_size": 8192, "in_chans": 4096, "input_size": 8192, "mlp_ratio": 1024,
+        "num_classes": 1048576, "num_heads": 1024, "patch_size": 1024, "stride": 1024,
+    }.items():  # fmt: skip
+        check_config_sizes([(name, largest)])
+        with pytest.raises(InvalidFileError, match=rf"{name} = \d+ is absurd; at most {largest:,} is"):
+            check_config_sizes([(name, largest + 1)])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "fitting"),
+    [
+        ((1, 2, 3), tuple[int, ...], True),
+        ((1, "a"), tuple[int, ...], False),
+        ((1, 2, 3), tuple[int], True),  # as timm means it
+        ((1, 2), tuple[int, int], True),
+        ((1, 2, 3), tuple[int, int], False),
+        ((1, 2), list[int], True),
+        (True, int, False),
+        (float("nan"), float, False),
+        ("relu", Literal["relu"], True),
+        ("gelu", Literal["relu"], False),
+        (None, int | None, True),
+    ],
+)
+def test_kinds(value: Any, kind: Any, fitting: bool) -> None:
+    assert fits(value, kind) is fitting
+
+
+@pytest.mark.parametrize("size", [2 * LARGEST_PATCH, [2 * LARGEST_PATCH] * 2, [3, LARGEST_PATCH, 4 * LARGEST_PATCH]])
+def test_images_are_no_larger_than_the_positions_can_cover(size: Any) -> None:
+    _check_pixels("img_size", size, {"pos_embed": Stored((1, 4, 8), True)})
+    with pytest.raises(
+        InvalidFileError, match="img_size = .* is more than the weights beside it can have been made for"
+    ):
+        _check_pixels("img_size", size, {"pos_embed": Stored((1, 3, 8), True)})
+    _check_pixels("img_size", size, {})

@@ -1,0 +1,64 @@
+"""A download in pieces: resumed at the last whole one, shown as it grows, and never of the wrong length."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+from convstem.hub import download
+from convstem.hub.download import download_pieces
+
+CONTENT = bytes(range(10))
+
+
+@pytest.fixture(autouse=True)
+def remote(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A Hub with one file, and what it was asked for."""
+    asked: list[tuple[Any, ...]] = []
+
+    def open_remote(path: str, mode: str, **options: Any) -> io.BytesIO:
+        asked.append((path, mode, options["size"]))
+        return io.BytesIO(CONTENT)
+
+    monkeypatch.setattr(download, "PIECE", 4)
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda **_: SimpleNamespace(open=open_remote))
+    return asked
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the progress bar is told: its title, its whole, what was there before, and how much was added."""
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(tqdm, "update", lambda bar, n: told.append((bar.desc, bar.total, bar.initial, n)))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("before", "initial", "lengths"),
+    [(None, 0, [4, 4, 2]), (b"abc", 0, [4, 4, 2]), (CONTENT[:7], 4, [4, 2]), (CONTENT + b"more", 8, [2])],
+)
+def test_it_goes_on_at_the_last_whole_piece(
+    before: bytes | None,
+    initial: int,
+    lengths: list[int],
+    tmp_path: Path,
+    remote: list[tuple[Any, ...]],
+    shown: list[tuple[Any, ...]],
+) -> None:
+    target = tmp_path / "blobs" / "partial"
+    if before is not None:
+        target.parent.mkdir()
+        target.write_bytes(before)
+    download_pieces("org/m", "1" * 40, "model.safetensors", len(CONTENT), target)
+    assert target.read_bytes() == CONTENT
+    assert remote == [(f"org/m@{'1' * 40}/model.safetensors", "rb", len(CONTENT))]
+    assert shown == [("model.safetensors", len(CONTENT), initial, length) for length in lengths]
+
+
+def test_a_short_answer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match="got 2 of 4 bytes of model.safetensors from byte 8"):
+        download_pieces("org/m", "1" * 40, "model.safetensors", 12, tmp_path / "partial")

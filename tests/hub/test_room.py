@@ -1,0 +1,29 @@
+"""A download is asked for only where the disk has room for it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from convstem.errors import HubError
+from convstem.hub.download import _check_size
+from convstem.hub.repo_cache import RepoCache
+
+
+def test_a_file_may_take_all_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    cache = RepoCache("org/m", tmp_path / "not" / "there" / "yet")
+    _check_size(cache, "model.safetensors", 10)
+    with pytest.raises(HubError, match=r"model\.safetensors of org/m is 11 bytes, and the cache's disk has 10 free"):
+        _check_size(cache, "model.safetensors", 11)
+
+
+def test_a_card_and_a_config_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convstem.hub.download.LARGEST_TEXT", 3)
+    cache = RepoCache("org/m", tmp_path)
+    _check_size(cache, "model.safetensors", 4)
+    for name in ("README.md", "config.json"):
+        _check_size(cache, name, 3)
+        with pytest.raises(HubError, match=f"{name} of org/m is 4 bytes; at most 3 are read"):
+            _check_size(cache, name, 4)

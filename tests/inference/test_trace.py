@@ -1,0 +1,38 @@
+"""The sizes of images that a traced model takes; the formats themselves are run with --full."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+
+from convstem.inference import LARGEST_BATCH, LARGEST_GRID, quiet, trace
+
+
+def test_any_batch_and_any_grid_up_to_the_largest() -> None:
+    model = timm.create_model("vit_nano4_convstem", depth=1, dynamic_img_size=True).eval()
+    program = trace(model, torch.randn(2, 3, 32, 32))
+    ranges = sorted((int(found.lower), int(found.upper)) for found in program.range_constraints.values())
+    assert {(1, LARGEST_BATCH), (2, LARGEST_GRID)} <= set(ranges)
+    assert ranges.count((2, LARGEST_GRID)) == 2
+    images = torch.randn(3, 3, 36, 44)
+    with torch.no_grad():
+        assert torch.allclose(program.module()(images), model(images), atol=1e-5)
+
+
+def test_what_is_not_dynamic_takes_the_example_alone() -> None:
+    model = timm.create_model("vit_nano4_convstem", depth=1).eval()
+    assert trace(model, torch.randn(2, 3, 32, 32), dynamic=False).range_constraints == {}
+
+
+@pytest.mark.parametrize("module", ["executorch", "onnxscript", "onnx", "openvino", "torch", "torchao"])
+def test_what_exporters_say_of_themselves_is_kept_from_users(module: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with quiet():
+            for name in (module, f"{module}.deep.inside"):
+                warnings.warn_explicit("of its own", UserWarning, "x.py", 1, name)
+                warnings.warn_explicit("of its own", DeprecationWarning, "x.py", 1, name)
+            warnings.warn_explicit("of theirs", UserWarning, "x.py", 1, f"{module}s")  # negative control
+        warnings.warn_explicit("afterwards", UserWarning, "x.py", 1, module)
+    assert [str(warning.message) for warning in caught] == ["of theirs", "afterwards"]

@@ -1,0 +1,43 @@
+"""State dicts that contradict themselves are refused with what does not fit."""
+
+import pytest
+import timm
+import torch
+
+import convstem
+from convstem.errors import ArgumentError, ConversionError
+from convstem.layouts.rows import JOIN_QKV
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def state() -> State:
+    return timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"), [(6, "6 positions are no square grid, with 1 class and register tokens"), (5, None)]
+)
+def test_positions_that_are_no_grid(state: State, tokens: int, words: str | None) -> None:
+    state["pos_embed"] = torch.zeros(1, tokens, 192)
+    if words is None:  # negative control
+        convstem.convert(state, num_heads=3)
+        return
+    with pytest.raises(ConversionError, match=words):
+        convstem.convert(state, num_heads=3)
+
+
+def test_an_mlp_with_a_gate_needs_the_architecture(state: State) -> None:
+    for name in ("weight", "bias"):
+        key = f"blocks.0.mlp.fc1.{name}"
+        state[key] = torch.cat([state[key], state[key]])
+    with pytest.raises(ArgumentError, match=r"the architecture, whose MLP is gated \(SwiGLU\)"):
+        convstem.convert(state, num_heads=3)
+
+
+def test_parts_of_other_sizes_are_not_joined() -> None:
+    square, wide = torch.zeros(4, 4), torch.zeros(5, 4)
+    assert JOIN_QKV.apply([square, square, square])[0].shape == (12, 4)  # negative control
+    with pytest.raises(ConversionError, match="the parts differ in shape"):
+        JOIN_QKV.apply([wide, square, square])

@@ -1,0 +1,96 @@
+"""Publishing the registry, without the Hub: what is refused, what is asked for, what the command passes on."""
+
+import os
+from typing import Any
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+
+import convstem
+from convstem.cli.main import main
+from convstem.errors import ArgumentError, ConvStemError
+from convstem.publishing import publish as publishing
+from convstem.publishing import push as pushing
+from convstem.publishing.publish import Publication
+from convstem.publishing.verify import _answer
+from convstem.registry import catalog
+
+TRANSPLANT = next(entry for entry in catalog.weights().values() if entry.transform != "none")
+
+
+class Asked(Exception):
+    """Stops where the Hub would be asked."""
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the Hub is asked for."""
+    found: dict[str, Any] = {}
+
+    def fetch(repository: str, **options: Any) -> None:
+        found.update(options, repository=repository)
+        raise Asked
+
+    monkeypatch.setattr(publishing, "fetch", fetch)
+    return found
+
+
+def test_weights_are_published_as_float32_alone(asked: dict[str, Any], tmp_path: Any) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ArgumentError, match=r"torch's default type is torch\.float64: set it to torch\.float32"):
+            publishing._stage_transplant(TRANSPLANT, tmp_path, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert asked == {}
+
+
+def test_the_source_of_a_transplant_is_asked_for_by_its_commit(asked: dict[str, Any], tmp_path: Any) -> None:
+    with pytest.raises(Asked):
+        publishing._stage_transplant(TRANSPLANT, tmp_path, "secret")
+    repository, revision = TRANSPLANT.hub_name
+    assert asked == {"repository": repository, "revision": revision, "token": "secret"}
+
+
+@pytest.mark.parametrize(("options", "private"), [((), False), (("--private",), True)])
+def test_the_command_passes_on_what_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], private: bool
+) -> None:
+    called: dict[str, Any] = {}
+
+    def publish(*arguments: Any, report: Any, **named: Any) -> list[Publication]:
+        called.update(named, arguments=arguments)
+        row = Publication("a.b", "org/a.b", "failed", "no room")
+        report(row)
+        return [row]
+
+    monkeypatch.setattr(convstem, "publish", publish)
+    done = CliRunner().invoke(main, ["publish", "--namespace", "org", "--only", "a*", "--dry-run", *options])
+    assert called == {"arguments": ("org", "a*"), "dry_run": True, "private": private}
+    assert (done.exit_code, done.output) == (1, "failed    org/a.b  no room\n")
+
+
+def test_metrics_need_their_dataset() -> None:
+    with pytest.raises(ArgumentError, match="metrics need the dataset they were measured on"):
+        convstem.push("nowhere", "org/m", license="mit", metrics={"top1": 90.0})
+
+
+def test_an_answer_is_one_whatever_goes_wrong() -> None:
+    checks = [_answer("header", lambda: "fine"), _answer("header", lambda: str(1 // 0))]
+    assert [check.ok for check in checks] == [True, False]
+    assert checks[1].detail.startswith("ZeroDivisionError: ")
+
+
+def test_what_is_pushed_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("vit_nano4_convstem")
+    pushed: list[Any] = []
+    monkeypatch.setattr(pushing, "push_folder", lambda folder, *_: pushed.append(sorted(os.listdir(folder))))
+    convstem.push(model, "org/m", license="mit")
+    assert pushed == [["README.md", "config.json", "model.safetensors"]]  # negative control
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    with pytest.raises(ConvStemError, match=r"holds NaN or Inf in head\.bias"):
+        convstem.push(model, "org/m", license="mit")
+    assert len(pushed) == 1

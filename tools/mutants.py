@@ -1,0 +1,562 @@
+"""Changes one thing of ``src/`` at a time and asks whether the everyday tests notice: a mutation score for each room.
+
+    nice -n 19 python -m tools.mutants                 # 300 mutants; goes on where it was interrupted
+    nice -n 19 python -m tools.mutants --map           # after a change of src/ or tests/: copies the checkout anew
+    python -m tools.mutants --again                    # survivors meet their room's tests that are newer than the map
+    python -m tools.mutants --table                    # what is known, run nothing
+
+Everything lies in ``build/mutants``: a copy of the checkout, which test passes through which line (coverage contexts),
+and a line of ``mutants.jsonl`` for each mutant. A mutant meets the tests that pass through its line: its own room's
+first, quickest first; survivors then meet the rest of them. A line that no test passes is a survivor at once.
+``tools/mutants_equivalent.json`` lists the changes that change no behaviour, with reasons.
+
+No ready tool, because mutmut leaves out the tables of modules and takes no sample, and cosmic-ray starts Python anew,
+torch with it, for each mutant; here a process that has imported the hosts is forked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import compileall
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from tools.walks import room_of
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / "build" / "mutants"
+TREE, ROWS = HOME / "tree", HOME / "mutants.jsonl"
+EQUIVALENT = ROOT / "tools" / "mutants_equivalent.json"
+
+PARTS = 3
+"""Processes that take the map; each leaves its coverage and the seconds of its tests."""
+SETTINGS = "[run]\nsource_pkgs = convstem\nparallel = true\npatch = subprocess\ndata_file = {}\n"
+PRELOADED = ("tests.conftest", "torch", "timm", "torchvision", "transformers", "safetensors.torch", "click.testing")
+READERS = ("blocks", "contributing", "docs", "habits", "messages", "mutants", "pages", "packaging", "release", "rooms")
+"""Files of ``tests/project`` that read the source: to them every change is one, whatever it does."""
+
+KEPT = ".kept"
+"""Suffix of the file that is changed, as it was."""
+FEW, SHORT = 250, 30.0
+"""Tests that a mutant meets first: at most so many, and seconds in all."""
+LONG = 400.0
+"""Seconds of tests that a survivor meets at most after them."""
+
+SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+WORDING = ("help", "doc", "epilog", "short_help", "metavar")
+"""Arguments that are texts for a reader."""
+GUARDS = ("encoding", "frozen", "repr", "strict")
+"""Arguments that make a mistake of ours loud, or other machines like this one: no test here can tell them."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file."""
+
+    file: str
+    """Relative to ``src``."""
+    name: str
+    """Function or class that the change is in, dotted; empty at the top of a module."""
+    kind: str
+    before: str
+    after: str
+    start: int
+    end: int
+    """Bytes of the file that are replaced."""
+    lines: tuple[int, int]
+    """First and last line through which a test that may notice passes."""
+    count: int = 0
+    """How many equal changes come before it in the file."""
+
+    @property
+    def id(self) -> str:
+        """Stays the same when other lines of the file change."""
+        parts = (self.file, self.name, self.kind, self.before, self.after, str(self.count))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+    @property
+    def room(self) -> str:
+        """Room of the package, or the top-level module beside it."""
+        path = Path(self.file)
+        return room_of(str(path.relative_to("convstem"))) if path.parts[0] == "convstem" else path.stem
+
+    def apply(self, text: bytes) -> bytes:
+        """Return the file with the change in it."""
+        return text[: self.start] + self.after.encode() + text[self.end :]
+
+
+def mutants(file: str, text: str) -> list[Mutant]:
+    """Return every change of a file that the sampler knows."""
+    starts = [0, *(len(line) for line in text.encode().splitlines(keepends=True))]
+    for index in range(1, len(starts)):
+        starts[index] += starts[index - 1]
+    seen: Counter[tuple[str, ...]] = Counter()
+    found = []
+    for name, kind, node, after, lines in _changes(ast.parse(text)):
+        start = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        before = text.encode()[start:end].decode()
+        found.append(Mutant(file, name, kind, before, after, start, end, lines, seen[name, kind, before, after]))
+        seen[name, kind, before, after] += 1
+    return found
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple[str, str, Any, str, tuple[int, int]]]:
+    """Yield name, kind, node, its new source and the lines that matter, of each change of a module."""
+
+    def visit(node: ast.AST, name: str, lines: tuple[int, int]) -> Iterator[tuple[str, str, Any, str, tuple[int, int]]]:
+        if _is_left_out(node):
+            return
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            name = f"{name}.{node.name}".lstrip(".")
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            lines = (first, node.end_lineno or first)
+        elif isinstance(node, ast.stmt) and inside[name]:
+            body = getattr(node, "body", None)
+            lines = (node.lineno, body[0].lineno - 1 if body else node.end_lineno or node.lineno)
+            lines = (lines[0], max(lines))
+        inside[name] |= isinstance(node, FUNCTIONS)
+        for kind, target, after in _of_node(node):
+            yield name, kind, target, after, lines
+        if not isinstance(node, ast.Raise):  # the rest of it is wording
+            for child in _children(node):
+                yield from visit(child, name, lines)
+
+    inside: dict[str, bool] = defaultdict(bool)  # whether the lines of a name run when it is called
+    yield from visit(tree, "", (1, 1 << 30))
+
+
+def _is_left_out(node: ast.AST) -> bool:
+    """Return whether a node and all in it is no behaviour: documentation, wording, or for type checkers."""
+    match node:
+        case ast.Expr(value=ast.Constant()) | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
+            return True
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.FunctionDef(name="__repr__"):
+            return True
+        case ast.keyword(arg=arg) if arg in WORDING + GUARDS:
+            return True
+        case ast.Call(func=ast.Name(id="TypeVar" | "cast" | "NewType")):
+            return True
+        case _:
+            return False
+
+
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what a node holds, annotations left out."""
+    for field, value in ast.iter_fields(node):
+        if field not in ("annotation", "returns", "type_params"):
+            yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, ast.AST))
+
+
+def _of_node(node: Any) -> Iterator[tuple[str, Any, str]]:
+    """Yield kind, node to replace and new source of the changes of a node itself."""
+    match node:
+        case ast.Compare(ops=[op, *more]):
+            new = ast.Compare(node.left, [SWAPPED[type(op)](), *more], node.comparators)
+            yield "comparison", node, ast.unparse(new)
+        case ast.Constant(value=value) if (after := _other(value)) is not None:
+            yield "constant", node, repr(after)
+        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
+            yield "branch", test, f"not ({ast.unparse(test)})"
+        case ast.comprehension(ifs=ifs):
+            yield from (("branch", test, f"not ({ast.unparse(test)})") for test in ifs)
+        case ast.BoolOp(op=op, values=values):
+            new_op = ast.Or() if isinstance(op, ast.And) else ast.And()
+            yield "branch", node, f"({ast.unparse(ast.BoolOp(new_op, values))})"
+        case ast.Raise():
+            yield "raise", node, "pass"
+        case ast.Expr(value=ast.Call()):
+            yield "call", node, "pass"
+        case ast.Call(keywords=[_, *_]):
+            for index, one in enumerate(node.keywords):
+                if one.arg and one.arg not in WORDING + GUARDS:
+                    rest = node.keywords[:index] + node.keywords[index + 1 :]
+                    yield "keyword", node, ast.unparse(ast.Call(node.func, node.args, rest))
+        case ast.Return(value=ast.AST() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+            yield "return", node, "return None"
+
+
+def _other(value: object) -> object:
+    """Return a constant that is not this one, or None for what is wording."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, bytes):
+        return value + b"x"
+    return f"{value}x" if isinstance(value, str) and not any(map(str.isspace, value)) else None
+
+
+def sample(found: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
+    """Return so many mutants, as many of each kind as there are; a change of a file leaves those elsewhere in it."""
+    by_kind: dict[str, list[Mutant]] = defaultdict(list)
+    for one in sorted(found, key=lambda one: hashlib.sha256(f"{seed} {one.id}".encode()).hexdigest()):
+        by_kind[one.kind].append(one)
+    turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
+    return [one for one in chain.from_iterable(turns) if one is not None][:count]
+
+
+def start(work: Callable[[], int]) -> int:
+    """Start a function in a forked process, in a group of its own, and return its number."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setsid()
+            log = os.open(HOME / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1), os.dup2(log, 2)
+            code = int(work())
+        except BaseException:  # pytest's own end included
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def finish(child: int, limit: float) -> int | None:
+    """Return the exit code of a process, or None if it took longer than ``limit`` seconds."""
+    end, status = time.monotonic() + limit, None
+    while status is None and time.monotonic() < end:
+        done, raw = os.waitpid(child, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(raw) if done else None
+        time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # it, or what it left behind
+    if status is None:
+        os.waitpid(child, 0)
+    (HOME / f"{child}.log").replace(HOME / "last.log")
+    return status
+
+
+def failed(child: int) -> Path:
+    """Return where a process writes down which test failed first."""
+    return HOME / f"{child}.failed"
+
+
+class Chosen:
+    """Lets pytest run some tests only, in their order (or all), and writes down the first that fails."""
+
+    def __init__(self, tests: Sequence[str] | None) -> None:
+        self.rank = None if tests is None else {test: rank for rank, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keep the tests that were chosen; a change may have made some of them vanish."""
+        if self.rank is None:
+            return
+        items[:] = sorted((one for one in items if one.nodeid in self.rank), key=lambda one: self.rank[one.nodeid])
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Write down what failed."""
+        if report.failed:
+            failed(os.getpid()).write_text(report.nodeid)
+
+
+class Recorder:
+    """Writes down how long each test takes, and tells the processes that it starts for which test they run."""
+
+    def __init__(self, report: Path) -> None:
+        self.report = report
+        self.seconds: Counter[str] = Counter()
+        self.failed: set[str] = set()
+        self.skipped: set[str] = set()
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        """Empty the package's caches, so that each test passes through the lines that it depends on."""
+        settings = json.loads(base64.b64decode(os.environ["COVERAGE_PROCESS_CONFIG"]))
+        settings["context"] = item.nodeid
+        os.environ["COVERAGE_PROCESS_CONFIG"] = base64.b64encode(json.dumps(settings).encode()).decode()
+        for module in [one for name, one in sys.modules.items() if name.startswith("convstem.")]:
+            for value in vars(module).values():
+                if callable(clear := getattr(value, "cache_clear", None)) and value.__module__ == module.__name__:
+                    clear()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count what ran."""
+        self.seconds[report.nodeid] += report.duration
+        if not report.passed:
+            (self.failed if report.failed else self.skipped).add(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the tests that pass, with their seconds."""
+        kept = {
+            test: round(seconds, 3) for test, seconds in self.seconds.items() if test not in self.failed | self.skipped
+        }
+        self.report.write_text(json.dumps({"seconds": kept, "failed": sorted(self.failed)}, indent=0))
+
+
+def run_tests(arguments: Sequence[str], plugin: object) -> int:
+    """Run pytest in this process, as if convstem's hook had been there when torch was imported."""
+    import pytest
+
+    del os.environ["CONVSTEM_AUTOLOAD"]
+    sys.modules.pop("_convstem_autoload", None)
+    import _convstem_autoload as autoload
+
+    autoload.install()
+    for module, host in autoload.HOSTS.items():
+        if module in sys.modules:
+            autoload.register(host, "torch autoload")
+    quiet = ["-q", "-p", "no:cacheprovider", f"--basetemp={HOME / 'tmp'}-{os.getppid()}"]
+    preloaded = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return pytest.main([*quiet, *preloaded, *arguments], plugins=[plugin])
+
+
+def prepare(tree: Path) -> None:
+    """Make this a process that has imported the hosts and is in a copy, with nothing of convstem."""
+    os.chdir(tree)
+    sys.path[:] = [str(tree / "src"), str(tree), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    os.environ.update(CONVSTEM_AUTOLOAD="0", PYTHONPATH=str(tree / "src"), OMP_NUM_THREADS="1")
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "tools")]:
+        del sys.modules[name]
+    for name in PRELOADED:
+        __import__(name)
+    import torch
+
+    torch.set_num_threads(1)
+    assert not [name for name in sys.modules if name.split(".")[0] == "convstem"]
+
+
+def copy(tree: Path) -> None:
+    """Copy the checkout; its bytecode is compared with the source, as two changes of a file may be of one second."""
+    from tests.support.checkout import copy_checkout
+
+    shutil.rmtree(tree, ignore_errors=True)
+    copy_checkout(tree)
+    mode = compileall.py_compile.PycInvalidationMode.CHECKED_HASH  # type: ignore[attr-defined]
+    compileall.compile_dir(tree / "src", quiet=2, invalidation_mode=mode)
+
+
+def take_map() -> None:
+    """Run the everyday tests once, and keep which of them pass through each line."""
+    for path in [*HOME.glob("coverage*"), *HOME.glob("tests*.json")]:
+        path.unlink()
+    from tests.conftest import _ci_files
+
+    left_out = {*_ci_files(), *(TREE / f"tests/project/test_{name}.py" for name in READERS)}
+    files = sorted(str(path.relative_to(TREE)) for path in {*TREE.glob("tests/**/test_*.py")} - left_out)
+    parts = [start(partial(map_part, part, files[part::PARTS])) for part in range(PARTS)]
+    codes = [finish(child, limit=7200) for child in parts]
+    failed = [test for path in HOME.glob("tests*.json") for test in json.loads(path.read_text())["failed"]]
+    print(f"map: exit codes {codes}, {len(durations())} tests, {len(failed)} fail here:", *failed, sep="\n", flush=True)
+
+
+def map_part(part: int, files: Sequence[str]) -> int:
+    """Run some of the tests and leave their part of the map."""
+    settings, report = HOME / f"coveragerc{part}", HOME / f"tests{part}.json"
+    settings.write_text(SETTINGS.format(HOME / f"coverage{part}"))
+    coverage = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report="]
+    return run_tests([*coverage, f"--basetemp={HOME / f'tmp{part}'}", *files], Recorder(report))
+
+
+def durations() -> dict[str, float]:
+    """Return the tests of the map that pass, with their seconds."""
+    parts = [json.loads(path.read_text())["seconds"] for path in sorted(HOME.glob("tests*.json"))]
+    return {test: seconds for part in parts for test, seconds in part.items()}
+
+
+def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
+    """Return the tests that pass through the lines of a mutant, in the order in which they are asked."""
+    from coverage import CoverageData
+
+    first, last = mutant.lines
+    tests: set[str] = set()
+    for path in HOME.glob("coverage[0-9]"):
+        data = CoverageData(str(path))
+        data.read()
+        found = data.contexts_by_lineno(str(TREE / "src" / mutant.file))
+        tests |= {context.partition("|")[0] for line in found if first <= line <= last for context in found[line]}
+    if last == 1 << 30:  # lines that run on import
+        tests |= {test for test in seconds if _is_own(test, mutant.room)}
+    return _spread(tests & set(seconds), mutant.room, seconds)
+
+
+def _spread(tests: Iterable[str], room: str, seconds: Mapping[str, float]) -> list[str]:
+    """Return tests in the order in which they are asked: of each function one set of parameters, then another."""
+    turn: Counter[str] = Counter()
+    keys = {}
+    for test in sorted(tests, key=lambda test: seconds[test]):
+        function = test.partition("[")[0]
+        keys[test] = (not _is_own(test, room), turn[function], seconds[test])
+        turn[function] += 1
+    return sorted(keys, key=lambda test: keys[test])
+
+
+def _is_own(test: str, room: str) -> bool:
+    return test.startswith((f"tests/{room}/", f"tests/test_{room}.py"))
+
+
+def split(tests: Sequence[str], seconds: Mapping[str, float], few: int, limit: float) -> int:
+    """Return how many of the tests to run, from the first on."""
+    total = 0.0
+    for index, test in enumerate(tests):
+        total += seconds[test]
+        if index == few or (index and total > limit):
+            return index
+    return len(tests)
+
+
+def newer(room: str) -> list[str]:
+    """Return a room's files of tests that were written after the map was taken; they are copied here."""
+    since = (TREE / "pyproject.toml").stat().st_mtime
+    found = [path for path in sorted(ROOT.glob(f"tests/{room}/test_*.py")) if path.stat().st_mtime > since]
+    for path in found:
+        shutil.copy(path, path.relative_to(ROOT))
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def ask(
+    mutant: Mutant, files: Sequence[str], tests: Sequence[str] | None, expected: float, changed: bool = True
+) -> tuple[str, str]:
+    """Return whether tests notice a mutant, and by what; all tests of the files, or some."""
+    path = Path("src", mutant.file)
+    text = path.read_bytes()
+    kept = path.with_suffix(KEPT)
+    kept.write_bytes(text)
+    try:
+        path.write_bytes(mutant.apply(text) if changed else text)
+        child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
+        code = finish(child, limit=90 + 6 * expected)
+        by = failed(child).read_text() if failed(child).exists() else ""
+        failed(child).unlink(missing_ok=True)
+    finally:
+        kept.replace(path)
+        for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE"):  # of tests/conftest.py; the next one finds nothing of this one
+            shutil.rmtree(os.environ[name], ignore_errors=True)
+            Path(os.environ[name]).mkdir()
+    if code is None:
+        return "killed", "timeout"
+    if code in (0, 5):  # 5: the tests have vanished
+        return "survived", ""
+    return "killed", by or f"exit code {code}"
+
+
+def judge(mutant: Mutant, row: Mapping[str, Any], changed: bool = True) -> dict[str, Any]:
+    """Run the next tests on a mutant and return its row; ``row`` is what is known."""
+    seconds = durations()
+    tests = passing(mutant, seconds)
+    done = row.get("tests", 0)
+    few, limit = (len(tests), LONG) if done else (FEW, SHORT)
+    chosen = tests[done : done + split(tests[done:], seconds, few, limit)]
+    begin = time.monotonic()
+    found, by = "survived", ""
+    if chosen:
+        files = sorted({test.partition("::")[0] for test in chosen})
+        found, by = ask(mutant, files, chosen, sum(map(seconds.__getitem__, chosen)), changed)
+    about = {key: value for key, value in asdict(mutant).items() if key not in ("start", "end", "count")}
+    left = len(tests) - done - len(chosen) if found == "survived" and not done else 0
+    took = round(row.get("seconds", 0) + time.monotonic() - begin, 1)
+    return {"id": mutant.id, "room": mutant.room, **about, "found": found, "by": by,
+            "tests": done + len(chosen), "left": left, "of": len(tests), "seconds": took}  # fmt: skip
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """Return the last row of each mutant."""
+    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
+    return {row["id"]: row for row in map(json.loads, lines)}
+
+
+def note(row: Mapping[str, Any]) -> None:
+    """Add what is known of a mutant."""
+    with ROWS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def table(rows: Iterable[Mapping[str, Any]], equivalent: Mapping[str, str]) -> str:
+    """Return the scores of the rooms; equivalent mutants do not count."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        what = "killed" if row["found"] == "killed" else "equivalent" if row["id"] in equivalent else "survived"
+        for room in (row["room"], "all"):
+            found[room] += Counter({"mutants": 1, what: 1})
+    columns = ("mutants", "killed", "survived", "equivalent")
+    lines = [f"| room | {' | '.join(columns)} | score |", "|---" * 6 + "|"]
+    for room in [*sorted(found.keys() - {"all"}), *(["all"] if found else [])]:
+        counted = found[room]["mutants"] - found[room]["equivalent"]
+        score = f"{100 * found[room]['killed'] / counted:.0f} %" if counted else "-"
+        lines.append(f"| `{room}` | {' | '.join(str(found[room][column]) for column in columns)} | {score} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what the command line asks for, then print the table and the survivors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=300, help="how many mutants (300)")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--map", action="store_true", help="copy the checkout and take the map anew")
+    parser.add_argument("--again", action="store_true", help="ask newer tests about survivors first")
+    parser.add_argument("--only", default="", help="only mutants whose id, or file, begins so")
+    parser.add_argument("--control", action="store_true", help="change nothing: whatever is killed now is a fault here")
+    parser.add_argument("--tree", default=TREE.name, help="name of the copy; another one beside it begins at the end")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    tree = ROOT if args.table else HOME / args.tree
+    if not args.table:
+        if args.map or not tree.exists():
+            copy(tree)
+        for kept in tree.glob(f"src/**/*{KEPT}"):  # of a run that was ended
+            kept.replace(kept.with_suffix(".py"))
+        prepare(tree)
+        if args.map or not durations():
+            take_map()
+    sources, top = sorted(tree.glob("src/**/*.py")), tree / "src"
+    found = [one for path in sources for one in mutants(str(path.relative_to(top)), path.read_text(encoding="utf-8"))]
+    chosen = [one for one in sample(found, args.count, args.seed) if one.id.startswith(args.only)
+              or one.file.startswith(args.only)]  # fmt: skip
+    if not args.table:
+        run(chosen if args.tree == TREE.name else chosen[::-1], again=args.again, control=args.control)
+    rows = [row for one in chosen if (row := known().get(one.id))]
+    equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    print(table(rows, equivalent), f"\n{len(found):,} places, {len(rows)} of {len(chosen)} mutants asked", sep="\n")
+    for row in rows:
+        if row["found"] != "killed" and row["id"] not in equivalent:
+            print(f"\n{row['id']} {row['file']}:{row['lines'][0]} {row['name']}, {row['kind']}, {row['tests']} tests")
+            print(f"  - {row['before']}\n  + {row['after']}")
+
+
+def run(chosen: Sequence[Mutant], again: bool, control: bool) -> None:
+    """Ask about each mutant, then once more about survivors that have not met all tests."""
+    controls: dict[str, dict[str, Any]] = {}
+    for one in chosen if again else ():
+        row = known().get(one.id, {})
+        if row.get("found") == "survived" and (files := newer(one.room)):
+            found, by = ask(one, files, None, expected=120)
+            print(f"new tests: {one.id} {one.file} {one.kind} {found} {by}", flush=True)
+            if found == "killed":
+                note({**row, "found": found, "by": by, "left": 0})
+    for turn in ("first tests", "the rest"):
+        for one in chosen:
+            row = controls.get(one.id, {}) if control else known().get(one.id, {})
+            if not row.get("left", 1) or (turn == "the rest") != bool(row):
+                continue
+            new = judge(one, row, changed=not control)
+            print(f"{turn}: {one.id} {one.file} {one.kind} {new['found']} {new['seconds']} s {new['by']}", flush=True)
+            if control:
+                controls[one.id] = new
+                continue
+            note(new)
+
+
+if __name__ == "__main__":
+    main()
