@@ -34,7 +34,7 @@ from convstem.upstream import timm_set_metadata
 
 
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Return a model whose stem has no BatchNorm but computes in eval mode what it computed with it.
+    """Return a model without BatchNorm in its stem and with the same outputs in eval mode.
 
     The result is an ordinary model with ``stem_norm="none"``: it is saved, pushed, converted and exported like any
     other, and can be trained. The folding is done in float64.
@@ -235,7 +235,7 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
     if getattr(model, "dynamic_img_size", False) and to == "openvino":
         raise ArgumentError(
-            "OpenVINO cannot resample positions (bicubic, antialiased), as a model for any image size does: "
+            "OpenVINO cannot resample positions (bicubic, antialiased), which a model with a dynamic image size needs: "
             "load it without dynamic_img_size (--dynamic-size), or export it to onnx or torch-export"
         )
     images = example(model)[: None if target.dynamic else 1]
@@ -281,7 +281,7 @@ def check_target(to: str, out: Path, opset: int | None = None) -> None:
     if not out.parent.is_dir():
         raise MissingPathError(f"there is no folder {out.parent} for {out.name}: create it first")
     if opset is not None and to != "onnx":
-        raise ArgumentError(f"opset is a matter of onnx alone; got opset={opset} for {to}")
+        raise ArgumentError(f"opset applies to onnx only; got opset={opset} for {to}")
     if opset is not None and opset not in OPSETS:
         raise ArgumentError(
             f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, which torch's exporter writes; got {opset}"

@@ -109,7 +109,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export(model, "onnx", tmp_path / "m.pt2")
     with pytest.raises(ArgumentError, match=r"opset must be from 18 to 23, which torch's exporter writes; got 7"):
         export(model, "onnx", tmp_path / "m.onnx", opset=7)
-    with pytest.raises(ArgumentError, match=r"opset is a matter of onnx alone"):
+    with pytest.raises(ArgumentError, match=r"opset applies to onnx only"):
         export(model, "torch-export", tmp_path / "m.pt2", opset=18)
     with pytest.raises(ArgumentError, match=r"training mode .* call model.eval\(\) first"):
         export(ours().train(), "onnx", tmp_path / "m.onnx")

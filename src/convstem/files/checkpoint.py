@@ -75,7 +75,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in places.values()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InvalidFileError(f"{index.name} is no index of weights: it has no weight_map of files by key") from error
+        raise InvalidFileError(f"{index.name} is not an index of weights: it has no weight_map") from error
     odd = [name for name in names if Path(name).name != name]
     if odd:
         raise InvalidFileError(f"{index.name} may name files beside it only; got {some_of(odd)}")

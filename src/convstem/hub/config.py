@@ -258,7 +258,7 @@ _EXTRACTOR: dict[str, Any] = {
 
 
 _NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")
-"""Names among a constructor's annotations that are no argument, or none that belongs to a saved model."""
+"""Names among a constructor's annotations that are not arguments of a saved model."""
 
 
 def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:

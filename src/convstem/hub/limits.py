@@ -118,7 +118,7 @@ def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
         limit = LARGEST_SIZE.get(name, LARGEST_NUMBER)
         numbers = _numbers(value)
         if len(numbers) > LARGEST_LIST or any(not -limit <= number <= limit for number in numbers):
-            raise InvalidFileError(f"config.json: {name} = {short(value)} is absurd; at most {limit:,} is accepted")
+            raise InvalidFileError(f"config.json: {name} = {short(value)} is too large; at most {limit:,} is accepted")
         if name in LARGEST_SIZE and any(number <= 0 for number in numbers) and (name, value) != ("num_classes", 0):
             raise InvalidFileError(f"config.json: {name} must be positive; got {short(value)}")
 

@@ -70,7 +70,7 @@ class Given:
         allowed = sorted((*ARGUMENTS, *PREPROCESSING))
         unknown = sorted(set(facts) - set(allowed))
         if unknown:
-            raise ArgumentError(f"convert takes {', '.join(allowed)} besides; got {', '.join(unknown)}")
+            raise ArgumentError(f"convert also takes {', '.join(allowed)}; got {', '.join(unknown)}")
         arguments, preprocessing = dict(opened.arguments), dict(opened.preprocessing)
         hint = arguments.pop("architecture", None)
         for name, value in facts.items():

@@ -68,7 +68,7 @@ def _explain_on_load(
         lists[-1].extend(explain_mismatch(given, model, layout))  # the last list is error_msgs
     elif given and own.keys().isdisjoint(given):
         for sentence in explain_mismatch(given, model, layout):
-            warn(f"nothing of this state dict is the model's: {sentence}")
+            warn(f"no key of this state dict belongs to the model: {sentence}")
 
 
 def _contradicts(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:

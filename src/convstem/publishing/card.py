@@ -217,7 +217,7 @@ def render(facts: CardFacts) -> str:
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
     ModelCard(text)  # parses the metadata as the Hub will
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
 
 
 _MOST_CLASSES = 20

@@ -221,7 +221,7 @@ def check_new(folder: Path, source: Source, overwrite: bool = False, names: Coll
     places = [folder] if source.kind == "folder" else [folder / name for name in FILES if source.kind == "file"]
     with path_errors("write", folder):
         if any(place.exists() and place.samefile(source.path) for place in places):
-            raise ArgumentError(f"{folder} is where the source lies: name another folder to write")
+            raise ArgumentError(f"{folder} holds the source: name another folder to write")
         check_free(folder, names, overwrite)
 
 
@@ -253,8 +253,8 @@ def save(
     odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized)
     if odd:
         raise UnsupportedModelError(
-            f"the model is quantised: {', '.join(odd[:3])}, ... are no plain tensors, and neither host could load "
-            "them; save the model that it was made from"
+            f"the model is quantised: {', '.join(odd[:3])}, ... are not plain tensors, and neither timm "
+            "nor torchvision could load them; save the model that it was made from"
         )
     empty = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if empty:
@@ -274,7 +274,7 @@ def _sayable(model: Any) -> dict[str, Any]:
     """Return what stands in a config for the arguments of a model that it cannot hold: norm layers with an epsilon.
 
     Raises:
-        ArgumentError: another argument that is no plain value.
+        ArgumentError: another argument that is not a plain value.
     """
     from timm.models import get_model_args
 

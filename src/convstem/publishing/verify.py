@@ -55,7 +55,7 @@ class Report:
 
 
 def verify(source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None) -> Report:
-    """Examine a Hub repository, a local folder or the weights of a name; nothing in them can run.
+    """Check a Hub repository, a local folder or the weights of a name; no code in them is run.
 
     The model is built without memory. Of weights that are transplanted or converted while loading, the file that they
     are made from is examined, which is not of our architecture and layout.
