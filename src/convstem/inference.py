@@ -7,7 +7,6 @@ What was written is compared with the model.
 from __future__ import annotations
 
 import copy
-import errno
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, MissingPathError, warn
+from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, MissingPathError, PathError, warn
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
 from convstem.registry.stem_spec import choice
@@ -264,10 +263,13 @@ def _beside(out: Path) -> list[Path]:
 
 
 def _check_room(model: nn.Module, out: Path) -> None:
-    """Raise ``OSError`` if the disk has less room than the parameters take: some exporters would not notice."""
-    needed = sum(parameter.nbytes for parameter in model.parameters())
-    if shutil.disk_usage(out.parent).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """Raise ``PathError`` if the disk has less room than the parameters take: some exporters would not notice."""
+    needed, free = sum(parameter.nbytes for parameter in model.parameters()), shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise PathError(
+            f"cannot write {out}: the parameters take {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB left; "
+            "free some space, or name a path on another disk"
+        )
 
 
 def check_target(to: str, out: Path, opset: int | None = None) -> None:

@@ -207,6 +207,6 @@ def test_a_file_that_cannot_be_written_whole_is_not_there(to: str, tmp_path: Pat
 
 def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convstem.inference.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(PathError, match="No space left on device; free some space"):
+    with pytest.raises(PathError, match="the parameters take 2 MB and the disk has 0 MB left; free some space"):
         export(ours(), "openvino", tmp_path / "m.xml")
     assert list(tmp_path.iterdir()) == []
