@@ -57,8 +57,8 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
         return model
     if model.training or stem.training:
         raise ArgumentError(
-            "a model in training mode is not folded, for its BatchNorm computes with the statistics of the batch: "
-            "call model.eval() first"
+            "a model in training mode cannot be folded, because its BatchNorm uses the statistics of the batch: call "
+            "model.eval() first"
         )
     folded = model if inplace else copy.deepcopy(model)
     embed = find_embed(folded)
@@ -302,7 +302,7 @@ def _check_packages(to: str) -> None:
 
 
 def installed(package: str) -> bool:
-    """Tell whether a package is installed, without importing it."""
+    """Return whether a package is installed, without importing it."""
     return find_spec(package) is not None
 
 

@@ -369,6 +369,7 @@ def test_every_way_of_loading_names_a_foreign_checkpoint(way: str, tmp_path: Pat
 NO_CHECKPOINTS = {
     "passwd": b"root:x:0:0:root:/root:/bin/bash\n",
     "README.md": b"# A page\n\nWith words.\n",
+    "chapter": b"convstem is a plugin\nfor two hosts\n.",
     "zip": b"PK\x03\x04 nothing",
     "empty": b"",
     "bytes": bytes(range(256)),

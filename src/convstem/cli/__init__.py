@@ -24,7 +24,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write; created if needed.")
 
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model that is in the folder.")
 
@@ -58,7 +58,7 @@ LABELS = click.option(
     type=click.Path(exists=True, dir_okay=False),
     callback=label_list,
     metavar="FILE",
-    help="Names of the classes, one a line.",
+    help="File with the names of the classes, one a line, or a JSON list.",
 )
 
 

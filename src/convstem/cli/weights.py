@@ -78,8 +78,9 @@ TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
 def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """Turn the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub understand.
 
-    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz), or a folder of transformers or ORG/NAME
-    with one. Layout and architecture are detected, every key is accounted for, and code in a pickle is never run.
+    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz), a folder of transformers or timm, or
+    ORG/NAME on the Hub. Layout and architecture are detected, every key is accounted for, and code in a pickle is
+    never run.
     """
     from convstem.publishing.convert import convert_to_folder
 

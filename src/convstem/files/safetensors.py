@@ -90,7 +90,7 @@ def check_weights(path: Path) -> dict[str, Stored]:
 
 
 def nonfinite_allowed() -> bool:
-    """Tell whether NaN and Inf are accepted in weights."""
+    """Return whether NaN and Inf are accepted in weights."""
     return ALLOW_NONFINITE.get() or os.environ.get("CONVSTEM_ALLOW_NONFINITE") == "1"
 
 

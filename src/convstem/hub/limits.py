@@ -25,14 +25,14 @@ _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number, and not true or false."""
+    """Return whether a value is a finite number, and not true or false."""
     if isinstance(value, int):
         return not isinstance(value, bool)
     return isinstance(value, float) and math.isfinite(value)
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Tell whether a value read from JSON is of a kind. Classes and functions, which JSON cannot hold, are of none."""
+    """Return whether a value read from JSON is of a kind; classes and functions, which JSON cannot hold, are none."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)

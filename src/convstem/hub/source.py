@@ -205,7 +205,7 @@ def _taken(verb: str) -> str:
 
 
 def is_path(source: str) -> bool:
-    """Tell whether a name can only mean a path on this machine, and no repository."""
+    """Return whether a name can only mean a path on this machine, and no repository."""
     name = source.partition("@")[0]
     spelt = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     return spelt or source.endswith(_SUFFIXES)

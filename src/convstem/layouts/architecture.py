@@ -295,7 +295,7 @@ def _heads(sizes: Sizes, known: Mapping[str, Any], usual: set[int]) -> int:
 
 
 def _usual(sizes: Sizes, naming: Naming) -> bool:
-    """Tell whether the model has the tokens, norms and pooling that its name stands for."""
+    """Return whether the model has the tokens, norms and pooling that its name stands for."""
     usual = {**_FIRST_VIT, **naming.usual}
     gated = (sizes.embed_dim, sizes.depth) in {(width, depth) for width, depth, _ in naming.gated_trunks}
     return sizes.gated_mlp == gated and all(getattr(sizes, name) == value for name, value in usual.items())

@@ -72,7 +72,7 @@ def _explain_on_load(
 
 
 def _contradicts(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Tell whether a state dict has a tensor of a model in another shape, or as integers."""
+    """Return whether a state dict has a tensor of a model in another shape, or as integers."""
     shapes = {key: getattr(value, "shape", None) for key, value in state_dict.items() if key in own}
     return any(shape != own[key].shape for key, shape in shapes.items()) or bool(_integers(state_dict, own))
 

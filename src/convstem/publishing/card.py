@@ -281,7 +281,7 @@ def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
 
 
 def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
-    """Tell whether torchvision's class can express a model with this head and these images."""
+    """Return whether torchvision's class can express a model with this head and these images."""
     known = {*ModelSpec.__dataclass_fields__, "in_chans", "stride"}
     other = {key: value for key, value in facts.model_args.items() if key not in known}
     channels, height, width = facts.input_size

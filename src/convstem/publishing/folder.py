@@ -65,7 +65,7 @@ def require_same(model: nn.Module, folder: Path, original: nn.Module | None = No
     if error > tolerance:
         found = list(_unlike(model, back)) or ["no module that differs by its description"]
         raise ArgumentError(
-            f"what would be read back computes something else (relative difference {error:.1e} on an image): "
+            f"the saved model would give other outputs (relative difference {error:.1e} on an image): "
             f"{some_of(found)}. A config cannot say this: build the model with the arguments that it needs, or undo "
             "the change"
         )

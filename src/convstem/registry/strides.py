@@ -62,7 +62,7 @@ def check_reads(stem: StemSpec, patch_size: int) -> None:
 
 
 def reads_last(stem: StemSpec, patch_size: int) -> bool:
-    """Tell whether a stem's last convolution, and no layer before it, reads a whole patch at each position."""
+    """Return whether a stem's last convolution, and no layer before it, reads a whole patch at each position."""
     kernel, taps = stem.last_kernel_size, stem.last_stride * patch_size // stem.patch_size
     return taps > 1 and kernel % 2 == 1 and kernel >= 2 * taps - 1
 

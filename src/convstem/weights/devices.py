@@ -67,7 +67,7 @@ def check_device(device: Any) -> None:
 
 
 def _captures(device: torch.device) -> bool:
-    """Tell whether the device's current stream is being captured into a graph, as ``torch.cuda.graph`` does."""
+    """Return whether the device's current stream is being captured into a graph, as ``torch.cuda.graph`` does."""
     module = getattr(torch, device.type, None)
     initialised, asked = (getattr(module, name, None) for name in ("is_initialized", "is_current_stream_capturing"))
     return bool(initialised and asked and initialised() and asked())
@@ -245,7 +245,7 @@ class DeviceCopier:
 
 
 def has_streams(device: torch.device) -> bool:
-    """Tell whether a device copies asynchronously; where it does not, a plain copy is as good."""
+    """Return whether a device copies asynchronously; where it does not, a plain copy is as good."""
     if device.type in ("cpu", "meta", "mps"):
         return False
     try:
