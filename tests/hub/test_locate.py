@@ -188,9 +188,9 @@ def write_ours(folder: Path, models: dict[str, dict[str, bytes]], **config: Any)
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "blocks": ({"model_args": {"depth": 10**6}}, "depth = 1000000 is absurd"),
+    "blocks": ({"model_args": {"depth": 10**6}}, "depth = 1000000 is too large"),
     "more blocks than tensors": ({"model_args": {"depth": 500}}, "more than the weights beside it"),
-    "classes": ({"num_classes": 10**9, "root": {"num_classes": 10**9}}, "num_classes = 1000000000 is absurd"),
+    "classes": ({"num_classes": 10**9, "root": {"num_classes": 10**9}}, "num_classes = 1000000000 is too large"),
     "width": ({"model_args": {"embed_dim": 15360}}, "more than the weights beside it"),
     "two heads": ({"model_args": {"num_classes": 7}}, "contradicts itself about num_classes"),
     "unknown field": ({"colour": "red"}, "timm knows no colour in pretrained_cfg"),

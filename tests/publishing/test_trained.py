@@ -61,7 +61,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
     "depth": (kwargs(depth=10**9), "the arguments in c.pth: depth = 1000000000 is too large; at most 512"),
     "depth beyond the file": (kwargs(depth=500), "depth = 500 is more than the weights beside it can have been made"),
     "width": (kwargs(embed_dim=12288), "embed_dim = 12288 is more than the weights"),
-    "stem": (kwargs(stem_channels=[10**12]), "stem_channels = .1000000000000. is absurd"),
+    "stem": (kwargs(stem_channels=[10**12]), "stem_channels = .1000000000000. is too large"),
     "checkpoint_path": (kwargs(checkpoint_path="/etc/passwd"), "unknown model_args checkpoint_path;"),
     "pretrained": (kwargs(pretrained=True), "unknown model_args pretrained;"),
     "an address": (

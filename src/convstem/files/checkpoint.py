@@ -157,7 +157,7 @@ def _read_pickle(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return why torch cannot read a file, without its advice to run the code in it."""
-    first = next(iter(str(error).splitlines()), "")
+    first = next(iter(str(error).splitlines()), "") if isinstance(error, (EOFError, RuntimeError)) else ""
     return first.rstrip(".") if first and "weights_only" not in first else "torch finds no state dict in it"
 
 

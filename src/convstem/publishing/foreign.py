@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -78,12 +78,12 @@ def read_beside(path: Path) -> Beside:
     config, preprocessing = path.with_name(CONFIG), path.with_name(PREPROCESSING)
     content = read_json(config) if config.is_file() else {}
     layout = layout_of_config(content)
+    images = _mean_and_std(preprocessing) if preprocessing.is_file() else {}
     if layout is None and isinstance(content.get("pretrained_cfg"), Mapping):
-        return _of_timm(content)
+        timms = _of_timm(content)
+        return replace(timms, facts={**timms.facts, **images})
     facts = arguments_of_config(content) if layout else {}
-    if preprocessing.is_file():
-        facts |= _mean_and_std(preprocessing)
-    return Beside(facts, layout, labels=_labels(content.get("id2label")) if layout else ())
+    return Beside({**facts, **images}, layout, labels=_labels(content.get("id2label")) if layout else ())
 
 
 _OF_CFG = {"crop_mode": str, "crop_pct": float, "interpolation": str}
