@@ -7,6 +7,7 @@ What was written is compared with the model.
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,19 +83,35 @@ OPSETS = range(18, 24)
 """Operator sets that torch's dynamo exporter writes; lower ones need a conversion that loses precision."""
 
 
-class _Patient:
+class _Patient(io.RawIOBase):
     """A binary file for torch's archive writer, which ends the process on an exception: the first error waits.
 
     Args:
         file: is written to until that fails.
     """
 
+    error: OSError | None = None
+
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
 
-    error: OSError | None
+    def writable(self) -> bool:
+        """Return True; torch asks."""
+        return True
 
-    def write(self, data: bytes) -> int:
+    def seekable(self) -> bool:
+        """Return True; torch asks."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move in the file."""
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place in the file."""
+        return self.file.tell()
+
+    def write(self, data: Any) -> int:
         """Write, or note why not."""
         self._try(partial(self.file.write, data))
         return len(data)
@@ -104,7 +121,7 @@ class _Patient:
         self._try(self.file.flush)
 
     def _try(self, write: Callable[[], object]) -> None:
-        if self.error is None:
+        if self.error is None and not self.file.closed:
             try:
                 write()
             except OSError as error:
@@ -113,8 +130,8 @@ class _Patient:
 
 def _write_program(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
     with out.open("wb", buffering=0) as file:
-        patient: Any = _Patient(file)
-        torch.export.save(program, patient)
+        patient = _Patient(file)
+        torch.export.save(program, cast("Any", patient))
     if patient.error:
         raise patient.error
 

@@ -193,7 +193,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "classes": ({"num_classes": 10**9, "root": {"num_classes": 10**9}}, "num_classes = 1000000000 is too large"),
     "width": ({"model_args": {"embed_dim": 15360}}, "more than the weights beside it"),
     "two heads": ({"model_args": {"num_classes": 7}}, "contradicts itself about num_classes"),
-    "unknown field": ({"colour": "red"}, "timm knows no colour in pretrained_cfg"),
+    "unknown field": ({"colour": "red"}, "timm does not know colour in pretrained_cfg"),
     "mean": ({"mean": None}, "mean must be a list of numbers; got null"),
     "std": ({"std": [0, 0, 0]}, "std must be a list of numbers above 0"),
     "input_size": ({"input_size": "3x32x32"}, "input_size must be channels, height and width"),

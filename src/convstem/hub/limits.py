@@ -92,7 +92,7 @@ LARGEST_SIZE = {
     "patch_size": 1 << 10,
     "stride": 1 << 10,
 }
-"""Beyond these a config is absurd, and building the model only to find that out would take for ever. All are positive,
+"""Larger sizes are refused before the model is built, which would take too long. All are positive,
 but for the classes of a model without head."""
 
 
