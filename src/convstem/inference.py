@@ -7,7 +7,6 @@ What was written is compared with the model.
 from __future__ import annotations
 
 import copy
-import errno
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, MissingPathError, warn
+from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, MissingPathError, PathError, warn
 from convstem.files.paths import path_errors
 from convstem.files.staging import replacing
 from convstem.registry.stem_spec import choice
@@ -34,7 +33,7 @@ from convstem.upstream import timm_set_metadata
 
 
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Return a model whose stem has no BatchNorm but computes in eval mode what it computed with it.
+    """Return a model without BatchNorm in its stem and with the same outputs in eval mode.
 
     The result is an ordinary model with ``stem_norm="none"``: it is saved, pushed, converted and exported like any
     other, and can be trained. The folding is done in float64.
@@ -58,8 +57,8 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
         return model
     if model.training or stem.training:
         raise ArgumentError(
-            "a model in training mode is not folded, for its BatchNorm computes with the statistics of the batch: "
-            "call model.eval() first"
+            "a model in training mode cannot be folded, because its BatchNorm uses the statistics of the batch: call "
+            "model.eval() first"
         )
     folded = model if inplace else copy.deepcopy(model)
     embed = find_embed(folded)
@@ -235,7 +234,7 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
     if getattr(model, "dynamic_img_size", False) and to == "openvino":
         raise ArgumentError(
-            "OpenVINO cannot resample positions (bicubic, antialiased), as a model for any image size does: "
+            "OpenVINO cannot resample positions (bicubic, antialiased), which a model with a dynamic image size needs: "
             "load it without dynamic_img_size (--dynamic-size), or export it to onnx or torch-export"
         )
     images = example(model)[: None if target.dynamic else 1]
@@ -264,10 +263,13 @@ def _beside(out: Path) -> list[Path]:
 
 
 def _check_room(model: nn.Module, out: Path) -> None:
-    """Raise ``OSError`` if the disk has less room than the parameters take: some exporters would not notice."""
-    needed = sum(parameter.nbytes for parameter in model.parameters())
-    if shutil.disk_usage(out.parent).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """Raise ``PathError`` if the disk has less room than the parameters take: some exporters would not notice."""
+    needed, free = sum(parameter.nbytes for parameter in model.parameters()), shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise PathError(
+            f"cannot write {out}: the parameters take {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB left; "
+            "free some space, or name a path on another disk"
+        )
 
 
 def check_target(to: str, out: Path, opset: int | None = None) -> None:
@@ -281,7 +283,7 @@ def check_target(to: str, out: Path, opset: int | None = None) -> None:
     if not out.parent.is_dir():
         raise MissingPathError(f"there is no folder {out.parent} for {out.name}: create it first")
     if opset is not None and to != "onnx":
-        raise ArgumentError(f"opset is a matter of onnx alone; got opset={opset} for {to}")
+        raise ArgumentError(f"opset applies to onnx only; got opset={opset} for {to}")
     if opset is not None and opset not in OPSETS:
         raise ArgumentError(
             f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, which torch's exporter writes; got {opset}"
@@ -300,7 +302,7 @@ def _check_packages(to: str) -> None:
 
 
 def installed(package: str) -> bool:
-    """Tell whether a package is installed, without importing it."""
+    """Return whether a package is installed, without importing it."""
     return find_spec(package) is not None
 
 

@@ -113,7 +113,7 @@ def test_a_flipped_byte_is_fetched_again(
     assert outcome.value == float(load_file(Path(cache) / "right.safetensors")["head.weight"].double().sum())
     hub.arm(Fault(flip=-2000, times=99))
     again = client(f"import shutil; shutil.rmtree({cache!r}); {what}")
-    assert "is damaged, twice: expected hash" in str(again.error)
+    assert "is damaged after two downloads: expected hash" in str(again.error)
 
 
 @pytest.mark.full

@@ -188,5 +188,6 @@ def test_figures_in_the_form_that_the_hub_reads_beside_the_card() -> None:
     assert entry["notes"].startswith("acc@1; ")
     (own,) = yaml.safe_load(evaluation(replace(facts, dataset="me/leaves", metrics={"f1": 0.5})))
     assert (own["dataset"]["id"], own["value"]) == ("me/leaves", 0.5)
-    for nothing in ({"metrics": {}}, {"dataset": "my photos"}, {"repo_id": None}):
+    lacking: list[dict[str, Any]] = [{"metrics": {}}, {"dataset": "my photos"}, {"repo_id": None}]
+    for nothing in lacking:
         assert evaluation(replace(facts, **nothing)) == ""

@@ -342,7 +342,7 @@ def test_only_you_can_know_the_heads() -> None:
     assert len(convstem.convert(state, "torchvision")) == len(state)  # the tensors need neither
     with pytest.raises(ValueError, match=r"this checkpoint is not a vitc_4gf: it has 2 blocks of width 24"):
         convstem.convert(state, architecture="vitc_4gf")
-    with pytest.raises(ValueError, match=r"convert takes .*num_heads.* besides; got heads"):
+    with pytest.raises(ValueError, match=r"convert also takes .*num_heads.*; got heads"):
         convstem.convert(state, heads=3)
 
 
@@ -369,6 +369,7 @@ def test_every_way_of_loading_names_a_foreign_checkpoint(way: str, tmp_path: Pat
 NO_CHECKPOINTS = {
     "passwd": b"root:x:0:0:root:/root:/bin/bash\n",
     "README.md": b"# A page\n\nWith words.\n",
+    "chapter": b"convstem is a plugin\nfor two hosts\n.",
     "zip": b"PK\x03\x04 nothing",
     "empty": b"",
     "bytes": bytes(range(256)),

@@ -408,7 +408,7 @@ def test_loading_under_faults(hub: HubServer, pusher: Client, tmp_path: Path, na
         hub.arm(*LOAD_FAULTS[name])
         outcome = pusher(text)
         if outcome.error:
-            assert "model.safetensors of writer/nano is damaged, twice: expected hash" in outcome.error
+            assert "model.safetensors of writer/nano is damaged after two downloads: expected hash" in outcome.error
             assert name == "flipped-every-time"
         else:
             assert outcome.value is True

@@ -58,7 +58,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
     "pooling by number": (arguments(gp=5), "the arguments in c.pth: global_pool must be one of .*; got 5"),
     "images without size": (arguments(img_size="large"), "describe no images: {'img_size': 'large'}"),
     "mean as text": (arguments(mean="abc"), "the arguments in c.pth: mean must be a list of numbers; got"),
-    "depth": (kwargs(depth=10**9), "the arguments in c.pth: depth = 1000000000 is absurd; at most 512"),
+    "depth": (kwargs(depth=10**9), "the arguments in c.pth: depth = 1000000000 is too large; at most 512"),
     "depth beyond the file": (kwargs(depth=500), "depth = 500 is more than the weights beside it can have been made"),
     "width": (kwargs(embed_dim=12288), "embed_dim = 12288 is more than the weights"),
     "stem": (kwargs(stem_channels=[10**12]), "stem_channels = .1000000000000. is absurd"),

@@ -25,7 +25,7 @@ COMMANDS = [shlex.split(line) for line in LINES if re.match(r"(python|torchrun) 
 TIMM_COMMANDS = [command for command in COMMANDS if "--config" in command]
 TORCHVISION_COMMANDS = [command for command in COMMANDS if "--data-path" in command]
 
-# Run where train.py lies: prints the keys of a YAML file that are no arguments of its, or values of another type.
+# Run where train.py lies: prints the keys of a YAML file that are not arguments of its, or values of another type.
 CHECK_CONFIG = """
 import sys, train, yaml
 config = yaml.safe_load(open(sys.argv[1]))

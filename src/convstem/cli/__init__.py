@@ -6,8 +6,13 @@ Not public: what is, is imported from ``convstem`` itself.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Sequence
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write; created if needed.")
 
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model that is in the folder.")
 
@@ -53,7 +58,7 @@ LABELS = click.option(
     type=click.Path(exists=True, dir_okay=False),
     callback=label_list,
     metavar="FILE",
-    help="Names of the classes, one a line.",
+    help="File with the names of the classes, one a line, or a JSON list.",
 )
 
 
@@ -71,6 +76,62 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
         return tuple(float(number) for number in text.split(",")) if text else None
     except ValueError:
         raise click.BadParameter(f"expected numbers separated by commas, such as 0.5,0.5,0.5; got {text!r}") from None
+
+
+ERASE = "\r\x1b[K"
+"""Takes the line of a terminal back that the cursor is in."""
+
+
+def _write_over(text: str) -> None:
+    sys.stderr.write(ERASE + text)
+    sys.stderr.flush()
+
+
+class _Step(logging.Handler):
+    """Shows the latest step of the library and how long the command has run, in a line of the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.text, self.ended = time.monotonic(), "", threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note the next step and show it."""
+        self.text = printable(record.getMessage())
+        self.show()
+
+    def show(self) -> None:
+        """Write the line anew."""
+        if self.text and not self.ended.is_set():
+            width = shutil.get_terminal_size().columns - 1
+            line = f"[{time.monotonic() - self.began:3.0f} s] {self.text} ..."
+            _write_over(line[:width])
+
+    def run(self) -> None:
+        """Count the seconds until the end."""
+        while not self.ended.wait(1):
+            self.show()
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Show what is under way, on a terminal only: the step and the seconds, in a line that is taken back at the end."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    step, logger = _Step(), logging.getLogger("convstem.progress")
+    before = logger.level
+    logger.addHandler(step)
+    logger.setLevel(logging.INFO)
+    clock = threading.Thread(target=step.run, daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        logger.removeHandler(step)
+        logger.setLevel(before)
+        step.ended.set()
+        clock.join()
+        _write_over("")
 
 
 def say(line: object, err: bool = False) -> None:

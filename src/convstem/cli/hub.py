@@ -25,9 +25,9 @@ PRIVATE = click.option("--private", is_flag=True, help="Create the repository pr
 @click.option("--dataset", default="", help="What the metrics were measured on.")
 @LABELS
 @click.option("--base-model", help="The repository that the weights were made from.")
-@click.option("--arch", help="Of a checkpoint, its architecture, where the one it names cannot be found any more.")
-@click.option("--use-ema", is_flag=True, help="Of a checkpoint, push the averaged weights.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--arch", help="Architecture of a checkpoint, if the one that it names can no longer be found.")
+@click.option("--use-ema", is_flag=True, help="Push the averaged weights of a checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @PRIVATE
 @AS_JSON
 def push(
@@ -103,12 +103,12 @@ def pull(source: str, revision: str | None, out: Path | None, overwrite: bool) -
     say(convstem.pull(source, revision, out, overwrite=overwrite))
 
 
-@click.command(short_help="Examine a repository or folder.")
+@click.command(short_help="Check a repository or folder.")
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit.")
 @AS_JSON
 def verify(source: str, revision: str | None, as_json: bool) -> None:
-    """Examine SOURCE: hashes, header, shapes, finite values, config, licence.
+    """Check SOURCE: hashes, header, shapes, finite values, config, licence.
 
     SOURCE is ORG/NAME, a folder or a pretrained name.
     """
@@ -130,7 +130,7 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
 @PRIVATE
 @AS_JSON
 def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bool) -> None:
-    """Publish the registry's own and transplanted weights; what is there already is skipped."""
+    """Publish the registry's own and transplanted weights; repositories that have them already are skipped."""
     from convstem.publishing.publish import Publication
 
     def report(row: Publication) -> None:

@@ -31,8 +31,8 @@ from convstem.registry import catalog
 def list_command(pattern: str, everything: bool, pretrained: bool, license: str | None, as_json: bool) -> None:
     """List architectures (or pretrained tags) whose name matches PATTERN.
 
-    PATTERN is in the shell's style ('vit_b16_*', quoted), or a word that the name holds (dinov3). Without one: our own
-    families, then timm trunks under names of ours.
+    PATTERN is a quoted shell pattern ('vit_b16_*') or part of a name (dinov3). Without it: convstem's own families,
+    then timm trunks under names of their own.
     """
     pretrained = pretrained or license is not None
     names = listed(pattern or "*" * everything, pretrained, license)
@@ -91,8 +91,8 @@ def weights_cell(info: dict[str, Any]) -> str:
 def show(name: str, as_json: bool) -> None:
     """Show one architecture: stem, sizes, parameters, weights and licences.
 
-    NAME is a timm or torchvision name, with or without a pretrained tag; of a patchify model of timm, its conv-stem
-    name is shown.
+    NAME is a timm or torchvision name, with or without a pretrained tag; for a patchify model of timm, its
+    conv-stem name is shown.
     """
     name = source_of("show", name).name
     ours = names_on_conv_stem(name)

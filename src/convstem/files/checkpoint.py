@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,7 +76,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in places.values()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InvalidFileError(f"{index.name} is no index of weights: it has no weight_map of files by key") from error
+        raise InvalidFileError(f"{index.name} is not an index of weights: it has no weight_map") from error
     odd = [name for name in names if Path(name).name != name]
     if odd:
         raise InvalidFileError(f"{index.name} may name files beside it only; got {some_of(odd)}")
@@ -170,19 +171,26 @@ def _code_in(path: Path) -> list[str]:
         return _names_in_pickle(path)
 
 
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+"""How a pickle can name what it imports; a text that begins with c seems to import its first two lines."""
+
+
 def _names_in_pickle(path: Path) -> list[str]:
     """Return what a plain pickle would import, torch's own tensors aside; it is looked through, not opened."""
-    names, strings = set(), ["", ""]
+    names: set[str] = set()
+    strings = ["", ""]
     try:
         with path.open("rb") as file:
             for operation, argument, _ in pickletools.genops(file):
                 if operation.name in ("GLOBAL", "STACK_GLOBAL"):
-                    names.add(".".join(argument.split() if argument else strings[-2:]))
+                    parts = argument.split(" ") if argument else strings[-2:]
+                    names |= {".".join(parts)} if len(parts) == 2 else set()
                 elif isinstance(argument, str):
                     strings.append(argument)
     except (OSError, ValueError):  # no pickle after all, or the end is missing
         return []
-    return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
+    own = ("torch.", "collections.OrderedDict")
+    return sorted(name for name in names if _NAME.fullmatch(name) and not name.startswith(own))
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

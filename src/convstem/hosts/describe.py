@@ -24,7 +24,7 @@ from convstem.registry.tables import what_is_kept
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return timm names: our own families first, then named timm trunks, then the names made by rule.
+    """Return timm names: convstem's own families first, then named timm trunks, then the names made by rule.
 
     Args:
         filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;

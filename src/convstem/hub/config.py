@@ -161,7 +161,9 @@ def check_stated(architecture: str, cfg: Mapping[str, Any], args: Mapping[str, A
     known = {**get_type_hints(PretrainedCfg), **_WIDER}
     unknown = sorted(set(cfg) - set(known))
     if unknown:
-        raise InvalidFileError(f"config.json: timm knows no {', '.join(unknown)} in pretrained_cfg, so it cannot load")
+        raise InvalidFileError(
+            f"config.json: timm does not know {', '.join(unknown)} in pretrained_cfg, so it cannot load"
+        )
     for name, (expected, accepts) in _PREPROCESSING.items():
         if name in cfg and not (fits(cfg[name], known[name]) and accepts(cfg[name])):
             raise InvalidFileError(f"config.json: {name} must be {expected}; got {short(cfg[name])}")
@@ -258,7 +260,7 @@ _EXTRACTOR: dict[str, Any] = {
 
 
 _NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")
-"""Names among a constructor's annotations that are no argument, or none that belongs to a saved model."""
+"""Names among a constructor's annotations that are not arguments of a saved model."""
 
 
 def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:

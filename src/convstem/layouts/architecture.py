@@ -70,7 +70,7 @@ class Given:
         allowed = sorted((*ARGUMENTS, *PREPROCESSING))
         unknown = sorted(set(facts) - set(allowed))
         if unknown:
-            raise ArgumentError(f"convert takes {', '.join(allowed)} besides; got {', '.join(unknown)}")
+            raise ArgumentError(f"convert also takes {', '.join(allowed)}; got {', '.join(unknown)}")
         arguments, preprocessing = dict(opened.arguments), dict(opened.preprocessing)
         hint = arguments.pop("architecture", None)
         for name, value in facts.items():
@@ -295,7 +295,7 @@ def _heads(sizes: Sizes, known: Mapping[str, Any], usual: set[int]) -> int:
 
 
 def _usual(sizes: Sizes, naming: Naming) -> bool:
-    """Tell whether the model has the tokens, norms and pooling that its name stands for."""
+    """Return whether the model has the tokens, norms and pooling that its name stands for."""
     usual = {**_FIRST_VIT, **naming.usual}
     gated = (sizes.embed_dim, sizes.depth) in {(width, depth) for width, depth, _ in naming.gated_trunks}
     return sizes.gated_mlp == gated and all(getattr(sizes, name) == value for name, value in usual.items())

@@ -102,7 +102,7 @@ def _apply(
         tensors = change([state_dict[key] for key in keys])
     except (IndexError, RuntimeError, ValueError) as error:
         shapes = ", ".join(f"{key} {list(state_dict[key].shape)}" for key in keys)
-        raise ConversionError(f"shapes that cannot be right ({name}): {shapes}") from error
+        raise ConversionError(f"impossible shapes ({name}): {shapes}") from error
     for template, tensor in zip(row.sides[to], tensors, strict=True):
         new = fill(template, values, n)
         if new in result.state_dict:
@@ -218,7 +218,7 @@ def _check_ties(inward: Translation) -> None:
             names = ", ".join(sorted({*inward.sources[other], *inward.sources[key]}))
             raise ConversionError(
                 f"these keys share one tensor: {names}. No ViT ties its weights, and a file would not keep the tie; "
-                "clone one of them if the values are meant"
+                "clone one of them if this is intended"
             )
 
 

@@ -217,7 +217,7 @@ def render(facts: CardFacts) -> str:
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
     ModelCard(text)  # parses the metadata as the Hub will
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
 
 
 _MOST_CLASSES = 20
@@ -281,7 +281,7 @@ def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
 
 
 def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
-    """Tell whether torchvision's class can express a model with this head and these images."""
+    """Return whether torchvision's class can express a model with this head and these images."""
     known = {*ModelSpec.__dataclass_fields__, "in_chans", "stride"}
     other = {key: value for key, value in facts.model_args.items() if key not in known}
     channels, height, width = facts.input_size

@@ -187,7 +187,7 @@ def _operations(folder: Path, remote: Listing) -> list[Any]:
 
 
 def _upload_failed(error: Exception, attempt: int) -> bool:
-    """Tell whether bytes got lost or damaged on their way up, so that sending them again may help."""
+    """Return whether bytes got lost or damaged on their way up, so that sending them again may help."""
     cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # "Error while uploading"
     response: Any = getattr(cause, "response", None)
     if response is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from convstem.publishing.foreign import compare, read_beside, weights_in
 from convstem.registry.licenses import check_license
 from convstem.stem.carried import TransplantReport
 from convstem.upstream import timm_set_metadata
+
+_progress = logging.getLogger("convstem.progress")
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
            "paper_name", "source", "tag", "url")  # fmt: skip
@@ -137,10 +140,13 @@ def convert_to_folder(
     found = source_of("convert", source)
     check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
+    if found.kind != "repository":  # a download has a bar of its own
+        _progress.info("reading %s", found.path.name)
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
     name = found.repo_id or readable(path.name)
     content, beside = read_checkpoint(path), read_beside(path)
     known = {**beside.facts, **{key: value for key, value in facts.items() if value is not None}}
+    _progress.info("converting %s", path.name)
     converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
     check_finite(converted, path.name)
     model = _build(converted, {**beside.cfg, **_label_names(converted, labels, beside.labels)})
@@ -160,6 +166,7 @@ def convert_to_folder(
         )
         args = read_json(folder / CONFIG).get("model_args") or {}
         return result(written.architecture, args, False, transplant=written, check=" ".join(said))
+    _progress.info("comparing and writing %s", folder)
     compared = compare(content, path, converted, model, use_ema) if check else ""
 
     def write(staged: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -58,6 +59,8 @@ def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = F
     write_folder(folder, write, overwrite)
     return folded
 
+
+_progress = logging.getLogger("convstem.progress")
 
 PROBE_IMAGES = 8
 
@@ -132,6 +135,7 @@ def write_transplant(
     Raises:
         PathError, TransplantError: see ``transplant_to_folder``.
     """
+    _progress.info("transplanting %s", source.short)
     twin = transplant(model, bands=bands, **options).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if cfg["architecture"] not in catalog.architectures():
@@ -142,6 +146,7 @@ def write_transplant(
         )
     stems = find_embed(model) is not None  # then it was only given more input channels
     report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
+    _progress.info("measuring the error on %d images", PROBE_IMAGES)
     error = measure_error(model, twin, bands, report)
     if not error <= tolerance:
         raise TransplantError(
@@ -149,6 +154,7 @@ def write_transplant(
             "Use a wider stem or a larger --tolerance"
         )
     examine(twin, report)
+    _progress.info("writing %s", folder)
     license = license or license_or_other(cfg.get("license") or "unknown")
     result = TransplantResult(str(source), cfg["architecture"], license, error, report, folder)
 

@@ -62,7 +62,7 @@ def publish(
     token: str | bool | None = None,
     report: Callable[[Publication], object] = lambda row: None,
 ) -> list[Publication]:
-    """Publish the registry's weights, each to ``namespace/architecture.tag``; what is there already is skipped.
+    """Publish the registry's weights, each to ``namespace/architecture.tag``; existing ones are skipped.
 
     A failure does not stop the others, and an interrupted run is taken up by the next one.
 

@@ -55,7 +55,7 @@ def push(
     dry_run: bool = False,
     token: str | bool | None = None,
 ) -> PushResult:
-    """Push a conv-stem model to the Hub as one commit that timm, torchvision users and transformers can load.
+    """Push a conv-stem model to the Hub as one commit that timm, torchvision and transformers can load.
 
     Pushing the same content again sends nothing. Pickled weights of earlier pushes are removed in the same commit.
 
@@ -181,7 +181,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
         _check_whole(source)
         return save(as_timm_model(source), folder, original=source)
     if not isinstance(source, (str, os.PathLike)):
-        raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
+        raise ArgumentTypeError(f"push takes a model, a folder or a checkpoint file; got {type(source).__name__}")
     found = source_of("push", source)
     if found.kind == "folder":
         with path_errors("read", found.path):
@@ -220,12 +220,12 @@ def _check_whole(model: Any) -> None:
     kind = type(model).__name__
     if isinstance(model, (PyramidLevels, timm_feature_getter())):
         raise UnsupportedModelError(
-            f"a {kind} gives maps and holds only what they need of a model: push the whole model, from which anybody "
-            "makes the same with features_only=True or convstem.feature_pyramid"
+            f"a {kind} holds only the part of a model that its maps need: push the whole model; features_only=True or "
+            "convstem.feature_pyramid makes the maps from it"
         )
     inside = [name for name, module in model.named_modules() if name and getattr(module, "pretrained_cfg", None)]
     where = f"; it has one inside: push its .{inside[0]}" if inside else ""
-    raise UnsupportedModelError(f"a model of timm or torchvision is pushed, and this is a {kind}{where}")
+    raise UnsupportedModelError(f"push takes a model of timm or torchvision; got a {kind}{where}")
 
 
 def _copy(source: Path, folder: Path) -> None:

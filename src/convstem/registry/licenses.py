@@ -56,7 +56,7 @@ def check_license(license: str | None) -> str:
 
 
 def admitted(license: str, wanted: str) -> bool:
-    """Tell whether a licence is the one that is wanted, or is ``permissive`` where that is."""
+    """Return whether a licence is the one that is wanted, or is ``permissive`` where that is."""
     return license in PERMISSIVE if wanted == "permissive" else license == wanted
 
 

@@ -45,7 +45,7 @@ def lowest_pixels(pixel_range: PixelRange, in_chans: int) -> Tensor:
     """Return the lowest pixel of each channel, [in_chans] in float64, of a range that a user gives.
 
     Raises:
-        ArgumentError: it has not two ends, or they are no values of these channels, the lower below the higher.
+        ArgumentError: it has not two ends, or they are not values of these channels, the lower below the higher.
     """
     try:
         low, high = pixel_range

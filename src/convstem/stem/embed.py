@@ -41,8 +41,8 @@ class _ConvStem(ConvStem):
         """
         if name == "conv":
             raise CheckpointError(
-                "timm's reader of JAX files knows no conv stem, so checkpoint_path= and load_pretrained() cannot take "
-                "an .npz: pass pretrained=True, pretrained_cfg_overlay={'file': FILE}, or run `convstem convert FILE "
+                "timm's reader of JAX files does not know conv stems, so checkpoint_path= and load_pretrained() cannot "
+                "take an .npz: pass pretrained=True, pretrained_cfg_overlay={'file': FILE}, or run `convstem convert FILE "
                 "--out FOLDER`"
             )
         return super().__getattr__(name)

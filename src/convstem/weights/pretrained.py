@@ -171,7 +171,7 @@ def _build_deferred(build: Callable[..., nn.Module], adopt: bool, kwargs: dict[s
 
 
 def _opened(cfg: PretrainedCfg) -> PretrainedCfg:
-    """Return a cfg with the content of a JAX file, which timm would hand to a reader that knows no conv stem."""
+    """Return a cfg with the content of a JAX file, which timm would hand to a reader that does not know conv stems."""
     if cfg.state_dict or Path(str(cfg.file)).suffix != ".npz":
         return cfg
     return replace(cfg, state_dict=read_checkpoint(Path(str(cfg.file))), file=None, custom_load=False)
