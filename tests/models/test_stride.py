@@ -193,9 +193,12 @@ def test_a_segmentation_model() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("arguments", [{}, {"dynamic_img_size": True}])
-def test_an_export(arguments: dict[str, object], tmp_path: Path) -> None:
-    model = ours(8, img_size=32, **arguments)
+@pytest.mark.parametrize(
+    ("stride", "arguments"),
+    [(8, {"img_size": 32}), (8, {"img_size": 32, "dynamic_img_size": True}), (32, {"img_size": 64})],
+)
+def test_an_export(stride: int, arguments: dict[str, object], tmp_path: Path) -> None:
+    model = ours(stride, **arguments)
     assert export(model, "torch-export", tmp_path / "model.pt2").difference == 0
     result = export(model, "onnx", tmp_path / "model.onnx")
     assert result.difference is not None

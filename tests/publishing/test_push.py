@@ -101,6 +101,28 @@ def test_a_transplant_under_a_licence_that_the_hub_does_not_list(hub: HubServer,
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("make", "stride"),
+    [
+        ("timm.create_model('vit_nano4_convstem', stride=2, img_size=64)", 2),
+        ("convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1, img_size=64), stride=8)", 8),
+        ("convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1, img_size=32), stride=32)", 32),
+    ],
+)
+def test_a_pushed_model_keeps_its_stride(hub: HubServer, pusher: Client, make: str, stride: int) -> None:
+    assert pusher(f"tokens = {make}.eval()").error is None
+    outcome = push(pusher, "tokens", "writer/tokens")
+    assert outcome.error is None, outcome.output
+    config = json.loads(hub.store.read("writer/tokens", "config.json"))
+    assert config["model_args"]["stride"] == stride
+    read = pusher("""
+there = timm.create_model("hf-hub:writer/tokens", pretrained=True).eval()
+images = torch.rand(2, 3, 64, 64)
+result = [there.patch_embed.grid_size, (there(images) - tokens(images)).abs().max().item()]
+""")
+    assert (read.error, read.value) == (None, [[64 // stride, 64 // stride], 0])
+
+
 def test_the_same_content_again_sends_nothing(hub: HubServer, pusher: Client) -> None:
     first = push(pusher)
     hub.log.clear()
