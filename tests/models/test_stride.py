@@ -154,7 +154,7 @@ def test_folders_cards_verification_and_torchvision(stride: int, tmp_path: Path)
     x = images(*model.patch_embed.img_size)
     assert (twin.image_size, twin.patch_size) == (64 * max(stride // 16, 1), stride)
     assert largest_difference(twin, model, x) < 1e-5
-    with pytest.raises(ArgumentError, match="no architecture of ours has the sizes"):  # of one block
+    with pytest.raises(ArgumentError, match="no convstem architecture has the sizes"):  # of one block
         as_timm_model(twin)
 
 
@@ -206,8 +206,8 @@ def test_an_export(stride: int, arguments: dict[str, object], tmp_path: Path) ->
 
 
 BAD = [
-    ({"stride": 0}, ArgumentError, "a whole number from 1 on; got 0"),
-    ({"stride": "8"}, ArgumentError, "a whole number from 1 on; got '8'"),
+    ({"stride": 0}, ArgumentError, "a whole number of at least 1; got 0"),
+    ({"stride": "8"}, ArgumentError, "a whole number of at least 1; got '8'"),
     ({"stride": 12}, ArgumentError, "here 8, 16, 32, 64 or further on; got stride=12 for patches of 16"),
     ({"stride": 256}, ArgumentError, "stride=256 is larger than the image, 224x224 pixels"),
     ({"stride": 64, "img_size": 32}, ArgumentError, "stride=64 is larger than the image, 32x32 pixels"),

@@ -127,7 +127,7 @@ def test_a_folder_of_a_resized_transplant_says_what_is_exact(tmp_path: Path) -> 
     assert result.measured_error < 2e-5  # patch by patch
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**patches resized from 14 to 16 pixels, not trained further**" in card
-    assert "approximately so for photographs" in card
+    assert "(approximate if an image is resized as a whole)" in card
     assert "function preserved" not in card
 
 
@@ -135,7 +135,7 @@ def test_cards_cite_what_was_measured_on_photographs() -> None:
     cards = {name: card_of(name) for name in (f"{DINOV2}.lvd142m", "vit_b16_dinov2_convstem.lvd142m")}
     for card in cards.values():
         assert "**patches resized from 14 to 16 pixels, not trained further**" in card
-        assert "approximately so for photographs" in card
+        assert "(approximate if an image is resized as a whole)" in card
         assert "592 x 592" in card
     assert ["benchmarks.transplant_patch14" in card for card in cards.values()] == [True, False]
 

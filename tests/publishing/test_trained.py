@@ -73,7 +73,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
         "unknown model_args pretrained_cfg",
     ),
     "no name": (lambda c: {**c, "arch": torch.ones(2)}, "expected a conv-stem architecture of convstem, got 'tensor"),
-    "a folder that is none": (lambda c: {**c, "arch": "local-dir:gone"}, "which cannot be read now .* arch=NAME"),
+    "a folder that is none": (lambda c: {**c, "arch": "local-dir:gone"}, "which can no longer be read .* arch=NAME"),
 }
 
 
