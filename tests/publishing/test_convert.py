@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -485,3 +486,23 @@ def test_the_check_looks_at_the_transplant(tmp_path: Path, monkeypatch: pytest.M
     text = run(tmp_path / "source", "--out", tmp_path / "out", "--transplant", "--check", status=1)
     assert "differs from transformers's by" in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_nano4_convstem", {"patch_size": 8, "img_size": 64}),  # its stem is no row's
+        ("vit_ti16_convstem", {"depth": 1, "patch_size": 8, "img_size": 64}),
+        ("vit_ti16_convstem", {"depth": 1, "stride": 8, "img_size": 64}),  # no shape tells it
+        ("vit_ti16_convstem", {"depth": 1, "stride": 32, "img_size": 64}),
+        ("vit_nano4_convstem", {"stride": 2, "img_size": 32}),
+    ],
+)
+def test_a_run_at_another_patch_size_or_stride(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = randomise(timm.create_model(name, num_classes=3, **settings)).eval()
+    assert model.patch_embed.patch_size != timm.create_model(name).patch_embed.patch_size  # negative control
+    args = argparse.Namespace(model=name, model_kwargs=settings)
+    torch.save({"state_dict": model.state_dict(), "args": args, "arch": name}, tmp_path / "last.pth.tar")
+    run(tmp_path / "last.pth.tar", "--out", tmp_path / "out")
+    images = torch.rand(2, 3, settings["img_size"], settings["img_size"])
+    assert torch.equal(load(tmp_path / "out")(images), model(images))

@@ -347,6 +347,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "num_heads": _is_size,
     "std": lambda value: _are_numbers(value) and min(value) > 0,
     "stem_strides": lambda value: _are_numbers(value) and all(map(_is_size, value)),
+    "stride": _is_size,
 }
 """What each setting must be."""
 
@@ -387,7 +388,7 @@ def _script_settings(arguments: Any) -> dict[str, Any]:
     """timm's train.py keeps the model's arguments in a Namespace; torchvision's keeps only the model's name."""
     values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     given = values.get("model_kwargs") or {}
-    names = ("num_heads", "stem_strides", "norm_eps", "img_size")
+    names = ("num_heads", "stem_strides", "norm_eps", "img_size", "stride")
     preprocessing = {name: tuple(values[name]) for name in ("mean", "std") if values.get(name)}
     return {**{name: given.get(name) for name in names}, **preprocessing, "architecture": values.get("model")}
 
