@@ -12,7 +12,7 @@ import transformers as tf
 from safetensors.torch import load_file
 
 import convstem
-from convstem.errors import CheckpointError
+from convstem.errors import CheckpointError, InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.publishing.convert import convert_to_folder
 from tests.support.assertions import randomise
@@ -151,3 +151,15 @@ def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> No
     alone = (tmp_path / "source" / "model.safetensors").rename(tmp_path / "alone.safetensors")
     result = convert_to_folder(alone, tmp_path / "out", check=True, num_heads=3)
     assert result.check == "not compared: there is no config.json of transformers beside the weights"
+
+
+def test_the_layout_that_a_config_names(tmp_path: Path) -> None:
+    source = saved(COMPARED["ViTModel"](), tmp_path / "source")
+    assert ("layout", "transformers_vit: its config says so") in convert_to_folder(source, tmp_path / "out").rows()
+    with pytest.raises(InvalidFileError, match="config.json is of transformers.*convstem convert FOLDER --out NEW"):
+        convstem.load(source)
+
+
+def test_timms_own_keys_leave_nothing_to_compare(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "vit.pth")
+    assert convert_to_folder(tmp_path / "vit.pth", tmp_path / "out", check=True).check.startswith("nothing to compare")

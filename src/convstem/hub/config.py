@@ -141,6 +141,11 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     kinds = {"architecture": str, "pretrained_cfg": dict, "model_args": dict}
     found = {"model_args": {}, **config}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong and "model_type" in config:
+        raise InvalidFileError(
+            "config.json is of transformers, and timm's was expected: `convstem convert FOLDER --out NEW` converts "
+            "the model; with --transplant it gets a conv stem"
+        )
     if wrong:
         raise InvalidFileError(f"config.json is not timm's: {', '.join(wrong)} is missing or of the wrong type")
     root = ("num_classes", "label_names", "label_descriptions")

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class ConversionResult:
 
     def _transplanted(self) -> str:
         done = self.transplant
-        return f"{done.report.summary()}; measured relative error {done.measured_error:.1e}" if done else ""
+        return f"{done.report.summary()} Measured relative error: {done.measured_error:.1e}." if done else ""
 
 
 @again_if_deleted
@@ -150,7 +150,8 @@ def convert_to_folder(
     converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
     check_finite(converted, path.name)
     model = _build(converted, {**beside.cfg, **_label_names(converted, labels, beside.labels)})
-    result = partial(ConversionResult, name, folder, target, report=converted.report)
+    told = replace(converted.report, why="its config says so") if beside.layout and not layout else converted.report
+    result = partial(ConversionResult, name, folder, target, report=told)
     if transplanted and converted.patchify and target == "timm":
         if converted.norm_eps != 1e-6:
             timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not

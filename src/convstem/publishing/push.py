@@ -32,7 +32,7 @@ from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
 from convstem.publishing.trained import save_checkpoint
 from convstem.publishing.verify import require, verify_folder
-from convstem.registry.licenses import check_license, license_of_card
+from convstem.registry.licenses import check_license, license_of_card, named_license
 from convstem.upstream import timm_feature_getter
 
 
@@ -114,6 +114,8 @@ def write_card(
 ) -> None:
     """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``.
 
+    A folder's own card that says ``other``, as ``convert`` writes where nobody named a licence, gets this one.
+
     Args:
         folder: the staged model.
         repo_id, license, tag, card: see ``push``.
@@ -128,7 +130,7 @@ def write_card(
     if card is not None:
         text = _text(card)
     elif path.is_file():
-        text = located(read_text(path), repo_id)
+        text = named_license(located(read_text(path), repo_id), license)
     else:
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)

@@ -76,6 +76,14 @@ def license_or_other(license: object) -> str:
     return license if isinstance(license, str) and _FORM.fullmatch(license) else "other"
 
 
+def named_license(text: str, license: str) -> str:
+    """Return a model card whose metadata names a licence, where it said ``other`` and no name."""
+    if license_of_card(text) != "other":
+        return text
+    fields = "".join(f"{name}: {value}\n" for name, value in license_metadata(license).items())
+    return re.sub(r"^license: other *\n", fields, text, count=1, flags=re.MULTILINE)
+
+
 LARGEST_METADATA = 1 << 16
 """Characters of the metadata at the head of a card; those of models with hundreds of results have a third."""
 
