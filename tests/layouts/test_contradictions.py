@@ -1,4 +1,4 @@
-"""State dicts that contradict themselves are refused with what does not fit."""
+"""State dicts that contradict themselves are refused with what does not fit; what they tell is used."""
 
 import pytest
 import timm
@@ -7,6 +7,7 @@ import torch
 import convstem
 from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.rows import JOIN_QKV
+from tests.support import reference_vits as vits
 
 State = dict[str, torch.Tensor]
 
@@ -41,3 +42,12 @@ def test_parts_of_other_sizes_are_not_joined() -> None:
     assert JOIN_QKV.apply([square, square, square])[0].shape == (12, 4)  # negative control
     with pytest.raises(ConversionError, match="the parts differ in shape"):
         JOIN_QKV.apply([wide, square, square])
+
+
+def test_moco_v3s_table_of_positions_tells_the_heads() -> None:
+    theirs = vits.MocoViT()
+    theirs.fix_positions()
+    state = convstem.convert(theirs.state_dict()).state_dict
+    assert convstem.convert(state, stem_strides=[2] * 4).architecture == "vit_conv_small"
+    with pytest.raises(ArgumentError, match="the number of attention heads cannot be told"):  # negative control
+        convstem.convert({**state, "pos_embed": state["pos_embed"] + 0.1}, stem_strides=[2] * 4)
