@@ -437,7 +437,7 @@ def ask(
     try:
         path.write_bytes(mutant.apply(text) if changed else text)
         child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
-        code = finish(child, limit=90 + 6 * expected)
+        code = finish(child, limit=300 + 10 * expected)
         by = failed(child).read_text() if failed(child).exists() else ""
         failed(child).unlink(missing_ok=True)
     finally:

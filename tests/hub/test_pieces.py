@@ -62,3 +62,17 @@ def test_it_goes_on_at_the_last_whole_piece(
 def test_a_short_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="got 2 of 4 bytes of model.safetensors from byte 8"):
         download_pieces("org/m", "1" * 40, "model.safetensors", 12, tmp_path / "partial")
+
+
+@pytest.mark.parametrize("group", ["convstem", "convstem.hub", "others"])
+def test_the_bar_has_a_name_by_which_it_is_switched_off(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[bool] = []
+    monkeypatch.setattr(tqdm, "update", lambda bar, n: states.append(bar.disable))
+    huggingface_hub.utils.disable_progress_bars(group)
+    try:
+        download_pieces("org/m", "1" * 40, "model.safetensors", len(CONTENT), tmp_path / "partial")
+    finally:
+        huggingface_hub.utils.enable_progress_bars(group)
+    assert states == [group != "others"] * 3

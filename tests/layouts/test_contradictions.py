@@ -51,3 +51,10 @@ def test_moco_v3s_table_of_positions_tells_the_heads() -> None:
     assert convstem.convert(state, stem_strides=[2] * 4).architecture == "vit_conv_small"
     with pytest.raises(ArgumentError, match="the number of attention heads cannot be told"):  # negative control
         convstem.convert({**state, "pos_embed": state["pos_embed"] + 0.1}, stem_strides=[2] * 4)
+
+
+def test_more_than_one_type_of_number_is_noted(state: State) -> None:
+    assert not any("mixed dtypes" in note for note in convstem.convert(state, num_heads=3).report.notes)
+    state["norm.weight"] = state["norm.weight"].half()
+    notes = convstem.convert(state, num_heads=3).report.notes
+    assert f"mixed dtypes, kept as they are: 1 float16, {len(state) - 1} float32" in notes
