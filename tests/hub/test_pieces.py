@@ -7,7 +7,11 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    disable_progress_bars,
+    enable_progress_bars,
+    tqdm,
+)
 
 from convstem.hub import download
 from convstem.hub.download import download_pieces
@@ -70,9 +74,9 @@ def test_the_bar_has_a_name_by_which_it_is_switched_off(
 ) -> None:
     states: list[bool] = []
     monkeypatch.setattr(tqdm, "update", lambda bar, n: states.append(bar.disable))
-    huggingface_hub.utils.disable_progress_bars(group)
+    disable_progress_bars(group)
     try:
         download_pieces("org/m", "1" * 40, "model.safetensors", len(CONTENT), tmp_path / "partial")
     finally:
-        huggingface_hub.utils.enable_progress_bars(group)
+        enable_progress_bars(group)
     assert states == [group != "others"] * 3
