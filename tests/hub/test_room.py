@@ -1,6 +1,7 @@
 """A download is asked for only where the disk has room for it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,3 +48,31 @@ def test_what_the_client_leaves_is_looked_at(
         return
     with pytest.raises(expected, match="deleted meanwhile"):
         download._by_client(*asked)
+
+
+@pytest.mark.parametrize(
+    ("answers", "ways"),
+    [(["1" * 64], ["client"]), (["2" * 64, "1" * 64], ["client", "pieces"]), (["2" * 64, "3" * 64], None)],
+)
+def test_wrong_content_is_fetched_once_more(
+    answers: list[str], ways: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def way(name: str) -> Callable[..., str]:
+        def fetch(*_: Any) -> str:
+            asked.append(name)
+            return answers[len(asked) - 1]
+
+        return fetch
+
+    monkeypatch.setattr(download, "_by_client", way("client"))
+    monkeypatch.setattr(download, "_by_pieces", way("pieces"))
+    listing = Listing("3" * 40, {"model.safetensors": Listed(1, "1" * 64)})
+    given = (RepoCache("org/m", tmp_path), listing, "model.safetensors", None)
+    if ways:
+        download.download(*given)
+        assert asked == ways
+        return
+    with pytest.raises(HubError, match="damaged, twice: expected hash 1{64}, got 3{64}; nothing was kept"):
+        download.download(*given)

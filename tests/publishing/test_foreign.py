@@ -151,3 +151,11 @@ def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> No
     alone = (tmp_path / "source" / "model.safetensors").rename(tmp_path / "alone.safetensors")
     result = convert_to_folder(alone, tmp_path / "out", check=True, num_heads=3)
     assert result.check == "not compared: there is no config.json of transformers beside the weights"
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
+def test_a_transplant_keeps_the_epsilon_of_its_source(epsilon: float, tmp_path: Path) -> None:
+    source = saved(tf.ViTModel(tf.ViTConfig(**WIDE, layer_norm_eps=epsilon)), tmp_path / "source")
+    result = convert_to_folder(source, tmp_path / "out", transplanted=True)
+    assert result.model_args.get("norm_eps", 1e-6) == epsilon
+    assert convstem.load(tmp_path / "out").norm.eps == epsilon
