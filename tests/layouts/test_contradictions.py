@@ -3,6 +3,9 @@
 import pytest
 import timm
 import torch
+import transformers
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 import convstem
 from convstem.errors import ArgumentError, ConversionError
@@ -47,7 +50,9 @@ def test_parts_of_other_sizes_are_not_joined() -> None:
 def test_moco_v3s_table_of_positions_tells_the_heads() -> None:
     theirs = vits.MocoViT()
     theirs.fix_positions()
-    state = convstem.convert(theirs.state_dict()).state_dict
+    converted = convstem.convert(theirs.state_dict())
+    assert (converted.pretrained_cfg["mean"], converted.pretrained_cfg["std"]) == (IMAGENET_MEAN, IMAGENET_STD)
+    state = converted.state_dict
     assert convstem.convert(state, stem_strides=[2] * 4).architecture == "vit_conv_small"
     with pytest.raises(ArgumentError, match="the number of attention heads cannot be told"):  # negative control
         convstem.convert({**state, "pos_embed": state["pos_embed"] + 0.1}, stem_strides=[2] * 4)
@@ -58,3 +63,12 @@ def test_more_than_one_type_of_number_is_noted(state: State) -> None:
     state["norm.weight"] = state["norm.weight"].half()
     notes = convstem.convert(state, num_heads=3).report.notes
     assert f"mixed dtypes, kept as they are: 1 float16, {len(state) - 1} float32" in notes
+
+
+def test_transformers_vits_have_their_own_epsilon() -> None:
+    theirs = transformers.ViTModel(
+        transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96)
+    )
+    converted = convstem.convert(theirs.state_dict(), num_heads=3)
+    assert (converted.source, converted.norm_eps) == ("transformers_vit", 1e-12)
+    assert convstem.convert(theirs.state_dict(), num_heads=3, norm_eps=1e-5).norm_eps == 1e-5
