@@ -72,3 +72,20 @@ def test_transformers_vits_have_their_own_epsilon() -> None:
     converted = convstem.convert(theirs.state_dict(), num_heads=3)
     assert (converted.source, converted.norm_eps) == ("transformers_vit", 1e-12)
     assert convstem.convert(theirs.state_dict(), num_heads=3, norm_eps=1e-5).norm_eps == 1e-5
+
+
+def test_torchvisions_older_keys_mean_the_same(state: State) -> None:
+    theirs = convstem.convert(state, num_heads=3, target="torchvision").state_dict
+    older = {key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): theirs[key] for key in theirs}
+    assert older.keys() != theirs.keys()
+    again = convstem.convert(older, num_heads=3)
+    assert again.source == "torchvision" and again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_a_grid_that_is_no_square_needs_its_image_size(state: State) -> None:
+    state["pos_embed"] = torch.zeros(1, 1 + 2 * 4, 192)
+    assert convstem.convert(state, num_heads=3, img_size=(32, 64)).model_args["img_size"] == (32, 64)
+    state["pos_embed"] = torch.zeros(1, 1 + 2 * 3, 192)
+    with pytest.raises(ConversionError, match="6 positions are no square grid|7 positions are no square grid"):
+        convstem.convert(state, num_heads=3)
