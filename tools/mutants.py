@@ -437,7 +437,7 @@ def ask(
     try:
         path.write_bytes(mutant.apply(text) if changed else text)
         child = start(partial(run_tests, ["-x", *files], Chosen(tests)))
-        code = finish(child, limit=90 + 6 * expected)
+        code = finish(child, limit=300 + 10 * expected)
         by = failed(child).read_text() if failed(child).exists() else ""
         failed(child).unlink(missing_ok=True)
     finally:
@@ -507,6 +507,7 @@ def main() -> None:
     parser.add_argument("--map", action="store_true", help="copy the checkout and take the map anew")
     parser.add_argument("--again", action="store_true", help="ask newer tests about survivors first")
     parser.add_argument("--only", default="", help="only mutants whose id, or file, begins so")
+    parser.add_argument("--tests", nargs="+", default=[], help="those, with --again: files, or names of tests in them")
     parser.add_argument("--control", action="store_true", help="change nothing: whatever is killed now is a fault here")
     parser.add_argument("--tree", default=TREE.name, help="name of the copy; another one beside it begins at the end")
     parser.add_argument("--table", action="store_true", help="run nothing")
@@ -525,7 +526,9 @@ def main() -> None:
     chosen = [one for one in sample(found, args.count, args.seed) if one.id.startswith(args.only)
               or one.file.startswith(args.only)]  # fmt: skip
     if not args.table:
-        run(chosen if args.tree == TREE.name else chosen[::-1], again=args.again, control=args.control)
+        run(
+            chosen if args.tree == TREE.name else chosen[::-1], again=args.again, control=args.control, tests=args.tests
+        )
     rows = [row for one in chosen if (row := known().get(one.id))]
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     print(table(rows, equivalent), f"\n{len(found):,} places, {len(rows)} of {len(chosen)} mutants asked", sep="\n")
@@ -535,16 +538,18 @@ def main() -> None:
             print(f"  - {row['before']}\n  + {row['after']}")
 
 
-def run(chosen: Sequence[Mutant], again: bool, control: bool) -> None:
+def run(chosen: Sequence[Mutant], again: bool, control: bool, tests: Sequence[str] = ()) -> None:
     """Ask about each mutant, then once more about survivors that have not met all tests."""
     controls: dict[str, dict[str, Any]] = {}
     for one in chosen if again else ():
         row = known().get(one.id, {})
-        if row.get("found") == "survived" and (files := newer(one.room)):
+        if row.get("found") == "survived" and (files := tests or newer(one.room)):
             found, by = ask(one, files, None, expected=120)
             print(f"new tests: {one.id} {one.file} {one.kind} {found} {by}", flush=True)
             if found == "killed":
                 note({**row, "found": found, "by": by, "left": 0})
+    if tests:
+        return
     for turn in ("first tests", "the rest"):
         for one in chosen:
             row = controls.get(one.id, {}) if control else known().get(one.id, {})

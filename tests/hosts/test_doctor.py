@@ -1,4 +1,4 @@
-"""What `convstem doctor` makes of a fresh process's answer, and how it says so."""
+"""What `convstem doctor` makes of a fresh process's answer."""
 
 import json
 import subprocess
@@ -6,9 +6,7 @@ import warnings
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from convstem.cli.main import main
 from convstem.hosts import describe
 from convstem.hosts.registration import EXPLICIT, Registration, _tell_refused
 
@@ -30,12 +28,7 @@ def test_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, BOTH)
     report = describe.examine()
     assert report["ok"] is True and report["advice"] == ""
-    done = CliRunner().invoke(main, ["doctor"])
-    assert done.exit_code == 0
-    assert f"entry point: {report['entry_point'] or 'missing'}\n" in done.output
-    assert "switches: TORCH_DEVICE_BACKEND_AUTOLOAD=unset, CONVSTEM_AUTOLOAD=unset\n" in done.output
-    assert "warning: a warning\nall names resolve without an import\n" in done.output
-    assert json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output) == report
+    assert (report["hosts"], report["warnings"]) == (BOTH, ["a warning"])
 
 
 @pytest.mark.parametrize("hosts", [{"timm": RECORD}, {**BOTH, "timm": {**RECORD, "error": "it broke"}}, {}])
@@ -45,10 +38,6 @@ def test_a_host_without_names_is_not_well(monkeypatch: pytest.MonkeyPatch, hosts
     report = describe.examine()
     assert report["ok"] is False
     assert report["advice"].startswith("autoload is switched off by CONVSTEM_AUTOLOAD=0: unset it")
-    done = CliRunner().invoke(main, ["doctor"])
-    assert done.exit_code == 1
-    assert f"advice: {report['advice']}\n" in done.output
-    assert ("timm: nothing registered" in done.output) is (hosts == {})
 
 
 def test_imports_that_fail_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,11 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    disable_progress_bars,
+    enable_progress_bars,
+    tqdm,
+)
 
 from convstem.hub import download
 from convstem.hub.download import download_pieces
@@ -62,3 +66,17 @@ def test_it_goes_on_at_the_last_whole_piece(
 def test_a_short_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="got 2 of 4 bytes of model.safetensors from byte 8"):
         download_pieces("org/m", "1" * 40, "model.safetensors", 12, tmp_path / "partial")
+
+
+@pytest.mark.parametrize("group", ["convstem", "convstem.hub", "others"])
+def test_the_bar_has_a_name_by_which_it_is_switched_off(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[bool] = []
+    monkeypatch.setattr(tqdm, "update", lambda bar, n: states.append(bar.disable))
+    disable_progress_bars(group)
+    try:
+        download_pieces("org/m", "1" * 40, "model.safetensors", len(CONTENT), tmp_path / "partial")
+    finally:
+        enable_progress_bars(group)
+    assert states == [group != "others"] * 3

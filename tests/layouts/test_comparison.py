@@ -43,4 +43,5 @@ def test_what_may_differ_is_not_compared() -> None:
 
 def test_five_keys_are_named_and_the_others_counted() -> None:
     assert some_of("edcba") == "a, b, c, d, e"
+    assert some_of("fedcba") == "a, b, c, d, e and 1 more"
     assert some_of("gfedcba") == "a, b, c, d, e and 2 more"

@@ -1,12 +1,16 @@
-"""State dicts that contradict themselves are refused with what does not fit."""
+"""State dicts that contradict themselves are refused with what does not fit; what they tell is used."""
 
 import pytest
 import timm
 import torch
+import transformers
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 import convstem
 from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.rows import JOIN_QKV
+from tests.support import reference_vits as vits
 
 State = dict[str, torch.Tensor]
 
@@ -41,3 +45,47 @@ def test_parts_of_other_sizes_are_not_joined() -> None:
     assert JOIN_QKV.apply([square, square, square])[0].shape == (12, 4)  # negative control
     with pytest.raises(ConversionError, match="the parts differ in shape"):
         JOIN_QKV.apply([wide, square, square])
+
+
+def test_moco_v3s_table_of_positions_tells_the_heads() -> None:
+    theirs = vits.MocoViT()
+    theirs.fix_positions()
+    converted = convstem.convert(theirs.state_dict())
+    assert (converted.pretrained_cfg["mean"], converted.pretrained_cfg["std"]) == (IMAGENET_MEAN, IMAGENET_STD)
+    state = converted.state_dict
+    assert convstem.convert(state, stem_strides=[2] * 4).architecture == "vit_conv_small"
+    with pytest.raises(ArgumentError, match="the number of attention heads cannot be told"):  # negative control
+        convstem.convert({**state, "pos_embed": state["pos_embed"] + 0.1}, stem_strides=[2] * 4)
+
+
+def test_more_than_one_type_of_number_is_noted(state: State) -> None:
+    assert not any("mixed dtypes" in note for note in convstem.convert(state, num_heads=3).report.notes)
+    state["norm.weight"] = state["norm.weight"].half()
+    notes = convstem.convert(state, num_heads=3).report.notes
+    assert f"mixed dtypes, kept as they are: 1 float16, {len(state) - 1} float32" in notes
+
+
+def test_transformers_vits_have_their_own_epsilon() -> None:
+    theirs = transformers.ViTModel(
+        transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96)
+    )
+    converted = convstem.convert(theirs.state_dict(), num_heads=3)
+    assert (converted.source, converted.norm_eps) == ("transformers_vit", 1e-12)
+    assert convstem.convert(theirs.state_dict(), num_heads=3, norm_eps=1e-5).norm_eps == 1e-5
+
+
+def test_torchvisions_older_keys_mean_the_same(state: State) -> None:
+    theirs = convstem.convert(state, num_heads=3, target="torchvision").state_dict
+    older = {key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): theirs[key] for key in theirs}
+    assert older.keys() != theirs.keys()
+    again = convstem.convert(older, num_heads=3)
+    assert again.source == "torchvision" and again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_a_grid_that_is_no_square_needs_its_image_size(state: State) -> None:
+    state["pos_embed"] = torch.zeros(1, 1 + 2 * 4, 192)
+    assert convstem.convert(state, num_heads=3, img_size=(32, 64)).model_args["img_size"] == (32, 64)
+    state["pos_embed"] = torch.zeros(1, 1 + 2 * 3, 192)
+    with pytest.raises(ConversionError, match="6 positions are no square grid|7 positions are no square grid"):
+        convstem.convert(state, num_heads=3)

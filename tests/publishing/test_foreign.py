@@ -163,3 +163,11 @@ def test_the_layout_that_a_config_names(tmp_path: Path) -> None:
 def test_timms_own_keys_leave_nothing_to_compare(tmp_path: Path) -> None:
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "vit.pth")
     assert convert_to_folder(tmp_path / "vit.pth", tmp_path / "out", check=True).check.startswith("nothing to compare")
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
+def test_a_transplant_keeps_the_epsilon_of_its_source(epsilon: float, tmp_path: Path) -> None:
+    source = saved(tf.ViTModel(tf.ViTConfig(**WIDE, layer_norm_eps=epsilon)), tmp_path / "source")
+    result = convert_to_folder(source, tmp_path / "out", transplanted=True)
+    assert result.model_args.get("norm_eps", 1e-6) == epsilon
+    assert convstem.load(tmp_path / "out").norm.eps == epsilon

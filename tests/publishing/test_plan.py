@@ -1,4 +1,4 @@
-"""Publishing the registry, without the Hub: what is refused, what is asked for, what the command passes on."""
+"""Publishing the registry, without the Hub: what is refused, and what is asked for."""
 
 import os
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
 
 import convstem
-from convstem.cli.main import main
 from convstem.errors import ArgumentError, ConvStemError
+from convstem.hub.repo_cache import Listed, Listing
+from convstem.hub.source import FILES
 from convstem.publishing import publish as publishing
 from convstem.publishing import push as pushing
+from convstem.publishing import verify as verifying
 from convstem.publishing.publish import Publication
 from convstem.publishing.verify import _answer
 from convstem.registry import catalog
@@ -54,24 +55,6 @@ def test_the_source_of_a_transplant_is_asked_for_by_its_commit(asked: dict[str, 
     assert asked == {"repository": repository, "revision": revision, "token": "secret"}
 
 
-@pytest.mark.parametrize(("options", "private"), [((), False), (("--private",), True)])
-def test_the_command_passes_on_what_it_is_given(
-    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], private: bool
-) -> None:
-    called: dict[str, Any] = {}
-
-    def publish(*arguments: Any, report: Any, **named: Any) -> list[Publication]:
-        called.update(named, arguments=arguments)
-        row = Publication("a.b", "org/a.b", "failed", "no room")
-        report(row)
-        return [row]
-
-    monkeypatch.setattr(convstem, "publish", publish)
-    done = CliRunner().invoke(main, ["publish", "--namespace", "org", "--only", "a*", "--dry-run", *options])
-    assert called == {"arguments": ("org", "a*"), "dry_run": True, "private": private}
-    assert (done.exit_code, done.output) == (1, "failed    org/a.b  no room\n")
-
-
 def test_metrics_need_their_dataset() -> None:
     with pytest.raises(ArgumentError, match="metrics need the dataset they were measured on"):
         convstem.push("nowhere", "org/m", license="mit", metrics={"top1": 90.0})
@@ -94,3 +77,33 @@ def test_what_is_pushed_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConvStemError, match=r"holds NaN or Inf in head\.bias"):
         convstem.push(model, "org/m", license="mit")
     assert len(pushed) == 1
+
+
+def test_what_is_verified_is_asked_for_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Listing("1" * 40, {name: Listed(1, "2" * 40) for name in FILES})
+    asked: list[Any] = []
+
+    def fetch_all(*arguments: Any, **options: Any) -> None:
+        asked.append((arguments, options))
+        raise Asked
+
+    monkeypatch.setattr(verifying, "list_files", lambda *_, **__: listing)
+    monkeypatch.setattr(verifying, "fetch_all", fetch_all)
+    with pytest.raises(Asked):
+        convstem.verify("org/m", token="secret")
+    ((repository, names, commit), options) = asked[0]
+    assert (repository, set(names), commit, options) == ("org/m", {*FILES}, listing.commit, {"token": "secret"})
+
+
+@pytest.mark.parametrize("action", ["skip", "refuse"])
+def test_what_is_not_to_be_published_is_left_alone(action: str) -> None:
+    row, told = Publication("a.b", "org/a.b", action, "why"), list[Publication]()
+    assert publishing._carry_out(row, False, None, told.append) is row
+    assert told == []
+
+
+def test_what_fails_is_told_and_the_others_go_on() -> None:
+    row, told = Publication("no.such", "org/no.such", "publish", ""), list[Publication]()
+    done = publishing._carry_out(row, False, None, told.append)
+    assert (done.action, told) == ("failed", [done])
+    assert done.detail == "KeyError: 'no.such'"

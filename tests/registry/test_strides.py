@@ -4,7 +4,7 @@ import pytest
 
 from convstem.errors import ArgumentError
 from convstem.registry.stem_spec import StemSpec
-from convstem.registry.strides import at_stride, check_stride, tokens_in_words
+from convstem.registry.strides import at_stride, check_reads, check_stride, tokens_in_words
 
 
 def test_strides_that_there_are() -> None:
@@ -54,3 +54,13 @@ def test_in_words() -> None:
         16, 4
     )
     assert "of the image whose squares of 4 x 4 pixels are averaged" in tokens_in_words(16, 64)
+
+
+@pytest.mark.parametrize(("kernel", "enough"), [(7, True), (5, False)])
+def test_a_layer_of_stride_2_reads_two_patches_by_a_kernel_of_7(kernel: int, enough: bool) -> None:
+    stem = StemSpec((24, 48), (2, 2), kernel_sizes=(3, kernel))
+    if enough:
+        check_reads(stem, 8)
+        return
+    with pytest.raises(ArgumentError, match="reads whole ones by a kernel of 7; got 5: pass kernel_sizes"):
+        check_reads(stem, 8)
