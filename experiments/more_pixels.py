@@ -55,7 +55,7 @@ SOURCE = Settings(
     model="vit_tiny_patch16_224", model_kwargs={**TRUNK, **models.CFG}, epochs=6, size=SMALL, crop=2, eval_interval=1
 )
 TUNING = Settings(
-    model=SOURCE.model, model_kwargs=SOURCE.model_kwargs, epochs=2, epoch_steps=195, opt="adamw", lr=1e-3,
+    model=SOURCE.model, model_kwargs=SOURCE.model_kwargs, epochs=2, epoch_steps=130, opt="adamw", lr=1e-3,
     clip_grad=1.0, warmup_epochs=0.1,
 )  # fmt: skip
 Precision = Mapping[str, Any]
