@@ -55,11 +55,11 @@ from experiments.seeds import paired, with_interval
 TASKS = ("nuclei", "brain")
 FROZEN_ARMS = ("stride 16", "upsampled", "stride 8", "not moved", "enlarged", "stem maps", "random maps")
 WHOLE_ARMS = ("stem maps", "random stem", "four blocks", "random maps")
-WHOLE = {"steps": 160, "batch": 4, "side": 128}
+WHOLE = {"steps": 100, "batch": 4, "side": 128}
 FRESH_RATE = DECODER_RATE
 """Of what is random in an encoder; what is pretrained has TUNED_RATE."""
 
-LOOK_EVERY = 20
+LOOK_EVERY = 10
 """Steps between two looks at the held-out images."""
 
 LEVELS = (60, 70, 80)

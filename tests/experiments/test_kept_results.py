@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cifar10_evidence, nano4, robustness, transplant_gain_report
+from experiments import cifar10_evidence, dense_evidence, more_pixels, nano4, robustness, transplant_gain_report
 from experiments.cifar10.models import STEMS
 from experiments.cifar10_evidence import best_of_seeds, rates_of
 from experiments.seeds import paired
@@ -28,6 +28,8 @@ def gain_text(out: Path) -> str:
 REPORTS: dict[str, Callable[[Path], str]] = {
     "cifar10_evidence": evidence_text,
     "cifar10_evidence_xs4": evidence_text,
+    "dense_evidence": dense_evidence.to_text,
+    "more_pixels": more_pixels.to_text,
     "nano4": nano4.report,
     "robustness": lambda out: robustness.to_text(*robustness.read_runs(out)),
     "transplant_gain": gain_text,
