@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -52,7 +53,7 @@ class Encoder(nn.Module):
         """Map images [batch, 3, height, width] in 0..1 to maps [batch, channels, rows, columns]."""
         return self.body((images - self.mean) / self.std)
 
-    def groups(self, known: float, fresh: float) -> list[dict[str, object]]:
+    def groups(self, known: float, fresh: float) -> list[dict[str, Any]]:
         """Return the optimizer's groups, with a rate for pretrained weights and one for random ones."""
         new = {id(parameter) for parameter in self.fresh}
         old = [parameter for parameter in self.parameters() if id(parameter) not in new]

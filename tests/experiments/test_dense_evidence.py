@@ -71,7 +71,7 @@ def test_another_seed_is_another_random_stem(images: Tensor) -> None:
 def test_what_is_random_has_a_rate_of_its_own() -> None:
     for arm, groups in {"stem maps": 1, "four blocks": 1, "random stem": 2, "random maps": 2}.items():
         encoder = ARMS[arm](SOURCES, 0)
-        found = encoder.groups(1e-5, 1e-3)
+        found: list[dict[str, Any]] = encoder.groups(1e-5, 1e-3)
         assert [group["lr"] for group in found] == [1e-5, 1e-3][:groups]
         members = [parameter for group in found for parameter in group["params"]]
         assert len(members) == len({id(p) for p in members}) == len(list(encoder.parameters()))
