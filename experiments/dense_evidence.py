@@ -309,7 +309,7 @@ def draw_frozen(axis: Any, runs: list[Row], task: str, metric: str) -> None:
         colour = "tab:gray" if decoder == "linear" else "tab:blue"
         axis.plot([place + shift] * len(values), list(values), "o", color=colour, alpha=0.6,
                   label=None if place else decoder)  # fmt: skip
-    axis.set_xticks(range(len(FROZEN_ARMS)), FROZEN_ARMS, fontsize=7)
+    axis.set_xticks(range(len(FROZEN_ARMS)), FROZEN_ARMS, fontsize=6)
 
 
 def draw_whole(axis: Any, runs: list[Row], task: str, metric: str) -> None:

@@ -181,13 +181,13 @@ def figures(runs: list[Row], budget: str) -> dict[str, Scores]:
 def to_text(out: Path) -> str:
     """Return the report of a folder."""
     runs, known = read_lines(out / RUNS), json.loads((out / CONDITIONS).read_text(encoding="utf-8"))
-    about, hours = runs[0]["settings"], sum(row["cpu_hours"] for row in runs)
+    about, minutes = runs[0]["settings"], 60 * sum(row["cpu_hours"] for row in runs)
     whole = TUNING.epochs * TUNING.epoch_steps
     lines = [
         "CIFAR-10, all images, accuracy in per cent: mean +- spread of the seeds [95 % interval of the mean];",
         f"differences are paired by seed. The source is trained for {SOURCE.epochs} epochs at {SMALL} px, the arms for",
         f"{whole} steps of {about['batch_size']} images, or as long as the source's {whole} steps take;",
-        f"{precision_of(about)}; {hours:.1f} hours of processor time in {len(runs)} runs.",
+        f"{precision_of(about)}; {minutes:.0f} minutes of processor time in {len(runs)} runs.",
         *machines(runs),
     ]
     for arm in ARMS:
