@@ -89,10 +89,11 @@ def start_model(arm: str, source: nn.Module) -> nn.Module:
     return model.train()
 
 
-def settings_of(arm: str, seed: int, steps: int, precision: Precision) -> Settings:
+def settings_of(arm: str, seed: int, steps: int, precision: Precision, epochs: int = 1) -> Settings:
     """Return how an arm is trained; its images are shifted by as much of their side."""
     size, crop = (SMALL, 2) if arm == "source" else (0, 4)
-    return replace(TUNING, size=size, crop=crop, seed=seed, epoch_steps=max(steps // TUNING.epochs, 1), **precision)
+    steps_each = max(steps // epochs, 1)
+    return replace(TUNING, size=size, crop=crop, seed=seed, epochs=epochs, epoch_steps=steps_each, **precision)
 
 
 def images_of(arm: str, split: Split) -> Split:
@@ -164,9 +165,9 @@ def run_all(args: argparse.Namespace) -> None:
         name = f"{arm}-{budget}-{seed}".replace(" ", "_")
         if name in done:
             continue
-        whole = TUNING.epochs * TUNING.epoch_steps
+        whole = args.epochs * TUNING.epoch_steps
         steps = whole if budget == "steps" else round(whole / ratios[arm])
-        row = run(name, settings_of(arm, seed, steps, args.bfloat16), arm, source, images, test, args.out)
+        row = run(name, settings_of(arm, seed, steps, args.bfloat16, args.epochs), arm, source, images, test, args.out)
         append_line(args.out / RUNS, {**row, "budget": budget, "seed": seed})
         report(args.out)
 
@@ -182,7 +183,7 @@ def to_text(out: Path) -> str:
     """Return the report of a folder."""
     runs, known = read_lines(out / RUNS), json.loads((out / CONDITIONS).read_text(encoding="utf-8"))
     about, minutes = runs[0]["settings"], 60 * sum(row["cpu_hours"] for row in runs)
-    whole = TUNING.epochs * TUNING.epoch_steps
+    whole = about["epochs"] * about["epoch_steps"]
     lines = [
         "CIFAR-10, all images, accuracy in per cent: mean +- spread of the seeds [95 % interval of the mean];",
         f"differences are paired by seed. The source is trained for {SOURCE.epochs} epochs at {SMALL} px, the arms for",
@@ -245,6 +246,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="image folder written by tools/cifar10.py")
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    text = f"of {TUNING.epoch_steps} steps, half of the images"
+    parser.add_argument("--epochs", type=int, default=TUNING.epochs, help=text)
     parser.add_argument("--threads", type=int, default=1)
     sweep.add_bfloat16(parser)
     parser.add_argument("--report", action="store_true", help="only table and picture, of the runs there are")
