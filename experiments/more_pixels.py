@@ -163,13 +163,13 @@ def run_all(args: argparse.Namespace) -> None:
     done = by_name(args.out)
     for budget, arm, seed in plan(args.seeds, ratios):
         name = f"{arm}-{budget}-{seed}".replace(" ", "_")
-        if name in done:
-            continue
         whole = args.epochs * TUNING.epoch_steps
         steps = whole if budget == "steps" else round(whole / ratios[arm])
-        row = run(name, settings_of(arm, seed, steps, args.bfloat16, args.epochs), arm, source, images, test, args.out)
-        append_line(args.out / RUNS, {**row, "budget": budget, "seed": seed})
-        report(args.out)
+        settings = settings_of(arm, seed, steps, args.bfloat16, args.epochs)
+        if not sweep.is_done(done, name, settings):
+            row = run(name, settings, arm, source, images, test, args.out)
+            append_line(args.out / RUNS, {**row, "budget": budget, "seed": seed})
+            report(args.out)
 
 
 def figures(runs: list[Row], budget: str) -> dict[str, Scores]:
