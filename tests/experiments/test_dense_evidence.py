@@ -69,7 +69,7 @@ def test_another_seed_is_another_random_stem(images: Tensor) -> None:
 
 
 def test_what_is_random_has_a_rate_of_its_own() -> None:
-    for arm, groups in {"stem maps": 1, "four blocks": 1, "random stem": 2, "random maps": 2}.items():
+    for arm, groups in {"stem maps": 1, "four blocks": 1, "fast stem": 2, "random stem": 2, "random maps": 2}.items():
         encoder = ARMS[arm](SOURCES, 0)
         found: list[dict[str, Any]] = encoder.groups(1e-5, 1e-3)
         assert [group["lr"] for group in found] == [1e-5, 1e-3][:groups]
@@ -92,8 +92,8 @@ def test_a_moved_image_puts_its_tokens_where_they_look() -> None:
 
 def test_every_run_is_planned_once_and_whole_models_seed_by_seed() -> None:
     planned = list(dense_evidence.plan([0, 1, 2]))
-    assert len(planned) == len({*planned}) == 2 * 7 * 2 * 3 + 2 * 4 * 3
-    assert [seed for kind, *_, seed in planned if kind == "whole"] == [0] * 8 + [1] * 8 + [2] * 8
+    assert len(planned) == len({*planned}) == 2 * 7 * 2 * 3 + 2 * 5 * 3
+    assert [seed for kind, *_, seed in planned if kind == "whole"] == [0] * 10 + [1] * 10 + [2] * 10
 
 
 def task_of(images: Tensor) -> Task:
