@@ -153,7 +153,7 @@ def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> No
     assert result.check == "not compared: there is no config.json of transformers beside the weights"
 
 
-@pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-12, 1e-3])
 def test_a_transplant_keeps_the_epsilon_of_its_source(epsilon: float, tmp_path: Path) -> None:
     source = saved(tf.ViTModel(tf.ViTConfig(**WIDE, layer_norm_eps=epsilon)), tmp_path / "source")
     result = convert_to_folder(source, tmp_path / "out", transplanted=True)
