@@ -74,5 +74,5 @@ def test_wrong_content_is_fetched_once_more(
         download.download(*given)
         assert asked == ways
         return
-    with pytest.raises(HubError, match="damaged, twice: expected hash 1{64}, got 3{64}; nothing was kept"):
+    with pytest.raises(HubError, match="expected hash 1{64}, got 3{64}"):
         download.download(*given)
