@@ -153,7 +153,6 @@ def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> No
     assert result.check == "not compared: there is no config.json of transformers beside the weights"
 
 
-<<<<<<< HEAD
 def test_the_layout_that_a_config_names(tmp_path: Path) -> None:
     source = saved(COMPARED["ViTModel"](), tmp_path / "source")
     assert ("layout", "transformers_vit: its config says so") in convert_to_folder(source, tmp_path / "out").rows()
@@ -167,9 +166,6 @@ def test_timms_own_keys_leave_nothing_to_compare(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
-=======
-@pytest.mark.parametrize("epsilon", [1e-6, 1e-12, 1e-3])
->>>>>>> gates
 def test_a_transplant_keeps_the_epsilon_of_its_source(epsilon: float, tmp_path: Path) -> None:
     source = saved(tf.ViTModel(tf.ViTConfig(**WIDE, layer_norm_eps=epsilon)), tmp_path / "source")
     result = convert_to_folder(source, tmp_path / "out", transplanted=True)
