@@ -63,7 +63,7 @@ def test_the_readmes_times_at_other_batches_are_the_benchmarks() -> None:
         batch: f"{ratios(results['groups'][f'forward|B|eager|float32|{batch}|224|cpu'])['ours'][0]:.2f}"
         for batch in (1, 32)
     }
-    assert f"At batch 32 ViT-B is at {times[32]}, at batch 1 at {times[1]}" in README
+    assert f"For ViT-B it is {times[32]} times at batch 32 and {times[1]} times at batch 1" in README
 
 
 PATCH14 = (ROOT / "benchmarks" / "results" / "transplant_patch14.txt").read_text(encoding="utf-8")
