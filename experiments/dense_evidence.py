@@ -233,12 +233,12 @@ def frozen_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
 
 def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
     """Yield the tables of the models that learn whole."""
-    yield line("task", "arm", "", "mIoU", "boundary F1", "minus random maps", "ms", "GMACs")
+    yield line("task", "arm", "seeds", "mIoU", "boundary F1", "minus random maps", "ms", "GMACs")
     for task, decoder, arm, found in rows_of(runs, "whole", WHOLE_ARMS):
         base = chosen(runs, kind="whole", task=task, arm="random maps")
         gain = paired(scores(found, "mIoU"), scores(base, "mIoU"))
         cost = known[SAME_MODEL.get(arm, arm)][decoder]
-        yield line(task, arm, "", *cells(found),
+        yield line(task, arm, str(len(found)), *cells(found),
                    with_interval(gain.values(), 1) if arm != "random maps" else "", f"{cost['ms']:.0f}",
                    f"{cost['gmacs']:.2f}")  # fmt: skip
     yield ""
@@ -250,7 +250,7 @@ def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
 
 def line(*cells: str) -> str:
     """Return a line of a table."""
-    return "".join(cell.ljust(width) for cell, width in zip(cells, (8, 12, 13, 26, 26, 26, 7, 7), strict=True)).rstrip()
+    return "".join(cell.ljust(width) for cell, width in zip(cells, (8, 12, 13, 28, 28, 28, 7, 7), strict=True)).rstrip()
 
 
 def in_steps(how: Mapping[str, int]) -> str:

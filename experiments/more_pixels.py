@@ -200,8 +200,8 @@ def to_text(out: Path) -> str:
         ]
         for budget in BUDGETS:
             found = figures(runs, budget)
-            lines.append(f"    equal {budget}: {with_interval(found[arm].values())}")
-            others = () if arm in ("source", "kernel 4") else ("source", "kernel 4")
+            lines.append(f"    equal {budget}: {with_interval(found[arm].values()) or 'no runs'}")
+            others = () if arm in ("source", "kernel 4") or not found[arm] else ("source", "kernel 4")
             lines += [
                 f"        minus {base}: {with_interval(paired(found[arm], found[base]).values())}" for base in others
             ]
