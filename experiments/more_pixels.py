@@ -188,7 +188,7 @@ def to_text(out: Path) -> str:
         "CIFAR-10, all images, accuracy in per cent: mean +- spread of the seeds [95 % interval of the mean];",
         f"differences are paired by seed. The source is trained for {SOURCE.epochs} epochs at {SMALL} px, the arms for",
         f"{whole} steps of {about['batch_size']} images, or as long as the source's {whole} steps take;",
-        f"{precision_of(about)}; {minutes:.0f} minutes of processor time in {len(runs)} runs.",
+        f"{precision_of(about)}; {minutes:.0f} minutes of processor time in {len(runs)} runs, cut down to fit shared cores.",
         *machines(runs),
     ]
     for arm in ARMS:
@@ -200,8 +200,8 @@ def to_text(out: Path) -> str:
         ]
         for budget in BUDGETS:
             found = figures(runs, budget)
-            lines.append(f"    equal {budget}: {with_interval(found[arm].values())}")
-            others = () if arm in ("source", "kernel 4") else ("source", "kernel 4")
+            lines.append(f"    equal {budget}: {with_interval(found[arm].values()) or 'no runs'}")
+            others = () if arm in ("source", "kernel 4") or not found[arm] else ("source", "kernel 4")
             lines += [
                 f"        minus {base}: {with_interval(paired(found[arm], found[base]).values())}" for base in others
             ]

@@ -49,6 +49,8 @@ def test_a_kept_report_is_of_the_kept_runs(name: str) -> None:
 def cell(values: Iterable[float], form: str) -> str:
     """Return mean and sample deviation as the docs write them."""
     values = list(values)
+    if not values:
+        return "-"  # no runs
     deviation = f" ± {statistics.stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{form}}{deviation}"
 
@@ -156,6 +158,10 @@ def whole_rows() -> Iterator[str]:
         cells = []
         for task in dense_evidence.TASKS:
             found = dense_evidence.chosen(runs, kind="whole", task=task, arm=arm)
+            if not found:
+                cells += ["-"] * 4
+                continue
+            cells.append(str(len(found)))
             cells += [cell(dense_evidence.scores(found, metric).values(), ".1f") for metric in dense_evidence.METRICS]
             cells.append(dense_evidence.epochs_to(found, 70))
         cost = known[dense_evidence.SAME_MODEL.get(arm, arm)]["decoder"]

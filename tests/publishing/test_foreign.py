@@ -165,7 +165,7 @@ def test_timms_own_keys_leave_nothing_to_compare(tmp_path: Path) -> None:
     assert convert_to_folder(tmp_path / "vit.pth", tmp_path / "out", check=True).check.startswith("nothing to compare")
 
 
-@pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-12, 1e-3])
 def test_a_transplant_keeps_the_epsilon_of_its_source(epsilon: float, tmp_path: Path) -> None:
     source = saved(tf.ViTModel(tf.ViTConfig(**WIDE, layer_norm_eps=epsilon)), tmp_path / "source")
     result = convert_to_folder(source, tmp_path / "out", transplanted=True)
