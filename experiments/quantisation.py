@@ -1,4 +1,4 @@
-"""What lower precision costs: accuracy of the trained nano4, and features of a transplanted real ViT-S.
+"""What lower precision costs: accuracy of the trained nano4, and features of a transplanted ViT-S in DINOv2's layout.
 
     python -m experiments.quantisation --data-dir DATA --out DIR [--weights dinov2.safetensors] [--images 2000]
 
@@ -63,7 +63,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, help="real ViT-S weights; without them the second table is left out")
+    parser.add_argument(
+        "--weights", type=Path, help="what tools.dinov2_vit_small wrote; without them the second table is left out"
+    )
     parser.add_argument("--images", type=int, default=2000, help="test images of nano4")
     parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")
     return parser.parse_args()
@@ -246,7 +248,7 @@ def accuracy(run: Run, test: Split, expected: Tensor) -> str:
 
 
 def features(results: Results, weights: Path, count: int) -> None:
-    """Measure how far a real ViT-S's class token moves, patchify and transplanted."""
+    """Measure how far a ViT-S's class token moves, patchify and transplanted."""
     source = load_patch16(weights).eval()
     size = source.patch_embed.img_size[0]
     images, calibration = crops(HELD_OUT, count, size), crops(CALIBRATION, count, size)
@@ -255,7 +257,9 @@ def features(results: Results, weights: Path, count: int) -> None:
     models = {"patchify": source}
     models |= {name: convstem.transplant(source, stem).eval() for name, stem in STEMS.items()}
     for stem, model in models.items():
-        table = f"real ViT-S/16, {stem}: class token of {len(images)} crops, error and cosine to float32 patchify"
+        table = (
+            f"ViT-S/14 as patch 16, {stem}: class token of {len(images)} crops, error and cosine to float32 patchify"
+        )
         run_all(results, table, model, calibration, partial(distance, images=images, expected=expected))
 
 

