@@ -236,13 +236,13 @@ def frozen_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
 
 def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
     """Yield the tables of the models that learn whole."""
-    yield line("task", "arm", "seeds", "mIoU", "boundary F1", "minus random maps", "ms", "GMACs")
+    yield line("task", "arm", "seeds", "mIoU", "boundary F1", "minus random stem", "ms", "GMACs")
     for task, decoder, arm, found in rows_of(runs, "whole", WHOLE_ARMS):
-        base = chosen(runs, kind="whole", task=task, arm="random maps")
+        base = chosen(runs, kind="whole", task=task, arm="random stem")
         gain = paired(scores(found, "mIoU"), scores(base, "mIoU"))
         cost = known[SAME_MODEL.get(arm, arm)][decoder]
         yield line(task, arm, str(len(found)), *cells(found),
-                   with_interval(gain.values(), 1) if arm != "random maps" else "", f"{cost['ms']:.0f}",
+                   with_interval(gain.values(), 1) if arm != "random stem" else "", f"{cost['ms']:.0f}",
                    f"{cost['gmacs']:.2f}")  # fmt: skip
     yield ""
     yield "epochs until the IoU of the held-out images was first seen at"

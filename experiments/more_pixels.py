@@ -188,7 +188,7 @@ def to_text(out: Path) -> str:
         "CIFAR-10, all images, accuracy in per cent: mean +- spread of the seeds [95 % interval of the mean];",
         f"differences are paired by seed. The source is trained for {SOURCE.epochs} epochs at {SMALL} px, the arms for",
         f"{whole} steps of {about['batch_size']} images, or as long as the source's {whole} steps take;",
-        f"{precision_of(about)}; {minutes:.0f} minutes of processor time in {len(runs)} runs, cut down to fit shared cores.",
+        f"{precision_of(about)}; {minutes:.0f} minutes of processor time in {len(runs)} runs, cut down to fit.",
         *machines(runs),
     ]
     for arm in ARMS:
