@@ -62,7 +62,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
         bars = axes.bar(positions, [1e3 * value for _, value in found], width, label=label, log=True)
         axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
     axes.set_xticks(range(len(medians)), [f"ViT-{size}/16" for size in medians])
-    axes.set_ylabel("milliseconds to a loaded model")
+    axes.set_ylabel("milliseconds to a loaded model, log scale")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

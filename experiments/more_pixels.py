@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -36,13 +37,14 @@ from torch import nn
 import convstem
 from convstem.files.paths import write_whole
 from convstem.registry.stem_spec import StemSpec
-from convstem.stem.carry import spread
-from experiments.cifar10 import data, models
+from convstem.stem import carry
+from experiments.cifar10 import data, models, sweep
 from experiments.cifar10.data import MEAN, STD, Split
-from experiments.cifar10.settings import Settings
+from experiments.cifar10.settings import Settings, precision_of
 from experiments.cifar10.training import Training, accuracy, load_trained, train
 from experiments.machine import machines
 from experiments.runs import RUNS, Row, append_line, by_name, read_lines
+from experiments.seeds import Scores, paired, with_interval
 from tools.cifar10 import SIZE
 
 ARMS = ("source", "stride 4", "averages", "kernel 4", "patch 2")
@@ -53,12 +55,16 @@ SOURCE = Settings(
     model="vit_tiny_patch16_224", model_kwargs={**TRUNK, **models.CFG}, epochs=6, size=SMALL, crop=2, eval_interval=1
 )
 TUNING = Settings(
-    model=SOURCE.model, model_kwargs=SOURCE.model_kwargs, epochs=2, epoch_steps=195, opt="adamw", lr=1e-3,
+    model=SOURCE.model, model_kwargs=SOURCE.model_kwargs, epochs=1, epoch_steps=195, opt="adamw", lr=3e-4,
     clip_grad=1.0, warmup_epochs=0.1,
 )  # fmt: skip
+Precision = Mapping[str, Any]
 CONDITIONS, PICTURE, RESULTS = "conditions.json", "more_pixels.png", "results.txt"
-T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Student's t for a 95 % interval, by the number of seeds."""
+SAME = 1.05
+"""Steps that take at most so many times as long as the source's count as equal."""
+
+ROUNDS = 3
+"""In which the arms' steps are timed one after the other, so that what else the machine does falls on all of them."""
 
 
 def halved(split: Split) -> Split:
@@ -75,7 +81,7 @@ def start_model(arm: str, source: nn.Module) -> nn.Module:
     if arm == "averages":
         model = convstem.transplant(model, StemSpec((24, 24), norm="none"), stride=4)
     if arm == "kernel 4":
-        weight = spread(model.patch_embed.proj.weight.detach(), 4)
+        weight = carry.spread(model.patch_embed.proj.weight.detach(), 4)
         model.set_input_size(img_size=SIZE, patch_size=4)
         model.patch_embed.proj.weight = nn.Parameter(weight)
     if arm == "patch 2":
@@ -83,10 +89,11 @@ def start_model(arm: str, source: nn.Module) -> nn.Module:
     return model.train()
 
 
-def settings_of(arm: str, seed: int, steps: int) -> Settings:
+def settings_of(arm: str, seed: int, steps: int, precision: Precision, epochs: int = 1) -> Settings:
     """Return how an arm is trained; its images are shifted by as much of their side."""
     size, crop = (SMALL, 2) if arm == "source" else (0, 4)
-    return replace(TUNING, size=size, crop=crop, seed=seed, epoch_steps=max(steps // TUNING.epochs, 1))
+    steps_each = max(steps // epochs, 1)
+    return replace(TUNING, size=size, crop=crop, seed=seed, epochs=epochs, epoch_steps=steps_each, **precision)
 
 
 def images_of(arm: str, split: Split) -> Split:
@@ -94,9 +101,9 @@ def images_of(arm: str, split: Split) -> Split:
     return halved(split) if arm == "source" else split
 
 
-def step_time(arm: str, source: nn.Module, images: Split) -> float:
+def step_time(arm: str, source: nn.Module, images: Split, precision: Precision) -> float:
     """Return the median time of a training step, in seconds."""
-    training = Training(settings_of(arm, 0, 8), images_of(arm, images), model=start_model(arm, source))
+    training = Training(settings_of(arm, 0, 16, precision), images_of(arm, images), model=start_model(arm, source))
     times = []
     for update, (batch, rows) in enumerate(data.batches(training.images, 0, training.settings)):
         begin = time.process_time()
@@ -105,13 +112,14 @@ def step_time(arm: str, source: nn.Module, images: Split) -> float:
     return statistics.median(times)
 
 
-def conditions(source: nn.Module, images: Split, test: Split, out: Path) -> dict[str, Any]:
+def conditions(source: nn.Module, images: Split, test: Split, out: Path, precision: Precision) -> dict[str, Any]:
     """Return what is measured once: how much longer a step of each arm takes, its cost, and its accuracy untrained."""
     path = out / CONDITIONS
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    times = {arm: statistics.median(step_time(arm, source, images) for _ in range(3)) for arm in ARMS}
-    found: dict[str, Any] = {"ratios": {arm: times[arm] / times["source"] for arm in ARMS}, "arms": {}}
+    rounds = [{arm: step_time(arm, source, images, precision) for arm in ARMS} for _ in range(ROUNDS)]
+    ratios = {arm: statistics.median(times[arm] / times["source"] for times in rounds) for arm in ARMS}
+    found: dict[str, Any] = {"ratios": ratios, "arms": {}}
     for arm in ARMS:
         model: Any = start_model(arm, source).eval()
         untrained = accuracy(model, images_of(arm, test), SMALL if arm == "source" else 0)
@@ -121,9 +129,9 @@ def conditions(source: nn.Module, images: Split, test: Split, out: Path) -> dict
     return found
 
 
-def train_source(images: Split, test: Split, out: Path) -> nn.Module:
+def train_source(images: Split, test: Split, out: Path, precision: Precision) -> nn.Module:
     """Return the source, trained to its last epoch."""
-    training = Training(SOURCE, halved(images))
+    training = Training(replace(SOURCE, **precision), halved(images))
     train(training, halved(test), out / "source", show=True)
     model: Any = load_trained(out / "source", "cpu")
     model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
@@ -137,36 +145,67 @@ def run(name: str, settings: Settings, arm: str, source: nn.Module, images: Spli
     return {"run": name, "arm": arm, "accuracy": training.history[-1]["accuracy"], **training.record()}
 
 
+def plan(seeds: Iterable[int], ratios: Mapping[str, float]) -> list[tuple[str, str, int]]:
+    """Return budget, arm and seed of all runs, the cheap ones first, so that a machine that is lost leaves whole seeds.
+
+    An arm whose step takes as long as the source's has one run for both budgets.
+    """
+    runs = [(BUDGETS[0], arm, seed) for seed, arm in product(seeds, ARMS)]
+    runs += [(BUDGETS[1], arm, seed) for seed, arm in product(seeds, ARMS) if ratios[arm] > SAME]
+    return sorted(runs, key=lambda run: run[0] == BUDGETS[0] and ratios[run[1]] > SAME)
+
+
 def run_all(args: argparse.Namespace) -> None:
     """Do the runs that are not done, seed by seed and the arms side by side; keep each as it ends."""
     images, test = data.read(args.data_dir, SOURCE, "cpu")
-    source = train_source(images, test, args.out)
-    ratios = conditions(source, images, test, args.out)["ratios"]
+    source = train_source(images, test, args.out, args.bfloat16)
+    ratios = conditions(source, images, test, args.out, args.bfloat16)["ratios"]
     done = by_name(args.out)
-    for seed, budget, arm in product(args.seeds, BUDGETS, ARMS):
+    for budget, arm, seed in plan(args.seeds, ratios):
         name = f"{arm}-{budget}-{seed}".replace(" ", "_")
-        if name in done or (arm, budget) == ("source", "time"):  # both budgets are its own
-            continue
-        whole = TUNING.epochs * TUNING.epoch_steps
+        whole = args.epochs * TUNING.epoch_steps
         steps = whole if budget == "steps" else round(whole / ratios[arm])
-        row = run(name, settings_of(arm, seed, steps), arm, source, images, test, args.out)
-        append_line(args.out / RUNS, {**row, "budget": budget, "seed": seed})
-        report(args.out)
+        settings = settings_of(arm, seed, steps, args.bfloat16, args.epochs)
+        if not sweep.is_done(done, name, settings):
+            row = run(name, settings, arm, source, images, test, args.out)
+            append_line(args.out / RUNS, {**row, "budget": budget, "seed": seed})
+            report(args.out)
 
 
-def figures(runs: list[Row], budget: str) -> dict[str, list[float]]:
-    """Return the accuracies of each arm, by seed."""
-    own = [row for row in runs if row["budget"] == budget or row["arm"] == "source"]
-    return {arm: [row["accuracy"] for row in own if row["arm"] == arm] for arm in ARMS}
+def figures(runs: list[Row], budget: str) -> dict[str, Scores]:
+    """Return the accuracies of each arm by seed."""
+    timed = {row["arm"] for row in runs if row["budget"] == BUDGETS[1]}
+    own = [row for row in runs if row["budget"] == budget or row["arm"] not in timed]
+    return {arm: {row["seed"]: row["accuracy"] for row in own if row["arm"] == arm} for arm in ARMS}
 
 
-def in_words(values: list[float]) -> str:
-    """Return mean, spread and, of two and more, the 95 % interval of the mean."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "-"
-    spread_, count = statistics.stdev(values), len(values)
-    half = T.get(count, 2.0) * spread_ / count**0.5
-    return f"{statistics.fmean(values):.2f} +- {spread_:.2f} [{-half:+.2f}, {half:+.2f}], {count} seeds"
+def to_text(out: Path) -> str:
+    """Return the report of a folder."""
+    runs, known = read_lines(out / RUNS), json.loads((out / CONDITIONS).read_text(encoding="utf-8"))
+    about, minutes = runs[0]["settings"], 60 * sum(row["cpu_hours"] for row in runs)
+    whole = about["epochs"] * about["epoch_steps"]
+    lines = [
+        "CIFAR-10, all images, accuracy in per cent: mean +- spread of the seeds [95 % interval of the mean];",
+        f"differences are paired by seed. The source is trained for {SOURCE.epochs} epochs at {SMALL} px, the arms for",
+        f"{whole} steps of {about['batch_size']} images, or as long as the source's {whole} steps take;",
+        f"{precision_of(about)}; {minutes:.0f} minutes of processor time in {len(runs)} runs, cut down to fit shared cores.",
+        *machines(runs),
+    ]
+    for arm in ARMS:
+        cost = known["arms"][arm]
+        lines += [
+            "",
+            f"{arm}: {cost['tokens']} tokens, {cost['gmacs']:.4f} GMACs, a step takes {known['ratios'][arm]:.2f} times "
+            f"the source's, untrained {cost['untrained']:.2f}",
+        ]
+        for budget in BUDGETS:
+            found = figures(runs, budget)
+            lines.append(f"    equal {budget}: {with_interval(found[arm].values()) or 'no runs'}")
+            others = () if arm in ("source", "kernel 4") or not found[arm] else ("source", "kernel 4")
+            lines += [
+                f"        minus {base}: {with_interval(paired(found[arm], found[base]).values())}" for base in others
+            ]
+    return "\n".join(lines) + "\n"
 
 
 def report(out: Path) -> None:
@@ -174,16 +213,7 @@ def report(out: Path) -> None:
     runs = read_lines(out / RUNS)
     if not runs:
         return
-    known = json.loads((out / CONDITIONS).read_text(encoding="utf-8"))
-    lines = ["accuracy in per cent: mean +- spread [95 % interval]", ""]
-    for arm in ARMS:
-        about = known["arms"][arm]
-        lines.append(
-            f"{arm:<9} {about['tokens']:>3} tokens, {about['gmacs']:.4f} GMACs, step {known['ratios'][arm]:.2f} x, "
-            f"untrained {about['untrained']:.2f}"
-        )
-        lines += [f"    equal {budget}: {in_words(figures(runs, budget)[arm])}" for budget in BUDGETS]
-    text = "\n".join([*lines, "", *machines(runs), ""])
+    text = to_text(out)
     write_whole(out / RESULTS, lambda file: file.write_text(text, encoding="utf-8"))
     print(text)
     plot(runs, out / PICTURE)
@@ -198,7 +228,8 @@ def plot(runs: list[Row], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(BUDGETS), figsize=(9, 3), sharey=True, layout="tight")
     for axis, budget in zip(axes, BUDGETS, strict=True):
-        for place, values in enumerate(figures(runs, budget).values()):
+        for place, scores in enumerate(figures(runs, budget).values()):
+            values = list(scores.values())
             axis.plot([place] * len(values), values, "o", alpha=0.6)
             if values:
                 axis.hlines(statistics.fmean(values), place - 0.3, place + 0.3, colors="black")
@@ -215,7 +246,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="image folder written by tools/cifar10.py")
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    text = f"of {TUNING.epoch_steps} steps, half of the images"
+    parser.add_argument("--epochs", type=int, default=TUNING.epochs, help=text)
     parser.add_argument("--threads", type=int, default=1)
+    sweep.add_bfloat16(parser)
     parser.add_argument("--report", action="store_true", help="only table and picture, of the runs there are")
     return parser.parse_args(argv)
 

@@ -13,8 +13,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments import cifar10_evidence, robustness, transplant_cifar10_report, transplant_gain_report
+from experiments import (
+    cifar10_evidence,
+    dense_evidence,
+    more_pixels,
+    robustness,
+    transplant_cifar10_report,
+    transplant_gain_report,
+)
 from experiments.paper_table import RESULTS
+from experiments.runs import RUNS, read_lines
 
 
 def evidence(folder: Path) -> None:
@@ -38,8 +46,15 @@ def fine_tuning(folder: Path) -> None:
     transplant_cifar10_report.plot(results, folder / "finetune.png")
 
 
+def pixels(folder: Path) -> None:
+    """Draw the accuracies of fine-tuning with more pixels."""
+    more_pixels.plot(read_lines(folder / RUNS), folder / more_pixels.PICTURE)
+
+
 DRAWN: dict[str, Callable[[Path], None]] = {
     "cifar10_evidence*": evidence,
+    "dense_evidence": dense_evidence.plot,
+    "more_pixels": pixels,
     "robustness*": under_attack,
     "transplant_cifar10": fine_tuning,
     "transplant_gain*": gain,

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import convstem
-from experiments.pyramid_evidence_arms import ARMS, Decoder, Encoder, decoder_for, parameters
+from experiments.pyramid_evidence_arms import ARMS, Encoder, decoder_for, parameters
 from experiments.pyramid_evidence_data import TASKS, Task, figures, load
 from experiments.runs import RUNS, Row, append_line, read_lines
 from tools import dinov2_vit_small
@@ -46,12 +46,17 @@ TUNED_ARMS, TUNED_TASKS = ("trunk", "stem", "pixels"), ("nuclei", "brain")
 Maps = list[Tensor | None]
 
 
-def backbone(weights: Path) -> nn.Module:
-    """Return the transplanted DINOv2 ViT-S, for images of any size."""
+def plain_backbone(weights: Path) -> nn.Module:
+    """Return DINOv2's ViT-S, for images of any size."""
     plain = dinov2_vit_small.load_patch16(weights)
     model = timm.create_model("vit_small_patch14_dinov2", patch_size=16, img_size=256, dynamic_img_size=True)
     model.load_state_dict(plain.state_dict())
-    return convstem.transplant(model.eval())
+    return model.eval()
+
+
+def backbone(weights: Path) -> nn.Module:
+    """Return the transplanted DINOv2 ViT-S, for images of any size."""
+    return convstem.transplant(plain_backbone(weights))
 
 
 @torch.no_grad()
@@ -85,28 +90,32 @@ def train(
     steps: int,
     batch: int,
     side: int,
+    watch: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train the parameters of the groups on windows of the tensors and of the task's truth."""
+    """Train the parameters of the groups on windows of the tensors and of the task's truth; tell after each step."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         *given, truth = windows([*tensors, task.train[1]], batch, side, generator)
         optimizer.zero_grad()
         task.loss(predict(given), truth).backward()
         optimizer.step()
         schedule.step()
+        watch(step)
 
 
-def run_frozen(task: Task, maps: Maps, held_out: Maps, seed: int) -> tuple[Decoder, Tensor]:
+def run_frozen(
+    task: Task, maps: Maps, held_out: Maps, seed: int, make: Callable[[Maps, int], nn.Module] = decoder_for
+) -> tuple[nn.Module, Tensor]:
     """Train a decoder on cached maps; return it, and its output for the held-out images."""
     torch.manual_seed(seed)
-    decoder = decoder_for(maps, task.outputs)
+    decoder = make(maps, task.outputs)
     train(task, maps, decoder, [{"params": decoder.parameters(), "lr": DECODER_RATE}], seed, **FROZEN)
     return decoder, evaluate(lambda *parts: decoder(list(parts)), held_out)
 
 
-def run_tuned(task: Task, encoder: nn.Module, decoder: Decoder, seed: int) -> Tensor:
+def run_tuned(task: Task, encoder: nn.Module, decoder: nn.Module, seed: int) -> Tensor:
     """Train an encoder and its decoder a little; return the output for the held-out images."""
     groups = [
         {"params": encoder.parameters(), "lr": TUNED_RATE},

@@ -71,14 +71,19 @@ class Pixels(nn.Module):
         return [functional.pixel_unshuffle(x, stride) for stride in (8, 4, 2)]
 
 
-def random_stem(model: nn.Module) -> StemMaps:
-    """Return the maps of the same stem with random weights."""
+def with_random_stem(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy of a model whose stem has random weights."""
     other = copy.deepcopy(model)
     stem = find_stem(other)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         init_stem(stem, stem_norm(stem))
-    return StemMaps(other)
+    return other
+
+
+def random_stem(model: nn.Module, seed: int = 0) -> StemMaps:
+    """Return the maps of the same stem with random weights."""
+    return StemMaps(with_random_stem(model, seed))
 
 
 ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {

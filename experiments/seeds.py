@@ -30,6 +30,12 @@ def interval(values: Collection[float]) -> tuple[float, float]:
     return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
+def with_interval(values: Collection[float], digits: int = 2) -> str:
+    """Return mean and spread as text and, of two values and more, where the mean lies with 95 % confidence."""
+    low_high = f" [{{:.{digits}f}}, {{:.{digits}f}}]".format(*interval(values)) if len(values) > 1 else ""
+    return spread(values, digits) + low_high
+
+
 def verdict(name: str, differences: Scores) -> str:
     """Return a claim's line: the differences in its favour, how many seeds agree, and where their mean lies."""
     values = differences.values()

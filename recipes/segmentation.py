@@ -9,13 +9,18 @@ numbers, 255 where nothing is known. Every fifth image, by name, is held out, an
 A segmentation batch is small (2 to 8 images), too small for BatchNorm: the stem is frozen, or has no norm
 (``--train-stem`` trains one without norm along with the rest).
 
+Your own encoder: ``--weights my_model``, a folder with config.json and model.safetensors, as ``convstem convert``,
+``convstem transplant`` and ``timm.models.save_for_hf`` write it. Its config names the encoder.
+
 Afterwards ``smp.from_pretrained(OUT)`` is the model; give it images normalised as here.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -80,13 +85,12 @@ def split(root: Path) -> tuple[list[str], list[str]]:
     return [name for i, name in enumerate(names) if i % 5 != 4], names[4::5]
 
 
-def transforms(encoder: str, size: int) -> tuple[v2.Transform, v2.Transform]:
+def transforms(mean: list[float], std: list[float], size: int) -> tuple[v2.Transform, v2.Transform]:
     """Return the transforms for training (random windows, mirrored) and validation (whole images, padded)."""
-    cfg = timm.get_pretrained_cfg(encoder)
     tensors = v2.Compose(
         [
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.Normalize(cfg.mean, cfg.std),
+            v2.Normalize(mean, std),
         ]
     )
     window = v2.RandomCrop(size, pad_if_needed=True, fill=FILL)
@@ -102,16 +106,22 @@ class PadToStride(v2.Transform):
         return pad(inpt, [0, 0, -width % STRIDE, -height % STRIDE], fill=FILL[type(inpt)])
 
 
-def build(args: argparse.Namespace) -> nn.Module:
+def encoder_of(args: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the encoder's name, its preprocessing, and smp's arguments for its weights."""
+    if args.weights is None:
+        cfg = timm.get_pretrained_cfg(args.encoder).to_dict()
+        return args.encoder, cfg, {"encoder_weights": True if args.pretrained else None}
+    config = json.loads((args.weights / "config.json").read_text(encoding="utf-8"))
+    stated = {name: value for name, value in config.get("model_args", {}).items() if name != "in_chans"}  # smp's own
+    file = {"file": str(args.weights / "model.safetensors")}
+    options = {**stated, "encoder_weights": True, "pretrained_cfg_overlay": file}
+    return f"{config['architecture']}_pyramid", config["pretrained_cfg"], options
+
+
+def build(args: argparse.Namespace, encoder: str, options: dict[str, Any]) -> nn.Module:
     """Return the segmentation model, its stem frozen or without norm."""
-    options = {"stem_norm": "none"} if args.train_stem else {}
-    model = smp.create_model(
-        args.decoder,
-        f"tu-{args.encoder}",
-        encoder_weights=True if args.pretrained else None,
-        classes=args.classes,
-        **options,
-    )
+    norm = {"stem_norm": "none"} if args.train_stem else {}
+    model = smp.create_model(args.decoder, f"tu-{encoder}", classes=args.classes, **{**options, **norm})
     return model if args.train_stem else convstem.freeze_stem(model)
 
 
@@ -162,6 +172,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--encoder", default="vit_s16_convstem_pyramid", help="NAME_pyramid, with a tag or without")
     parser.add_argument("--decoder", default="UPerNet", help="any of smp's: Unet, FPN, UPerNet, Segformer, ...")
     parser.add_argument("--pretrained", action="store_true", help="start from the encoder's pretrained weights")
+    parser.add_argument("--weights", type=Path, help="folder of an encoder of yours, instead of --encoder")
     parser.add_argument("--train-stem", action="store_true", help="train the stem too, without norm")
     parser.add_argument("--size", type=int, default=512, help="side of the training windows, a multiple of 32")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -179,8 +190,9 @@ def main() -> None:
     if len(train) < args.batch_size or not held_out:
         raise SystemExit(f"{len(train)} images to train on and {len(held_out)} held out are too few for a batch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(args).to(device)
-    windows, whole = transforms(args.encoder, args.size)
+    encoder, cfg, options = encoder_of(args)
+    model = build(args, encoder, options).to(device)
+    windows, whole = transforms(cfg["mean"], cfg["std"], args.size)
     batches = DataLoader(
         Folder(args.folder, train, args.classes, windows),
         args.batch_size,
@@ -198,7 +210,8 @@ def main() -> None:
         iou = mean_iou(model, images, args.classes, device)
         print(f"epoch {epoch + 1}: loss {loss:.3f}, mean IoU {iou:.1f} %", flush=True)
     if args.out:
-        model.config["encoder_weights"] = None  # what is saved holds the encoder, so loading it fetches nothing else
+        model.config["encoder_weights"] = None  # what is saved holds the encoder, so loading it reads nothing else
+        model.config.pop("pretrained_cfg_overlay", None)
         model.save_pretrained(args.out)
 
 

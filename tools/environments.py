@@ -5,7 +5,7 @@
     python -m tools.environments prereleases        # what would break next
 
 An environment is a folder of build/environments; it is kept, and brought up to date by the next run. An interpreter is
-found by its name; one that is not there is said, and does not count as a failure.
+found by its name; a machine without it is no failure, and is said. How each went is in build/environments/results.txt.
 """
 
 from __future__ import annotations
@@ -96,8 +96,11 @@ def main(names: Sequence[str]) -> int:
         return 0
     if unknown := sorted(set(names) - set(ENVIRONMENTS)):
         raise SystemExit(f"unknown environment {', '.join(unknown)}; there are {', '.join(sorted(ENVIRONMENTS))}")
+    HOME.mkdir(parents=True, exist_ok=True)
     results = {name: test(name) for name in names}
-    print("\n".join(f"environment {name}: {result}" for name, result in results.items()))
+    lines = "".join(f"environment {name}: {result}\n" for name, result in results.items())
+    (HOME / "results.txt").write_text(lines, encoding="utf-8")
+    print(lines, end="")
     return int("FAILED" in results.values())
 
 

@@ -41,7 +41,7 @@ ERRORS_HEAD = """
 ## Errors
 
 Every error that a user can cause is one of these. `convstem.ConvStemError` is the root of all; each is the class beside
-it as well, so `except convstem.errors.HubError` and `except OSError` both work. What else comes out is a bug of ours.
+it as well, so `except convstem.errors.HubError` and `except OSError` both work. Any other error is a bug in convstem.
 [Every error message](messages.md) has their texts.
 
 | class of `convstem.errors` | also a | what it says |

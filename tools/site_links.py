@@ -1,4 +1,5 @@
-"""A hook of MkDocs (see ``mkdocs.yml``): files elsewhere in the repository that the pages link to come into the site.
+"""A hook of MkDocs (see ``mkdocs.yml``): files elsewhere in the repository that the pages link to come into the site,
+and the site's own search finds tasks before reference.
 
 Pages are read as plain Markdown too, where ``../experiments/results/x.png`` leads to the file. In the site the file
 lies below ``repository/``, and the link follows it; Markdown files become pages, whose links are followed as well.
@@ -19,6 +20,20 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 
+# The page of messages is for search engines; generated pages and those for contributors come after the others.
+SEARCH: dict[str, dict[str, Any]] = {
+    "messages.md": {"exclude": True},
+    "repository/README.md": {"exclude": True},
+    "index.md": {"boost": 4},
+    "project.md": {"boost": 4},
+    "quickstart.md": {"boost": 2},
+    "families.md": {"boost": 2},
+    "troubleshooting.md": {"boost": 2},
+    "api.md": {"boost": 0.5},
+    "cli.md": {"boost": 0.5},
+}
+LATER = {"boost": 0.2}
+
 
 def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
     """Add the files outside of ``docs/`` that the pages lead to."""
@@ -28,7 +43,9 @@ def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Lead a page's links to where the files are in the site."""
+    """Lead a page's links to where the files are in the site, and tell the search about the page."""
+    path = page.file.src_uri
+    page.meta.setdefault("search", SEARCH.get(path, LATER if path.startswith("repository/") else {}))
     source = Path(str(page.file.abs_src_path))
     here = os.path.dirname(site_path(source))
 

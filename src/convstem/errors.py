@@ -1,7 +1,7 @@
 """Every error that convstem raises for a caller to read, below one root; and warnings that blame the caller's line.
 
 Each class is also the builtin one that Python code expects in its place, so both ``except ValueError`` and
-``except convstem.ConvStemError`` work. Anything else that comes out of convstem is a bug of ours.
+``except convstem.ConvStemError`` work. Anything else that comes out of convstem is a bug in convstem.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ArgumentError(ConvStemError, ValueError):
 
 
 class ArgumentTypeError(ConvStemError, TypeError):
-    """An argument is of a wrong kind, or is one that the function or model does not take."""
+    """An argument has the wrong type, or the function or model does not take it."""
 
 
 class UnknownModelError(ConvStemError, KeyError):
@@ -53,7 +53,7 @@ class UnknownModelError(ConvStemError, KeyError):
 
 
 class UnsupportedModelError(ConvStemError, TypeError):
-    """The model is of a kind with which this cannot be done; the message says what it has and what was looked for."""
+    """This cannot be done with this kind of model; the message says what it has and what was looked for."""
 
 
 class TransplantError(ConvStemError, ValueError):
@@ -65,7 +65,8 @@ class CheckpointError(ConvStemError, RuntimeError):
 
 
 class ConversionError(ConvStemError, ValueError):
-    """A state dict cannot be converted: it is not of the layout, not whole, or of a model that the target lacks."""
+    """A state dict cannot be converted: it has another layout, is incomplete, or the target
+    cannot express the model."""
 
 
 class DeviceMemoryError(ConvStemError, RuntimeError):
@@ -113,7 +114,7 @@ class RevisionMissingError(HubError):
 
 
 class UnreachableError(HubError):
-    """The Hub does not answer, or only with errors that should pass."""
+    """The Hub does not answer, or only with temporary errors."""
 
 
 # Whose frames are not the caller's: ours, the hosts that call us, and the machinery in between.

@@ -6,7 +6,8 @@ feature_cls="pyramid"``. The trunks of both hosts are entered behind the stem, w
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -18,7 +19,7 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from convstem.errors import ArgumentError, UnsupportedModelError
+from convstem.errors import ArgumentError, UnsupportedModelError, warn
 from convstem.hub.config import argument_kinds
 from convstem.registry.stem_spec import COARSEST
 from convstem.stem.embed import ConvStemEmbed
@@ -177,6 +178,51 @@ def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
+_OF_CLASSIFIER = ("attn_pool.", "fc_norm.", "head.", "head_dist.", "heads.")
+"""Starts of keys that only a whole model with a classifier has."""
+
+
+def _places(model: nn.Module) -> tuple[str, str]:
+    """Return the starts of the keys of a model's stem and of its trunk."""
+    for path, embed in model.named_modules():
+        if isinstance(embed, ConvStemEmbed):
+            return f"{path}.backbone.", path.rpartition("patch_embed")[0]
+    return "conv_proj.", ""
+
+
+def _take_whole_model(
+    stem: str, trunk: str, whole: Collection[str], pyramid: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Give the keys of a whole model's state dict those of its pyramid, in place; a hook.
+
+    Args:
+        stem, trunk: see ``_places``.
+        whole: the keys of the model that the pyramid was made of.
+        pyramid: one of the classes below.
+        state: the state dict, in which the pyramid's keys begin with ``prefix``.
+        prefix: see above.
+
+    Warns:
+        UserWarning: no key is the pyramid's or the whole model's, so that ``strict=False`` would load nothing.
+    """
+    given = [key for key in state if key.startswith(prefix)]
+    own = {f"{prefix}{key}" for key in pyramid.state_dict(keep_vars=True)}
+    if not any(key.startswith(prefix + stem) for key in given):
+        if given and own.isdisjoint(given):
+            warn(
+                f"no key of this state dict belongs to the feature pyramid, nor to the model that it was made of "
+                f"({given[0]}, ...): load it into the whole model first, or convert it with `convstem convert`"
+            )
+        return
+    for key in given:
+        inner = key.removeprefix(prefix)
+        new = f"stem.{inner.removeprefix(stem)}" if inner.startswith(stem) else f"trunk.{inner.removeprefix(trunk)}"
+        if f"{prefix}{new}" in own:
+            state[f"{prefix}{new}"] = state.pop(key)
+        elif inner in whole or inner.startswith(_OF_CLASSIFIER):
+            del state[key]  # what no map needs
+
+
 class PyramidLevels(nn.Module):
     """What gives a conv-stem ViT's feature maps; the two classes below return them as either host wants them.
 
@@ -210,6 +256,9 @@ class PyramidLevels(nn.Module):
         output_stride: int = COARSEST,
     ) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(
+            partial(_take_whole_model, *_places(model), frozenset(model.state_dict()))
+        )
         stem, trunk = take_apart(model)
         inside = stem_levels(stem)
         names = [f"block {index}" for index in range(len(trunk.feature_info))]

@@ -7,20 +7,26 @@ What was written is compared with the model.
 from __future__ import annotations
 
 import copy
+import io
+import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
 
-from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, warn
+from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, MissingPathError, PathError, warn
 from convstem.files.paths import path_errors
+from convstem.files.staging import replacing
 from convstem.registry.stem_spec import choice
 from convstem.stem.find import find_embed, find_stem
 from convstem.stem.norms import fold_stem, stem_norm
@@ -28,7 +34,7 @@ from convstem.upstream import timm_set_metadata
 
 
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Return a model whose stem has no BatchNorm but computes in eval mode what it computed with it.
+    """Return a model without BatchNorm in its stem and with the same outputs in eval mode.
 
     The result is an ordinary model with ``stem_norm="none"``: it is saved, pushed, converted and exported like any
     other, and can be trained. The folding is done in float64.
@@ -52,8 +58,8 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
         return model
     if model.training or stem.training:
         raise ArgumentError(
-            "a model in training mode is not folded, for its BatchNorm computes with the statistics of the batch: "
-            "call model.eval() first"
+            "a model in training mode cannot be folded, because its BatchNorm uses the statistics of the batch: call "
+            "model.eval() first"
         )
     folded = model if inplace else copy.deepcopy(model)
     embed = find_embed(folded)
@@ -65,6 +71,8 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     return folded
 
 
+_progress = logging.getLogger("convstem.progress")
+
 LARGEST_BATCH = 1 << 16
 """Upper end of the dynamic batch: exporters want one."""
 
@@ -75,8 +83,57 @@ OPSETS = range(18, 24)
 """Operator sets that torch's dynamo exporter writes; lower ones need a conversion that loses precision."""
 
 
+class _Patient(io.RawIOBase):
+    """A binary file for torch's archive writer, which ends the process on an exception: the first error waits.
+
+    Args:
+        file: is written to until that fails.
+    """
+
+    error: OSError | None = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def writable(self) -> bool:
+        """Return True; torch asks."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True; torch asks."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move in the file."""
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place in the file."""
+        return self.file.tell()
+
+    def write(self, data: Any) -> int:
+        """Write, or note why not."""
+        self._try(partial(self.file.write, data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Flush, or note why not."""
+        self._try(self.file.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        if self.error is None and not self.file.closed:
+            try:
+                write()
+            except OSError as error:
+                self.error = error
+
+
 def _write_program(program: torch.export.ExportedProgram, out: Path, opset: int | None) -> None:
-    torch.export.save(program, out)
+    with out.open("wb", buffering=0) as file:
+        patient = _Patient(file)
+        torch.export.save(program, cast("Any", patient))
+    if patient.error:
+        raise patient.error
 
 
 def _run_program(out: Path, images: Tensor) -> Tensor:
@@ -183,8 +240,10 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
     Raises:
         ArgumentError: an unknown format, the wrong suffix, a model in training mode or, for OpenVINO, of dynamic image
             size, or an operator set that the exporter does not have.
-        ExistingPathError: ``out`` exists.
+        ExistingPathError: ``out`` exists, or a file beside it that would belong to it.
         MissingPackageError: the packages of the format are not installed; the message names them.
+        MissingPathError: there is no folder for ``out``.
+        PathError: the file system refuses, or the disk has no room; nothing is left of the file.
     """
     check_target(to, out, opset)
     target = FORMATS[to]
@@ -192,22 +251,42 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         raise ArgumentError("a model in training mode would be exported with its dropout: call model.eval() first")
     if getattr(model, "dynamic_img_size", False) and to == "openvino":
         raise ArgumentError(
-            "OpenVINO cannot resample positions (bicubic, antialiased), as a model for any image size does: "
+            "OpenVINO cannot resample positions (bicubic, antialiased), which a model with a dynamic image size needs: "
             "load it without dynamic_img_size (--dynamic-size), or export it to onnx or torch-export"
         )
     images = example(model)[: None if target.dynamic else 1]
-    with quiet():
+    with quiet(), path_errors("write", out):
+        _check_room(model, out)
+        _progress.info("tracing the model")
         program = trace(model, images, target.dynamic)
-        with path_errors("write", out):
-            target.write(program, out, opset)
-        difference = compare(model, target.run, out, images) if installed(target.runtime) else None
+        with replacing(out.parent, out.name) as staged:  # a file that appears whole or not at all
+            _progress.info("writing %s", out.name)
+            target.write(program, staged / out.name, opset)
+            _progress.info("comparing %s with the model", out.name)
+            difference = compare(model, target.run, staged / out.name, images) if installed(target.runtime) else None
     size = sum(path.stat().st_size for path in (out, *companions(out)))
     return Exported(out, to, size, input_shape(program), difference)
 
 
 def companions(out: Path) -> list[Path]:
     """Return the files beside ``out`` that belong to it: OpenVINO's values, and those of an ONNX graph over 2 GB."""
-    return [path for path in (out.with_suffix(".bin"), Path(f"{out}.data")) if path.exists()]
+    return [path for path in _beside(out) if path.exists()]
+
+
+def _beside(out: Path) -> list[Path]:
+    """Return the files that the format of ``out`` may write besides."""
+    more = {".onnx": [Path(f"{out}.data")], ".xml": [out.with_suffix(".bin")]}
+    return more.get(out.suffix, [])
+
+
+def _check_room(model: nn.Module, out: Path) -> None:
+    """Raise ``PathError`` if the disk has less room than the parameters take: some exporters would not notice."""
+    needed, free = sum(parameter.nbytes for parameter in model.parameters()), shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise PathError(
+            f"cannot write {out}: the parameters take {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB left; "
+            "free some space, or name a path on another disk"
+        )
 
 
 def check_target(to: str, out: Path, opset: int | None = None) -> None:
@@ -215,10 +294,13 @@ def check_target(to: str, out: Path, opset: int | None = None) -> None:
     choice("to", to, tuple(FORMATS))
     if out.suffix != FORMATS[to].suffix:
         raise ArgumentError(f"a file of the format {to} ends in {FORMATS[to].suffix}; got {out.name}")
-    if out.exists():
-        raise ExistingPathError(f"{out} exists: name another file to write")
+    taken = next((path for path in (out, *_beside(out)) if os.path.lexists(path)), None)
+    if taken:
+        raise ExistingPathError(f"{taken} exists: name another file to write")
+    if not out.parent.is_dir():
+        raise MissingPathError(f"there is no folder {out.parent} for {out.name}: create it first")
     if opset is not None and to != "onnx":
-        raise ArgumentError(f"opset is a matter of onnx alone; got opset={opset} for {to}")
+        raise ArgumentError(f"opset applies to onnx only; got opset={opset} for {to}")
     if opset is not None and opset not in OPSETS:
         raise ArgumentError(
             f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, which torch's exporter writes; got {opset}"
@@ -237,7 +319,7 @@ def _check_packages(to: str) -> None:
 
 
 def installed(package: str) -> bool:
-    """Tell whether a package is installed, without importing it."""
+    """Return whether a package is installed, without importing it."""
     return find_spec(package) is not None
 
 

@@ -77,7 +77,7 @@ def timm_save_config(model: Any, path: str, **fields: Any) -> None:
 
 
 def torch_has_hooks(module: Any) -> bool:
-    """Tell whether a module runs hooks forwards or backwards.
+    """Return whether a module runs hooks forwards or backwards.
 
     Why: what a hook sees would change silently in ``convstem.fold``. torch can add and remove hooks, not list them.
     Replacement: a public way to list them.
@@ -86,7 +86,7 @@ def torch_has_hooks(module: Any) -> bool:
 
 
 def torch_loads_strictly() -> bool:
-    """Tell whether ``load_state_dict``, from whose hooks this is called, was asked for every key.
+    """Return whether ``load_state_dict``, from whose hooks this is called, was asked for every key.
 
     Why: with ``strict=False`` a part of a checkpoint is right, and a hook that calls it an error stops what a plain ViT
     takes. torch passes ``strict=True`` to every hook, whatever its caller said, so its frame is looked at.
@@ -104,7 +104,7 @@ def torch_loads_strictly() -> bool:
 
 
 def torch_keeps_values() -> bool:
-    """Tell whether modules keep the values of the parameters that they are given, on whatever device.
+    """Return whether modules keep the values of the parameters that they are given, on whatever device.
 
     Why: accelerate's ``init_empty_weights`` replaces ``Module.register_parameter``, which no default device tells.
     Replacement: a default device of meta, as ``init_empty_weights(include_buffers=True)`` sets it.

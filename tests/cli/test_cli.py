@@ -1,5 +1,6 @@
 """The command line: output, exit status, and one-line errors."""
 
+import io
 import json
 import re
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 import timm
 from click.testing import CliRunner
 
+from convstem.cli import ERASE, progress
 from convstem.cli.main import main
+from convstem.publishing.derived import transplant_to_folder
 from tests.support.assertions import randomise
 
 
@@ -186,3 +189,25 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     with listing.stderr:
         assert listing.stderr.read() == ""
     assert listing.wait() == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_minute_long_work_shows_its_steps_on_a_terminal(
+    terminal: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    with progress():
+        transplant_to_folder(source, tmp_path / "out")
+    lines = stderr.getvalue().split(ERASE)
+    if not terminal:
+        assert lines == [""]
+        return
+    for step in ("transplanting ", "measuring the error on 8 images", "writing ", "reading back what was written"):
+        assert any(re.match(rf"\[ +\d+ s\] {step}", line) for line in lines), (step, lines)
+    assert lines[-1] == ""  # the line is taken back

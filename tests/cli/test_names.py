@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 import convstem
+from convstem.cli import table
 from convstem.cli.main import main
 from convstem.cli.models import weights_lines
 from convstem.registry import catalog
@@ -190,6 +191,21 @@ def test_pull_fetches_the_source_of_a_tag(name: str, tag: str, source: str, hub_
     (snapshot / "config.json").write_text("{}")
     assert run("pull", f"{name}.{tag}").strip() == str(snapshot)
     assert f"{name} has no pretrained tag 'nosuch'; it has" in run("pull", f"{name}.nosuch", status=1)
+
+
+def test_a_word_that_no_name_holds_is_an_error_in_python_too() -> None:
+    with pytest.raises(convstem.ConvStemError, match="no name matches 'dinov9'; did you mean .*dinov"):
+        convstem.list_models("dinov9")
+    with pytest.raises(convstem.ConvStemError, match="no name that matches 'vitc_18gf' has pretrained weights"):
+        convstem.list_models("vitc_18gf", pretrained=True)
+    assert convstem.list_models("*dinov9*") == []
+    assert convstem.list_models("dinov2")
+
+
+def test_the_rule_below_a_tables_head_is_not_as_long_as_its_longest_line() -> None:
+    rows = table([("a", "b"), ("c", "d" * 500)]).splitlines()
+    assert len(rows[2]) > 500
+    assert len(rows[1]) <= 120
 
 
 @pytest.mark.parametrize(("size", "words"), [((3, 32, 32), "32"), ((3, 32, 64), "32x64")])

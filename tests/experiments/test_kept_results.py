@@ -1,15 +1,18 @@
 """The reports in ``experiments/results`` are those of the runs beside them, and the docs' tables are theirs."""
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments import cifar10_evidence, nano4, robustness, transplant_gain_report
+from experiments import cifar10_evidence, dense_evidence, more_pixels, nano4, robustness, transplant_gain_report
 from experiments.cifar10.models import STEMS
 from experiments.cifar10_evidence import best_of_seeds, rates_of
+from experiments.runs import RUNS, Row, read_lines
 from experiments.seeds import paired
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +31,8 @@ def gain_text(out: Path) -> str:
 REPORTS: dict[str, Callable[[Path], str]] = {
     "cifar10_evidence": evidence_text,
     "cifar10_evidence_xs4": evidence_text,
+    "dense_evidence": dense_evidence.to_text,
+    "more_pixels": more_pixels.to_text,
     "nano4": nano4.report,
     "robustness": lambda out: robustness.to_text(*robustness.read_runs(out)),
     "transplant_gain": gain_text,
@@ -44,6 +49,8 @@ def test_a_kept_report_is_of_the_kept_runs(name: str) -> None:
 def cell(values: Iterable[float], form: str) -> str:
     """Return mean and sample deviation as the docs write them."""
     values = list(values)
+    if not values:
+        return "-"  # no runs
     deviation = f" ± {statistics.stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{form}}{deviation}"
 
@@ -88,9 +95,89 @@ def robustness_rows() -> Iterator[str]:
         yield row(name, *(cell(values, ".1f") for values in scores))
 
 
+PIXELS = {
+    "source": "the source itself, at 16 px",
+    "stride 4": "transplant, stride 4",
+    "averages": "transplant, stride 4, a leaner stem",
+    "kernel 4": "plain ViT, its kernel spread over 4 x 4 pixels",
+    "patch 2": "plain ViT, patch 2",
+}
+
+
+def pixels_rows() -> Iterator[str]:
+    """Accuracy with more pixels, by budget."""
+    folder = RESULTS / "more_pixels"
+    runs, known = read_lines(folder / RUNS), json.loads((folder / more_pixels.CONDITIONS).read_text(encoding="utf-8"))
+    for arm, name in PIXELS.items():
+        accuracies = (cell(more_pixels.figures(runs, budget)[arm].values(), ".2f") for budget in more_pixels.BUDGETS)
+        about = known["arms"][arm]
+        yield row(name, about["tokens"], f"{known['ratios'][arm]:.2f}", f"{about['untrained']:.2f}", *accuracies)
+
+
+MAPS = {
+    "stride 16": "tokens at stride 16",
+    "upsampled": "the same, upsampled to 8",
+    "stride 8": "tokens at stride 8, image moved by 4",
+    "not moved": "tokens at stride 8",
+    "enlarged": "tokens at stride 16, image enlarged by 2",
+    "stem maps": "tokens at stride 16, and the stem's maps",
+    "random maps": "tokens at stride 16, and a random stem's maps",
+}
+WHOLE = {
+    "stem maps": "transplant, its stem's maps",
+    "fast stem": "the same, the stem at the higher rate",
+    "random stem": "a random stem in its place",
+    "four blocks": "plain ViT, four blocks",
+    "random maps": "plain ViT, a random stem beside it",
+}
+
+
+def dense() -> tuple[list[Row], dict[str, Any]]:
+    """The runs of the dense evidence, and what an image costs."""
+    folder = RESULTS / "dense_evidence"
+    return read_lines(folder / RUNS), json.loads((folder / dense_evidence.COSTS).read_text(encoding="utf-8"))
+
+
+def frozen_rows() -> Iterator[str]:
+    """IoU of both decoders and boundary F1 of the small one, by task, the encoder frozen."""
+    runs, known = dense()
+    for arm, name in MAPS.items():
+        cells = []
+        for task, (decoder, metric) in product(
+            dense_evidence.TASKS, (("linear", "mIoU"), ("decoder", "mIoU"), ("decoder", "boundary F1"))
+        ):
+            found = dense_evidence.chosen(runs, kind="frozen", task=task, arm=arm, decoder=decoder)
+            cells.append(cell(dense_evidence.scores(found, metric).values(), ".1f"))
+        yield row(name, *cells, f"{known[arm]['decoder']['ms']:.0f}")
+
+
+def whole_rows() -> Iterator[str]:
+    """IoU, boundary F1 and epochs to an IoU of 70 %, by task, of models that learn whole."""
+    runs, known = dense()
+    for arm, name in WHOLE.items():
+        cells = []
+        for task in dense_evidence.TASKS:
+            found = dense_evidence.chosen(runs, kind="whole", task=task, arm=arm)
+            if not found:
+                cells += ["-"] * 4
+                continue
+            cells.append(str(len(found)))
+            cells += [cell(dense_evidence.scores(found, metric).values(), ".1f") for metric in dense_evidence.METRICS]
+            cells.append(dense_evidence.epochs_to(found, 70))
+        cost = known[dense_evidence.SAME_MODEL.get(arm, arm)]["decoder"]
+        yield row(name, *cells, f"{cost['ms']:.0f}")
+
+
 @pytest.mark.parametrize(
     ("page", "rows"),
-    [("finetuning.md", finetuning_rows), ("conv_stem.md", evidence_rows), ("conv_stem.md", robustness_rows)],
+    [
+        ("finetuning.md", finetuning_rows),
+        ("conv_stem.md", evidence_rows),
+        ("conv_stem.md", robustness_rows),
+        ("stride.md", pixels_rows),
+        ("stride.md", frozen_rows),
+        ("stride.md", whole_rows),
+    ],
 )
 def test_a_table_of_the_docs_is_of_the_kept_runs(page: str, rows: Callable[[], Iterable[str]]) -> None:
     lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()

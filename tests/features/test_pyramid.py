@@ -340,3 +340,40 @@ def test_a_block_is_named_once() -> None:
     model = timm.create_model(NANO)
     with pytest.raises(ArgumentError, match=r"pyramid_blocks must name each block once; got \[5, -1\]"):
         convstem.feature_pyramid(model, pyramid_blocks=[5, -1])
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.model."])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("levels", [None, (0, 1), (3, 4)])
+@pytest.mark.parametrize("host", ["timm", "torchvision"])
+def test_the_weights_of_a_whole_model_load_into_its_pyramid(host: str, levels: Any, strict: bool, prefix: str) -> None:
+    """As in ``smp_model.load_state_dict(own, strict=False)``, which loaded nothing without a word."""
+
+    def whole() -> nn.Module:
+        if host == "timm":
+            return timm.create_model("vit_nano4_convstem", num_classes=3)
+        return torchvision.models.get_model("vit_nano_4_convstem", num_classes=3)
+
+    trained, pyramid = randomise(whole()), FeaturePyramid(randomise(whole(), seed=7), levels).eval()
+    expected = FeaturePyramid(trained, levels).eval()
+    x = torch.randn(1, 3, 32, 32)
+    outer = nn.Module()
+    outer.encoder = nn.Module()
+    outer.encoder.model = pyramid
+    with torch.no_grad():
+        assert not torch.allclose(pyramid(x)[-1], expected(x)[-1])  # negative control
+        found = (outer if prefix else pyramid).load_state_dict(
+            {f"{prefix}{key}": value for key, value in trained.state_dict().items()}, strict=strict
+        )
+        assert (found.missing_keys, found.unexpected_keys) == ([], [])
+        assert all(map(torch.equal, pyramid(x), expected(x)))
+    pyramid.load_state_dict(expected.state_dict())  # its own keys as before
+
+
+def test_a_key_that_no_model_has_is_still_unexpected() -> None:
+    model = timm.create_model("vit_nano4_convstem", num_classes=3)
+    pyramid = FeaturePyramid(model)
+    with pytest.raises(RuntimeError, match='Unexpected key.*"stranger"'):
+        pyramid.load_state_dict({**model.state_dict(), "stranger": torch.zeros(1)})
+    with pytest.warns(UserWarning, match=r"no key of this state dict belongs to the feature pyramid.*\(stranger, "):
+        pyramid.load_state_dict({"stranger": torch.zeros(1)}, strict=False)

@@ -10,6 +10,7 @@ from torch import nn
 
 import convstem
 from convstem.features import FeaturePyramid
+from tests.support.assertions import randomise
 
 pytestmark = pytest.mark.full  # other people's libraries, whose imports alone take seconds
 
@@ -93,3 +94,13 @@ def test_the_stem_of_a_segmentation_model_is_frozen() -> None:
     stem = {id(p) for p in model.encoder.model.stem.parameters()}
     assert {id(p) for p in model.parameters() if not p.requires_grad} == stem
     assert isinstance(model, nn.Module)
+
+
+def test_own_weights_of_a_whole_model() -> None:
+    own = randomise(timm.create_model("vit_nano4_convstem", num_classes=3))
+    model = smp.Unet("tu-vit_nano4_convstem_pyramid", encoder_weights=None)
+    stem = own.state_dict()["patch_embed.backbone.0.conv.weight"]
+    assert not torch.equal(model.encoder.model.stem.state_dict()["0.conv.weight"], stem)  # negative control
+    found = model.encoder.model.load_state_dict(own.state_dict(), strict=False)
+    assert (found.missing_keys, found.unexpected_keys) == ([], [])
+    assert torch.equal(model.encoder.model.stem.state_dict()["0.conv.weight"], stem)

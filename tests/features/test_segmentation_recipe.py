@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from PIL import Image
 
@@ -47,6 +48,19 @@ def test_the_recipe_trains_and_saves(tmp_path: Path, stem: list[str]) -> None:
     model = smp.from_pretrained(tmp_path / "out").eval()
     assert isinstance(model.encoder.model, FeaturePyramid)
     assert model(torch.rand(1, 3, 32, 64)).shape == (1, 2, 32, 64)
+
+
+def test_an_encoder_of_ones_own_is_taken_from_its_folder(tmp_path: Path) -> None:
+    write(tmp_path)
+    mine = timm.create_model("vit_nano4_convstem", num_classes=5, img_size=64, patch_size=8)
+    timm.models.save_for_hf(mine, tmp_path / "mine", safe_serialization=True)
+    done = recipe(tmp_path, "--weights", str(tmp_path / "mine"), "--lr", "0", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    encoder = smp.from_pretrained(tmp_path / "out").encoder.model
+    others = timm.create_model("vit_nano4_convstem_pyramid", features_only=True, patch_size=8)
+    for model, same in ((encoder, True), (others, False)):
+        found = model.state_dict()["trunk.blocks.0.attn.qkv.weight"]
+        assert torch.equal(found, mine.state_dict()["blocks.0.attn.qkv.weight"]) == same
 
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:

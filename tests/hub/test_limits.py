@@ -23,12 +23,12 @@ DEPTH = LARGEST_SIZE["depth"]
 @pytest.mark.parametrize(
     ("name", "taken", "refused", "words"),
     [
-        ("depth", DEPTH, DEPTH + 1, f"depth = {DEPTH + 1} is absurd; at most {DEPTH:,} is accepted"),
+        ("depth", DEPTH, DEPTH + 1, f"depth = {DEPTH + 1} is too large; at most {DEPTH:,} is accepted"),
         ("depth", 1, 0, "depth must be positive; got 0"),
         ("num_classes", 0, -1, "num_classes must be positive; got -1"),
-        ("stem_channels", [1] * LARGEST_LIST, [1] * (LARGEST_LIST + 1), "stem_channels = .* is absurd"),
-        ("something", -LARGEST_NUMBER, -LARGEST_NUMBER - 1, "something = .* is absurd"),
-        ("something", 0, LARGEST_NUMBER + 1, "something = .* is absurd"),
+        ("stem_channels", [1] * LARGEST_LIST, [1] * (LARGEST_LIST + 1), "stem_channels = .* is too large"),
+        ("something", -LARGEST_NUMBER, -LARGEST_NUMBER - 1, "something = .* is too large"),
+        ("something", 0, LARGEST_NUMBER + 1, "something = .* is too large"),
     ],
 )
 def test_numbers(name: str, taken: Any, refused: Any, words: str) -> None:
@@ -45,7 +45,7 @@ def test_what_was_taken_once_stays_taken() -> None:
         "num_classes": 1048576, "num_heads": 1024, "patch_size": 1024, "stride": 1024,
     }.items():  # fmt: skip
         check_config_sizes([(name, largest)])
-        with pytest.raises(InvalidFileError, match=rf"{name} = \d+ is absurd; at most {largest:,} is"):
+        with pytest.raises(InvalidFileError, match=rf"{name} = \d+ is too large; at most {largest:,} is"):
             check_config_sizes([(name, largest + 1)])
 
 

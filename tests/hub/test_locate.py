@@ -113,7 +113,7 @@ def test_a_flipped_byte_is_fetched_again(
     assert outcome.value == float(load_file(Path(cache) / "right.safetensors")["head.weight"].double().sum())
     hub.arm(Fault(flip=-2000, times=99))
     again = client(f"import shutil; shutil.rmtree({cache!r}); {what}")
-    assert "is damaged, twice: expected hash" in str(again.error)
+    assert "is damaged after two downloads: expected hash" in str(again.error)
 
 
 @pytest.mark.full
@@ -188,12 +188,12 @@ def write_ours(folder: Path, models: dict[str, dict[str, bytes]], **config: Any)
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "blocks": ({"model_args": {"depth": 10**6}}, "depth = 1000000 is absurd"),
+    "blocks": ({"model_args": {"depth": 10**6}}, "depth = 1000000 is too large"),
     "more blocks than tensors": ({"model_args": {"depth": 500}}, "more than the weights beside it"),
-    "classes": ({"num_classes": 10**9, "root": {"num_classes": 10**9}}, "num_classes = 1000000000 is absurd"),
+    "classes": ({"num_classes": 10**9, "root": {"num_classes": 10**9}}, "num_classes = 1000000000 is too large"),
     "width": ({"model_args": {"embed_dim": 15360}}, "more than the weights beside it"),
     "two heads": ({"model_args": {"num_classes": 7}}, "contradicts itself about num_classes"),
-    "unknown field": ({"colour": "red"}, "timm knows no colour in pretrained_cfg"),
+    "unknown field": ({"colour": "red"}, "timm does not know colour in pretrained_cfg"),
     "mean": ({"mean": None}, "mean must be a list of numbers; got null"),
     "std": ({"std": [0, 0, 0]}, "std must be a list of numbers above 0"),
     "input_size": ({"input_size": "3x32x32"}, "input_size must be channels, height and width"),

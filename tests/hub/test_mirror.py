@@ -39,7 +39,8 @@ def mirrored(
     server: HubServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Client]:
     """A client of a mirror of the Hub."""
-    program = olah_program(Path(str(request.config.cache.mkdir("olah"))) if request.config.cache else Path("olah"))
+    cache = getattr(request.config, "cache", None)  # pytest may run without it
+    program = olah_program(Path(str(cache.mkdir("olah"))) if cache else tmp_path_factory.mktemp("olah"))
     if program is None:
         pytest.skip("olah could not be installed: no package index can be reached")
     folder = tmp_path_factory.mktemp("mirror")
@@ -67,7 +68,7 @@ def test_a_flipped_byte_is_never_silent(call: str, hub: HubServer, mirrored: Cli
     hub.arm(Fault(flip=-2000, times=99))
     outcome = mirrored(CALLS[call].format(**names))
     assert "model.safetensors" in str(outcome.error)
-    assert "is damaged, twice: expected hash" in str(outcome.error)
+    assert "is damaged after two downloads: expected hash" in str(outcome.error)
 
 
 def hide_hashes(hub: HubServer, etag: bool) -> None:

@@ -82,8 +82,8 @@ def test_the_disk_says_nothing_where_no_path_can_be_meant(disk: Path) -> None:
     [
         ("", ArgumentError, "a source is the name of a model, org/name or .*; got ''"),
         ("local-dir:", ArgumentError, "a source is .*; got 'local-dir:'"),
-        ("timm:vit_tiny", ArgumentError, "begins with timm:, which is no scheme of a source; a source is the name"),
-        ("https://host/org/w.pth", ArgumentError, "begins with https:, which is no scheme"),
+        ("timm:vit_tiny", ArgumentError, "begins with timm:, which is not a known scheme; a source is the name"),
+        ("https://host/org/w.pth", ArgumentError, "begins with https:, which is not a known scheme"),
         ("-org/name", ArgumentError, "a repository of the Hub is named org/name; got '-org/name'"),
         (5, ArgumentTypeError, "a source is the name of .*; got a int"),
     ],

@@ -1,5 +1,9 @@
 """Exports, each run by its own runtime against the model, on the plain ViT and on ours alike."""
 
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -9,9 +13,10 @@ import torch
 import torchvision
 from torch import nn
 
-from convstem.errors import ArgumentError, ExistingPathError
+from convstem.errors import ArgumentError, ExistingPathError, MissingPathError, PathError
 from convstem.inference import FORMATS, OPSETS, compare, example, export, installed, trace
 from tests.support.assertions import randomise
+from tests.support.checkout import ROOT
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
 
@@ -104,7 +109,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export(model, "onnx", tmp_path / "m.pt2")
     with pytest.raises(ArgumentError, match=r"opset must be from 18 to 23, which torch's exporter writes; got 7"):
         export(model, "onnx", tmp_path / "m.onnx", opset=7)
-    with pytest.raises(ArgumentError, match=r"opset is a matter of onnx alone"):
+    with pytest.raises(ArgumentError, match=r"opset applies to onnx only"):
         export(model, "torch-export", tmp_path / "m.pt2", opset=18)
     with pytest.raises(ArgumentError, match=r"training mode .* call model.eval\(\) first"):
         export(ours().train(), "onnx", tmp_path / "m.onnx")
@@ -157,3 +162,51 @@ def test_torchscript(name: str, tmp_path: Path) -> None:
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         assert (torch.jit.load(tmp_path / "model.pt")(images) - model(images)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_missing_folder_is_said_before_anything_else(to: str, tmp_path: Path) -> None:
+    if not all(map(installed, FORMATS[to].packages)):
+        pytest.skip(f"{to} is not installed")
+    out = tmp_path / "none" / f"m{FORMATS[to].suffix}"
+    with pytest.raises(MissingPathError, match=r"there is no folder .*none for m\.\w+: create it first"):
+        export(nn.Identity(), to, out)
+    assert not out.parent.exists()
+
+
+def test_what_a_format_writes_besides_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(b"somebody's")
+    with pytest.raises(ExistingPathError, match=r"m\.bin exists"):
+        export(ours(), "openvino", tmp_path / "m.xml")
+    assert (tmp_path / "m.bin").read_bytes() == b"somebody's"
+
+
+FULL = """
+import resource, sys, pathlib
+from tests.inference.test_export import ours
+from convstem.inference import export
+from convstem.errors import PathError
+model, out = ours(), pathlib.Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # the model has 2.4 MB
+try:
+    export(model, sys.argv[2], out)
+except PathError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("to", ["torch-export", pytest.param("onnx", marks=pytest.mark.full)])
+def test_a_file_that_cannot_be_written_whole_is_not_there(to: str, tmp_path: Path) -> None:
+    """torch's own writer ends the process where the disk is full."""
+    out = tmp_path / f"m{FORMATS[to].suffix}"
+    done = subprocess.run([sys.executable, "-c", FULL, str(out), to], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cannot write .*: File too large", done.stdout), (done.stdout, done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convstem.inference.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(PathError, match="the parameters take 2 MB and the disk has 0 MB left; free some space"):
+        export(ours(), "openvino", tmp_path / "m.xml")
+    assert list(tmp_path.iterdir()) == []

@@ -116,7 +116,7 @@ def test_folding_twice_is_said() -> None:
 
 
 def test_training_mode_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"in training mode is not folded.*call model.eval\(\) first"):
+    with pytest.raises(ArgumentError, match=r"in training mode cannot be folded.*call model.eval\(\) first"):
         fold(model_of("timm").train())
 
 

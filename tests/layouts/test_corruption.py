@@ -152,5 +152,5 @@ def test_a_block_that_cannot_be_is_no_list_of_missing_ones() -> None:
     """A hostile key took hours and all memory: every tensor of a thousand million blocks was listed."""
     state = timm.create_model("vit_tiny_patch16_224", depth=2).state_dict()
     state["blocks.999999999.norm1.weight"] = torch.zeros(192)
-    with pytest.raises(ConversionError, match="block 999999999 but has 33 tensors in all: it is damaged, or no ViT"):
+    with pytest.raises(ConversionError, match="block 999999999 but has 33 tensors in all: it is damaged, or not a ViT"):
         convert(state, target="torchvision")

@@ -124,8 +124,8 @@ def test_shards_with_an_index(kind: str, plain: Any, tmp_path: Path) -> None:
     for content, message in (
         ({"weight_map": {"x": "../x.safetensors"}}, "may name files beside it only; got ../x.safetensors"),
         ({"weight_map": {"x": names[1]}}, "names tensors that its files do not have: x"),
-        ({"weight_map": 3}, "is no index of weights"),
-        ([], "is no index of weights"),
+        ({"weight_map": 3}, "is not an index of weights"),
+        ([], "is not an index of weights"),
         ({"weight_map": {"x": "gone.safetensors"}}, "there is no file"),
     ):
         index.write_text(json.dumps(content))

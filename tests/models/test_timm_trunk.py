@@ -75,7 +75,10 @@ def test_a_tag_is_its_source_with_larger_patches(name: str, source: str, hub_fil
     larger = enlarge_patches(x, 14)
     assert model.pretrained_cfg["input_size"] == tuple(larger.shape[1:])
     assert model.patch_embed.grid_size == plain.patch_embed.grid_size
-    assert (model.transplant_report.resized_from, model.transplant_report.scope) == (14, "every input")
+    assert (model.transplant_report.resized_from, model.transplant_report.scope) == (
+        14,
+        "every input whose patches of 14 pixels are resized one by one (approximate if an image is resized as a whole)",
+    )
     expected = features(plain, x)
     assert relative_error(features(timm.create_model(name, depth=1).eval(), larger), expected) > 1e-2  # control
     assert relative_error(features(model, larger), expected) < 2e-5
@@ -109,7 +112,9 @@ def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(stem: convstem.St
 
 
 def test_an_image_size_of_the_source_is_answered_with_ours() -> None:
-    with pytest.raises(ValueError, match=r"img_size 518 is of patches of 14 pixels, .* have 592 x 592: pass"):
+    with pytest.raises(
+        ValueError, match=r"img_size=518 is for the source.s patches of 14 pixels.* needs img_size=.592, 592."
+    ):
         timm.create_model(DINOV2, depth=1, img_size=518)
 
 
@@ -127,7 +132,7 @@ def test_a_folder_of_a_resized_transplant_says_what_is_exact(tmp_path: Path) -> 
     assert result.measured_error < 2e-5  # patch by patch
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**patches resized from 14 to 16 pixels, not trained further**" in card
-    assert "approximately so for photographs" in card
+    assert "(approximate if an image is resized as a whole)" in card
     assert "function preserved" not in card
 
 
@@ -135,7 +140,7 @@ def test_cards_cite_what_was_measured_on_photographs() -> None:
     cards = {name: card_of(name) for name in (f"{DINOV2}.lvd142m", "vit_b16_dinov2_convstem.lvd142m")}
     for card in cards.values():
         assert "**patches resized from 14 to 16 pixels, not trained further**" in card
-        assert "approximately so for photographs" in card
+        assert "(approximate if an image is resized as a whole)" in card
         assert "592 x 592" in card
     assert ["benchmarks.transplant_patch14" in card for card in cards.values()] == [True, False]
 

@@ -307,7 +307,7 @@ def test_the_other_layout_loads_as_pretrained_and_is_named_otherwise(nano: Any) 
     model = timm.create_model(NANO, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     assert largest_difference(model, nano, torch.randn(1, 3, 32, 32)) == 0
     with pytest.warns(
-        UserWarning, match=r"nothing of this .*convert\(state_dict, source='torchvision', target='timm'\)"
+        UserWarning, match=r"no key of this .*convert\(state_dict, source='torchvision', target='timm'\)"
     ):
         load_directly(state)
 

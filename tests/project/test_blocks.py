@@ -1,41 +1,40 @@
-"""Python blocks and shell lines of the README and the pages, run as a reader pastes them: alone, in an empty home.
+"""Python blocks of the README, the pages and the cards, run as a reader pastes them: alone, in an empty home.
 
 A block that cannot run here says so in its first line: `# needs the Hub`, whose error offline is checked; `# needs ...`
-(a GPU, a file of the reader's), which is compiled only. A text block that follows a Python block is what it prints.
+(a GPU, a file of the reader's), which is compiled only. A text block that follows a Python block, or a sentence in
+between, is what it prints. The home has a `photo.jpg`: one of the images of `convstem demo`.
 """
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
+from PIL import Image
 
-from convstem.cli.main import main
 from tests.support.checkout import ROOT
 
 pytestmark = pytest.mark.full
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "hub_cards").glob("vit_*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n(?:[^\n`#]+ this prints\n\n)?```text\n(.*?)^```)?", re.M | re.S)
 BLOCKS = [
     pytest.param(block, printed, id=f"{page.stem}-{index}")
     for page in PAGES
     for index, (block, printed) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
 ]
-LINES = [
-    pytest.param(line, id=f"{page.stem}: {line}")
-    for page in PAGES
-    for line in re.findall(r"^    (convstem .*?)(?: {2,}#.*)?$", page.read_text(encoding="utf-8"), re.M)
-]
+
+
+def photograph() -> Image.Image:
+    """Return a test image of CIFAR-10: the fourth of those that ``convstem demo`` shows, a cat."""
+    return Image.open(ROOT / "registry" / "cifar10_samples" / "images.png").convert("RGB").crop((96, 0, 128, 32))
 
 
 def run(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
     """Run a command offline, in an empty home that is the working folder too."""
+    photograph().save(home / "photo.jpg", format="PNG")  # lossless; Pillow looks at the content, not at the name
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
     env = {**kept, "HOME": str(home), "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
     return subprocess.run([sys.executable, *command], cwd=home, env=env, capture_output=True, text=True, check=False)
@@ -68,35 +67,6 @@ def test_what_is_wrong_with_a_block_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("block", "printed"), BLOCKS)
 def test_a_block_runs_alone(block: str, printed: str, tmp_path: Path) -> None:
     assert outcome(block, printed, tmp_path) == ""
-
-
-def unknown_options(line: str) -> list[str]:
-    """Return the words of a `convstem` line that are no command or option of it."""
-    words = shlex.split(line)[1:]
-    command: Any = main
-    while isinstance(command, click.Group) and words and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    wrong = [word for word in words if word.startswith("-") and word.split("=")[0] not in known | {"--help"}]
-    return [words[0], *wrong] if command is main and words else wrong
-
-
-def test_an_unknown_option_is_found() -> None:
-    assert unknown_options("convstem list dinov3 --pretrained") == []
-    assert unknown_options("convstem list --pretraned") == ["--pretraned"]
-    assert unknown_options("convstem lst") == ["lst"]
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_a_line_runs_or_says_what_it_lacks(line: str, tmp_path: Path) -> None:
-    assert unknown_options(line) == []
-    if line.startswith("convstem run "):
-        return  # a script of the reader's
-    done = run(["-m", "convstem", *shlex.split(line)[1:]], tmp_path)
-    missing = "does not exist" in done.stderr  # a file that the reader has
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0 or re.search(r"^Error: .{20}", done.stderr, re.M), done.stderr
-    assert done.returncode in ((2,) if missing else (0, 1)), done.stderr
 
 
 def test_modules_that_are_named_exist() -> None:

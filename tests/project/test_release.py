@@ -12,6 +12,7 @@ from tests.support.checkout import ROOT
 from tools import environments, skips
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_one_version() -> None:
@@ -31,13 +32,23 @@ def test_a_dependency_without_a_floor_is_an_error() -> None:
         environments.floors('dependencies = [\n    "numpy",\n    "timm>=1.0",  # because\n    "torch<3",\n]\n')
 
 
-def test_a_python_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_python_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     absent = environments.Environment("python9.99", "none has it")
+    monkeypatch.setattr(environments, "HOME", tmp_path / "environments")
     monkeypatch.setattr(environments, "ENVIRONMENTS", {"future": absent})
     assert environments.main(["future"]) == 0
-    assert capsys.readouterr().out == "environment future: not run: there is no python9.99 here\n"
+    said = "environment future: not run: there is no python9.99 here\n"
+    assert (capsys.readouterr().out, (tmp_path / "environments" / "results.txt").read_text()) == (said, said)
     with pytest.raises(SystemExit, match="unknown environment past; there are future"):
         environments.main(["past"])
+
+
+def test_an_environment_that_fails_fails_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(environments, "HOME", tmp_path)
+    monkeypatch.setattr(environments, "test", {"floors": "passed", "newest": "FAILED"}.__getitem__)
+    assert (environments.main(["floors"]), environments.main(["floors", "newest"])) == (0, 1)
+    assert "environment newest: FAILED" in capsys.readouterr().out
+    assert re.search(r"tools\.environments floors newest \|\| failed=1.*^exit \$failed$", CI, re.M | re.S)
 
 
 def test_the_pythons_of_ci_are_those_that_are_promised() -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from convstem.cli.main import main
-from convstem.publishing.card import card_of, render
+from convstem.errors import ArgumentError
+from convstem.publishing.card import card_of, evaluation, render
 from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.folder import finish
 from convstem.publishing.push import stage
@@ -62,7 +64,7 @@ def test_every_weights_entry_has_a_card_with_valid_metadata(name: str) -> None:
         assert data.base_model_relation == "finetune"
         assert "**function preserved, not trained further**" in text
         inputs = "pixels in range" if "32_convstem" in name else "every input"
-        assert f"The stem is exact for {inputs}." in text
+        assert f"The transplant is exact for {inputs}" in text
 
 
 def test_metrics_have_a_source() -> None:
@@ -170,3 +172,22 @@ def test_the_card_of_a_transplant_knows_torchvision_and_the_accuracy_of_the_sour
     assert "That of timm/vit_base_patch16_224.augreg2_in21k_ft_in1k: acc@1 85.108 %, acc@5 97.53 % on Imag" in text
     assert "; not measured again." in text
     assert ModelCard(text).data.eval_results is None
+
+
+def test_another_licence_than_the_registrys_is_refused() -> None:
+    assert "license: apache-2.0" in card_of("vit_nano4_convstem", "apache-2.0")
+    with pytest.raises(ArgumentError, match="are under apache-2.0, as the registry states"):
+        card_of("vit_nano4_convstem", "mit")
+
+
+def test_figures_in_the_form_that_the_hub_reads_beside_the_card() -> None:
+    facts = replace(facts_of_entry(catalog.weights()["vit_nano4_convstem.cifar10"]), repo_id="me/nano")
+    (entry,) = yaml.safe_load(evaluation(facts))
+    assert entry["dataset"] == {"id": "uoft-cs/cifar10", "task_id": "default"}
+    assert entry["value"] == facts.metrics["acc@1"]
+    assert entry["notes"].startswith("acc@1; ")
+    (own,) = yaml.safe_load(evaluation(replace(facts, dataset="me/leaves", metrics={"f1": 0.5})))
+    assert (own["dataset"]["id"], own["value"]) == ("me/leaves", 0.5)
+    lacking: list[dict[str, Any]] = [{"metrics": {}}, {"dataset": "my photos"}, {"repo_id": None}]
+    for nothing in lacking:
+        assert evaluation(replace(facts, **nothing)) == ""

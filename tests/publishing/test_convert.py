@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from convstem.cli.main import main
 from convstem.errors import InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.publishing.convert import convert_to_folder
+from convstem.publishing.folder import save
 from tests.support import reference_vits as vits
 from tests.support.assertions import randomise, relative_error
 from tests.support.everyday import mostly_in_ci
@@ -340,7 +343,7 @@ def test_only_you_can_know_the_heads() -> None:
     assert len(convstem.convert(state, "torchvision")) == len(state)  # the tensors need neither
     with pytest.raises(ValueError, match=r"this checkpoint is not a vitc_4gf: it has 2 blocks of width 24"):
         convstem.convert(state, architecture="vitc_4gf")
-    with pytest.raises(ValueError, match=r"convert takes .*num_heads.* besides; got heads"):
+    with pytest.raises(ValueError, match=r"convert also takes .*num_heads.*; got heads"):
         convstem.convert(state, heads=3)
 
 
@@ -362,3 +365,144 @@ def test_every_way_of_loading_names_a_foreign_checkpoint(way: str, tmp_path: Pat
     }
     with pytest.raises(RuntimeError, match=r"this is a MoCo v3 checkpoint.*`convstem convert FILE --out FOLDER`"):
         ways[way]()
+
+
+NO_CHECKPOINTS = {
+    "passwd": b"root:x:0:0:root:/root:/bin/bash\n",
+    "README.md": b"# A page\n\nWith words.\n",
+    "chapter": b"convstem is a plugin\nfor two hosts\n.",
+    "zip": b"PK\x03\x04 nothing",
+    "empty": b"",
+    "bytes": bytes(range(256)),
+    "pickle": b"\x80\x02q\x01.",
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_one_sentence_without_torchs_advice(name: str, tmp_path: Path) -> None:
+    for suffix in ("", ".pth", ".bin"):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(NO_CHECKPOINTS[name])
+        output = run(path, "--out", tmp_path / "out", status=1)
+        assert "is truncated, damaged or no checkpoint" in output, output
+        assert "weights_only" not in output
+        assert len(output.splitlines()) == 1
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize(("registers", "name"), [(0, "vit_small_patch14_dinov2"), (4, "vit_small_patch14_reg4_dinov2")])
+def test_a_file_of_dinov2_is_named_without_being_told(registers: int, name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = dict(timm.create_model(name, img_size=224).state_dict())
+    converted = convstem.convert({**state, "mask_token": torch.zeros(1, 384)})
+    assert (converted.architecture, converted.model_args) == (name, {"img_size": 224, "num_classes": 0}) or (
+        converted.architecture == name and converted.model_args == {"img_size": 224}
+    )
+    assert converted.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
+
+
+SIZES: dict[str, Any] = {"depth": 1, "embed_dim": 24, "num_heads": 3, "num_classes": 3}
+
+
+def test_the_config_of_a_folder_that_convstem_wrote_is_kept(tmp_path: Path) -> None:
+    cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.7, "interpolation": "bilinear"}
+    model = timm.create_model(
+        "vit_ti16_convstem", img_size=64, norm_eps=1e-5, pretrained_cfg_overlay=cfg, act_layer="relu", **SIZES
+    )
+    model.pretrained_cfg["label_names"] = ["a", "b", "c"]
+    (tmp_path / "one").mkdir()
+    save(randomise(model), tmp_path / "one")
+    run(tmp_path / "one", "--out", tmp_path / "two", "--license", "mit")
+    one, two = config_of(tmp_path / "one"), config_of(tmp_path / "two")
+    for field in cfg:
+        assert two["pretrained_cfg"].get(field) == one["pretrained_cfg"].get(field), field
+    assert two["label_names"] == ["a", "b", "c"]
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 64)
+        assert relative_error(load(tmp_path / "two")(x), load(tmp_path / "one")(x)) < 1e-6
+
+
+@pytest.mark.parametrize("transplanted", [[], ["--transplant"]])
+def test_the_class_names_of_transformers_stay(transplanted: list[str], tmp_path: Path) -> None:
+    names = {0: "cat", 1: "dog", 2: "horse"}
+    config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96,
+                                    image_size=32, id2label=names)  # fmt: skip
+    randomise(transformers.ViTForImageClassification(config)).save_pretrained(tmp_path / "source")
+    run(tmp_path / "source", "--out", tmp_path / "out", *transplanted)
+    assert config_of(tmp_path / "out")["label_names"] == [*names.values()]
+    back = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert back.config.id2label == names
+    if transplanted:
+        assert "cat, dog, horse." in (tmp_path / "out" / "README.md").read_text()
+
+
+TOLD = ("--num-heads", "3", "--stem-strides", "2,2,2,2")
+
+
+def test_class_names_of_a_file(tmp_path: Path) -> None:
+    model = timm.create_model("vit_ti16_convstem", img_size=32, **SIZES)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    for name, text in (("lines.txt", "ash\noak\n elm \n\n"), ("list.json", '["ash", "oak", "elm"]')):
+        (tmp_path / name).write_text(text)
+        run(tmp_path / "a.pth", *TOLD, "--labels", tmp_path / name, "--out", tmp_path / f"out-{name}")
+        assert config_of(tmp_path / f"out-{name}")["label_names"] == ["ash", "oak", "elm"]
+        assert "## Classes\n\nash, oak, elm." in (tmp_path / f"out-{name}" / "README.md").read_text()
+    (tmp_path / "two.txt").write_text("ash\noak\n")
+    refused = run(tmp_path / "a.pth", *TOLD, "--labels", tmp_path / "two.txt", "--out", tmp_path / "x", status=1)
+    assert "2 labels (--labels) were given for 3 classes" in refused
+    (tmp_path / "bad.json").write_text("[1, 2, 3]")
+    assert "expected one a line" in run(
+        tmp_path / "a.pth", "--labels", tmp_path / "bad.json", "--out", tmp_path / "x", status=2
+    )
+
+
+@pytest.mark.parametrize("size", [96, 518, 336])
+def test_transplants_at_other_sizes_than_the_names_are_checked_afterwards(size: int, tmp_path: Path) -> None:
+    patch = 14 if size == 518 else 16
+    kind = transformers.Dinov2Config if patch == 14 else transformers.ViTConfig
+    config = kind(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96, mlp_ratio=4,
+                  image_size=size, patch_size=patch)  # fmt: skip
+    build = transformers.Dinov2Model if patch == 14 else transformers.ViTForImageClassification
+    randomise(build(config)).save_pretrained(tmp_path / "source")
+    text = run(tmp_path / "source", "--out", tmp_path / "out", "--transplant", "--check")
+    assert re.search(r"equal to transformers's outputs within [\d.e-]+, after the transplant", text), text
+    assert "within 0.0e+00" not in text
+    assert load(tmp_path / "out").patch_embed.img_size == (size // patch * 16,) * 2
+
+
+def test_the_check_looks_at_the_transplant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: a transplant that differs is found, and nothing is written."""
+    config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96,
+                                    image_size=32)  # fmt: skip
+    randomise(transformers.ViTForImageClassification(config)).save_pretrained(tmp_path / "source")
+    monkeypatch.setattr(
+        "convstem.publishing.derived.transplant", lambda model, **_: randomise(convstem.transplant(model))
+    )
+    monkeypatch.setattr("convstem.publishing.derived.measure_error", lambda *_: 0.0)
+    text = run(tmp_path / "source", "--out", tmp_path / "out", "--transplant", "--check", status=1)
+    assert "differs from transformers's by" in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_nano4_convstem", {"patch_size": 8, "img_size": 64}),  # its stem is no row's
+        ("vit_ti16_convstem", {"depth": 1, "patch_size": 8, "img_size": 64}),
+        ("vit_ti16_convstem", {"depth": 1, "stride": 8, "img_size": 64}),  # no shape tells it
+        ("vit_ti16_convstem", {"depth": 1, "stride": 32, "img_size": 64}),
+        ("vit_nano4_convstem", {"stride": 2, "img_size": 32}),
+    ],
+)
+def test_a_run_at_another_patch_size_or_stride(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = randomise(timm.create_model(name, num_classes=3, **settings)).eval()
+    assert model.patch_embed.patch_size != timm.create_model(name).patch_embed.patch_size  # negative control
+    args = argparse.Namespace(model=name, model_kwargs=settings)
+    torch.save({"state_dict": model.state_dict(), "args": args, "arch": name}, tmp_path / "last.pth.tar")
+    run(tmp_path / "last.pth.tar", "--out", tmp_path / "out")
+    images = torch.rand(2, 3, settings["img_size"], settings["img_size"])
+    assert torch.equal(load(tmp_path / "out")(images), model(images))

@@ -122,7 +122,7 @@ def test_a_model_is_not_written_over_its_source(
     folder = tmp_path / "m"
     shutil.copytree(sources / source, folder)
     before = contents(folder)
-    with pytest.raises(ArgumentError, match="is where the source lies: name another folder to write"):
+    with pytest.raises(ArgumentError, match="holds the source: name another folder to write"):
         write(folder)
     assert contents(folder) == before
 

@@ -12,7 +12,7 @@ import transformers as tf
 from safetensors.torch import load_file
 
 import convstem
-from convstem.errors import CheckpointError
+from convstem.errors import CheckpointError, InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.publishing.convert import convert_to_folder
 from tests.support.assertions import randomise
@@ -104,7 +104,7 @@ def test_a_model_of_another_kind(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "architectures": ["ResNetModel"]}))
     with pytest.raises(
-        CheckpointError, match="gives .2, 5, 24. where transformers's gives .2, 2048, 1, 1.; nothing was w"
+        CheckpointError, match="gives .., 5, 24. where transformers's gives .., 2048, 1, 1.; nothing was w"
     ):
         convert_to_folder(source, tmp_path / "out", check=True)
 
@@ -151,6 +151,18 @@ def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> No
     alone = (tmp_path / "source" / "model.safetensors").rename(tmp_path / "alone.safetensors")
     result = convert_to_folder(alone, tmp_path / "out", check=True, num_heads=3)
     assert result.check == "not compared: there is no config.json of transformers beside the weights"
+
+
+def test_the_layout_that_a_config_names(tmp_path: Path) -> None:
+    source = saved(COMPARED["ViTModel"](), tmp_path / "source")
+    assert ("layout", "transformers_vit: its config says so") in convert_to_folder(source, tmp_path / "out").rows()
+    with pytest.raises(InvalidFileError, match="config.json is of transformers.*convstem convert FOLDER --out NEW"):
+        convstem.load(source)
+
+
+def test_timms_own_keys_leave_nothing_to_compare(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "vit.pth")
+    assert convert_to_folder(tmp_path / "vit.pth", tmp_path / "out", check=True).check.startswith("nothing to compare")
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-12, 1e-3])

@@ -49,14 +49,24 @@ def test_plan_publish_skip_and_repair(hub: HubServer, client: Client) -> None:
     assert actions(publish(client, only + ", dry_run=True")) == ["publish"]
     assert hub.store.repos == {}
     assert actions(publish(client, only)) == ["published"]
-    assert hub.store.names(f"org/{NANO}") == ["README.md", "config.json", "model.safetensors"]
+    assert hub.store.names(f"org/{NANO}") == [
+        ".eval_results/convstem.yaml",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert f"hf-hub:org/{NANO}" not in hub.store.read(f"org/{NANO}", "README.md").decode()
     hub.log.clear()
     assert actions(publish(client, only)) == ["skip"]
     assert [method for _, method, *_ in hub.log if method not in ("GET", "HEAD")] == []
     hub.store.commit(f"org/{NANO}", "main", {}, delete=["README.md"])
     assert actions(publish(client, only)) == ["published"]
-    assert hub.store.names(f"org/{NANO}") == ["README.md", "config.json", "model.safetensors"]
+    assert hub.store.names(f"org/{NANO}") == [
+        ".eval_results/convstem.yaml",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_what_is_there_with_a_broken_config_is_published_again(hub: HubServer, client: Client) -> None:
@@ -126,6 +136,11 @@ def test_an_interrupted_publish_of_20_repositories_resumes(hub: HubServer, clien
     rows = publish(client)
     assert actions(rows) == ["skip"] * 7 + ["published"] * 13
     for name in TWENTY:
-        assert hub.store.names(f"org/{name}") == ["README.md", "config.json", "model.safetensors"]
+        assert hub.store.names(f"org/{name}") == [
+            ".eval_results/convstem.yaml",
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        ]
         assert len(hub.store.history(f"org/{name}")) == 1
     assert actions(publish(client)) == ["skip"] * 20

@@ -12,12 +12,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 from convstem.errors import HubError
 from convstem.hub.repo_cache import Listed, Listing
+from convstem.hub.source import EVALUATION
 from convstem.publishing import commit as hub_commit
 from convstem.publishing.commit import Target
 from convstem.publishing.push import write_card
@@ -53,8 +56,15 @@ def writes(hub: HubServer) -> list[tuple[str, str]]:
 def test_one_commit_that_timm_loads(hub: HubServer, pusher: Client) -> None:
     outcome = push(pusher, options="metrics={'acc@1': 12.5}, dataset='CIFAR-10'")
     assert outcome.error is None, outcome.output
-    assert outcome.value["files"] == dict.fromkeys(FILES, "add")
-    assert hub.store.names(REPO) == FILES
+    assert outcome.value["files"] == dict.fromkeys([*FILES, EVALUATION], "add")
+    assert hub.store.names(REPO) == [EVALUATION, *FILES]
+    (entry,) = written = yaml.safe_load(hub.store.read(REPO, EVALUATION))
+    assert entry["dataset"] == {"id": "uoft-cs/cifar10", "task_id": "default"}
+    assert (entry["value"], entry["notes"], entry["source"]["name"]) == (12.5, "acc@1", "Model card")
+    if hasattr(huggingface_hub, "parse_eval_result_entries"):  # not at the floors
+        (parsed,) = huggingface_hub.parse_eval_result_entries(written)
+        assert (parsed.dataset_id, parsed.value) == ("uoft-cs/cifar10", 12.5)
+        assert huggingface_hub.eval_result_entries_to_yaml([parsed]) == written
     assert hub.store.history(REPO) == ["Push vit_nano4_convstem with convstem"]
     config = json.loads(hub.store.read(REPO, "config.json"))
     assert config["architecture"] == "vit_nano4_convstem"
@@ -91,6 +101,28 @@ def test_a_transplant_under_a_licence_that_the_hub_does_not_list(hub: HubServer,
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("make", "stride"),
+    [
+        ("timm.create_model('vit_nano4_convstem', stride=2, img_size=64)", 2),
+        ("convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1, img_size=64), stride=8)", 8),
+        ("convstem.transplant(timm.create_model('vit_tiny_patch16_224', depth=1, img_size=32), stride=32)", 32),
+    ],
+)
+def test_a_pushed_model_keeps_its_stride(hub: HubServer, pusher: Client, make: str, stride: int) -> None:
+    assert pusher(f"tokens = {make}.eval()").error is None
+    outcome = push(pusher, "tokens", "writer/tokens")
+    assert outcome.error is None, outcome.output
+    config = json.loads(hub.store.read("writer/tokens", "config.json"))
+    assert config["model_args"]["stride"] == stride
+    read = pusher("""
+there = timm.create_model("hf-hub:writer/tokens", pretrained=True).eval()
+images = torch.rand(2, 3, 64, 64)
+result = [there.patch_embed.grid_size, (there(images) - tokens(images)).abs().max().item()]
+""")
+    assert (read.error, read.value) == (None, [[64 // stride, 64 // stride], 0])
+
+
 def test_the_same_content_again_sends_nothing(hub: HubServer, pusher: Client) -> None:
     first = push(pusher)
     hub.log.clear()
@@ -115,7 +147,7 @@ def test_private_and_branches(hub: HubServer, pusher: Client) -> None:
     assert hub.store.repos[REPO].readers == {"writer"}
     outcome = push(pusher, options="revision='dev', metrics={'acc@1': 1}, dataset='CIFAR-10'")
     assert outcome.value["files"]["README.md"] == "update"
-    assert hub.store.names(REPO, "dev") == FILES
+    assert hub.store.names(REPO, "dev") == [EVALUATION, *FILES]
     assert b"acc@1" not in hub.store.read(REPO, "README.md")
 
 
@@ -376,7 +408,7 @@ def test_loading_under_faults(hub: HubServer, pusher: Client, tmp_path: Path, na
         hub.arm(*LOAD_FAULTS[name])
         outcome = pusher(text)
         if outcome.error:
-            assert "model.safetensors of writer/nano is damaged, twice: expected hash" in outcome.error
+            assert "model.safetensors of writer/nano is damaged after two downloads: expected hash" in outcome.error
             assert name == "flipped-every-time"
         else:
             assert outcome.value is True

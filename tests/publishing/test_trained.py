@@ -58,10 +58,10 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
     "pooling by number": (arguments(gp=5), "the arguments in c.pth: global_pool must be one of .*; got 5"),
     "images without size": (arguments(img_size="large"), "describe no images: {'img_size': 'large'}"),
     "mean as text": (arguments(mean="abc"), "the arguments in c.pth: mean must be a list of numbers; got"),
-    "depth": (kwargs(depth=10**9), "the arguments in c.pth: depth = 1000000000 is absurd; at most 512"),
+    "depth": (kwargs(depth=10**9), "the arguments in c.pth: depth = 1000000000 is too large; at most 512"),
     "depth beyond the file": (kwargs(depth=500), "depth = 500 is more than the weights beside it can have been made"),
     "width": (kwargs(embed_dim=12288), "embed_dim = 12288 is more than the weights"),
-    "stem": (kwargs(stem_channels=[10**12]), "stem_channels = .1000000000000. is absurd"),
+    "stem": (kwargs(stem_channels=[10**12]), "stem_channels = .1000000000000. is too large"),
     "checkpoint_path": (kwargs(checkpoint_path="/etc/passwd"), "unknown model_args checkpoint_path;"),
     "pretrained": (kwargs(pretrained=True), "unknown model_args pretrained;"),
     "an address": (
@@ -73,7 +73,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
         "unknown model_args pretrained_cfg",
     ),
     "no name": (lambda c: {**c, "arch": torch.ones(2)}, "expected a conv-stem architecture of convstem, got 'tensor"),
-    "a folder that is none": (lambda c: {**c, "arch": "local-dir:gone"}, "which cannot be read now .* arch=NAME"),
+    "a folder that is none": (lambda c: {**c, "arch": "local-dir:gone"}, "which can no longer be read .* arch=NAME"),
 }
 
 

@@ -54,16 +54,22 @@ class Task(nn.Module):
 PARTS: dict[str, tuple[Callable[[], Any], str]] = {
     "pyramid": (
         lambda: nano(features_only=True, feature_cls="pyramid"),
-        "a FeaturePyramid gives maps .* push the whole",
+        "a FeaturePyramid holds only the part of a model that its maps need: push the whole",
     ),
-    "pyramid for torchvision": (lambda: convstem.feature_pyramid(nano()), "a FeaturePyramidDict gives maps"),
-    "timm's features": (lambda: nano(features_only=True, out_indices=1), "a FeatureGetterNet gives maps"),
-    "a task": (Task, "this is a Task; it has one inside: push its .network"),
+    "pyramid for torchvision": (
+        lambda: convstem.feature_pyramid(nano()),
+        "a FeaturePyramidDict holds only the part of a model",
+    ),
+    "timm's features": (
+        lambda: nano(features_only=True, out_indices=1),
+        "a FeatureGetterNet holds only the part of a model",
+    ),
+    "a task": (Task, "got a Task; it has one inside: push its .network"),
     "a sequence": (
         lambda: nn.Sequential(nn.Identity(), nano()),
-        "this is a Sequential; it has one inside: push its .1",
+        "got a Sequential; it has one inside: push its .1",
     ),
-    "no model": (lambda: nn.Linear(2, 2), "a model of timm or torchvision is pushed, and this is a Linear$"),
+    "no model": (lambda: nn.Linear(2, 2), "push takes a model of timm or torchvision; got a Linear$"),
 }
 
 

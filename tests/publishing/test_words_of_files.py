@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -260,3 +261,19 @@ def test_a_card_of_another_licence_names_the_ways(folder: Path) -> None:
     )
     with pytest.raises(ArgumentError, match=message):
         write_card(folder, "org/m", "apache-2.0", None, CARD, {})
+
+
+@pytest.mark.parametrize(
+    ("license", "fields"),
+    [("mit", {"license": "mit"}), ("dinov3-license", {"license": "other", "license_name": "dinov3-license"})],
+)
+def test_a_card_of_no_licence_gets_the_one_that_is_given(folder: Path, license: str, fields: dict[str, str]) -> None:
+    card = folder / "README.md"
+    text = re.sub(r"^license: .*\n", "license: other\n", card.read_text(), count=1, flags=re.M) + "license: other\n"
+    card.write_text(text)
+    write_card(folder, "org/m", license, None, None, {})
+    data = ModelCard(card.read_text()).data
+    assert {name: data.get(name) for name in ("license", "license_name") if data.get(name)} == fields
+    assert card.read_text().endswith("license: other\n")  # below the metadata nothing changes
+    with pytest.raises(ArgumentError, match="make them agree"):  # now it names one
+        write_card(folder, "org/m", "bsd-3-clause", None, None, {})

@@ -15,7 +15,9 @@ def test_strides_that_there_are() -> None:
 
 @pytest.mark.parametrize("stride", [0, -8, 8.0, True, "8", [8]])
 def test_no_stride(stride: object) -> None:
-    with pytest.raises(ArgumentError, match="stride is the pixels from token to token, a whole number from 1 on; got"):
+    with pytest.raises(
+        ArgumentError, match="stride is the number of pixels from token to token, a whole number of at least 1; got"
+    ):
         check_stride(stride, 16)
 
 

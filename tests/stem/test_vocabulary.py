@@ -36,7 +36,10 @@ def test_norm_and_activation_classes_convert() -> None:
             "norm_layer must be .* BatchNorm2d, FrozenBatchNorm2d, None; got InstanceNorm2d",
         ),
         ([ConvStemConfig(8, 3, 2, activation_layer=nn.Tanh)], "one of GELU, ReLU, SiLU; got Tanh"),
-        ([ConvStemConfig(8, 4, 4)], r"no such ConvStemConfig: stem_kernel_sizes=\[4\], .*; use odd kernels"),
+        (
+            [ConvStemConfig(8, 4, 4)],
+            r"convstem cannot build this ConvStemConfig: stem_kernel_sizes=\[4\], .*; use odd kernels",
+        ),
         (
             [ConvStemConfig(8, 3, 2), ConvStemConfig(8, 3, 2, activation_layer=nn.GELU)],
             "the same in every ConvStemConfig .* got GELU, ReLU",

@@ -20,13 +20,12 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 README = (RECIPES / "README.md").read_text(encoding="utf-8")
 CONFIGS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))}
 
-COMMANDS = [
-    shlex.split(line) for line in README.splitlines() if re.match(r"    (python|torchrun) .*train\.py --", line)
-]
+LINES = README.replace("\\\n", " ").splitlines()
+COMMANDS = [shlex.split(line) for line in LINES if re.match(r"(python|torchrun) .*train\.py --", line)]
 TIMM_COMMANDS = [command for command in COMMANDS if "--config" in command]
 TORCHVISION_COMMANDS = [command for command in COMMANDS if "--data-path" in command]
 
-# Run where train.py lies: prints the keys of a YAML file that are no arguments of its, or values of another type.
+# Run where train.py lies: prints the keys of a YAML file that are not arguments of its, or values of another type.
 CHECK_CONFIG = """
 import sys, train, yaml
 config = yaml.safe_load(open(sys.argv[1]))

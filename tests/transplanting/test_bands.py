@@ -157,7 +157,7 @@ def test_fewer_bands_than_the_source() -> None:
         ({"in_chans": 13, "bands": (3, 2, 13)}, r"3 different bands from 0 to 12.*got \[3, 2, 13\]"),
         ({"in_chans": 13, "bands": (3, 2, -1)}, r"got \[3, 2, -1\]"),
         ({"in_chans": 13, "bands": (3, 2, 2)}, r"3 different bands.*got \[3, 2, 2\]"),
-        ({"in_chans": 13, "bands": "321"}, r"whole numbers, bands as many in a list; got '3'"),
+        ({"in_chans": 13, "bands": "321"}, r"a whole number, and bands a list of whole numbers; got '3'"),
         ({"in_chans": 13, "bands": (3.0, 2.0, 1.0)}, r"whole numbers, .*got 3\.0"),
         ({"in_chans": "13", "bands": (3, 2, 1)}, r"whole numbers, .*got '13'"),
         ({"in_chans": 2, "bands": (1, 0, 2)}, "in_chans must be at least 3, as many as the source has; got 2"),

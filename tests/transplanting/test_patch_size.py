@@ -11,6 +11,7 @@ from torch import nn
 
 import convstem
 from convstem import StemSpec
+from convstem.errors import ArgumentError
 from convstem.stem.norms import init_stem
 from convstem.transplanting.grid import enlarge_patches, needs_resizing
 from tests.support.assertions import randomise, relative_error
@@ -53,9 +54,12 @@ def test_what_a_resized_model_says_about_itself() -> None:
     assert twin.pretrained_cfg["input_size"] == (3, 592, 592)  # 518 / 14 * 16
     assert {info["reduction"] for info in twin.feature_info} == {16}
     assert torch.equal(twin.pos_embed, source.pos_embed)
-    assert (twin.transplant_report.resized_from, twin.transplant_report.scope) == (14, "every input")
+    assert twin.transplant_report.resized_from == 14
+    assert twin.transplant_report.scope == (
+        "every input whose patches of 14 pixels are resized one by one (approximate if an image is resized as a whole)"
+    )
+    assert f"The transplant is exact for {twin.transplant_report.scope}" in twin.transplant_report.summary()
     assert "resized from patches of 14 pixels by pseudo-inverse" in twin.transplant_report.summary()
-    assert "approximately so for photographs" in twin.transplant_report.summary()
     assert all(torch.equal(before[key], value) for key, value in source.state_dict().items())
     assert source.pretrained_cfg["input_size"] == (3, 518, 518)
     assert convstem.transplant(source_of("vit_tiny_patch16_224", {}, (32, 32))).transplant_report.resized_from is None
@@ -92,3 +96,20 @@ def test_only_sizes_that_no_stem_has_are_resized() -> None:
     assert [patch for patch in (2, 4, 8, 12, 14, 16, 32) if needs_resizing(patch)] == [12, 14]
     with pytest.raises(ValueError, match="must equal patch_size 16"):
         convstem.transplant(source_of("vit_tiny_patch16_224", {}, (32, 32)), "vit_b32_convstem")
+
+
+@pytest.mark.parametrize("patch", [6, 7, 10, 12, 24, 28])
+def test_another_patch_size_than_14_is_not_changed_without_being_asked(patch: int) -> None:
+    source = source_of("vit_tiny_patch16_224", {"patch_size": patch}, (4 * patch, 4 * patch))
+    with pytest.raises(ArgumentError, match=rf"this model has patches of {patch}; only patches of 14 become 16"):
+        convstem.transplant(source)
+    twin: Any = convstem.transplant(source, stem="vit_ti16_convstem")
+    assert twin.patch_embed.img_size == (64, 64)
+    assert f"patches of {patch} pixels are resized one by one" in twin.transplant_report.scope
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8, 16, 32])
+def test_powers_of_two_stay(patch: int) -> None:
+    twin: Any = convstem.transplant(source_of("vit_tiny_patch16_224", {"patch_size": patch}, (64, 64)))
+    assert twin.patch_embed.patch_size == (patch, patch)
+    assert twin.transplant_report.scope == ("pixels in range" if patch == 32 else "every input")

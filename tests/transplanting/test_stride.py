@@ -228,8 +228,8 @@ def test_torchvision(stride: int) -> None:
 
 
 BAD = [
-    (0, "a whole number from 1 on; got 0"),
-    (8.0, "a whole number from 1 on; got 8.0"),
+    (0, "a whole number of at least 1; got 0"),
+    (8.0, "a whole number of at least 1; got 8.0"),
     (24, "times or divided by a power of two, here 8, 16, 32, 64 or further on; got stride=24"),
     (128, "stride=128 is larger than the image, 64x96 pixels: pass a smaller stride, or a larger img_size"),
 ]

@@ -93,7 +93,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch, hub_file: Callable[..., None]) -> N
 
     def send(folder: Path, *_: Any) -> Any:
         SENT.clear()
-        SENT.update({path.name: path.read_bytes() for path in folder.iterdir()})
+        SENT.update({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
         return SimpleNamespace(changed=True, commit="0" * 40)
 
     def absent(*_: Any, **__: Any) -> None:

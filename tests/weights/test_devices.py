@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -138,6 +137,7 @@ def test_half_precision_is_not_advised_to_who_has_it(
 
 @pytest.mark.parametrize("how", LOADS)
 def test_accelerates_empty_weights(how: str) -> None:
+    init_empty_weights = pytest.importorskip("accelerate").init_empty_weights
     with init_empty_weights():
         assert nn.Linear(2, 2).weight.is_meta  # negative control
         with pytest.raises(ArgumentError, match="the meta device here .as accelerate's init_empty_weights does"):

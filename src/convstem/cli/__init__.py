@@ -6,7 +6,13 @@ Not public: what is, is imported from ``convstem`` itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +24,42 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write; created if needed.")
 
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model that is in the folder.")
+
+
+LONGEST_RULE = 120
+"""Dashes below the head of a table, where no terminal says its width."""
+
+
+def label_list(context: click.Context, option: click.Parameter, path: str | None) -> list[str] | None:
+    """Return the names of classes in a file, one a line, or a list in JSON; the callback of an option."""
+    from convstem.files.paths import path_errors
+    from convstem.hub.config import read_text  # torch, which --help does without
+
+    if path is None:
+        return None
+    with path_errors("read", path):
+        text = read_text(Path(path))
+    if not text.lstrip().startswith("["):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{path} is not JSON: {error}") from None
+    if not all(isinstance(name, str) for name in names):
+        raise click.BadParameter(f"{path} holds something else than names: expected one a line, or a JSON list of text")
+    return list(names)
+
+
+LABELS = click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False),
+    callback=label_list,
+    metavar="FILE",
+    help="File with the names of the classes, one a line, or a JSON list.",
+)
 
 
 def integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -37,6 +76,62 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
         return tuple(float(number) for number in text.split(",")) if text else None
     except ValueError:
         raise click.BadParameter(f"expected numbers separated by commas, such as 0.5,0.5,0.5; got {text!r}") from None
+
+
+ERASE = "\r\x1b[K"
+"""Takes the line of a terminal back that the cursor is in."""
+
+
+def _write_over(text: str) -> None:
+    sys.stderr.write(ERASE + text)
+    sys.stderr.flush()
+
+
+class _Step(logging.Handler):
+    """Shows the latest step of the library and how long the command has run, in a line of the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.text, self.ended = time.monotonic(), "", threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note the next step and show it."""
+        self.text = printable(record.getMessage())
+        self.show()
+
+    def show(self) -> None:
+        """Write the line anew."""
+        if self.text and not self.ended.is_set():
+            width = shutil.get_terminal_size().columns - 1
+            line = f"[{time.monotonic() - self.began:3.0f} s] {self.text} ..."
+            _write_over(line[:width])
+
+    def run(self) -> None:
+        """Count the seconds until the end."""
+        while not self.ended.wait(1):
+            self.show()
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Show what is under way, on a terminal only: the step and the seconds, in a line that is taken back at the end."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    step, logger = _Step(), logging.getLogger("convstem.progress")
+    before = logger.level
+    logger.addHandler(step)
+    logger.setLevel(logging.INFO)
+    clock = threading.Thread(target=step.run, daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        logger.removeHandler(step)
+        logger.setLevel(before)
+        step.ended.set()
+        clock.join()
+        _write_over("")
 
 
 def say(line: object, err: bool = False) -> None:
@@ -59,4 +154,5 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    rule = min(max(map(len, lines)), shutil.get_terminal_size((LONGEST_RULE, 0)).columns)
+    return "\n".join([lines[0], "-" * rule, *lines[1:]])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import convstem
-from convstem.cli import AS_JSON, FOLDER, OVERWRITE, print_json, say, say_lines
+from convstem.cli import AS_JSON, FOLDER, LABELS, OVERWRITE, print_json, say, say_lines
 
 PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
 
@@ -23,10 +23,11 @@ PRIVATE = click.option("--private", is_flag=True, help="Create the repository pr
 @click.option("--card", type=click.Path(exists=True, dir_okay=False), help="Model card, a markdown file.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="For example acc@1=81.2; repeatable.")
 @click.option("--dataset", default="", help="What the metrics were measured on.")
+@LABELS
 @click.option("--base-model", help="The repository that the weights were made from.")
-@click.option("--arch", help="Of a checkpoint, its architecture, where the one it names cannot be found any more.")
-@click.option("--use-ema", is_flag=True, help="Of a checkpoint, push the averaged weights.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--arch", help="Architecture of a checkpoint, if the one that it names can no longer be found.")
+@click.option("--use-ema", is_flag=True, help="Push the averaged weights of a checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @PRIVATE
 @AS_JSON
 def push(
@@ -39,6 +40,7 @@ def push(
     card: str | None,
     metrics: tuple[str, ...],
     dataset: str,
+    labels: list[str] | None,
     base_model: str | None,
     arch: str | None,
     use_ema: bool,
@@ -61,6 +63,7 @@ def push(
         card=Path(card) if card else None,
         metrics=dict(parse_metric(metric) for metric in metrics),
         dataset=dataset,
+        labels=labels,
         use_ema=use_ema,
         arch=arch,
         base_model=base_model,
@@ -71,6 +74,8 @@ def push(
         return
     for name, action in result.files.items():
         say(f"{action:<7} {name}")
+    if result.note:
+        say(result.note)
     if not result.changed:
         say(f"nothing to send: {result.pr_url or result.url} has the same content")
     elif result.commit is None:
@@ -98,12 +103,12 @@ def pull(source: str, revision: str | None, out: Path | None, overwrite: bool) -
     say(convstem.pull(source, revision, out, overwrite=overwrite))
 
 
-@click.command(short_help="Examine a repository or folder.")
+@click.command(short_help="Check a repository or folder.")
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit.")
 @AS_JSON
 def verify(source: str, revision: str | None, as_json: bool) -> None:
-    """Examine SOURCE: hashes, header, shapes, finite values, config, licence.
+    """Check SOURCE: hashes, header, shapes, finite values, config, licence.
 
     SOURCE is ORG/NAME, a folder or a pretrained name.
     """
@@ -125,7 +130,7 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
 @PRIVATE
 @AS_JSON
 def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bool) -> None:
-    """Publish the registry's own and transplanted weights; what is there already is skipped."""
+    """Publish the registry's own and transplanted weights; repositories that have them already are skipped."""
     from convstem.publishing.publish import Publication
 
     def report(row: Publication) -> None:

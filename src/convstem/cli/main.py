@@ -15,16 +15,16 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import AS_JSON, FOLDER, hub, models, print_json, say, weights
+from convstem.cli import AS_JSON, ERASE, FOLDER, hub, models, print_json, say, weights
 from convstem.errors import printable
 from convstem.files.paths import path_errors
 from convstem.registry import tables
 
 
-@click.command(short_help="Tell what is registered in both hosts, and by what.")
+@click.command(short_help="Show what is registered in timm and torchvision, and by what.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
-    """Tell what was registered with timm and torchvision, by which path, and what was refused and why."""
+    """Show what was registered with timm and torchvision, how, and what was refused and why."""
     from convstem.hosts.describe import examine
 
     report = examine()
@@ -54,12 +54,12 @@ def host_line(record: dict[str, Any]) -> str:
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    short_help="Run a Python script with our names registered.",
+    short_help="Run a Python script with convstem's names registered.",
 )
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(script: str, args: Sequence[str]) -> None:
-    """Run a Python SCRIPT with ARGS, with our names registered even where autoload is switched off.
+    """Run a Python SCRIPT with ARGS, with convstem's names registered even where autoload is switched off.
 
     Processes that the script starts (data loader workers, torchrun) get the names too. Under torchrun:
     `torchrun --nproc-per-node 2 -m convstem run train.py ...`.
@@ -112,7 +112,7 @@ class Group(click.Group):
 
 def _sentence(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
     """Return how a warning is printed: without the line of Python, which is ours."""
-    return f"Warning: {printable(message)}\n"
+    return f"{ERASE if sys.stderr.isatty() else ''}Warning: {printable(message)}\n"
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,7 +9,15 @@ import click
 
 from convstem.cli import AS_JSON, print_json, say_lines, table
 from convstem.errors import UnknownModelError
-from convstem.hosts.describe import STEM_COLUMNS, describe, list_models, names_on_conv_stem, stem_rows, summarise
+from convstem.hosts.describe import (
+    STEM_COLUMNS,
+    describe,
+    listed,
+    names_on_conv_stem,
+    no_match,
+    stem_rows,
+    summarise,
+)
 from convstem.hub.source import source_of
 from convstem.registry import catalog
 
@@ -23,11 +31,11 @@ from convstem.registry import catalog
 def list_command(pattern: str, everything: bool, pretrained: bool, license: str | None, as_json: bool) -> None:
     """List architectures (or pretrained tags) whose name matches PATTERN.
 
-    PATTERN is in the shell's style ('vit_b16_*', quoted), or a word that the name holds (dinov3). Without one: our own
-    families, then timm trunks under names of ours.
+    PATTERN is a quoted shell pattern ('vit_b16_*') or part of a name (dinov3). Without it: convstem's own families,
+    then timm trunks under names of their own.
     """
     pretrained = pretrained or license is not None
-    names = list_models(pattern or "*" * everything, pretrained, license)
+    names = listed(pattern or "*" * everything, pretrained, license)
     if not names:
         raise UnknownModelError(no_match(pattern, pretrained, license))
     infos = [(describe if pretrained else summarise)(name) | {"name": name} for name in names]
@@ -38,17 +46,6 @@ def list_command(pattern: str, everything: bool, pretrained: bool, license: str 
     if not pattern and not everything:
         more = len(catalog.architectures()) - len(catalog.matching())
         say_lines(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
-
-
-def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
-    """Return the sentence for a pattern that matches nothing: the nearest names, sorted."""
-    if license is not None and list_models(pattern, pretrained):
-        return f"no pretrained tag that matches {pattern!r} has the licence {license}; leave out --license to see them"
-    if pretrained and list_models(pattern):
-        return f"no name that matches {pattern!r} has pretrained weights; leave out --pretrained to see them"
-    near = catalog.nearest(pattern.strip("*?"))
-    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
-    return f"no {'pretrained tag' if pretrained else 'name'} matches {pattern!r}; {hint}"
 
 
 COLUMNS = ["name", "torchvision", "params (M)", "GMACs", "image", "weights"]
@@ -94,8 +91,8 @@ def weights_cell(info: dict[str, Any]) -> str:
 def show(name: str, as_json: bool) -> None:
     """Show one architecture: stem, sizes, parameters, weights and licences.
 
-    NAME is a timm or torchvision name, with or without a pretrained tag; of a patchify model of timm, its conv-stem
-    name is shown.
+    NAME is a timm or torchvision name, with or without a pretrained tag; for a patchify model of timm, its
+    conv-stem name is shown.
     """
     name = source_of("show", name).name
     ours = names_on_conv_stem(name)

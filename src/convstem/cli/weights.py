@@ -10,59 +10,94 @@ from typing import Any
 import click
 
 import convstem
-from convstem.cli import AS_JSON, OUT_FOLDER, OVERWRITE, integers, numbers, print_json, say, say_lines, table
+from convstem.cli import (
+    AS_JSON,
+    LABELS,
+    OUT_FOLDER,
+    OVERWRITE,
+    integers,
+    numbers,
+    print_json,
+    progress,
+    say,
+    say_lines,
+    table,
+)
 from convstem.hub.source import source_of
 from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
+
+TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
+"""Layouts that can be written."""
 
 
 @click.command(short_help="Turn a checkpoint into a folder of safetensors.")
 @click.argument("source")
 @OUT_FOLDER
 @OVERWRITE
-@click.option("--from", "layout", type=click.Choice(sorted(LAYOUTS)), help="Layout of SOURCE; default: found out.")
+@click.option(
+    "--from",
+    "layout",
+    type=click.Choice(sorted(LAYOUTS)),
+    metavar="LAYOUT",
+    help=f"Layout of SOURCE; default: detected. One of {', '.join(sorted(LAYOUTS))}.",
+)
 @click.option(
     "--to",
     "target",
-    type=click.Choice(sorted(k for k, v in LAYOUTS.items() if v.invertible)),
+    type=click.Choice(TARGETS),
     default="timm",
     show_default=True,
-    help="Layout to write.",
+    metavar="LAYOUT",
+    help=f"Layout to write. One of {', '.join(TARGETS)}.",
 )
 @click.option("--use-ema", is_flag=True, default=None, help="Take the averaged weights of a training checkpoint.")
-@click.option("--architecture", help="timm name of the model, where the checkpoint does not tell it.")
-@click.option("--num-heads", type=int, help="Attention heads, where the checkpoint does not tell them.")
-@click.option("--stem-strides", callback=integers, help="Strides of the stem's layers, comma-separated, likewise.")
-@click.option("--stem-last-stride", type=int, help="Stride of the stem's last convolution, likewise.")
+@click.option("--architecture", help="timm name of the model, if the checkpoint does not say.")
+@click.option("--num-heads", type=int, help="Attention heads, if the checkpoint does not say.")
+@click.option(
+    "--stem-strides",
+    callback=integers,
+    help="Strides of the stem's layers, comma-separated, if the checkpoint does not say.",
+)
+@click.option(
+    "--stem-last-stride", type=int, help="Stride of the stem's last convolution, if the checkpoint does not say."
+)
 @click.option("--img-size", callback=integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
-@click.option("--mean", callback=numbers, metavar="R,G,B", help="Mean of its training images, where nothing says it.")
-@click.option("--std", callback=numbers, metavar="R,G,B", help="Their standard deviation, likewise.")
-@click.option("--act-layer", help="Activation, such as gelu or quick_gelu, where the checkpoint does not tell it.")
+@click.option(
+    "--mean", callback=numbers, metavar="R,G,B", help="Mean of the training images, if the checkpoint does not say."
+)
+@click.option(
+    "--std", callback=numbers, metavar="R,G,B", help="Their standard deviation, if the checkpoint does not say."
+)
+@click.option("--act-layer", help="Activation, such as gelu or quick_gelu, if the checkpoint does not say.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
+@LABELS
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
 @AS_JSON
 def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """Turn the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub understand.
 
-    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz), or a folder of transformers or ORG/NAME
-    with one. Layout and architecture are found out, every key is accounted for, and no code in a pickle is run.
+    SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz), a folder of transformers or timm, or
+    ORG/NAME on the Hub. Layout and architecture are detected, every key is accounted for, and code in a pickle is
+    never run.
     """
     from convstem.publishing.convert import convert_to_folder
 
-    result = convert_to_folder(source, out, **options)
+    with progress():
+        result = convert_to_folder(source, out, **options)
     if as_json:
         print_json(result.to_json())
         return
     say_lines(table(result.rows()))
 
 
-@click.group(invoke_without_command=True, short_help="Show, clear or verify what is kept.")
-@click.option("--clear", "clear_it", is_flag=True, help="Remove everything; it is made again when needed.")
+@click.group(invoke_without_command=True, short_help="Show, clear or verify convstem's own cache.")
+@click.option("--clear", "clear_it", is_flag=True, help="Remove the notes; they are written again when needed.")
 @AS_JSON
 @click.pass_context
 def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
-    """Show what convstem keeps beside the Hub's cache: notes about files whose content was checked."""
+    """Show the notes about verified files that convstem keeps beside the Hub's cache."""
     from convstem.files import cache
 
     if context.invoked_subcommand:
@@ -84,9 +119,10 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
 @cache.command("verify")
 @AS_JSON
 def cache_verify(as_json: bool) -> None:
-    """Hash every verified file anew; exit status 1 if one is damaged or unreadable.
+    """Hash every verified file again; exit status 1 if one is damaged or unreadable.
 
-    In daily use a file counts as verified while its size and time of change stay: this finds what that cannot see.
+    Normally a file counts as verified while its size and modification time stay the same. This finds damage that
+    changes neither.
     """
     from convstem.hub.repo_cache import recheck
 
@@ -119,9 +155,16 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
     help="Channels of the stem's layers, comma-separated; strides are 2.",
 )
 @click.option("--stride", type=int, help="Pixels from token to token; default: the patch size of SOURCE.")
-@click.option("--margin", default=0.25, show_default=True, help="Reach below the pixel range, normalised units.")
+@click.option(
+    "--margin",
+    default=0.25,
+    show_default=True,
+    help="How far below the pixel range the function is kept, in normalised units.",
+)
 @click.option("--in-chans", type=int, help="Give the model more input channels; needs --bands.")
-@click.option("--bands", callback=integers, metavar="R,G,B", help="New channels that take SOURCE's own filters.")
+@click.option(
+    "--bands", callback=integers, metavar="R,G,B", help="The channels, counted from 0, that get SOURCE's own filters."
+)
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
 @AS_JSON
 def transplant(
@@ -145,17 +188,18 @@ def transplant(
 
     if name and stem:
         raise click.UsageError("give --to or --stem-channels, not both")
-    result = transplant_to_folder(
-        source,
-        out,
-        stem=stem or name,
-        stride=stride,
-        margin=margin,
-        in_chans=in_chans,
-        bands=bands,
-        tolerance=tolerance,
-        overwrite=overwrite,
-    )
+    with progress():
+        result = transplant_to_folder(
+            source,
+            out,
+            stem=stem or name,
+            stride=stride,
+            margin=margin,
+            in_chans=in_chans,
+            bands=bands,
+            tolerance=tolerance,
+            overwrite=overwrite,
+        )
     if as_json:
         print_json(result.to_json())
         return
@@ -164,7 +208,7 @@ def transplant(
     say(f"written: {result.folder}/config.json, model.safetensors, README.md")
 
 
-@click.command(short_help="Write a model for another runtime, and compare.")
+@click.command(short_help="Export a model to another runtime and compare the two.")
 @click.argument("source")
 @click.option("--to", required=True, metavar="FORMAT", help="executorch, onnx, openvino or torch-export.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .pte, .onnx, .xml or .pt2.")
@@ -172,9 +216,9 @@ def transplant(
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any size in whole patches.")
 @AS_JSON
 def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: bool, as_json: bool) -> None:
-    """Write the model SOURCE (a name, ORG/NAME or a folder) for another runtime, and compare the two.
+    """Export the model SOURCE (a name, ORG/NAME or a folder) to another runtime, and compare the outputs.
 
-    The batch size is dynamic; for ExecuTorch it is one image.
+    The batch size is dynamic, except for ExecuTorch, which takes one image.
     """
     from convstem.inference import FORMATS, check_target, export
 
@@ -182,7 +226,8 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     check_target(to, out, opset)  # before anything is loaded
     options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}
     model = convstem.load(source, **options)
-    result = export(model, to, out, opset)
+    with progress():
+        result = export(model, to, out, opset)
     if as_json:
         print_json({**asdict(result), "path": str(result.path)})
         return
@@ -201,7 +246,8 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 def fold(source: str, out: Path, overwrite: bool) -> None:
     """Fold the BatchNorm of the model SOURCE (a name, ORG/NAME or a folder) into its convolutions.
 
-    The result is an ordinary model with stem_norm none: it computes the same and can be pushed, exported and trained.
+    The result is an ordinary model with stem_norm none. It gives the same outputs and can be pushed, exported and
+    trained.
     """
     from convstem.publishing.derived import fold_to_folder
     from convstem.publishing.folder import check_new

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,7 +76,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in places.values()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InvalidFileError(f"{index.name} is no index of weights: it has no weight_map of files by key") from error
+        raise InvalidFileError(f"{index.name} is not an index of weights: it has no weight_map") from error
     odd = [name for name in names if Path(name).name != name]
     if odd:
         raise InvalidFileError(f"{index.name} may name files beside it only; got {some_of(odd)}")
@@ -138,7 +138,9 @@ def _read_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments in one
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, AttributeError, EOFError, RuntimeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make torch raise anything: IndexError, KeyError, AssertionError, ...
         names = _code_in(path)
         if names:
             asks = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
@@ -148,9 +150,15 @@ def _read_pickle(path: Path) -> Any:
                 "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)"
             ) from error
         raise InvalidFileError(
-            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: "
-            f"{str(error).splitlines()[0]}"
+            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: {_reason(error)}. "
+            f"convert and push take files that torch.save, safetensors or JAX (.npz) wrote"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why torch cannot read a file, without its advice to run the code in it."""
+    first = next(iter(str(error).splitlines()), "") if isinstance(error, (EOFError, RuntimeError)) else ""
+    return first.rstrip(".") if first and "weights_only" not in first else "torch finds no state dict in it"
 
 
 def _code_in(path: Path) -> list[str]:
@@ -159,23 +167,30 @@ def _code_in(path: Path) -> list[str]:
 
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
+    except Exception:  # as above
         return _names_in_pickle(path)
+
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+"""How a pickle can name what it imports; a text that begins with c seems to import its first two lines."""
 
 
 def _names_in_pickle(path: Path) -> list[str]:
     """Return what a plain pickle would import, torch's own tensors aside; it is looked through, not opened."""
-    names, strings = set(), ["", ""]
+    names: set[str] = set()
+    strings = ["", ""]
     try:
         with path.open("rb") as file:
             for operation, argument, _ in pickletools.genops(file):
                 if operation.name in ("GLOBAL", "STACK_GLOBAL"):
-                    names.add(".".join(argument.split() if argument else strings[-2:]))
+                    parts = argument.split(" ") if argument else strings[-2:]
+                    names |= {".".join(parts)} if len(parts) == 2 else set()
                 elif isinstance(argument, str):
                     strings.append(argument)
     except (OSError, ValueError):  # no pickle after all, or the end is missing
         return []
-    return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
+    own = ("torch.", "collections.OrderedDict")
+    return sorted(name for name in names if _NAME.fullmatch(name) and not name.startswith(own))
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def check_weights(path: Path) -> dict[str, Stored]:
 
 
 def nonfinite_allowed() -> bool:
-    """Tell whether NaN and Inf are accepted in weights."""
+    """Return whether NaN and Inf are accepted in weights."""
     return ALLOW_NONFINITE.get() or os.environ.get("CONVSTEM_ALLOW_NONFINITE") == "1"
 
 
@@ -146,14 +146,14 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
     ]
     if negative:
         raise InvalidFileError(
-            f"{where} holds negative variances in {some_of(negative)}, whose roots are NaN: these weights cannot have "
-            "been meant"
+            f"{where} holds negative variances in {some_of(negative)}, whose roots are NaN: the weights are "
+            "probably damaged"
         )
     bad = nonfinite(state_dict)
     if bad:
         raise InvalidFileError(
-            f"{where} holds NaN or Inf in {some_of(bad)}: these weights cannot have been meant. If they were, load "
-            "them with convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
+            f"{where} holds NaN or Inf in {some_of(bad)}: the weights are probably damaged. If they are "
+            "intended, load them with convstem.load(..., allow_nonfinite=True) or CONVSTEM_ALLOW_NONFINITE=1"
         )
 
 

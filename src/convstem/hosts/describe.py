@@ -24,7 +24,7 @@ from convstem.registry.tables import what_is_kept
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return timm names: our own families first, then named timm trunks, then the names made by rule.
+    """Return timm names: convstem's own families first, then named timm trunks, then the names made by rule.
 
     Args:
         filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;
@@ -37,7 +37,28 @@ def list_models(filter: str = "", pretrained: bool = False, license: str | None 
 
     Raises:
         ArgumentError: no weights have this licence; the message lists those that some have.
+        UnknownModelError: no name holds this word; the message lists the nearest names. A pattern with ``*``, ``?`` or
+            ``[`` that matches nothing gives an empty list.
     """
+    names = listed(filter, pretrained, license)
+    if not names and filter == "".join(c for c in filter if c not in "*?["):
+        raise UnknownModelError(no_match(filter, pretrained, license))
+    return names
+
+
+def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
+    """Return the sentence for a pattern that matches nothing: what to leave out, or the nearest names."""
+    if license is not None and listed(pattern, pretrained=True):
+        return f"no pretrained tag that matches {pattern!r} has the licence {license}; leave out --license to see them"
+    if pretrained and listed(pattern):
+        return f"no name that matches {pattern!r} has pretrained weights; leave out --pretrained to see them"
+    near = catalog.nearest(pattern.strip("*?"))
+    hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
+    return f"no {'pretrained tag' if pretrained else 'name'} matches {pattern!r}; {hint}"
+
+
+def listed(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
+    """Return the same names, none where nothing matches; see ``list_models``."""
     if not pretrained and license is None:
         return catalog.matching(filter)
     if license is not None:

@@ -38,7 +38,7 @@ REGISTRATIONS: dict[str, Registration] = {}
 
 
 def register() -> dict[str, Registration]:
-    """Register our architectures with timm and torchvision, importing both; safe to call again.
+    """Register convstem's architectures with timm and torchvision, importing both; safe to call again.
 
     Returns:
         What happened with each host, by host.
@@ -67,7 +67,7 @@ def register_loaded(path: str) -> None:
 
 
 def register_host(host: str, path: str) -> Registration:
-    """Register our architectures with one imported host.
+    """Register convstem's architectures with one imported host.
 
     Args:
         host: ``timm`` or ``torchvision``.

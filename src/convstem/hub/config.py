@@ -141,6 +141,11 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     kinds = {"architecture": str, "pretrained_cfg": dict, "model_args": dict}
     found = {"model_args": {}, **config}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong and "model_type" in config:
+        raise InvalidFileError(
+            "config.json is of transformers, and timm's was expected: `convstem convert FOLDER --out NEW` converts "
+            "the model; with --transplant it gets a conv stem"
+        )
     if wrong:
         raise InvalidFileError(f"config.json is not timm's: {', '.join(wrong)} is missing or of the wrong type")
     root = ("num_classes", "label_names", "label_descriptions")
@@ -161,7 +166,9 @@ def check_stated(architecture: str, cfg: Mapping[str, Any], args: Mapping[str, A
     known = {**get_type_hints(PretrainedCfg), **_WIDER}
     unknown = sorted(set(cfg) - set(known))
     if unknown:
-        raise InvalidFileError(f"config.json: timm knows no {', '.join(unknown)} in pretrained_cfg, so it cannot load")
+        raise InvalidFileError(
+            f"config.json: timm does not know {', '.join(unknown)} in pretrained_cfg, so it cannot load"
+        )
     for name, (expected, accepts) in _PREPROCESSING.items():
         if name in cfg and not (fits(cfg[name], known[name]) and accepts(cfg[name])):
             raise InvalidFileError(f"config.json: {name} must be {expected}; got {short(cfg[name])}")
@@ -258,7 +265,7 @@ _EXTRACTOR: dict[str, Any] = {
 
 
 _NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")
-"""Names among a constructor's annotations that are no argument, or none that belongs to a saved model."""
+"""Names among a constructor's annotations that are not arguments of a saved model."""
 
 
 def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:

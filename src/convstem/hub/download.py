@@ -118,8 +118,8 @@ def _check_size(cache: RepoCache, name: str, size: int) -> None:
 
 def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str) -> str:
     return (
-        f"{name} of {repo_id} is damaged, twice: expected hash {expected}, got {actual}; nothing was kept. Report it "
-        f"at {web_page(repo_id, 'discussions')}, unless another network gives the right content"
+        f"{name} of {repo_id} is damaged after two downloads: expected hash {expected}, got {actual}; nothing was "
+        f"kept. Report it at {web_page(repo_id, 'discussions')}, unless another network gives the right content"
     )
 
 

@@ -126,7 +126,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_server_error(error: BaseException) -> bool:
-    """Tell whether the server failed (5xx)."""
+    """Return whether the server failed (5xx)."""
     return (status_of(error) or 0) >= 500
 
 
@@ -151,7 +151,7 @@ def certificate_error(error: BaseException) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the same request may succeed later: resets, timeouts, 5xx, short bodies, an expired signed URL.
+    """Return whether the same request may succeed later: resets, timeouts, 5xx, short bodies, an expired signed URL.
 
     So may one whose file was deleted from the cache meanwhile.
     """
@@ -185,7 +185,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_of_xet(error: BaseException) -> bool:
-    """Tell whether a failure is of Xet's storage, without which the Hub and its mirrors send every file too."""
+    """Return whether a failure is of Xet's storage, without which the Hub and its mirrors send every file too."""
     response: Any = getattr(error, "response", None)
     if response is not None:
         return "/xet-read-token/" in str(response.request.url)
@@ -272,6 +272,8 @@ def explain(
         return HubError(deleted_again(error.filename or where))  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.errno in _DISK:
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
+    if isinstance(error, OfflineModeIsEnabled):
+        return UnreachableError(f"the Hub is switched off (HF_HUB_OFFLINE), so {where} was not asked for: unset it")
     if is_transient(error):
         return UnreachableError(
             f"no complete answer for {where} from {web_page()} ({kind}{f', {status}' if status else ''}): "

@@ -25,14 +25,14 @@ _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number, and not true or false."""
+    """Return whether a value is a finite number, and not true or false."""
     if isinstance(value, int):
         return not isinstance(value, bool)
     return isinstance(value, float) and math.isfinite(value)
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Tell whether a value read from JSON is of a kind. Classes and functions, which JSON cannot hold, are of none."""
+    """Return whether a value read from JSON is of a kind; classes and functions, which JSON cannot hold, are none."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
@@ -92,7 +92,7 @@ LARGEST_SIZE = {
     "patch_size": 1 << 10,
     "stride": 1 << 10,
 }
-"""Beyond these a config is absurd, and building the model only to find that out would take for ever. All are positive,
+"""Larger sizes are refused before the model is built, which would take too long. All are positive,
 but for the classes of a model without head."""
 
 
@@ -118,7 +118,7 @@ def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
         limit = LARGEST_SIZE.get(name, LARGEST_NUMBER)
         numbers = _numbers(value)
         if len(numbers) > LARGEST_LIST or any(not -limit <= number <= limit for number in numbers):
-            raise InvalidFileError(f"config.json: {name} = {short(value)} is absurd; at most {limit:,} is accepted")
+            raise InvalidFileError(f"config.json: {name} = {short(value)} is too large; at most {limit:,} is accepted")
         if name in LARGEST_SIZE and any(number <= 0 for number in numbers) and (name, value) != ("num_classes", 0):
             raise InvalidFileError(f"config.json: {name} must be positive; got {short(value)}")
 

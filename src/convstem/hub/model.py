@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,16 @@ def read_model(folder: Path) -> HubModel:
 
 
 @again_if_deleted
-def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = True) -> nn.Module:
+def create_source(
+    source: str | os.PathLike[str] | Source, pretrained: bool = True, check: Callable[[nn.Module], object] | None = None
+) -> nn.Module:
     """Return a timm model in eval mode, its weights fetched from the Hub, verified and checked before it is built.
 
     Args:
         source: timm name (with tag), a repository or a folder.
         pretrained: load its weights.
+        check: is called with the model of a name, without weights, before these are fetched; what it raises ends the
+            call.
 
     Raises:
         ArgumentError: no such kind of source, a model without pretrained weights, or no device to hold them.
@@ -132,6 +136,9 @@ def create_source(source: str | os.PathLike[str] | Source, pretrained: bool = Tr
         )
     if found.kind == "name":
         _check_name(found.name, pretrained)
+        if check and pretrained:
+            with torch.device("meta"):
+                check(timm.create_model(split_model_name_tag(found.name)[0]))
         return _from_tag(found.name) if pretrained else timm.create_model(found.name).eval()
     try:
         return _from_hub(found, pretrained) if found.kind == "repository" else _from_folder(found.path, pretrained)

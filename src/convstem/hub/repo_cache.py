@@ -126,7 +126,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 def is_commit(revision: str | None) -> bool:
-    """Tell whether a revision is a full commit sha."""
+    """Return whether a revision is a full commit sha."""
     return bool(revision and _COMMIT.fullmatch(revision))
 
 

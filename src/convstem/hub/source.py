@@ -27,6 +27,10 @@ FILES = (CONFIG, WEIGHTS, CARD)
 """What a model's folder or repository holds."""
 
 
+EVALUATION = ".eval_results/convstem.yaml"
+"""Where a repository holds its measured figures for the Hub, which shows them beside those of the card."""
+
+
 PREPROCESSING = "preprocessor_config.json"
 """Where transformers keeps mean and std."""
 
@@ -148,7 +152,7 @@ def resolve(source: str | os.PathLike[str], disk: bool = True) -> Source:
     if scheme == "hf-hub":
         return _on_hub(text, place)
     if scheme:
-        raise ArgumentError(f"{text} begins with {scheme}:, which is no scheme of a source; a source is {_WAYS}")
+        raise ArgumentError(f"{text} begins with {scheme}:, which is not a known scheme; a source is {_WAYS}")
     if is_path(text):
         return _on_disk(text, text)
     return _on_hub(text, text) if "/" in text else Source(text, "name", name=text)
@@ -201,7 +205,7 @@ def _taken(verb: str) -> str:
 
 
 def is_path(source: str) -> bool:
-    """Tell whether a name can only mean a path on this machine, and no repository."""
+    """Return whether a name can only mean a path on this machine, and no repository."""
     name = source.partition("@")[0]
     spelt = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     return spelt or source.endswith(_SUFFIXES)

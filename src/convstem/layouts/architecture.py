@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,12 @@ from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.research import MOCO_V3_HEADS
 from convstem.layouts.rows import Layout, Naming
 from convstem.layouts.timm import NORM_EPS, Sizes, StemSizes
+from convstem.layouts.transformers import DINOV2, DINOV2_REGISTERS_NAMING
 from convstem.layouts.unwrap import PREPROCESSING, Unwrapped
 from convstem.registry import catalog
 from convstem.registry.records import ModelSpec
-from convstem.registry.stem_spec import StemSpec
+from convstem.registry.stem_spec import StemSpec, default_stem
+from convstem.registry.strides import at_stride
 
 TRUNKS: Mapping[tuple[int, int, int], str] = {
     (192, 12, 3): "tiny",
@@ -43,7 +46,7 @@ TRUNK_DEFAULTS: Mapping[str, Any] = {
     "reg_tokens": 0,
 }
 
-ARGUMENTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_last_stride", "stem_strides")
+ARGUMENTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_last_stride", "stem_strides", "stride")
 """timm's arguments that shapes do not tell."""
 
 
@@ -69,7 +72,7 @@ class Given:
         allowed = sorted((*ARGUMENTS, *PREPROCESSING))
         unknown = sorted(set(facts) - set(allowed))
         if unknown:
-            raise ArgumentError(f"convert takes {', '.join(allowed)} besides; got {', '.join(unknown)}")
+            raise ArgumentError(f"convert also takes {', '.join(allowed)}; got {', '.join(unknown)}")
         arguments, preprocessing = dict(opened.arguments), dict(opened.preprocessing)
         hint = arguments.pop("architecture", None)
         for name, value in facts.items():
@@ -101,9 +104,18 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
     if sizes.gated_mlp and not layout.naming.gated_base and given.architecture is None:
         raise ArgumentError(_ask_for(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
     if sizes.stem is None:
-        return _plain(sizes, layout.naming, given.architecture, known)
+        return _plain(sizes, _naming(sizes, layout), given.architecture, known)
     spec = _spec(sizes, sizes.stem, given, known)
     return spec.name, _changes(sizes, sizes.stem, spec, layout, known)
+
+
+def _naming(sizes: Sizes, layout: Layout) -> Naming:
+    """Return how timm names the plain ViTs of a layout; DINOv2's own files have timm's keys."""
+    if layout.name == "timm" and sizes.layer_scale and sizes.patch_size == 14:
+        for naming in (DINOV2.naming, DINOV2_REGISTERS_NAMING):
+            if _usual(sizes, naming):
+                return naming
+    return layout.naming
 
 
 def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any]) -> ModelSpec:
@@ -155,6 +167,12 @@ def _same_convolutions(stem: StemSizes, own: StemSpec) -> bool:
     return (own.channels, own.kernel_sizes, own.last_kernel_size) == wanted
 
 
+_SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size", "patch_size")
+"""What a registry's row says of a model besides its stem and its trunk's arguments."""
+
+_PATCHES = (2, 4, 8, 16, 32)
+"""Patch sizes that default stems are made for."""
+
 _UNTOLD = ("fc_norm", "global_pool", "img_size", "no_embed_class")
 """Arguments that the shapes of a model with rotary positions do not tell."""
 
@@ -174,13 +192,16 @@ def _changes(
 ) -> dict[str, Any]:
     """Return the arguments with which the model differs from the registry's row."""
     strides, last = _strides(sizes, stem, spec, layout, known)
-    own = {name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")}
-    for arguments in (TRUNK_DEFAULTS, spec.trunk_args, spec.stem_for(sizes.in_chans).model_args):
+    patch = math.prod(strides) * last
+    own = {name: getattr(spec, name) for name in _SIZES}
+    stem_args = spec.stem_for(sizes.in_chans).model_args if patch == spec.patch_size else {}  # else it gets another
+    for arguments in (TRUNK_DEFAULTS, spec.trunk_args, stem_args):
         own.update(arguments)
     wanted = {
         **_trunk_arguments(sizes, known.get("num_heads", spec.num_heads), known),
         "mlp_ratio": spec.mlp_ratio if _same_trunk(sizes, spec) else _mlp_ratio(sizes),
-        "img_size": _image_size(sizes, math.prod(strides) * last, known),
+        "img_size": _image_size(sizes, patch, known),
+        "patch_size": patch,
         "stem_channels": list(stem.channels),
         "stem_strides": list(strides),
         "stem_kernel_sizes": list(stem.kernel_sizes),
@@ -201,7 +222,7 @@ def _strides(
     sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
 ) -> tuple[tuple[int, ...], int]:
     """Return the strides of a stem's layers, and of its last convolution."""
-    own = _strides_of_layout(sizes, stem, spec, layout)
+    own = _strides_of_layout(sizes, stem, spec, layout, known.get("stride"))
     strides, last = own or (None, None)
     strides, last = known.get("stem_strides", strides), known.get("stem_last_stride", last)
     if strides is None:
@@ -213,18 +234,30 @@ def _strides(
 
 
 def _strides_of_layout(
-    sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout
+    sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, stride: int | None
 ) -> tuple[tuple[int, ...], int] | None:
     """Return the strides that a row with this stem has, or all models of the layout; None if they do not tell."""
-    own = spec.stem_for(sizes.in_chans)
-    stems = [row.stem_for(sizes.in_chans) for row in catalog.models().values()]
+    own, *others = _possible_stems(sizes, spec, stride)
     for alike in (_same_stem, _same_convolutions):  # a norm may have been folded, and says nothing of strides
-        found = [own] if alike(stem, own) else [other for other in stems if alike(stem, other)]
+        found = [own] if alike(stem, own) else [other for other in others if alike(stem, other)]
         strides = {(other.strides, other.last_stride) for other in found}
         if len(strides) == 1:
             return strides.pop()
     stride = layout.stem_stride
     return ((stride,) * len(stem.channels), 1 if stem.last_kernel_size == 1 else stride) if stride else None
+
+
+def _possible_stems(sizes: Sizes, spec: ModelSpec, stride: int | None) -> Iterator[StemSpec]:
+    """Yield the stems of all rows, ``spec`` first, and the default ones, which models of another patch size have.
+
+    With the ``stride`` that a file says, which no shape tells, all are at this stride, as far as they can be.
+    """
+    for row in (spec, *catalog.models().values()):
+        own = row.stem_for(sizes.in_chans)
+        with suppress(ArgumentError):
+            yield at_stride(own, stride) if stride else own
+    for patch in _PATCHES:
+        yield default_stem(patch, sizes.embed_dim, sizes.in_chans, stride)
 
 
 def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -285,7 +318,7 @@ def _heads(sizes: Sizes, known: Mapping[str, Any], usual: set[int]) -> int:
 
 
 def _usual(sizes: Sizes, naming: Naming) -> bool:
-    """Tell whether the model has the tokens, norms and pooling that its name stands for."""
+    """Return whether the model has the tokens, norms and pooling that its name stands for."""
     usual = {**_FIRST_VIT, **naming.usual}
     gated = (sizes.embed_dim, sizes.depth) in {(width, depth) for width, depth, _ in naming.gated_trunks}
     return sizes.gated_mlp == gated and all(getattr(sizes, name) == value for name, value in usual.items())

@@ -72,5 +72,5 @@ def _shapes(tensors: Mapping[str, Any]) -> dict[str, Sequence[int]]:
 
 
 def _floating(tensor: Any) -> bool:
-    """Tell whether a tensor, or an entry of a file's header, holds floating-point numbers."""
+    """Return whether a tensor, or an entry of a file's header, holds floating-point numbers."""
     return bool(tensor.floating if hasattr(tensor, "floating") else tensor.is_floating_point())

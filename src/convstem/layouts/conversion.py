@@ -206,8 +206,8 @@ def convert(
         architecture: timm name of the model, where shapes and layout do not tell it.
         use_ema: take the averaged weights of a training checkpoint; default: the raw ones, or those that the
             checkpoint says are better.
-        facts: ``num_heads``, ``stem_strides``, ``stem_last_stride``, ``img_size``, ``norm_eps``, ``act_layer``,
-            ``mean`` or ``std``, where shapes, layout and checkpoint do not tell.
+        facts: ``num_heads``, ``stem_strides``, ``stem_last_stride``, ``stride``, ``img_size``, ``norm_eps``,
+            ``act_layer``, ``mean`` or ``std``, where shapes, layout and checkpoint do not tell.
 
     Returns:
         A mapping of the tensors by key. Its ``report`` says where each key came from; ``architecture`` and

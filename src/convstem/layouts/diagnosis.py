@@ -68,11 +68,11 @@ def _explain_on_load(
         lists[-1].extend(explain_mismatch(given, model, layout))  # the last list is error_msgs
     elif given and own.keys().isdisjoint(given):
         for sentence in explain_mismatch(given, model, layout):
-            warn(f"nothing of this state dict is the model's: {sentence}")
+            warn(f"no key of this state dict belongs to the model: {sentence}")
 
 
 def _contradicts(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Tell whether a state dict has a tensor of a model in another shape, or as integers."""
+    """Return whether a state dict has a tensor of a model in another shape, or as integers."""
     shapes = {key: getattr(value, "shape", None) for key, value in state_dict.items() if key in own}
     return any(shape != own[key].shape for key, shape in shapes.items()) or bool(_integers(state_dict, own))
 

@@ -56,10 +56,7 @@ def translate(state_dict: Mapping[str, Tensor], rows: Sequence[Row], to: str, n:
             result.unknown.append(key)
             continue
         row, position, values = found
-        group = groups.setdefault((row, tuple(sorted(values.items()))), {})
-        if position in group:
-            raise ConversionError(f"two keys of this state dict mean the same: {group[position]!r} and {key!r}")
-        group[position] = key
+        groups.setdefault((row, tuple(sorted(values.items()))), {})[position] = key
     for (row, holes), group in groups.items():
         _apply(state_dict, rows[row], to, n, dict(holes), group, result)
     return result
@@ -105,7 +102,7 @@ def _apply(
         tensors = change([state_dict[key] for key in keys])
     except (IndexError, RuntimeError, ValueError) as error:
         shapes = ", ".join(f"{key} {list(state_dict[key].shape)}" for key in keys)
-        raise ConversionError(f"shapes that cannot be right ({name}): {shapes}") from error
+        raise ConversionError(f"impossible shapes ({name}): {shapes}") from error
     for template, tensor in zip(row.sides[to], tensors, strict=True):
         new = fill(template, values, n)
         if new in result.state_dict:
@@ -221,7 +218,7 @@ def _check_ties(inward: Translation) -> None:
             names = ", ".join(sorted({*inward.sources[other], *inward.sources[key]}))
             raise ConversionError(
                 f"these keys share one tensor: {names}. No ViT ties its weights, and a file would not keep the tie; "
-                "clone one of them if the values are meant"
+                "clone one of them if this is intended"
             )
 
 

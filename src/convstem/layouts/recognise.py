@@ -92,7 +92,7 @@ def require_layout(keys: Iterable[str]) -> Recognised:
     """Return what ``recognise`` finds.
 
     Raises:
-        ConversionError: it is no layout that convstem reads.
+        ConversionError: it is not a layout that convstem reads.
     """
     keys = list(keys)
     found = recognise(keys)

@@ -70,7 +70,7 @@ _CLOSE = 2e-3  # half precision keeps values up to 1 within 5e-4
 
 
 def is_moco_sincos(pos_embed: Tensor) -> bool:
-    """Tell whether a position embedding is the two-dimensional sine-cosine table of MoCo v3.
+    """Return whether a position embedding is the two-dimensional sine-cosine table of MoCo v3.
 
     Args:
         pos_embed: [1, 1 + side * side, width], the class token first.

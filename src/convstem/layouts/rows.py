@@ -276,7 +276,7 @@ class Naming:
     base: str = "vit_base_patch16_224"
     """What a model is built from that has no name, by arguments."""
     gated_base: str = ""
-    """The same for one with a gated MLP, which is no argument of timm's; empty where there is none."""
+    """The same for one with a gated MLP, which is not an argument of timm's; empty where there is none."""
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def measure(shapes: Shapes) -> Sizes:
 
 
 def _is_ecvit(shapes: Shapes) -> bool:
-    """Tell whether it is an ECViT: no position embedding, no norm behind the blocks, no 1x1 at the stem's end."""
+    """Return whether it is an ECViT: no position embedding, no norm behind the blocks, no 1x1 at the stem's end."""
     last = shapes.get(f"patch_embed.backbone.{TIMM.stem_layers(shapes)}.conv.weight", (1,))
     others = ("pos_embed", "norm.{p}", "fc_norm.{p}")
     return last[-1:] != (1,) and not any(_any(shapes, keys) for keys in others)
@@ -267,7 +267,7 @@ def _depth(shapes: Shapes) -> int:
     depth = 1 + max(found["i"] for key in shapes if (found := match("blocks.{i}.norm1.weight", key)))
     if depth > len(shapes):  # every block has tensors: a key of a hostile file would have us list each missing one
         raise ConversionError(
-            f"the state dict names block {depth - 1} but has {len(shapes)} tensors in all: it is damaged, or no ViT"
+            f"the state dict names block {depth - 1} but has {len(shapes)} tensors in all: it is damaged, or not a ViT"
         )
     return depth
 
@@ -282,12 +282,12 @@ def _head(shapes: Shapes) -> int:
 
 
 def _class_position(tokens: int, prefix: int) -> bool:
-    """Tell whether the prefix tokens have positions: whichever leaves a square grid; usually they have."""
+    """Return whether the prefix tokens have positions: whichever leaves a square grid; usually they have."""
     return not prefix or not tokens or not is_square(tokens) or is_square(tokens - prefix)
 
 
 def is_square(tokens: int) -> bool:
-    """Tell whether some tokens make a square grid."""
+    """Return whether some tokens make a square grid."""
     return tokens > 0 and round(tokens**0.5) ** 2 == tokens
 
 

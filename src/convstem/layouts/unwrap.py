@@ -14,7 +14,7 @@ from convstem.layouts.rows import Drop, match, reason_to_drop
 RAW, AVERAGED = "raw", "averaged"
 
 PREPROCESSING = ("mean", "std")
-"""Settings that are no arguments of the model, by field of timm's pretrained cfg."""
+"""Settings that are not arguments of the model, by field of timm's pretrained cfg."""
 
 
 @dataclass
@@ -154,7 +154,7 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         use_ema: take the averaged weights; None takes the raw ones, or what the checkpoint says is better.
 
     Raises:
-        ArgumentTypeError: it is no mapping.
+        ArgumentTypeError: it is not a mapping.
         ConversionError: there is no state dict in it, more than one that could be meant, or no averaged weights.
     """
     if not isinstance(checkpoint, Mapping):
@@ -347,6 +347,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "num_heads": _is_size,
     "std": lambda value: _are_numbers(value) and min(value) > 0,
     "stem_strides": lambda value: _are_numbers(value) and all(map(_is_size, value)),
+    "stride": _is_size,
 }
 """What each setting must be."""
 
@@ -356,7 +357,7 @@ def _of_their_kinds(settings: Mapping[str, Any]) -> dict[str, Any]:
     stated = {name: value for name, value in settings.items() if value is not None}
     wrong = [name for name, value in stated.items() if not _KINDS[name](value)]
     if wrong:
-        raise ConversionError(f"{', '.join(wrong)} cannot be")
+        raise ConversionError(f"{', '.join(wrong)} must be a positive number, or text for a name; pass it yourself")
     return stated
 
 
@@ -387,7 +388,7 @@ def _script_settings(arguments: Any) -> dict[str, Any]:
     """timm's train.py keeps the model's arguments in a Namespace; torchvision's keeps only the model's name."""
     values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     given = values.get("model_kwargs") or {}
-    names = ("num_heads", "stem_strides", "norm_eps", "img_size")
+    names = ("num_heads", "stem_strides", "norm_eps", "img_size", "stride")
     preprocessing = {name: tuple(values[name]) for name in ("mean", "std") if values.get(name)}
     return {**{name: given.get(name) for name in names}, **preprocessing, "architecture": values.get("model")}
 

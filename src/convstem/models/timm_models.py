@@ -299,8 +299,8 @@ def _own_size(name: str, cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[
     own_patch = kwargs.get("patch_size", RESIZED) == RESIZED and not kwargs.get("dynamic_img_size")
     if own_patch and any(side % RESIZED for side in sides) and not any(side % patch for side in sides):
         raise ArgumentError(
-            f"img_size {size} is of patches of {patch} pixels, the source's; here they have {RESIZED}, and as many "
-            f"have {larger[0]} x {larger[1]}: pass img_size={larger}"
+            f"img_size={size} is for the source's patches of {patch} pixels. Here patches have {RESIZED} pixels, so "
+            f"the same grid needs img_size={larger}"
         )
     return {"patch_size": RESIZED, "img_size": cfg.input_size[1:]}
 

@@ -112,7 +112,7 @@ def _row_for(model: Any, stem: StemSpec) -> ModelSpec:
     rows = [spec for spec in rows if all(getattr(spec, name) == size for name, size in sizes.items())]
     rows.sort(key=lambda spec: abs(math.log2(spec.patch_size / model.patch_size)))  # the first stays the first
     if not rows:
-        raise ArgumentError(f"no architecture of ours has the sizes of this torchvision model: {sizes}")
+        raise ArgumentError(f"no convstem architecture has the sizes of this torchvision model: {sizes}")
     return next((spec for spec in rows if spec.stem == stem), rows[0])
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from convstem.errors import ArgumentError
 from convstem.hosts.describe import STEM_COLUMNS, find_weights, stem_rows
 from convstem.hub.config import TRANSPLANTED, read_config, read_text
+from convstem.hub.failures import web_page
 from convstem.hub.read import fetch_all
-from convstem.hub.source import CARD, CONFIG, source_of
+from convstem.hub.source import CARD, CONFIG, EVALUATION, source_of
 from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry, sized_spec
 from convstem.registry import tables
 from convstem.registry.licenses import check_license, license_metadata, license_of_card
@@ -23,7 +25,42 @@ _DATASETS = {
     "ImageNet-1k": "imagenet-1k",
     "ImageNet-21k": "imagenet-21k",
 }
-"""Datasets by their ids on the Hub."""
+"""Datasets by the ids that cards of the Hub have for them."""
+
+
+_REPOSITORIES = {"CIFAR-10": "uoft-cs/cifar10", "ImageNet-1k": "ILSVRC/imagenet-1k"}
+"""Datasets by their repositories on the Hub."""
+
+
+_FIRST = ("acc@1", "top1", "accuracy")
+"""The metric that stands for a model, where it has several."""
+
+
+def evaluation(facts: CardFacts) -> str:
+    """Return the content of ``.eval_results/*.yaml``; empty without figures, or without a dataset of the Hub.
+
+    The Hub takes one value for each task of a dataset. Other figures are in the notes.
+
+    Source: huggingface/hub-docs, docs/hub/eval-results.md; huggingface_hub 2.4, ``EvalResultEntry``.
+    """
+    import yaml
+
+    dataset = facts.dataset if facts.dataset.count("/") == 1 else _REPOSITORIES.get(facts.dataset)
+    if not (facts.metrics and dataset and facts.repo_id):
+        return ""
+    names = sorted(facts.metrics, key=lambda name: (name not in _FIRST, name))
+    others = [f"{name} {facts.metrics[name]:g}" for name in names[1:]]
+    notes = "; ".join([names[0], *others, *filter(None, [facts.metrics_source])])
+    source = {"url": web_page(facts.repo_id), "name": "Model card"}
+    entry = {"dataset": {"id": dataset, "task_id": "default"}, "value": facts.metrics[names[0]]}
+    return str(yaml.safe_dump([{**entry, "source": source, "notes": notes}], sort_keys=False))
+
+
+def write_evaluation(facts: CardFacts, folder: Path) -> None:
+    """Write the same into a folder, if there is something to write."""
+    if text := evaluation(facts):
+        (folder / EVALUATION).parent.mkdir(exist_ok=True)
+        (folder / EVALUATION).write_text(text, encoding="utf-8")
 
 
 _METRICS = {"acc@1": "accuracy", "acc@5": "accuracy"}
@@ -65,7 +102,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
             metric_name=f"{name} (%)" if name in _METRICS else name,
             metric_value=value,
             source_name=(facts.metrics_source or "measured by the author") if facts.repo_id else None,
-            source_url=f"https://huggingface.co/{facts.repo_id}" if facts.repo_id else None,
+            source_url=web_page(facts.repo_id) if facts.repo_id else None,
         )
         for name, value in sorted(facts.metrics.items())
     ]
@@ -128,7 +165,7 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
         license: licence of a folder or repository that does not state one.
 
     Raises:
-        ArgumentError: nobody says the licence, or no such kind of source.
+        ArgumentError: nobody says the licence, or the registry states another one; or no such kind of source.
         HubError: the repository cannot be read.
         UnknownModelError: no such architecture or tag; the message lists the nearest names, or the tags.
     """
@@ -138,7 +175,13 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
     if found.kind == "repository":
         files = fetch_all(found.repo_id, [CONFIG], found.revision, optional=[CARD])
         return _card_of_config(files[CONFIG].path.parent, found.repo_id, license)
-    return render(facts_of_entry(find_weights(found.name)))
+    entry = find_weights(found.name)
+    if license is not None and check_license(license) != entry.license:
+        raise ArgumentError(
+            f"the weights of {entry.name} are under {entry.license}, as the registry states; leave out license= "
+            f"(--license), which gives the licence of a folder or repository that states none"
+        )
+    return render(facts_of_entry(entry))
 
 
 def _card_of_config(folder: Path, repo_id: str | None, license: str | None) -> str:
@@ -170,10 +213,23 @@ def render(facts: CardFacts) -> str:
         origin=_origin(facts),
         norm=_NORMS.get(facts.model_args.get("stem_norm") or (spec.stem.norm if spec else "none"), ""),
         accuracy=_accuracy(facts),
+        classes=_classes(facts),
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
     ModelCard(text)  # parses the metadata as the Hub will
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
+
+
+_MOST_CLASSES = 20
+"""Names of classes that a card lists."""
+
+
+def _classes(facts: CardFacts) -> str:
+    if not facts.labels:
+        return ""
+    more = len(facts.labels) - _MOST_CLASSES
+    names = ", ".join(facts.labels[:_MOST_CLASSES]) + (f", and {more} more in `config.json`" if more > 0 else "")
+    return f"## Classes\n\n{names}.\n"
 
 
 def _resize(facts: CardFacts) -> str:
@@ -225,7 +281,7 @@ def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
 
 
 def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
-    """Tell whether torchvision's class can express a model with this head and these images."""
+    """Return whether torchvision's class can express a model with this head and these images."""
     known = {*ModelSpec.__dataclass_fields__, "in_chans", "stride"}
     other = {key: value for key, value in facts.model_args.items() if key not in known}
     channels, height, width = facts.input_size

@@ -10,7 +10,7 @@ from typing import Any
 from convstem.hub.config import Step, steps
 from convstem.registry import catalog
 from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, WeightsSpec
-from convstem.stem.carried import RESIZED_NOTE, carried_by
+from convstem.stem.carried import carried_by
 
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~&$]")
 """What begins emphasis, code, links, images, HTML, tables and formulas."""
@@ -73,6 +73,8 @@ class CardFacts:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     restrided: tuple[int, int] | None = None
     """Pixels of a patch and from token to token, where they differ."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in their order."""
     tag: str | None = None
     """The registry's tag, if the weights have one."""
 
@@ -103,10 +105,10 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
 
 def _note(spec: Architecture) -> str:
     """Return what there is to say of a transplant into an architecture's own stem."""
-    exact = f"The stem is exact for {carried_by(spec.stem, spec.embed_dim).scope}."
-    if not isinstance(spec, TrunkSpec) or spec.resized_from is None:
-        return exact
-    return f"{exact} {RESIZED_NOTE.format(spec.resized_from)} {spec.measured}".strip()
+    report = carried_by(spec.stem, spec.embed_dim)
+    if isinstance(spec, TrunkSpec):
+        report = replace(report, resized_from=spec.resized_from)
+    return f"{report.outcome()} {getattr(spec, 'measured', '')}".strip()
 
 
 def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
@@ -131,6 +133,7 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
         "crop_mode": cfg.get("crop_mode", "center"),
         "description": plain(cfg.get("description") or ""),
         "model_args": config.get("model_args", {}),
+        "labels": _labels(config),
     }
     stride, patch = facts["model_args"].get("stride"), facts["model_args"].get("patch_size")
     if stride and patch and stride != patch:
@@ -139,6 +142,11 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
     sources = [step.repo_id for step in known if step.repo_id]
     facts |= {"steps": tuple(known), "base_model": sources[-1] if sources else None}
     return CardFacts(repo_id=repo_id, license=license, **{**facts, **more})
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("label_names") or config["pretrained_cfg"].get("label_names")
+    return tuple(map(plain, names)) if isinstance(names, list) else ()
 
 
 def sized_spec(facts: CardFacts) -> Architecture | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import AccessDeniedError, HubError, RevisionMissingError
+from convstem.errors import AccessDeniedError, HubError, RevisionMissingError, UnreachableError
 from convstem.hub.config import read_json
 from convstem.hub.failures import (
     ATTEMPTS,
@@ -22,7 +22,7 @@ from convstem.hub.failures import (
     without_password,
 )
 from convstem.hub.repo_cache import Listing, file_digest, list_files
-from convstem.hub.source import CONFIG, FILES
+from convstem.hub.source import CONFIG, EVALUATION, FILES
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Pickled twins of the weights, which earlier pushes by other tools left behind."""
@@ -41,10 +41,12 @@ class PushResult:
     """The commit that has the files; None for a dry run that would make one."""
     url: str | None
     files: Mapping[str, str]
-    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``."""
+    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``; ``send`` where the Hub did not answer."""
     changed: bool
     """Whether there was anything to send."""
     pr_url: str | None = None
+    note: str = ""
+    """Of a dry run, why the files were not compared with the Hub's, if they were not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result JSON-plain."""
@@ -70,7 +72,7 @@ class Target:
 
     def listing(self, revision: str | None = None) -> Listing:
         """Return what the branch holds, or another revision."""
-        return list_files(self.repo_id, revision or self.revision, FILES, token=self.token)
+        return list_files(self.repo_id, revision or self.revision, (*FILES, EVALUATION), token=self.token)
 
 
 def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
@@ -82,10 +84,17 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
         dry_run: only tell what would be done.
 
     Raises:
-        HubError: the Hub refuses, does not answer, or holds something else afterwards; or somebody else pushed
-            meanwhile.
+        HubError: the Hub refuses, does not answer (which a dry run survives), or holds something else afterwards; or
+            somebody else pushed meanwhile.
     """
-    remote = _current(target)
+    try:
+        remote = _current(target)
+    except UnreachableError as error:
+        if not dry_run:
+            raise
+        names = [name for name in (*FILES, EVALUATION) if (folder / name).is_file()]
+        note = f"not compared with what the Hub has: {error}"
+        return PushResult(target.repo_id, None, None, dict.fromkeys(names, "send"), changed=True, note=note)
     if remote is not None and not target.create_pr and _is_done(folder, remote):
         return _result(target, folder, remote, remote.commit, changed=False)
     if remote is not None and target.create_pr and (proposed := _open_pull_request(folder, target)):
@@ -98,7 +107,8 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
 def file_actions(folder: Path, remote: Listing | None) -> dict[str, str]:
     """Return what a commit does to each file."""
     files = remote.files if remote else {}
-    actions = {name: _action(folder, name, remote) for name in FILES}
+    names = [*FILES, *(name for name in (EVALUATION,) if (folder / name).is_file())]
+    actions = {name: _action(folder, name, remote) for name in names}
     stale = sorted(name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in STALE))
     return {**actions, **dict.fromkeys(stale, "remove")}
 
@@ -177,7 +187,7 @@ def _operations(folder: Path, remote: Listing) -> list[Any]:
 
 
 def _upload_failed(error: Exception, attempt: int) -> bool:
-    """Tell whether bytes got lost or damaged on their way up, so that sending them again may help."""
+    """Return whether bytes got lost or damaged on their way up, so that sending them again may help."""
     cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # "Error while uploading"
     response: Any = getattr(cause, "response", None)
     if response is None:

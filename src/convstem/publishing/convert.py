@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convstem.errors import CheckpointError
+from convstem.errors import ArgumentError, CheckpointError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
@@ -28,9 +29,12 @@ from convstem.publishing.card import render
 from convstem.publishing.card_facts import code, facts_of_config, paragraphs
 from convstem.publishing.derived import TransplantResult, write_transplant
 from convstem.publishing.folder import check_new, finish, save, write_folder
-from convstem.publishing.foreign import compare, facts_beside, weights_in
+from convstem.publishing.foreign import compare, read_beside, weights_in
 from convstem.registry.licenses import check_license
+from convstem.stem.carried import TransplantReport
 from convstem.upstream import timm_set_metadata
+
+_progress = logging.getLogger("convstem.progress")
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
            "paper_name", "source", "tag", "url")  # fmt: skip
@@ -88,7 +92,7 @@ class ConversionResult:
 
     def _transplanted(self) -> str:
         done = self.transplant
-        return f"{done.report.summary()}; measured relative error {done.measured_error:.1e}" if done else ""
+        return f"{done.report.summary()} Measured relative error: {done.measured_error:.1e}." if done else ""
 
 
 @again_if_deleted
@@ -104,6 +108,7 @@ def convert_to_folder(
     check: bool = False,
     license: str = "other",
     overwrite: bool = False,
+    labels: Sequence[str] | None = None,
     **facts: Any,
 ) -> ConversionResult:
     """Convert a checkpoint and write ``config.json``, ``model.safetensors`` and ``README.md``.
@@ -111,7 +116,8 @@ def convert_to_folder(
     Nothing is written before every key and shape has been compared with the architecture.
 
     Args:
-        source: a checkpoint, or a folder or Hub repository of transformers with one.
+        source: a checkpoint, or a folder or Hub repository of transformers or timm with one; what their configs say
+            of images and classes is kept.
         folder: where to write; created if needed.
         layout, use_ema, architecture, facts: ``source`` and the rest of ``convstem.convert``.
         target: layout to write; for another than ``timm`` only ``model.safetensors`` is written.
@@ -119,9 +125,11 @@ def convert_to_folder(
         check: compare outputs with the library that the checkpoint comes from, where it is installed.
         license: licence of the weights, for the card and the config.
         overwrite: replace the model that is there.
+        labels: names of the classes, in their order; default: those of a config beside the checkpoint.
 
     Raises:
-        ArgumentError: no such kind of source, ``folder`` is the source's, or a licence that is none.
+        ArgumentError: no such kind of source, ``folder`` is the source's, a licence that is none, or another number of
+            labels than of classes.
         ExistingPathError: there is a model in ``folder`` already.
         ConversionError, CheckpointError: the checkpoint is not whole, or not of the architecture.
         HubError: the repository cannot be read.
@@ -132,23 +140,35 @@ def convert_to_folder(
     found = source_of("convert", source)
     check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
+    if found.kind != "repository":  # a download has a bar of its own
+        _progress.info("reading %s", found.path.name)
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
     name = found.repo_id or readable(path.name)
-    content, beside = read_checkpoint(path), facts_beside(path)
-    layout = layout or beside.pop("layout", None)
-    known = {**beside, **{key: value for key, value in facts.items() if value is not None}}
-    converted = convert(content, layout, architecture=architecture, use_ema=use_ema, **known)
+    content, beside = read_checkpoint(path), read_beside(path)
+    known = {**beside.facts, **{key: value for key, value in facts.items() if value is not None}}
+    _progress.info("converting %s", path.name)
+    converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
     check_finite(converted, path.name)
-    model = _build(converted)
-    compared = compare(content, path, converted, model, use_ema) if check else ""
-    result = partial(ConversionResult, name, folder, target, report=converted.report, check=compared)
+    model = _build(converted, {**beside.cfg, **_label_names(converted, labels, beside.labels)})
+    told = replace(converted.report, why="its config says so") if beside.layout and not layout else converted.report
+    result = partial(ConversionResult, name, folder, target, report=told)
     if transplanted and converted.patchify and target == "timm":
         if converted.norm_eps != 1e-6:
             timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
         notes = converted.report.notes
-        written = write_transplant(model, found, folder, license=license, overwrite=overwrite, notes=notes)
+        said: list[str] = []
+
+        def examine(twin: nn.Module, report: TransplantReport) -> None:
+            if check:
+                said.append(compare(content, path, converted, model, use_ema, twin, report.resized_from))
+
+        written = write_transplant(
+            model, found, folder, license=license, overwrite=overwrite, notes=notes, examine=examine
+        )
         args = read_json(folder / CONFIG).get("model_args") or {}
-        return result(written.architecture, args, False, transplant=written)
+        return result(written.architecture, args, False, transplant=written, check=" ".join(said))
+    _progress.info("comparing and writing %s", folder)
+    compared = compare(content, path, converted, model, use_ema) if check else ""
 
     def write(staged: Path) -> None:
         if target == "timm":
@@ -158,7 +178,7 @@ def convert_to_folder(
             _write_layout(converted, target, staged)
 
     write_folder(folder, write, overwrite)
-    return result(converted.architecture, converted.model_args, converted.patchify)
+    return result(converted.architecture, converted.model_args, converted.patchify, check=compared)
 
 
 def _fetched(source: Source) -> Path:
@@ -167,8 +187,19 @@ def _fetched(source: Source) -> Path:
     return files[WEIGHTS].path
 
 
-def _build(converted: Converted) -> Any:
-    """Return the timm model of a converted checkpoint, with its weights.
+def _label_names(converted: Converted, asked: Sequence[str] | None, found: Sequence[str]) -> dict[str, list[str]]:
+    """Return the field of a pretrained cfg with the names of the classes, if there are any."""
+    classes = converted.sizes.num_classes
+    if asked is not None and len(asked) != classes:
+        raise ArgumentError(
+            f"{len(asked)} labels (--labels) were given for {classes} classes: give one for each output of the model"
+        )
+    names = found if asked is None else asked
+    return {"label_names": list(names)} if names and len(names) == classes else {}
+
+
+def _build(converted: Converted, more: Mapping[str, Any]) -> Any:
+    """Return the timm model of a converted checkpoint, with its weights, and with more fields in its pretrained cfg.
 
     Raises:
         CheckpointError: a key or shape is not the architecture's.
@@ -177,7 +208,7 @@ def _build(converted: Converted) -> Any:
 
     sizes = {"num_classes": converted.sizes.num_classes, "in_chans": converted.sizes.in_chans}
     args = {**sizes, **converted.model_args}
-    create = partial(timm.create_model, converted.architecture, pretrained_cfg=_cfg(converted), **args)
+    create = partial(timm.create_model, converted.architecture, pretrained_cfg=_cfg(converted, more), **args)
     model = create(device="meta")
     _require_fit(converted, model)
     if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds
@@ -191,7 +222,7 @@ def _build(converted: Converted) -> Any:
     return model.eval()
 
 
-def _cfg(converted: Converted) -> dict[str, Any]:
+def _cfg(converted: Converted, more: Mapping[str, Any]) -> dict[str, Any]:
     """Return a pretrained cfg: the architecture's own, without the origin of the registry's weights."""
     from timm.layers import to_2tuple
     from timm.models import resolve_pretrained_cfg
@@ -199,7 +230,8 @@ def _cfg(converted: Converted) -> dict[str, Any]:
     own = resolve_pretrained_cfg(converted.architecture).to_dict()
     size = to_2tuple(converted.model_args.get("img_size") or own["input_size"][1:])
     images = {"input_size": (converted.sizes.in_chans, *size)}
-    return {**{key: value for key, value in own.items() if key not in _ORIGIN}, **images, **converted.pretrained_cfg}
+    kept = {key: value for key, value in own.items() if key not in _ORIGIN}
+    return {**kept, **images, **more, **converted.pretrained_cfg}
 
 
 def _require_fit(converted: Converted, model: nn.Module) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.registry import catalog
 from convstem.registry.licenses import license_or_other
 from convstem.registry.strides import DARK
+from convstem.registry.tables import RESIZED
 from convstem.stem.carried import TransplantReport, normalised_range
 from convstem.stem.carry import MARGIN
 from convstem.stem.find import find_embed
 from convstem.transplanting.grid import as_plain, enlarge_patches, resize_patch
-from convstem.transplanting.patch_embedding import lowest_of
+from convstem.transplanting.patch_embedding import find_patch_embedding, lowest_of
 from convstem.transplanting.surgery import transplant
 
 
@@ -57,6 +59,8 @@ def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = F
     write_folder(folder, write, overwrite)
     return folded
 
+
+_progress = logging.getLogger("convstem.progress")
 
 PROBE_IMAGES = 8
 
@@ -98,7 +102,8 @@ def transplant_to_folder(
     """
     found, folder = source_of("transplant", source), Path(folder)
     check_new(folder, found, overwrite)
-    return write_transplant(create_source(found, pretrained), found, folder, overwrite=overwrite, **options)
+    model = create_source(found, pretrained, None if options.get("bands") else find_patch_embedding)
+    return write_transplant(model, found, folder, overwrite=overwrite, **options)
 
 
 def write_transplant(
@@ -111,6 +116,7 @@ def write_transplant(
     overwrite: bool = False,
     bands: Sequence[int] | None = None,
     notes: Sequence[str] = (),
+    examine: Callable[[nn.Module, TransplantReport], object] = lambda twin, report: None,
     **options: Any,
 ) -> TransplantResult:
     """Do the same for a model that is built already.
@@ -123,26 +129,32 @@ def write_transplant(
         license: of the weights; default: the one in the model's pretrained cfg.
         overwrite: replace the model that is there.
         notes: what else the card says.
+        examine: is called with the transplanted model before it is written; what it raises ends the call.
         bands, options: further arguments of ``convstem.transplant``.
 
     Raises:
         PathError, TransplantError: see ``transplant_to_folder``.
     """
+    _progress.info("transplanting %s", source.short)
     twin = transplant(model, bands=bands, **options).eval()
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if cfg["architecture"] not in catalog.architectures():
         raise TransplantError(
-            f"{source} was transplanted, but could not be loaded again from a folder: names exist for timm trunks of "
-            "patch 8, 14, 16 and 32. Nothing was written; use convstem.transplant in Python"
+            f"{source} was transplanted, but nothing was written: a folder is loaded by a name, and timm's "
+            f"{cfg['architecture'].removesuffix('_convstem')} has none on a conv stem. `convstem list --all` prints "
+            "them; convstem.transplant returns the model in Python"
         )
     stems = find_embed(model) is not None  # then it was only given more input channels
     report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
+    _progress.info("measuring the error on %d images", PROBE_IMAGES)
     error = measure_error(model, twin, bands, report)
     if not error <= tolerance:
         raise TransplantError(
             f"the measured relative error {error:.1e} exceeds the tolerance {tolerance:.1e}; nothing was written. "
             "Use a wider stem or a larger --tolerance"
         )
+    examine(twin, report)
+    _progress.info("writing %s", folder)
     license = license or license_or_other(cfg.get("license") or "unknown")
     result = TransplantResult(str(source), cfg["architecture"], license, error, report, folder)
 
@@ -175,9 +187,8 @@ def measure_error(
     """
     if report and report.restrided:
         return _error_at_stride(source, twin, bands, report)
-    cfg: dict[str, Any] = source.pretrained_cfg  # type: ignore[assignment]
     resized_from = report.resized_from if report else None
-    x = probe_batch(twin, cfg["input_size"][1:])
+    x = probe_batch(twin, image_size(source))
     expected = source.forward_features(x if bands is None else x[:, list(bands)])  # type: ignore[operator]
     actual = twin.forward_features(enlarge_patches(x, resized_from) if resized_from else x)  # type: ignore[operator]
     return float((actual - expected).norm() / expected.norm())
@@ -187,16 +198,24 @@ def _error_at_stride(source: Any, twin: Any, bands: Sequence[int] | None, report
     assert report.restrided
     patch, stride = report.restrided
     plain = copy.deepcopy(source)
-    resize_patch(plain)
+    if report.resized_from:
+        resize_patch(plain, RESIZED)
     beyond = None
     if report.border == DARK:
         low = lowest_of(plain, None)
         beyond = None if low is None else low - MARGIN
     plain = as_plain(plain, stride, beyond)
-    x = probe_batch(twin, twin.pretrained_cfg["input_size"][1:])
+    x = probe_batch(twin, image_size(twin))
     seen = x if bands is None else x[:, list(bands)]
     expected = plain.forward_features(nn.functional.avg_pool2d(seen, stride // patch) if stride > patch else seen)
     return float((twin.forward_features(x) - expected).norm() / expected.norm())
+
+
+def image_size(model: Any) -> tuple[int, int]:
+    """Return height and width that a timm model was built for, which its pretrained cfg may contradict."""
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = built or model.pretrained_cfg["input_size"][1:]
+    return height, width
 
 
 def probe_batch(model: Any, size: Sequence[int]) -> Tensor:

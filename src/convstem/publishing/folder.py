@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from convstem.layouts.comparison import some_of
 from convstem.registry import tables
 from convstem.registry.records import WeightsSpec
 from convstem.upstream import timm_save_config, torch_has_hooks
+
+_progress = logging.getLogger("convstem.progress")
 
 TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-7}
 """Largest relative difference of outputs in float64, by the type of the parameters."""
@@ -62,7 +65,7 @@ def require_same(model: nn.Module, folder: Path, original: nn.Module | None = No
     if error > tolerance:
         found = list(_unlike(model, back)) or ["no module that differs by its description"]
         raise ArgumentError(
-            f"what would be read back computes something else (relative difference {error:.1e} on an image): "
+            f"the saved model would give other outputs (relative difference {error:.1e} on an image): "
             f"{some_of(found)}. A config cannot say this: build the model with the arguments that it needs, or undo "
             "the change"
         )
@@ -218,7 +221,7 @@ def check_new(folder: Path, source: Source, overwrite: bool = False, names: Coll
     places = [folder] if source.kind == "folder" else [folder / name for name in FILES if source.kind == "file"]
     with path_errors("write", folder):
         if any(place.exists() and place.samefile(source.path) for place in places):
-            raise ArgumentError(f"{folder} is where the source lies: name another folder to write")
+            raise ArgumentError(f"{folder} holds the source: name another folder to write")
         check_free(folder, names, overwrite)
 
 
@@ -250,8 +253,8 @@ def save(
     odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized)
     if odd:
         raise UnsupportedModelError(
-            f"the model is quantised: {', '.join(odd[:3])}, ... are no plain tensors, and neither host could load "
-            "them; save the model that it was made from"
+            f"the model is quantised: {', '.join(odd[:3])}, ... are not plain tensors, and neither timm "
+            "nor torchvision could load them; save the model that it was made from"
         )
     empty = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if empty:
@@ -263,6 +266,7 @@ def save(
     data = dict(data_config or {}) or None
     timm_save_config(model, str(folder / CONFIG), model_config=root, model_args=_sayable(model), data_config=data)
     if ours:
+        _progress.info("reading back what was written, and comparing")
         require_same(model, folder, original)
 
 
@@ -270,7 +274,7 @@ def _sayable(model: Any) -> dict[str, Any]:
     """Return what stands in a config for the arguments of a model that it cannot hold: norm layers with an epsilon.
 
     Raises:
-        ArgumentError: another argument that is no plain value.
+        ArgumentError: another argument that is not a plain value.
     """
     from timm.models import get_model_args
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,20 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from convstem.errors import CheckpointError, InvalidFileError, MissingPathError
-from convstem.hub.config import read_json
-from convstem.hub.limits import fits, short
+from convstem.hub.config import parts, read_json
+from convstem.hub.limits import check_kinds, fits, short
 from convstem.hub.source import CONFIG, PREPROCESSING, WEIGHTS
 from convstem.layouts.conversion import Converted
 from convstem.layouts.transformers import arguments_of_config, layout_of_config
 from convstem.layouts.unwrap import unwrap
+from convstem.publishing.derived import image_size, probe_batch
+from convstem.registry import catalog
+from convstem.registry.records import ModelSpec
 from convstem.registry.stem_spec import StemSpec
+from convstem.transplanting.grid import enlarge_patches
 
 TOLERANCE = 1e-4
 """Largest relative difference of float32 outputs that counts as equal."""
 
 
-Pair: TypeAlias = tuple[Tensor, Tensor]
-"""What the reference gives, and what the converted model gives for the same."""
+Outputs: TypeAlias = Callable[[Any, Tensor], Tensor]
+"""What a timm model gives for images: logits, tokens or a map."""
+
+
+Reference: TypeAlias = tuple[Tensor, Outputs]
+"""What the reference gives, and how the same is had of a timm model."""
 
 
 _NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -45,21 +56,80 @@ def weights_in(source: Path) -> Path:
     return found[0]
 
 
-def facts_beside(path: Path) -> dict[str, Any]:
-    """Return what the configs of transformers beside a weights file say that shapes do not, by timm's argument.
+@dataclass(frozen=True)
+class Beside:
+    """What the configs beside a weights file say that its shapes do not."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``convstem.convert``."""
+    layout: str | None = None
+    cfg: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of timm's pretrained cfg."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in their order."""
+
+
+def read_beside(path: Path) -> Beside:
+    """Return what the configs of transformers or timm beside a weights file say.
 
     Raises:
         InvalidFileError: a config is damaged.
     """
-    facts: dict[str, Any] = {}
     config, preprocessing = path.with_name(CONFIG), path.with_name(PREPROCESSING)
-    if config.is_file():
-        content = read_json(config)
-        if layout_of_config(content):
-            facts |= {**arguments_of_config(content), "layout": layout_of_config(content)}
-    if preprocessing.is_file():
-        facts |= _mean_and_std(preprocessing)
-    return facts
+    content = read_json(config) if config.is_file() else {}
+    layout = layout_of_config(content)
+    images = _mean_and_std(preprocessing) if preprocessing.is_file() else {}
+    if layout is None and isinstance(content.get("pretrained_cfg"), Mapping):
+        timms = _of_timm(content)
+        return replace(timms, facts={**timms.facts, **images})
+    facts = arguments_of_config(content) if layout else {}
+    return Beside({**facts, **images}, layout, labels=_labels(content.get("id2label")) if layout else ())
+
+
+_OF_CFG = {"crop_mode": str, "crop_pct": float, "interpolation": str}
+_OF_IMAGES = {"mean": list[float], "std": list[float]}
+_OF_MODEL = {
+    "act_layer": str,
+    "norm_eps": float,
+    "num_heads": int,
+    "stem_last_stride": int,
+    "stem_strides": list[int],
+}
+"""What is taken from a config of timm, and what each must be: of its cfg, of its cfg as facts, of its arguments."""
+
+
+def _of_timm(config: Mapping[str, Any]) -> Beside:
+    cfg, args = parts(config)
+    spec = catalog.architectures().get(config["architecture"])
+    own = {"num_heads": spec.num_heads, **spec.stem.model_args} if spec else {}
+    if isinstance(spec, ModelSpec):
+        own["norm_eps"] = spec.trunk_args.get("norm_eps")
+    facts = {**_taken({**own, **args}, _OF_MODEL), **_taken(cfg, _OF_IMAGES)}
+    size: Any = args.get("img_size")
+    if fits(size, list[int]) and len(size) == 2 and size[0] != size[1]:
+        facts["img_size"] = tuple(size)
+    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    return Beside(facts, cfg=_taken(cfg, _OF_CFG), labels=_labels(cfg.get("label_names")))
+
+
+def _taken(stated: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those fields that a config states."""
+    found = {name: stated[name] for name in kinds if stated.get(name) is not None}
+    check_kinds(found, kinds)
+    return found
+
+
+def _labels(names: Any) -> tuple[str, ...]:
+    """Return the names of classes, a list or a table by number; none where they are numbered only (LABEL_0)."""
+    if isinstance(names, Mapping):
+        numbered = {int(key): value for key, value in names.items() if str(key).isdecimal()}
+        names = [numbered[index] for index in sorted(numbered)] if sorted(numbered) == [*range(len(names))] else []
+    told = isinstance(names, list) and fits(names, list[str]) and not all(map(_NUMBERED.fullmatch, names))
+    return tuple(names) if told else ()
+
+
+_NUMBERED = re.compile(r"LABEL_\d+")
+"""What transformers calls a class that nobody named."""
 
 
 def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
@@ -80,9 +150,15 @@ def transformers_config(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def compare(
-    content: Mapping[str, Any], path: Path, converted: Converted, model: nn.Module, use_ema: bool | None = None
+    content: Mapping[str, Any],
+    path: Path,
+    converted: Converted,
+    model: nn.Module,
+    use_ema: bool | None = None,
+    twin: nn.Module | None = None,
+    resized_from: int | None = None,
 ) -> str:
-    """Return the sentence that says how a converted model's outputs differ from the reference's, on random images.
+    """Return the sentence that says how the outputs of what is written differ from the reference's.
 
     Args:
         content: the checkpoint.
@@ -90,21 +166,25 @@ def compare(
         converted: the converted state dict.
         model: the converted model.
         use_ema: which weights were taken.
+        twin: its transplant, if that is what is written; default: ``model``.
+        resized_from: patch size of the source, if the filters of ``twin`` were resized: it sees every patch of an image
+            resized by itself.
 
     Raises:
         CheckpointError: they differ by more than ``TOLERANCE``, or the library cannot run its model.
     """
     library = "transformers" if converted.source.startswith("transformers") else converted.source
     reference = _REFERENCES.get(library)
+    if library == "timm":
+        return "nothing to compare: the keys are timm's own, and so is the model"
     if reference is None:
         return f"not compared: no library that could be installed has the model of the layout {converted.source}"
     if library == "transformers" and not transformers_config(path):
         return "not compared: there is no config.json of transformers beside the weights"
-    size = model.pretrained_cfg["input_size"]  # type: ignore[index]
-    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    images = probe_batch(model, image_size(model))[::3]  # noise, and smoother images
     state = unwrap(content, use_ema).state_dict
     try:
-        found = reference(state, path, converted, model.float(), images)
+        found = reference(state, path, converted, model, images)
     except Exception as error:  # whatever another library says of a config and weights from anywhere
         raise CheckpointError(
             f"{library} cannot run its own model of this checkpoint, so nothing was compared or written "
@@ -112,7 +192,9 @@ def compare(
         ) from error
     if isinstance(found, str):
         return f"not compared: {found}"
-    expected, actual = found
+    expected, outputs = found
+    written = copy.deepcopy(twin or model).float()
+    actual = outputs(written, enlarge_patches(images, resized_from) if resized_from else images)
     if actual.shape != expected.shape:
         raise CheckpointError(
             f"the converted model gives {list(actual.shape)} where {library}'s gives {list(expected.shape)}; nothing "
@@ -124,12 +206,28 @@ def compare(
             f"the converted model differs from {library}'s by {difference:.1e} (relative, random images), more than "
             f"{TOLERANCE:.0e}; nothing was written"
         )
-    return f"equal to {library}'s outputs within {difference:.1e} (relative, random images, float32)"
+    after = ", after the transplant" if twin else ""
+    resized = f", each patch of {resized_from} pixels resized by itself" if resized_from else ""
+    return f"equal to {library}'s outputs within {difference:.1e}{after} (relative, random images{resized}, float32)"
+
+
+def _logits(model: Any, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    return logits
+
+
+def _tokens(model: Any, images: Tensor) -> Tensor:
+    tokens: Tensor = model.forward_features(images)
+    return tokens
+
+
+def _map(model: Any, images: Tensor) -> Tensor:
+    return _tokens(model, images)[:, model.num_prefix_tokens :]
 
 
 def _torchvision(
     state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor
-) -> Pair | str:
+) -> Reference | str:
     from torchvision.models.vision_transformer import VisionTransformer
 
     from convstem.stem.vocabulary import to_torchvision
@@ -147,36 +245,36 @@ def _torchvision(
         conv_stem_configs=to_torchvision(stem) if stem else None,
     )
     twin.load_state_dict(dict(state))
-    return twin.float().eval()(images), model(images)
+    return twin.float().eval()(images), _logits
 
 
 def _transformers(
     state: Mapping[str, Tensor], path: Path, converted: Converted, model: Any, images: Tensor
-) -> Pair | str:
+) -> Reference | str:
     import transformers
 
     name = str(transformers_config(path)["architectures"][0])
-    kind: Any = getattr(transformers, name, None)
-    if not issubclass(kind if isinstance(kind, type) else object, transformers.PreTrainedModel):
+    cls: Any = getattr(transformers, name, None)
+    if not issubclass(cls if isinstance(cls, type) else object, transformers.PreTrainedModel):
         return f"transformers has no model {name}"
     if "MAE" in name:
         return f"{name} hides patches at random"
-    twin: Any = kind.from_pretrained(path.parent).float().eval()
+    twin: Any = cls.from_pretrained(path.parent).float().eval()
     more = hasattr(twin, "text_model") or name.endswith("ForMaskedImageModeling")
     outputs = (getattr(twin, "vision_model", twin.base_model) if more else twin)(images)
-    for field in ("logits", "image_embeds"):
-        if getattr(outputs, field, None) is not None:
-            return getattr(outputs, field), model(images)
+    for kind in ("logits", "image_embeds"):
+        if getattr(outputs, kind, None) is not None:
+            return getattr(outputs, kind), _logits
     pooled, tokens = (getattr(outputs, field, None) for field in ("pooler_output", "last_hidden_state"))
     if pooled is not None and converted.source != "transformers_vit":  # whose pooler was left out
         project = getattr(twin, "visual_projection", None)
-        return (project(pooled) if project else pooled), model(images)
+        return (project(pooled) if project else pooled), _logits
     if tokens is not None:
-        return tokens, model.forward_features(images)
+        return tokens, _tokens
     maps = getattr(outputs, "feature_maps", None)
     if maps and getattr(twin.config, "apply_layernorm", False) and getattr(twin.config, "reshape_hidden_states", False):
-        return maps[-1].flatten(2).mT, model.forward_features(images)[:, model.num_prefix_tokens :]
+        return maps[-1].flatten(2).mT, _map
     return f"{name} gives none of the outputs that timm's model has"
 
 
-_REFERENCES: Mapping[str, Callable[..., Pair | str]] = {"torchvision": _torchvision, "transformers": _transformers}
+_REFERENCES: Mapping[str, Callable[..., Reference | str]] = {"torchvision": _torchvision, "transformers": _transformers}

@@ -10,13 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convstem.errors import AccessDeniedError, ArgumentError, ConvStemError, InvalidFileError, RevisionMissingError
+from convstem.errors import (
+    AccessDeniedError,
+    ArgumentError,
+    ConvStemError,
+    InvalidFileError,
+    RevisionMissingError,
+    UnreachableError,
+)
 from convstem.files.staging import scratch_folder
 from convstem.hub.config import read_json
 from convstem.hub.read import fetch
 from convstem.hub.repo_cache import list_files
 from convstem.hub.source import CONFIG, FILES
-from convstem.publishing.card import render
+from convstem.publishing.card import render, write_evaluation
 from convstem.publishing.card_facts import facts_of_entry
 from convstem.publishing.commit import Target, push_folder
 from convstem.publishing.derived import measure_error
@@ -55,7 +62,7 @@ def publish(
     token: str | bool | None = None,
     report: Callable[[Publication], object] = lambda row: None,
 ) -> list[Publication]:
-    """Publish the registry's weights, each to ``namespace/architecture.tag``; what is there already is skipped.
+    """Publish the registry's weights, each to ``namespace/architecture.tag``; existing ones are skipped.
 
     A failure does not stop the others, and an interrupted run is taken up by the next one.
 
@@ -68,10 +75,10 @@ def publish(
         report: called with every row of the plan, then with every result.
 
     Raises:
-        HubError: the Hub cannot be reached to make the plan.
+        HubError: the Hub cannot be reached to make the plan; a dry run survives this.
         ArgumentError: no weights match ``only``.
     """
-    rows = list(plan(namespace, only, token))
+    rows = list(plan(namespace, only, token, offline=dry_run))
     for row in rows:
         report(row)
     if dry_run:
@@ -79,10 +86,12 @@ def publish(
     return [_carry_out(row, private, token, report) for row in rows]
 
 
-def plan(namespace: str, only: str = "*", token: str | bool | None = None) -> Iterator[Publication]:
+def plan(
+    namespace: str, only: str = "*", token: str | bool | None = None, offline: bool = False
+) -> Iterator[Publication]:
     """Yield what is to be done for every weights entry that matches, without making anything.
 
-    Args and errors are those of ``publish``.
+    Args and errors are those of ``publish``; with ``offline``, a Hub that does not answer is no error.
     """
     entries = [entry for entry in catalog.weights().values() if fnmatch.fnmatch(entry.name, only)]
     if not entries:
@@ -92,10 +101,18 @@ def plan(namespace: str, only: str = "*", token: str | bool | None = None) -> It
         why_not = refusal(entry.license)
         if why_not:
             yield Publication(entry.name, repo_id, "refuse", why_not)
-        elif _published(repo_id, token) == provenance(entry, repo_id):
+            continue
+        detail = f"{entry.hf_hub_id or entry.file}, {entry.license}"
+        try:
+            same = _published(repo_id, token) == provenance(entry, repo_id)
+        except UnreachableError:
+            if not offline:
+                raise
+            same, detail = False, f"{detail}; the Hub did not answer: what it has is not known"
+        if same:
             yield Publication(entry.name, repo_id, "skip", "the same is there already")
         else:
-            yield Publication(entry.name, repo_id, "publish", f"{entry.hf_hub_id or entry.file}, {entry.license}")
+            yield Publication(entry.name, repo_id, "publish", detail)
 
 
 def provenance(entry: WeightsSpec, repo_id: str) -> dict[str, Any]:
@@ -148,7 +165,9 @@ def _stage(entry: WeightsSpec, repo_id: str, folder: Path, token: Any) -> None:
         save_embedded(entry, folder)
     else:
         error = _stage_transplant(entry, folder, token)
-    card = render(facts_of_entry(entry, repo_id, error))
+    facts = facts_of_entry(entry, repo_id, error)
+    card = render(facts)
+    write_evaluation(facts, folder)
     finish(folder, entry.license, lambda config: card, **{PROVENANCE: provenance(entry, repo_id)})
 
 

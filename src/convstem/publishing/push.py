@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ from convstem.files.paths import path_errors
 from convstem.files.staging import scratch_folder
 from convstem.hosts.describe import find_weights
 from convstem.hub.config import read_json, read_text
-from convstem.hub.source import CARD, CONFIG, FILES, WEIGHTS, check_repo_id, source_of
+from convstem.hub.source import CARD, CONFIG, EVALUATION, FILES, WEIGHTS, check_repo_id, source_of
 from convstem.models.twins import as_timm_model
-from convstem.publishing.card import located, render
+from convstem.publishing.card import located, render, write_evaluation
 from convstem.publishing.card_facts import CardFacts, facts_of_config, facts_of_entry
 from convstem.publishing.commit import PushResult, Target, push_folder
 from convstem.publishing.folder import finish, save
 from convstem.publishing.trained import save_checkpoint
 from convstem.publishing.verify import require, verify_folder
-from convstem.registry.licenses import check_license, license_of_card
+from convstem.registry.licenses import check_license, license_of_card, named_license
 from convstem.upstream import timm_feature_getter
 
 
@@ -48,13 +48,14 @@ def push(
     card: str | Path | None = None,
     metrics: Mapping[str, float] | None = None,
     dataset: str = "",
+    labels: Sequence[str] | None = None,
     use_ema: bool = False,
     arch: str | None = None,
     base_model: str | None = None,
     dry_run: bool = False,
     token: str | bool | None = None,
 ) -> PushResult:
-    """Push a conv-stem model to the Hub as one commit that timm, torchvision users and transformers can load.
+    """Push a conv-stem model to the Hub as one commit that timm, torchvision and transformers can load.
 
     Pushing the same content again sends nothing. Pickled weights of earlier pushes are removed in the same commit.
 
@@ -70,12 +71,14 @@ def push(
         card: a model card, as text, as a ``Path``, or as a string that ends in ``.md``; default: the folder's
             README.md, or a generated one.
         metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
-        dataset: what the metrics were measured on.
+        dataset: what the metrics were measured on. For CIFAR-10, ImageNet-1k and a dataset ``org/name`` of the Hub they
+            are sent as ``.eval_results/convstem.yaml`` too.
+        labels: names of the classes, in their order; default: those that the model has.
         use_ema: of a checkpoint, push the averaged weights.
         arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
             cannot be read any more.
         base_model: the repository that the weights were made from; default: the one recorded in the model, if it is.
-        dry_run: only tell what would be done.
+        dry_run: only tell what would be done; without a network, without comparing with what the Hub has.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
@@ -90,14 +93,19 @@ def push(
     check_license(license)
     check_repo_id(repo_id)
     if metrics and not (dataset or tag):
-        raise ArgumentError("metrics need the dataset they were measured on: give dataset=, for example 'CIFAR-10'")
+        raise ArgumentError(
+            "metrics need the dataset they were measured on: pass dataset= (--dataset on the command line), such as "
+            "CIFAR-10"
+        )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
         stage(model_or_dir, folder, use_ema, arch)
+        named: dict[str, Any] = {} if labels is None else {"label_names": list(labels)}
+        finish(folder, license, **named)
         require(verify_folder(folder, "what is to be pushed"), skip=("license",))
-        finish(folder, license)
         more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model}
         write_card(folder, repo_id, license, tag, card, more)
+        write_evaluation(_facts(folder, repo_id, license, tag, more), folder)
         return push_folder(folder, target, dry_run)
 
 
@@ -105,6 +113,8 @@ def write_card(
     folder: Path, repo_id: str, license: str, tag: str | None, card: str | Path | None, more: Mapping[str, Any]
 ) -> None:
     """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``.
+
+    A folder's own card that says ``other``, as ``convert`` writes where nobody named a licence, gets this one.
 
     Args:
         folder: the staged model.
@@ -120,7 +130,7 @@ def write_card(
     if card is not None:
         text = _text(card)
     elif path.is_file():
-        text = located(read_text(path), repo_id)
+        text = named_license(located(read_text(path), repo_id), license)
     else:
         text = render(_facts(folder, repo_id, license, tag, more))
     named = license_of_card(text)
@@ -173,7 +183,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
         _check_whole(source)
         return save(as_timm_model(source), folder, original=source)
     if not isinstance(source, (str, os.PathLike)):
-        raise ArgumentTypeError(f"a model, a folder or a checkpoint file is pushed; got {type(source).__name__}")
+        raise ArgumentTypeError(f"push takes a model, a folder or a checkpoint file; got {type(source).__name__}")
     found = source_of("push", source)
     if found.kind == "folder":
         with path_errors("read", found.path):
@@ -212,18 +222,19 @@ def _check_whole(model: Any) -> None:
     kind = type(model).__name__
     if isinstance(model, (PyramidLevels, timm_feature_getter())):
         raise UnsupportedModelError(
-            f"a {kind} gives maps and holds only what they need of a model: push the whole model, from which anybody "
-            "makes the same with features_only=True or convstem.feature_pyramid"
+            f"a {kind} holds only the part of a model that its maps need: push the whole model; features_only=True or "
+            "convstem.feature_pyramid makes the maps from it"
         )
     inside = [name for name, module in model.named_modules() if name and getattr(module, "pretrained_cfg", None)]
     where = f"; it has one inside: push its .{inside[0]}" if inside else ""
-    raise UnsupportedModelError(f"a model of timm or torchvision is pushed, and this is a {kind}{where}")
+    raise UnsupportedModelError(f"push takes a model of timm or torchvision; got a {kind}{where}")
 
 
 def _copy(source: Path, folder: Path) -> None:
     missing = [name for name in (CONFIG, WEIGHTS) if not (source / name).is_file()]
     if missing:
         raise MissingPathError(f"{source} has no {' and no '.join(missing)}; a pushed folder needs both files")
-    for name in FILES:
+    for name in (*FILES, EVALUATION):
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)

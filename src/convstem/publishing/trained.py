@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = 
     Raises:
         ArgumentError: what it was trained from cannot be read.
         CheckpointError: the weights are not those of the architecture.
-        InvalidFileError: it is no checkpoint of train.py, or says what cannot be.
+        InvalidFileError: it is not a checkpoint of train.py, or says what cannot be.
         UnsupportedModelError: another architecture.
     """
     import timm
@@ -178,8 +178,8 @@ def resolve_architecture(arch: str) -> Built:
         config = read_config(folder / CONFIG)
     except ConvStemError as error:
         raise ArgumentError(
-            f"the checkpoint was trained from {arch}, which cannot be read now ({error}); name its architecture with "
-            "arch=NAME (--arch NAME on the command line), or another place of the same model"
+            f"the checkpoint was trained from {arch}, which can no longer be read ({error}); name its architecture "
+            "with arch=NAME (--arch NAME on the command line), or another place of the same model"
         ) from error
     return Built(f"local-dir:{folder}", config["architecture"], config)
 

@@ -55,7 +55,7 @@ class Report:
 
 
 def verify(source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None) -> Report:
-    """Examine a Hub repository, a local folder or the weights of a name; nothing in them can run.
+    """Check a Hub repository, a local folder or the weights of a name; no code in them is run.
 
     The model is built without memory. Of weights that are transplanted or converted while loading, the file that they
     are made from is examined, which is not of our architecture and layout.
@@ -142,7 +142,7 @@ def _answer(name: str, question: Callable[[], str]) -> Check:
         return Check(name, True, question())
     except ConvStemError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # whatever timm and torch make of a hostile config
+    except Exception as error:  # timm and torch raise anything for a hostile config
         return Check(name, False, printable(f"{type(error).__name__}: {error}"))
 
 
@@ -203,4 +203,4 @@ def require(report: Report, skip: tuple[str, ...] = ()) -> None:
     """Raise ``HubError`` with every failed check but ``skip``."""
     failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.ok and check.name not in skip]
     if failed:
-        raise HubError(f"{report.source} is not a model of convstem's: {'; '.join(failed)}")
+        raise HubError(f"{report.source} is not a convstem model: {'; '.join(failed)}")

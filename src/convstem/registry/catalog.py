@@ -93,7 +93,7 @@ def weights() -> Mapping[str, WeightsSpec]:
 
 @cache
 def elsewhere() -> Mapping[str, ElsewhereSpec]:
-    """Return the weights that other projects publish, by ``architecture.tag``; they are no pretrained tags.
+    """Return the weights that other projects publish, by ``architecture.tag``; they are not pretrained tags.
 
     Raises:
         RegistryError: a bad row, or an entry for an architecture that does not exist.
@@ -142,8 +142,8 @@ def find(name: str) -> Architecture:
         raise UnknownModelError(unknown_name(name))
     if base != asked and spec.name not in families():
         raise UnknownModelError(
-            f"{asked} is no name, only our families have such names; for the feature pyramid of this model: "
-            f"timm.create_model({spec.name!r}, features_only=True, feature_cls='pyramid')"
+            f"there is no name {asked}: only convstem's own families have _pyramid names; for the feature pyramid of "
+            f"this model: timm.create_model({spec.name!r}, features_only=True, feature_cls='pyramid')"
         )
     return spec
 

@@ -56,7 +56,7 @@ def check_license(license: str | None) -> str:
 
 
 def admitted(license: str, wanted: str) -> bool:
-    """Tell whether a licence is the one that is wanted, or is ``permissive`` where that is."""
+    """Return whether a licence is the one that is wanted, or is ``permissive`` where that is."""
     return license in PERMISSIVE if wanted == "permissive" else license == wanted
 
 
@@ -74,6 +74,14 @@ def license_metadata(license: str) -> dict[str, str]:
 def license_or_other(license: object) -> str:
     """Return what a file says is its licence, if that can be one the Hub takes; else ``other``."""
     return license if isinstance(license, str) and _FORM.fullmatch(license) else "other"
+
+
+def named_license(text: str, license: str) -> str:
+    """Return a model card whose metadata names a licence, where it said ``other`` and no name."""
+    if license_of_card(text) != "other":
+        return text
+    fields = "".join(f"{name}: {value}\n" for name, value in license_metadata(license).items())
+    return re.sub(r"^license: other *\n", fields, text, count=1, flags=re.MULTILINE)
 
 
 LARGEST_METADATA = 1 << 16

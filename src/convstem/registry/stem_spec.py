@@ -73,7 +73,7 @@ class StemLayer:
 
 @dataclass(frozen=True)
 class StemSpec:
-    """A convolutional stem: n conv + norm + activation layers, then one convolution to ``embed_dim``, usually a 1x1.
+    """A convolutional stem: layers of convolution, norm and activation, then a convolution to ``embed_dim``.
 
     Args:
         channels: output channels of each layer but the last convolution.

@@ -29,7 +29,9 @@ def check_stride(stride: object, patch_size: int, img_size: Sequence[int] | None
     if stride is None:
         return patch_size
     if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
-        raise ArgumentError(f"stride is the pixels from token to token, a whole number from 1 on; got {stride!r}")
+        raise ArgumentError(
+            f"stride is the number of pixels from token to token, a whole number of at least 1; got {stride!r}"
+        )
     small, large = sorted((stride, patch_size))
     ratio, rest = divmod(large, small)
     if rest or ratio & (ratio - 1):
@@ -60,7 +62,7 @@ def check_reads(stem: StemSpec, patch_size: int) -> None:
 
 
 def reads_last(stem: StemSpec, patch_size: int) -> bool:
-    """Tell whether a stem's last convolution, and no layer before it, reads a whole patch at each position."""
+    """Return whether a stem's last convolution, and no layer before it, reads a whole patch at each position."""
     kernel, taps = stem.last_kernel_size, stem.last_stride * patch_size // stem.patch_size
     return taps > 1 and kernel % 2 == 1 and kernel >= 2 * taps - 1
 

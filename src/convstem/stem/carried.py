@@ -45,7 +45,7 @@ def lowest_pixels(pixel_range: PixelRange, in_chans: int) -> Tensor:
     """Return the lowest pixel of each channel, [in_chans] in float64, of a range that a user gives.
 
     Raises:
-        ArgumentError: it has not two ends, or they are no values of these channels, the lower below the higher.
+        ArgumentError: it has not two ends, or they are not values of these channels, the lower below the higher.
     """
     try:
         low, high = pixel_range
@@ -77,11 +77,12 @@ def numbers(values: object) -> Tensor:
 EVERY_INPUT, IN_RANGE = "every input", "pixels in range"
 """What a stem can be exact for."""
 
+RESIZED_SCOPE = "{} whose patches of {} pixels are resized one by one (approximate if an image is resized as a whole)"
+"""For which inputs a transplant with resized filters is exact, against the source itself."""
 
 RESIZED_NOTE = (
-    "The filters were resized from patches of {0} pixels by pseudo-inverse: the function is the same where every patch "
-    "of an image is resized by itself, and approximately so for photographs that are resized as a whole; the grid and "
-    "the position embedding are the source's."
+    "Its filters were resized from patches of {0} pixels by pseudo-inverse; the grid and the position embedding are "
+    "the source's."
 )
 """What there is to say about a source of another patch size."""
 
@@ -125,14 +126,19 @@ class TransplantReport:
 
     @property
     def scope(self) -> str:
-        """For which inputs it is exact: ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``."""
-        return EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
+        """For which inputs the model computes what its source does, up to rounding.
+
+        ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``; with resized filters, ``RESIZED_SCOPE``.
+        At another stride the source is meant with this stride.
+        """
+        inputs = EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
+        return inputs if self.resized_from is None else RESIZED_SCOPE.format(inputs, self.resized_from)
 
     def outcome(self) -> str:
         """Return what a user has to know, in a sentence or two."""
-        resized = "" if self.resized_from is None else RESIZED_NOTE.format(self.resized_from) + " "
+        resized = "" if self.resized_from is None else " " + RESIZED_NOTE.format(self.resized_from)
         tokens = f" {tokens_in_words(*self.restrided, self.border)}" if self.restrided else ""
-        return f"{resized}The transplant is exact for {self.scope}, up to rounding.{tokens}"
+        return f"The transplant is exact for {self.scope}, up to rounding.{resized}{tokens}"
 
     def summary(self) -> str:
         """Return the report as one paragraph, with a clause for each layer."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -195,7 +196,7 @@ def _place(
     values = below.wanted.shape[1]
     rows = values * side**2 if taps is None else len(taps)
     kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + side)
-    weight = torch.zeros(layer.channels, layer.in_chans, kernel, kernel, dtype=dtype, device="cpu")
+    weight = _zeros((layer.channels, layer.in_chans, kernel, kernel), dtype)
     window = weight[:, :, covered, covered]
     signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
     signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
@@ -209,6 +210,14 @@ def _place(
                 taps if sign == sign_below else 0 - taps
             )  # and no -0.0
     return weight
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return zeros on the CPU whose memory the system gives when they are touched: nearly all of a stem stays zero.
+
+    torch would write them, which takes as long as the rest of a stem.
+    """
+    return torch.from_numpy(numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8)).view(dtype).view(*shape)
 
 
 def _draw(spare: Tensor, generator: torch.Generator) -> None:

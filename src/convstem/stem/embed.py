@@ -41,9 +41,9 @@ class _ConvStem(ConvStem):
         """
         if name == "conv":
             raise CheckpointError(
-                "timm's reader of JAX files knows no conv stem, so checkpoint_path= and load_pretrained() cannot take "
-                "an .npz: pass pretrained=True, pretrained_cfg_overlay={'file': FILE}, or run `convstem convert FILE "
-                "--out FOLDER`"
+                "timm's reader of JAX files does not know conv stems, so checkpoint_path= and load_pretrained() cannot "
+                "take an .npz: pass pretrained=True, pretrained_cfg_overlay={'file': FILE}, or run "
+                "`convstem convert FILE --out FOLDER`"
             )
         return super().__getattr__(name)
 

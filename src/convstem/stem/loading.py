@@ -36,7 +36,7 @@ def carry_on_load(
 
 
 def has_stem(state_dict: Mapping[str, Any], prefix: str) -> bool:
-    """Tell whether a state dict has a timm stem at a patch embedding, of which the prefix of keys is given."""
+    """Return whether a state dict has a timm stem at a patch embedding, of which the prefix of keys is given."""
     return any(key.startswith(f"{prefix}backbone.") for key in state_dict)
 
 

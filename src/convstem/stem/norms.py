@@ -151,7 +151,7 @@ def _norm_of(state_dict: Mapping[str, Tensor], key: str) -> str:
 
 
 def _is_whole(state_dict: Mapping[str, Tensor], conv: str, norm: str, kind: str) -> bool:
-    """Tell whether a layer has all its tensors, of fitting lengths; what is wrong otherwise, torch says itself."""
+    """Return whether a layer has all its tensors, of fitting lengths; what is wrong otherwise, torch says itself."""
     needed = [f"{conv}.weight", *(f"{norm}.{name}" for name in _BATCHNORM if kind == "batchnorm2d")]
     needed += [f"{conv}.bias"] if kind == "none" else []
     shapes = [getattr(state_dict.get(key), "shape", None) for key in needed]

@@ -18,10 +18,13 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
-from convstem.errors import UnsupportedModelError
+from convstem.errors import ArgumentError, UnsupportedModelError
 from convstem.registry.tables import RESIZED, resized_input
 from convstem.transplanting.patch_embedding import find_patch_embedding, projection_of
 from convstem.upstream import timm_set_metadata
+
+USUAL_ODD = 14
+"""Pixels of the patches, of DINOv2 and others, that become ``RESIZED`` where no stem is asked for."""
 
 
 def needs_resizing(patch_size: int) -> bool:
@@ -29,23 +32,32 @@ def needs_resizing(patch_size: int) -> bool:
     return patch_size & (patch_size - 1) != 0
 
 
-def resize_patch(model: Any, target: int = RESIZED) -> int | None:
+def resize_patch(model: Any, target: int | None = None) -> int | None:
     """Give a model whose patch size is no power of two ``target`` pixels per patch and as many patches, in place.
 
     Args:
         model: a patchify ViT of timm or torchvision.
-        target: pixels per patch that the stem makes.
+        target: pixels per patch that the stem makes; default: 16 for patches of 14.
 
     Returns:
         the patch size it had, or None if nothing was done: it has ``target``, or is a power of two.
 
     Raises:
+        ArgumentError: another patch size than 14, and no ``target``.
         UnsupportedModelError: the model cannot change its patch size.
     """
     embedding = find_patch_embedding(model)[1]
     patch = projection_of(embedding).kernel_size[0]
     if patch == target or not needs_resizing(patch):
         return None
+    if target is None and patch != USUAL_ODD:
+        raise ArgumentError(
+            f"layers of stride 2 make patches of 2, 4, 8, 16 or 32 pixels, and this model has patches of {patch}; only "
+            f"patches of {USUAL_ODD} become {RESIZED} by default. Pass a stem: with strides that multiply to {patch} "
+            "the patches stay as they are; that of a name, such as stem='vit_b16_convstem' (--to on the command line), "
+            f"makes them {RESIZED} pixels, and images as much larger"
+        )
+    target = target or RESIZED
     if isinstance(model, torchvision.models.VisionTransformer):
         _resize_torchvision(model, patch, target)
     elif hasattr(model, "set_input_size"):

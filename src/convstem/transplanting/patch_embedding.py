@@ -28,7 +28,7 @@ def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
     """Return the path of the patch embedding and the module: a ``PatchEmbed``, or torchvision's convolution.
 
     Raises:
-        ArgumentTypeError: it is no model.
+        ArgumentTypeError: it is not a model.
         UnsupportedModelError: there is none, or none that can be transplanted; the message says what there is.
     """
     if not isinstance(model, nn.Module):
@@ -186,7 +186,9 @@ def _whole(number: Any) -> int:
     try:
         return operator.index(number)
     except TypeError as error:
-        raise ArgumentError(f"in_chans and bands are whole numbers, bands as many in a list; got {number!r}") from error
+        raise ArgumentError(
+            f"in_chans must be a whole number, and bands a list of whole numbers; got {number!r}"
+        ) from error
 
 
 def first_convolution(model: nn.Module) -> Any:

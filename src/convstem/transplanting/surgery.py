@@ -81,10 +81,13 @@ def transplant(
         UnsupportedModelError: it has no patch embedding that can be transplanted, or positions that a denser grid
             cannot have; the message says what it has.
     """
-    source = create_source(model, pretrained) if isinstance(model, (str, os.PathLike)) else model
     wider = in_chans is not None or bands is not None
-    stemmed = isinstance(source, nn.Module) and first_convolution(source) is not None
-    only_wider = wider and stemmed and stem is None and stride is None
+    more = wider and stem is None and stride is None
+    if isinstance(model, (str, os.PathLike)):
+        source = create_source(model, pretrained, None if more else find_patch_embedding)
+    else:
+        source = model
+    only_wider = more and isinstance(source, nn.Module) and first_convolution(source) is not None
     if not only_wider:
         find_patch_embedding(source)  # refuse before copying
     twin = copy.deepcopy(source)
@@ -92,7 +95,7 @@ def transplant(
         widen_input(twin, in_chans, bands)
     if only_wider:
         return twin
-    own_patch = as_stem_spec(stem).patch_size if stem is not None and stride is None else RESIZED
+    own_patch = None if stem is None else RESIZED if stride else as_stem_spec(stem).patch_size
     resized_from = resize_patch(twin, own_patch)
     stride = _checked_stride(twin, stride)
     transplant_in_place(twin, stem_for(twin, stem, stride=stride), margin, pixel_range, resized_from)

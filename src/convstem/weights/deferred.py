@@ -119,7 +119,7 @@ class DeferredInit(TorchFunctionMode):
 
 
 def _travels(parameter: Tensor, value: Tensor) -> bool:
-    """Tell whether a value goes from the host to a device that copies asynchronously."""
+    """Return whether a value goes from the host to a device that copies asynchronously."""
     same = value.shape == parameter.shape and parameter.is_contiguous()
     return same and value.device.type == "cpu" and has_streams(parameter.device)
 

@@ -56,18 +56,18 @@ def check_device(device: Any) -> None:
         ) from error
     if _captures(found):
         raise ArgumentError(
-            f"a graph is being captured on {found}, which records what is computed and cannot load a model: load it "
-            "before the capture begins"
+            f"a graph is being captured on {found}, and a model cannot be loaded during a capture: load it before the "
+            "capture begins"
         )
     if not torch_keeps_values():
         raise ArgumentError(
             "every parameter is made on the meta device here (as accelerate's init_empty_weights does), where "
-            "pretrained weights would be lost: load the model outside of it, or do not ask for weights"
+            "pretrained weights would be lost: load the model outside of it, or leave pretrained out"
         )
 
 
 def _captures(device: torch.device) -> bool:
-    """Tell whether the device's current stream is being captured into a graph, as ``torch.cuda.graph`` does."""
+    """Return whether the device's current stream is being captured into a graph, as ``torch.cuda.graph`` does."""
     module = getattr(torch, device.type, None)
     initialised, asked = (getattr(module, name, None) for name in ("is_initialized", "is_current_stream_capturing"))
     return bool(initialised and asked and initialised() and asked())
@@ -118,7 +118,7 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
         return
     warn(
         "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
-        "a model without values do not ask for weights"
+        "a model without values leave pretrained out"
     )
     kwargs.pop("device", None)
     with torch.device("cpu"):
@@ -245,7 +245,7 @@ class DeviceCopier:
 
 
 def has_streams(device: torch.device) -> bool:
-    """Tell whether a device copies asynchronously; where it does not, a plain copy is as good."""
+    """Return whether a device copies asynchronously; where it does not, a plain copy is as good."""
     if device.type in ("cpu", "meta", "mps"):
         return False
     try:

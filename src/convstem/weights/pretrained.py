@@ -54,7 +54,7 @@ class Request:
         kwargs: those of the entrypoint: the caller's, and the saved ones.
 
     Raises:
-        InvalidFileError: the config of a saved model is absurd, or contradicts itself.
+        InvalidFileError: the config of a saved model has impossible sizes, or contradicts itself.
     """
 
     name: str
@@ -139,7 +139,8 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
         HubError: the weights cannot be had from the Hub.
-        InvalidFileError: the file is damaged or holds NaN or Inf, or its config is absurd or contradicts itself.
+        InvalidFileError: the file is damaged or holds NaN or Inf, or its config has impossible sizes or contradicts
+            itself.
     """
     kwargs = dict(request.kwargs)
     check_device(kwargs.get("device"))  # before anything is fetched
@@ -171,7 +172,7 @@ def _build_deferred(build: Callable[..., nn.Module], adopt: bool, kwargs: dict[s
 
 
 def _opened(cfg: PretrainedCfg) -> PretrainedCfg:
-    """Return a cfg with the content of a JAX file, which timm would hand to a reader that knows no conv stem."""
+    """Return a cfg with the content of a JAX file, which timm would hand to a reader that does not know conv stems."""
     if cfg.state_dict or Path(str(cfg.file)).suffix != ".npz":
         return cfg
     return replace(cfg, state_dict=read_checkpoint(Path(str(cfg.file))), file=None, custom_load=False)

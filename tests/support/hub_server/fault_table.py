@@ -59,7 +59,11 @@ def revoke(hub: HubServer) -> None:
 ROWS = (
     Row("nothing (control)", lambda old: ()),
     Row("one byte flipped, right length", lambda old: (Fault(flip=1000),)),
-    Row("one byte flipped every time", lambda old: (Fault(flip=1000, times=99),), "is damaged, twice: expected hash"),
+    Row(
+        "one byte flipped every time",
+        lambda old: (Fault(flip=1000, times=99),),
+        "is damaged after two downloads: expected hash",
+    ),
     Row(
         "corrupt bytes in a resumed download",
         lambda old: (Fault(drop=12_000_000), Fault(ranged=True, flip=5)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convstem.hub.source import EVALUATION, WEIGHTS
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.client import Outcome
 from tests.support.hub_server.faults import Fault
@@ -102,8 +103,8 @@ def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache:
     folder = Path(cache) / "model"
     shutil.copytree(model_folder(), folder)
     files: dict[str, bytes | None] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    if code == PUBLISH:  # it writes its own config and card
-        files = {**dict.fromkeys(files, None), "README.md": None, "model.safetensors": files["model.safetensors"]}
+    if code == PUBLISH:  # it writes its own config, card and figures
+        files = dict.fromkeys((*files, "README.md", EVALUATION), None) | {WEIGHTS: files[WEIGHTS]}
     if row.create_pr or row.stale:
         hub.store.create(REPO)
         hub.store.commit(REPO, "main", {"README.md": b"old", "pytorch_model.bin": b"pickle"}, message="earlier")
