@@ -3,11 +3,13 @@
     nice -n 19 python -m tools.mutants                 # 300 mutants; goes on where it was interrupted
     nice -n 19 python -m tools.mutants --map           # after a change of src/ or tests/: copies the checkout anew
     python -m tools.mutants --again                    # survivors meet their room's tests that are newer than the map
+    python -m tools.mutants --control --count 20       # changes nothing: what is killed then is a fault of this tool
     python -m tools.mutants --table                    # what is known, run nothing
 
 Everything lies in ``build/mutants``: a copy of the checkout, which test passes through which line (coverage contexts),
 and a line of ``mutants.jsonl`` for each mutant. A mutant meets the tests that pass through its line: its own room's
-first, quickest first; survivors then meet the rest of them. A line that no test passes is a survivor at once.
+first, quickest first, one set of parameters of each before another; survivors then meet the rest of them. A change of a
+line that no test passes survives at once. Tests of ``--full`` are not run.
 ``tools/mutants_equivalent.json`` lists the changes that change no behaviour, with reasons.
 
 No ready tool, because mutmut leaves out the tables of modules and takes no sample, and cosmic-ray starts Python anew,
@@ -349,11 +351,14 @@ def copy(tree: Path) -> None:
 
 
 def take_map() -> None:
-    """Run the everyday tests once, and keep which of them pass through each line."""
-    for path in [*HOME.glob("coverage*"), *HOME.glob("tests*.json")]:
-        path.unlink()
+    """Run the everyday tests once, and keep which of them pass through each line; survivors will be asked anew."""
+    if ROWS.exists():
+        killed = [row for row in known().values() if row["found"] == "killed"]
+        ROWS.write_text("".join(f"{json.dumps(row)}\n" for row in killed), encoding="utf-8")
     from tests.conftest import _ci_files
 
+    for path in [*HOME.glob("coverage*"), *HOME.glob("tests*.json")]:
+        path.unlink()
     left_out = {*_ci_files(), *(TREE / f"tests/project/test_{name}.py" for name in READERS)}
     files = sorted(str(path.relative_to(TREE)) for path in {*TREE.glob("tests/**/test_*.py")} - left_out)
     parts = [start(partial(map_part, part, files[part::PARTS])) for part in range(PARTS)]

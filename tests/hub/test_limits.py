@@ -6,6 +6,7 @@ import pytest
 
 from convstem.errors import InvalidFileError
 from convstem.files.safetensors import Stored
+from convstem.hub.config import check_stated
 from convstem.hub.limits import (
     LARGEST_LIST,
     LARGEST_NUMBER,
@@ -76,3 +77,10 @@ def test_images_are_no_larger_than_the_positions_can_cover(size: Any) -> None:
     ):
         _check_pixels("img_size", size, {"pos_embed": Stored((1, 3, 8), True)})
     _check_pixels("img_size", size, {})
+
+
+def test_a_config_is_held_to_the_limits() -> None:
+    check_stated("vit_nano4_convstem", {"input_size": [3, 32, 32]}, {"depth": DEPTH})
+    for cfg, args in (({}, {"depth": DEPTH + 1}), ({"input_size": [3, 1 << 14, 32]}, {})):
+        with pytest.raises(InvalidFileError, match=r"is absurd; at most [\d,]+ is accepted"):
+            check_stated("vit_nano4_convstem", cfg, args)

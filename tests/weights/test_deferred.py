@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convstem.weights import deferred
 from convstem.weights.deferred import DeferredInit
 
 
@@ -155,3 +156,14 @@ def test_a_call_with_another_tensor_does_not_wait_for_it_to_change() -> None:
         parameter.add_(other)
         other.fill_(100)
     assert parameter.tolist() == [2.0] * 3
+
+
+def test_what_travels_is_of_one_shape_and_lies_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred, "has_streams", lambda device: True)
+    whole, other = torch.zeros(2, 3), torch.zeros(6)
+    assert deferred._travels(whole, torch.ones(2, 3))
+    assert not deferred._travels(whole, other)  # another shape
+    assert not deferred._travels(torch.zeros(3, 2).t(), torch.ones(2, 3))  # in columns
+    assert not deferred._travels(whole, torch.ones(2, 3, device="meta"))
+    monkeypatch.setattr(deferred, "has_streams", lambda device: False)
+    assert not deferred._travels(whole, torch.ones(2, 3))
