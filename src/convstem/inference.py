@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convstem.errors import ArgumentError, ExistingPathError, MissingPackageError, MissingPathError, PathError, warn
@@ -337,6 +338,9 @@ def trace(model: Any, images: Tensor, dynamic: bool = True) -> torch.export.Expo
         model: in eval mode.
         images: an example, [batch, channels, height, width].
         dynamic: take any batch, and any image size where the model allows it; otherwise the example's alone.
+
+    Raises:
+        ArgumentError: this torch cannot export a model of any image size.
     """
     if not dynamic:
         return torch.export.export(model, (images,))
@@ -345,7 +349,21 @@ def trace(model: Any, images: Tensor, dynamic: bool = True) -> torch.export.Expo
         patch = model.patch_embed.patch_size
         grid = [torch.export.Dim(name, min=2, max=LARGEST_GRID) for name in ("rows", "columns")]
         sizes.update({2 + axis: patch[axis] * grid[axis] for axis in range(2)})
-    return torch.export.export(model, (images,), dynamic_shapes=(sizes,))
+    program = torch.export.export(model, (images,), dynamic_shapes=(sizes,))
+    if len(sizes) > 1:
+        _check_sizes(program, F.pad(images, (0, patch[1], 0, patch[0])))
+    return program
+
+
+def _check_sizes(program: torch.export.ExportedProgram, larger: Tensor) -> None:
+    """Raise ``ArgumentError`` if a program says that it takes any image size, and does not."""
+    try:
+        program.module()(larger)
+    except RuntimeError as error:  # torch 2.6 keeps the positions of the example
+        raise ArgumentError(
+            f"torch {torch.__version__} cannot export a model that takes any image size: update torch, or load it "
+            "without dynamic_img_size (--dynamic-size)"
+        ) from error
 
 
 def input_shape(program: torch.export.ExportedProgram) -> tuple[str | int, ...]:

@@ -38,7 +38,7 @@ def test_norm_and_activation_classes_convert() -> None:
         ([ConvStemConfig(8, 3, 2, activation_layer=nn.Tanh)], "one of GELU, ReLU, SiLU; got Tanh"),
         (
             [ConvStemConfig(8, 4, 4)],
-            r"convstem cannot build this ConvStemConfig: stem_kernel_sizes=\[4\], .*; use odd kernels",
+            r"this ConvStemConfig cannot be built: stem_kernel_sizes=\[4\], .*; use odd kernels",
         ),
         (
             [ConvStemConfig(8, 3, 2), ConvStemConfig(8, 3, 2, activation_layer=nn.GELU)],

@@ -70,7 +70,7 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
         act=_name_of("activation_layer", {config.activation_layer for config in configs}, _TORCHVISION_ACTS),
     )
     if not spec.fits_torchvision:
-        raise ArgumentError(f"convstem cannot build this ConvStemConfig: {spec.beyond_torchvision}; use odd kernels")
+        raise ArgumentError(f"this ConvStemConfig cannot be built: {spec.beyond_torchvision}; use odd kernels")
     return spec
 
 
