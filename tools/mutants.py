@@ -496,7 +496,7 @@ def table(rows: Iterable[Mapping[str, Any]], equivalent: Mapping[str, str]) -> s
         for room in (row["room"], "all"):
             found[room] += Counter({"mutants": 1, what: 1})
     columns = ("mutants", "killed", "survived", "equivalent")
-    lines = [f"| room | {' | '.join(columns)} | score |", "|---" * 6 + "|"]
+    lines = [f"| in | {' | '.join(columns)} | score |", "|---" * 6 + "|"]
     for room in [*sorted(found.keys() - {"all"}), *(["all"] if found else [])]:
         counted = found[room]["mutants"] - found[room]["equivalent"]
         score = f"{100 * found[room]['killed'] / counted:.0f} %" if counted else "-"

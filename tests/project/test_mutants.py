@@ -100,7 +100,7 @@ def test_the_table_counts_what_could_be_noticed() -> None:
         {"id": "c", "room": "hub", "found": "survived"},
     ]
     assert mutants.table(rows, {"c": "it is never read"}).splitlines() == [
-        "| room | mutants | killed | survived | equivalent | score |",
+        "| in | mutants | killed | survived | equivalent | score |",
         "|---|---|---|---|---|---|",
         "| `hub` | 1 | 0 | 0 | 1 | - |",
         "| `stem` | 2 | 1 | 1 | 0 | 50 % |",
