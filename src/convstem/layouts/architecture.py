@@ -137,8 +137,7 @@ def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any])
     alike = [spec for spec in rows if _same_stem(stem, spec.stem_for(sizes.in_chans))]
     if alike:
         return alike[0]
-    heads = {spec.num_heads for spec in rows}
-    if rows and ("num_heads" in known or len(heads) == 1):
+    if len({spec.num_heads for spec in rows}) == 1:
         return rows[0]
     if "num_heads" not in known:
         raise ArgumentError(_ask_for(sizes, "num_heads", "the number of attention heads"))

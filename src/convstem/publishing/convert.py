@@ -32,7 +32,6 @@ from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import compare, read_beside, weights_in
 from convstem.registry.licenses import check_license
 from convstem.stem.carried import TransplantReport
-from convstem.upstream import timm_set_metadata
 
 _progress = logging.getLogger("convstem.progress")
 
@@ -153,8 +152,6 @@ def convert_to_folder(
     told = replace(converted.report, why="its config says so") if beside.layout and not layout else converted.report
     result = partial(ConversionResult, name, folder, target, report=told)
     if transplanted and converted.patchify and target == "timm":
-        if converted.norm_eps != 1e-6:
-            timm_set_metadata(model, {"norm_eps": converted.norm_eps})  # our names take it, timm's plain ViTs do not
         notes = converted.report.notes
         said: list[str] = []
 

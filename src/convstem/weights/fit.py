@@ -97,7 +97,7 @@ def _in_timms_keys(state_dict: Mapping[str, Any], path: str) -> tuple[Mapping[st
         return state_dict, ""
     if layout is None or layout.name == "timm":
         return state_dict, ""
-    return convert(state_dict, source=layout.name, target="timm").state_dict, layout.title
+    return convert(state_dict, source=layout.name).state_dict, layout.title
 
 
 def _check_positions(state_dict: Mapping[str, Any], model: Any) -> None:
