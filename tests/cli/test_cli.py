@@ -112,6 +112,7 @@ def test_transplant_places_the_filters_on_bands(source: str, tmp_path: Path) -> 
     assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["input_size"][0] == 5
 
 
+@pytest.mark.full
 def test_transplant_refuses_what_is_not_accurate_enough(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = run("transplant", source, "--out", str(out), "--stem-channels", "12,24,48,96", status=1)
@@ -196,6 +197,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("terminal", [True, False])
 def test_minute_long_work_shows_its_steps_on_a_terminal(
     terminal: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

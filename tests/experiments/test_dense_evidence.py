@@ -105,6 +105,7 @@ def arguments(out: Path, *more: str) -> argparse.Namespace:
     return dense_evidence.parse_args(["none", "--out", str(out), "--wheels", str(out), "--seeds", "0", *more])
 
 
+@pytest.mark.full
 def test_runs_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
     small = {"steps": 2, "batch": 1, "side": 64}
     monkeypatch.setattr(dense_evidence, "load", lambda *_: task_of(images[..., :64]))

@@ -117,6 +117,7 @@ def test_the_report_of_nano4_has_the_work_and_how_far_a_stage_is(tmp_path: Path)
     assert plain.split() == ["plain", "3/92", "-", "544,426", "0.0396", done, "1.50", "3.00"]
 
 
+@pytest.mark.full
 def test_a_lost_run_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
     split = random_split(20)
     for name in ("train", "validation"):

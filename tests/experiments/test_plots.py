@@ -8,6 +8,7 @@ import pytest
 from experiments import paper_table, plots
 
 
+@pytest.mark.full
 def test_pictures_are_drawn_again_from_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [folder for pattern in plots.DRAWN for folder in paper_table.RESULTS.glob(pattern)]
     drawn = {path.relative_to(paper_table.RESULTS) for folder in folders for path in folder.glob("*.png")}

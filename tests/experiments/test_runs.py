@@ -25,11 +25,13 @@ def run(number: int, folder: Path | None) -> int:
     return number
 
 
+@pytest.mark.full
 def test_all_runs_come_back_with_their_keys() -> None:
     found = dict(runs.carry_out(run, {f"run {number}": (number, None) for number in range(4)}, 2, 9))
     assert found == {f"run {number}": number for number in range(4)}
 
 
+@pytest.mark.full
 def test_after_an_error_no_run_begins_and_none_is_lost(tmp_path: Path) -> None:
     calls = {number: (number, tmp_path) for number in range(30)}
     found = []

@@ -44,6 +44,7 @@ def test_a_finder_that_asks_the_others_as_ours_does(place: str) -> None:
     assert python(code).stdout == "names\n"
 
 
+@pytest.mark.full
 def test_two_such_finders_beside_ours() -> None:
     guarded = """
 class Guarded(Other):  # as ours: it does not ask while it is being asked
@@ -61,6 +62,7 @@ sys.meta_path[:0] = [Guarded(), Guarded()]
     assert python(f"import torch\n{ASKS_THE_OTHERS}{guarded}\nimport timm{HAS_NAMES}").stdout == "names\n"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("again", ["", "import convstem\n"], ids=["autoload", "import convstem"])
 def test_a_hook_that_asks_pathfinder_alone(again: str) -> None:
     code = f"import torch\n{ASKS_PATHFINDER}\nsys.meta_path.insert(0, Other())\n{again}import timm{HAS_NAMES}"
@@ -70,6 +72,7 @@ def test_a_hook_that_asks_pathfinder_alone(again: str) -> None:
     assert "no names" in python(without, check=False, CONVSTEM_AUTOLOAD="0").stderr  # negative control
 
 
+@pytest.mark.full
 def test_a_loader_is_copied() -> None:
     code = """
     import copy, importlib.util, sys, timm
@@ -82,6 +85,7 @@ def test_a_loader_is_copied() -> None:
     python(code)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -102,6 +106,7 @@ def test_where_warnings_are_errors_the_hosts_are_imported(code: str, said: str) 
     assert "RuntimeWarning: convstem" in done.stderr and said in done.stderr
 
 
+@pytest.mark.full
 def test_without_standard_error_too() -> None:
     code = "import sys; sys.stderr = None; sys.modules['convstem.registry.tables'] = None\nimport timm"
     assert python(f"{code}\nprint('imported')", check=False).stdout == "imported\n"
@@ -116,6 +121,7 @@ def package_zip(path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_from_a_zip_file(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(package_zip(tmp_path / 'c.zip'))!r})\n"
     code += "import convstem, timm\nassert '.zip' in convstem.__file__\nassert callable(convstem.load)\n"
@@ -131,6 +137,7 @@ def may_unshare() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run([*HOMELESS, "true"], check=False).returncode == 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not may_unshare(), reason="this kernel gives no user namespaces")
 def test_a_user_without_home_and_passwd_entry(tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if k not in ("HOME", "HF_HOME", "CONVSTEM_CACHE", "HF_HUB_CACHE")}

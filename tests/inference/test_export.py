@@ -195,6 +195,7 @@ except PathError as error:
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("to", ["torch-export", pytest.param("onnx", marks=pytest.mark.full)])
 def test_a_file_that_cannot_be_written_whole_is_not_there(to: str, tmp_path: Path) -> None:
     """torch's own writer ends the process where the disk is full."""

@@ -20,6 +20,7 @@ from convstem.publishing.derived import transplant_to_folder
 from convstem.publishing.folder import save
 from convstem.publishing.verify import verify
 from tests.support.assertions import largest_difference, randomise
+from tests.support.everyday import mostly_in_ci
 
 NAME, PLAIN = "vit_ti16_convstem", "vit_tiny_patch16_224"
 
@@ -52,7 +53,7 @@ def saved(model: Any, folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [8, 32])
-@pytest.mark.parametrize(("name", "trunk", "args"), TRUNKS, ids=[name for name, *_ in TRUNKS])
+@pytest.mark.parametrize(("name", "trunk", "args"), mostly_in_ci(TRUNKS, [NAME]), ids=[name for name, *_ in TRUNKS])
 def test_a_name_at_a_stride_is_the_transplant(
     name: str, trunk: str, args: dict[str, object], stride: int, tmp_path: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_name_at_a_stride_is_the_transplant(
     assert largest_difference(model, twin, images(*size[1:])) > 1e-3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stride", [2, 4, 8, 32, 64, 128])
 def test_a_saved_model_keeps_its_stride(stride: int, tmp_path: Path) -> None:
     model = ours(stride, **({"img_size": 64} if stride < 16 else {}))

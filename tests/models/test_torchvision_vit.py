@@ -65,6 +65,7 @@ def test_what_is_registered_can_be_pickled(host: str) -> None:
     assert [name for name in names if pickle.loads(pickle.dumps(find(name))) is not find(name)] == []
 
 
+@pytest.mark.full
 def test_a_builder_unpickles_in_a_fresh_process(tmp_path: Path) -> None:
     path = tmp_path / "builder"
     path.write_bytes(pickle.dumps(get_model_builder(NANO)))

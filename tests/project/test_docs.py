@@ -176,6 +176,7 @@ def test_the_readmes_loading_times_are_the_benchmarks() -> None:
     assert f"{times['timm peer']} through timm, {times['ours, transplanted tag']} here" in README
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("script", ["pages", "timm_weights"])
 def test_the_generated_files_of_the_registry_are_current(script: str) -> None:
     if script == "pages" and click < (8, 2):
