@@ -48,7 +48,7 @@ STEMS: dict[str, convstem.StemSpec | None] = {
 
 def main() -> None:
     """Measure what is not in the results yet, and print all of them."""
-    arguments = parse()
+    arguments = parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # the quantisers' own
     results = Results(arguments.out)
@@ -58,8 +58,8 @@ def main() -> None:
     print(results.text())
 
 
-def parse() -> argparse.Namespace:
-    """Return the command line's options."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=2000, help="test images of nano4")
     parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 class Results:
