@@ -114,7 +114,7 @@ def carry(
     end = len(report.layers)
     last = replace(stem.last_layer(embed_dim), in_chans=stem.channels[-1])
     state[f"{end}.conv.weight"] = _place(below.wanted, below.wanted.shape[-1], below, False, last, dtype)
-    constant = below.wanted.sum((2, 3), dtype=torch.float64) @ below.floor
+    constant = _of_floor(below.wanted, below.floor)
     state[f"{end}.conv.bias"] = (constant if bias is None else constant + bias.detach().cpu()).to(dtype)
     return state, report
 
@@ -154,11 +154,18 @@ def _carry_on(
         lacking = below.floor
     else:
         taps, wanted = _embed(below.wanted, side)
-        lacking = taps.sum((2, 3), dtype=torch.float64) @ below.floor
+        lacking = _of_floor(taps, below.floor)
     floor = torch.zeros_like(lacking)
     if not layer.both_signs and lows is not None:
         floor = lows.repeat_interleave(layer.count // len(lows))
     return taps, lacking, _Carried(wanted, layer.both_signs, floor)
+
+
+def _of_floor(taps: Tensor, floor: Tensor) -> Tensor:
+    """Return what taps [rows, values, side, side] make of values that are at their floor, [rows] in float64."""
+    if not floor.any():  # as with both signs: no need to read the taps
+        return floor.new_zeros(len(taps))
+    return taps.sum((2, 3), dtype=torch.float64) @ floor
 
 
 def _embed(wanted: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -206,9 +213,8 @@ def _place(
             value, place = row // side**2 + first_below, row % side**2
             window[row + first, value, place // side, place % side] = sign * sign_below
         else:
-            window[first : first + rows, first_below : first_below + values] = (
-                taps if sign == sign_below else 0 - taps
-            )  # and no -0.0
+            signed = taps if sign == sign_below else 0 - taps  # and no -0.0
+            window[first : first + rows, first_below : first_below + values] = signed
     return weight
 
 
