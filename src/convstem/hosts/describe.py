@@ -41,7 +41,7 @@ def list_models(filter: str = "", pretrained: bool = False, license: str | None 
             ``[`` that matches nothing gives an empty list.
     """
     names = listed(filter, pretrained, license)
-    if not names and filter == "".join(c for c in filter if c not in "*?["):
+    if not names and not set(filter) & set("*?["):
         raise UnknownModelError(no_match(filter, pretrained, license))
     return names
 

@@ -107,7 +107,7 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
 def file_actions(folder: Path, remote: Listing | None) -> dict[str, str]:
     """Return what a commit does to each file."""
     files = remote.files if remote else {}
-    names = [*FILES, *(name for name in (EVALUATION,) if (folder / name).is_file())]
+    names = [*FILES, *([EVALUATION] if (folder / EVALUATION).is_file() else [])]
     actions = {name: _action(folder, name, remote) for name in names}
     stale = sorted(name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in STALE))
     return {**actions, **dict.fromkeys(stale, "remove")}
