@@ -127,7 +127,9 @@ def test_a_bad_weights_entry_names_file_and_row(
 def test_weights_are_of_an_architecture_and_in_one_file(
     monkeypatch: pytest.MonkeyPatch, name: str, files: list[str], message: str | None
 ) -> None:
-    monkeypatch.setattr(catalog, "rows", lambda file: {name: WEIGHTS_ROW} if file in files else {})
+    own = {file: {name: WEIGHTS_ROW} if file in files else {} for file in ("weights", "timm_weights")}
+    rows = catalog.rows
+    monkeypatch.setattr(catalog, "rows", lambda file: own[file] if file in own else rows(file))  # the rest is kept
     weights = catalog.weights.__wrapped__
     if message is None:
         assert list(weights()) == [name]
