@@ -11,7 +11,7 @@ from convstem.registry import catalog
 from convstem.registry.catalog import check_torchvision_names
 from convstem.registry.records import ModelSpec, WeightsSpec, macs, num_params
 from convstem.registry.stem_spec import StemSpec
-from convstem.registry.tables import make_rows, read_tables
+from convstem.registry.tables import make_rows, read_tables, rows
 
 # Xiao et al., arXiv 2106.14881, table 2; counts recomputed from torchvision (PAPER.md section 1).
 PAPER = {
@@ -128,7 +128,6 @@ def test_weights_are_of_an_architecture_and_in_one_file(
     monkeypatch: pytest.MonkeyPatch, name: str, files: list[str], message: str | None
 ) -> None:
     own = {file: {name: WEIGHTS_ROW} if file in files else {} for file in ("weights", "timm_weights")}
-    rows = catalog.rows
     monkeypatch.setattr(catalog, "rows", lambda file: own[file] if file in own else rows(file))  # the rest is kept
     weights = catalog.weights.__wrapped__
     if message is None:
