@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 _POOLING = ("attn_pool.", "fc_norm.", "norm.")
 
 
-def explain_mismatch(state_dict: Mapping[str, Any], model: nn.Module, layout: str) -> list[str]:
+def _explain(state_dict: Mapping[str, Any], own: Mapping[str, Any], layout: str) -> list[str]:
     """Return the sentence that says what kind of checkpoint this is instead, or an empty list if it fits.
 
     Args:
         state_dict: the checkpoint.
-        model: one of our models.
+        own: the state dict of one of our models.
         layout: the model's layout, ``timm`` or ``torchvision``.
     """
-    own = _tensors(model)
     integers = _integers(state_dict, own)
     if integers:
         return [
@@ -65,9 +64,9 @@ def _explain_on_load(
     given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     own = _tensors(model)
     if torch_loads_strictly() or _contradicts(given, own):  # else a part of a checkpoint may come
-        lists[-1].extend(explain_mismatch(given, model, layout))  # the last list is error_msgs
+        lists[-1].extend(_explain(given, own, layout))  # the last list is error_msgs
     elif given and own.keys().isdisjoint(given):
-        for sentence in explain_mismatch(given, model, layout):
+        for sentence in _explain(given, own, layout):
             warn(f"no key of this state dict belongs to the model: {sentence}")
 
 
@@ -118,7 +117,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
         adapted[first] = own[first]  # timm adapts its input channels, and checks them
     wrong = differences(adapted, own, free)
     if wrong:
-        why = [wrong, *explain_mismatch(state_dict, model, "timm")]
+        why = [wrong, *_explain(state_dict, own, "timm")]
         raise CheckpointError(f"these weights do not fit {cfg.get('architecture', 'the model')}. {'. '.join(why)}")
 
 

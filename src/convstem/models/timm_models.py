@@ -26,7 +26,7 @@ from convstem.registry.stem_spec import StemSpec, check_heads
 from convstem.registry.strides import at_stride, check_stride
 from convstem.registry.tables import RESIZED, resized_from, resized_input, trunks
 from convstem.stem.carried import normalised_range
-from convstem.stem.find import find_embed
+from convstem.stem.find import embed_path
 from convstem.stem.norms import layer_norm
 from convstem.stem.vocabulary import override_stem, own_stem
 from convstem.transplanting.grid import check_trunk, needs_resizing, resized_images
@@ -198,8 +198,11 @@ def _build(
             pretrained_model_args=dict(request.saved),
             **{**_own_size(request.name, cfg, kwargs), **kwargs},
         )
+    path = str(embed_path(model))
     size = {"img_size": tokens.img_size} if tokens and tokens.img_size else {}
-    timm_set_metadata(model, {**find_embed(model).model_args, **size})
+    timm_set_metadata(model, {**model.get_submodule(path).model_args, **size})
+    trunk = model.get_submodule(path.rpartition(".")[0])  # features_only=True wraps it
+    trunk.register_load_state_dict_pre_hook(explain_on_load("timm"))  # from here on: ``fit`` explains for itself
     return model
 
 
@@ -231,7 +234,6 @@ def _make(
     known = normalised_range(cfg.mean, cfg.std, in_chans)
     embed.lowest = known and known[0]
     embed.resized_from = _resized(trunk, patch)
-    model.register_load_state_dict_pre_hook(explain_on_load("timm"))
     return model
 
 

@@ -47,11 +47,24 @@ and with another colour: for the statistics of a BatchNorm, on which nothing dep
 class _Carried:
     """The values that a layer carries, or the image does: activation + floor, or the difference of a pair."""
 
-    wanted: Tensor
-    """The patch embedding [embed_dim, values, q, q] of these values: what is left to compute."""
+    weight: Tensor
+    """Of a patch embedding [embed_dim, channels, p, p]."""
+    order: Tensor
+    """[values, q, q]: which number of a filter belongs to which value; copied at the end, not by every layer."""
     both_signs: bool
     floor: Tensor
     """[values], float64: zero with both signs."""
+
+    @property
+    def wanted(self) -> Tensor:
+        """The patch embedding [embed_dim, values, q, q] of these values: what is left to compute."""
+        filters = self.weight.flatten(1).index_select(1, self.order.flatten())
+        return filters.view(len(filters), *self.order.shape)
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    """Return the order of a patch embedding [embed_dim, channels, p, p] whose channels are the values."""
+    return torch.arange(weight[0].numel(), device="cpu").view(weight.shape[1:])
 
 
 @torch.no_grad()
@@ -96,7 +109,7 @@ def carry(
     lows = None if lowest is None else lowest.to(dtype).double()  # as the biases hold it
     generator = torch.Generator("cpu").manual_seed(seed)
     weight, sides = spread(weight.detach().cpu(), stem.patch_size), [1, *reach(stem, patch)]
-    below = _Carried(weight, False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
+    below = _Carried(weight, _as_it_is(weight), False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
     state: dict[str, Tensor] = {}
     for index, (layer, shape) in enumerate(zip(report.layers, stem.layers(in_chans=in_chans), strict=True)):
         side = sides[index + 1] // sides[index]
@@ -113,8 +126,9 @@ def carry(
         below = carried
     end = len(report.layers)
     last = replace(stem.last_layer(embed_dim), in_chans=stem.channels[-1])
-    state[f"{end}.conv.weight"] = _place(below.wanted, below.wanted.shape[-1], below, False, last, dtype)
-    constant = _of_floor(below.wanted, below.floor)
+    wanted = below.wanted
+    state[f"{end}.conv.weight"] = _place(wanted, wanted.shape[-1], below, False, last, dtype)
+    constant = _of_floor(wanted, below.floor)
     state[f"{end}.conv.bias"] = (constant if bias is None else constant + bias.detach().cpu()).to(dtype)
     return state, report
 
@@ -144,21 +158,24 @@ def _carry_on(
         lows: lowest value of each image channel, [in_chans].
     """
     taps: Tensor | None = None
+    weight, order = below.weight, below.order
     if layer.carries == "pixels":
-        wanted = F.pixel_unshuffle(below.wanted, side)
+        order = F.pixel_unshuffle(order, side)
         lacking = below.floor.repeat_interleave(side**2)
     elif layer.carries == "averages":
-        each = torch.eye(layer.count, dtype=below.wanted.dtype, device="cpu")[:, :, None, None]
+        each = torch.eye(layer.count, dtype=weight.dtype, device="cpu")[:, :, None, None]
         taps = each.expand(-1, -1, side, side) / side**2
-        wanted = F.avg_pool2d(below.wanted, side) * side**2
+        weight = F.avg_pool2d(below.wanted, side) * side**2
+        order = _as_it_is(weight)
         lacking = below.floor
     else:
-        taps, wanted = _embed(below.wanted, side)
+        taps, weight = _embed(below.wanted, side)
+        order = _as_it_is(weight)
         lacking = _of_floor(taps, below.floor)
     floor = torch.zeros_like(lacking)
     if not layer.both_signs and lows is not None:
         floor = lows.repeat_interleave(layer.count // len(lows))
-    return taps, lacking, _Carried(wanted, layer.both_signs, floor)
+    return taps, lacking, _Carried(weight, order, layer.both_signs, floor)
 
 
 def _of_floor(taps: Tensor, floor: Tensor) -> Tensor:
@@ -200,7 +217,7 @@ def _place(
         layer: sizes of the convolution.
         dtype: of the weight.
     """
-    values = below.wanted.shape[1]
+    values = len(below.order)
     rows = values * side**2 if taps is None else len(taps)
     kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + side)
     weight = _zeros((layer.channels, layer.in_chans, kernel, kernel), dtype)
@@ -212,9 +229,9 @@ def _place(
         if taps is None:  # a thousandth of the window to write
             value, place = row // side**2 + first_below, row % side**2
             window[row + first, value, place // side, place % side] = sign * sign_below
-        else:
-            signed = taps if sign == sign_below else 0 - taps  # and no -0.0
-            window[first : first + rows, first_below : first_below + values] = signed
+            continue
+        part = window[first : first + rows, first_below : first_below + values]  # zeros
+        part.copy_(taps) if sign == sign_below else part.sub_(taps)  # and no -0.0
     return weight
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, TypeAlias
 
 import torch
@@ -61,10 +61,10 @@ class DeferredInit(TorchFunctionMode):
         if func in _METADATA:
             return func(*args, **kwargs)
         target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by keyword
-        if not (isinstance(target, nn.Parameter) and _changes_in_place(func)):
+        if not (_changes_in_place(func) and isinstance(target, nn.Parameter)):
             target = None
         # A call that takes other tensors as well cannot wait: they may change meanwhile.
-        others = list(_tensors_in([value for value in (*args, *kwargs.values()) if value is not target]))
+        others = _tensors_in([value for value in (*args, *kwargs.values()) if value is not target])
         for value in others:
             if isinstance(value, nn.Parameter):
                 self._initialise(value)
@@ -124,13 +124,15 @@ def _travels(parameter: Tensor, value: Tensor) -> bool:
     return same and value.device.type == "cpu" and has_streams(parameter.device)
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in an argument, however deep in lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(item)
+def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments, however deep in lists, tuples and dictionaries."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (dict, list, tuple)):
+            found += _tensors_in(value.values() if isinstance(value, dict) else value)
+    return found
 
 
 def _changes_in_place(func: Callable[..., Any]) -> bool:

@@ -127,6 +127,8 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
 
 def check_cast(model: nn.Module) -> None:
     """Raise ``ArgumentError`` if finite weights became Inf in a model of float16, whose largest number is 65,504."""
+    if next(model.parameters()).dtype != torch.float16:  # a model is built in one type
+        return
     half = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype == torch.float16}
     lost = [] if nonfinite_allowed() else nonfinite(half)
     if lost:

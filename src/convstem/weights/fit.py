@@ -53,7 +53,7 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
         report = carry_patch_embedding(embed, state, f"{path}.")
         model.transplant_report = replace(report, resized_from=embed.resized_from)
     fit_norm(embed.backbone, state, f"{path}.backbone.")
-    if "pos_embed" in dict(model.named_buffers()):  # fixed by the grid
+    if "pos_embed" in dict(model.named_buffers(recurse=False)):  # fixed by the grid
         state["pos_embed"] = model.pos_embed
     try:
         check_checkpoint(state, model)
