@@ -9,6 +9,7 @@ import pytest
 
 from convstem.errors import HubError
 from convstem.hub.failures import TRIES, again_if_deleted, given
+from tests.support.everyday import one_in
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.call_table import CALLS, SUM, put_models
 from tests.support.hub_server.fixtures import cache, client, hub, repo, server  # noqa: F401
@@ -93,8 +94,10 @@ def models(hub: HubServer, client: Client, cache: str, tmp_path: Path) -> HubSer
     return hub
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("call", [name for name in CALLS if name != "create_model"])
+PAIRS = [(call, place) for call in CALLS if call != "create_model" for place in PLACES]
+
+
+@pytest.mark.parametrize(("call", "place"), one_in(4, PAIRS))
 def test_a_cache_deleted_once(call: str, place: str, models: HubServer, client: Client, cache: str) -> None:
     right = run(client, cache, call, place, 0)
     assert right.error is None, right.output

@@ -110,6 +110,7 @@ def test_a_key_that_nobody_knows_stops_the_load(backbone: Any, hub_file: Callabl
         timm.create_model("ecvit_t.ecdet_coco", pretrained=True)
 
 
+@pytest.mark.full
 def test_their_files_make_folders_and_come_back(backbone: Any, tmp_path: Path) -> None:
     (tmp_path / "ecvitt.safetensors").write_bytes(save(ecvits.whole("ecseg", backbone).state_dict()))
     done = convert_to_folder(tmp_path / "ecvitt.safetensors", tmp_path / "out", license="apache-2.0")

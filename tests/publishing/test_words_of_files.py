@@ -28,6 +28,7 @@ from convstem.publishing.card_facts import code, plain
 from convstem.publishing.derived import fold_to_folder
 from convstem.publishing.push import stage, write_card
 from convstem.registry.licenses import license_of_card
+from tests.support.everyday import mostly_in_ci
 
 NANO = "vit_nano4_convstem"
 ESCAPE = "\x1b[1A\x1b[2K\r\nok      forged \x9b31m\x07\x7f\u202e\u2028"
@@ -80,11 +81,12 @@ def texts(config: dict[str, Any]) -> Iterator[tuple[str, Callable[[dict[str, Any
             yield f"{place} {name} in a list", partial(put, place, name, [ESCAPE] * 10)
 
 
-def test_every_field_of_a_config(folder: Path) -> None:
+@pytest.mark.parametrize("part", mostly_in_ci(range(4), {0}))
+def test_every_field_of_a_config(folder: Path, part: int) -> None:
     path = folder / "config.json"
     before = path.read_text()
     seen = 0
-    for name, change in texts(json.loads(before)):
+    for name, change in list(texts(json.loads(before)))[part::4]:
         config = json.loads(before)
         change(config)
         path.write_text(json.dumps(config))
@@ -97,7 +99,7 @@ def test_every_field_of_a_config(folder: Path) -> None:
                 convstem.load(folder)
             assert "forged" in str(caught.value)
             assert obeyed(str(caught.value)) == []
-    assert seen > 20  # it did get into what is printed
+    assert seen > 5  # it did get into what is printed
 
 
 def test_names_of_tensors_and_files(folder: Path, tmp_path: Path) -> None:

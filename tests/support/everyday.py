@@ -16,6 +16,11 @@ def mostly_in_ci(values: Sequence[Any], everyday: Collection[Any]) -> list[Any]:
     return [value if _first(value) in everyday else _in_ci(value) for value in values]
 
 
+def one_in(step: int, values: Sequence[Any]) -> list[Any]:
+    """Mark all values for ``--full`` but the first and every ``step``-th behind it."""
+    return [_in_ci(value) if index % step else value for index, value in enumerate(values)]
+
+
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 

@@ -16,6 +16,7 @@ from convstem.registry.stem_spec import StemSpec
 from convstem.stem.norms import init_stem
 from convstem.transplanting.grid import as_plain
 from tests.support.assertions import randomise, relative_error
+from tests.support.everyday import one_in
 
 SMALL = {"embed_dim": 96, "num_heads": 3}
 
@@ -51,8 +52,7 @@ def images(height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # timm's, for BEiT's table
-@pytest.mark.parametrize("halvings", [1, 2])
-@pytest.mark.parametrize(("name", "args"), TRUNKS, ids=[name for name, _ in TRUNKS])
+@pytest.mark.parametrize(("name", "args", "halvings"), one_in(3, [(*row, n) for row in TRUNKS for n in (1, 2)]))
 def test_denser_tokens(name: str, args: dict[str, object], halvings: int) -> None:
     source = source_of(name, **args)
     patch = source.patch_embed.patch_size[0]
@@ -78,11 +78,9 @@ def test_denser_tokens(name: str, args: dict[str, object], halvings: int) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("times", [2, 4])
 @pytest.mark.parametrize(
-    ("name", "args"),
-    [*TRUNKS, *((name, args) for name, args, _ in TIED if name != "convit_tiny")],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("name", "args", "times"),
+    one_in(3, [(name, args, n) for name, args, *_ in [*TRUNKS, *TIED] if name != "convit_tiny" for n in (2, 4)]),
 )
 def test_coarser_tokens(name: str, args: dict[str, object], times: int) -> None:
     size = (128, 192) if "patch32" in name else (64, 96)

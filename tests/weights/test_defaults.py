@@ -22,6 +22,7 @@ from convstem.errors import AccessDeniedError, ArgumentError
 from convstem.layouts.research import is_moco_sincos
 from convstem.models.timm_models import SinCosVisionTransformer
 from tests.support.assertions import randomise
+from tests.support.everyday import mostly_in_ci
 
 NANO, TV_NANO = "vit_nano4_convstem", "vit_nano_4_convstem"
 SMALL = {"depth": 1, "num_classes": 5}
@@ -203,7 +204,7 @@ def test_on_the_meta_device(call: str, tmp_path: Path) -> None:
     assert same(found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", mostly_in_ci(list(DTYPES), {"bfloat16"}))
 @pytest.mark.parametrize("call", CALLS)
 def test_with_another_default_type(call: str, dtype: str, tmp_path: Path) -> None:
     expected = usual(call)
