@@ -1,4 +1,4 @@
-"""What the stock Hub client and convstem do under faults: every row is run, over real HTTP.
+"""Runs the stock Hub client and convstem under faults, over real HTTP.
 
 python -m benchmarks.hub_faults downloads pushes > benchmarks/results/hub_faults.txt
 python -m benchmarks.hub_faults calls > benchmarks/results/hub_calls.txt
@@ -37,7 +37,7 @@ def table(cases: Any, codes: dict[str, Any], hub: HubServer, client: Client) -> 
 
 
 def downloads(hub: HubServer, client: Client) -> None:
-    """Print the table of single files that are read."""
+    """Print the table of downloads of single files."""
     print("\nDOWNLOADS")
     table(DOWNLOADS, {"stock": STOCK, "convstem": CONVSTEM}, hub, client)
 
@@ -64,7 +64,7 @@ PARTS = {"downloads": downloads, "pushes": pushes, "calls": calls}
 
 
 def main() -> None:
-    """Print the tables that the command line names; without names, all."""
+    """Print the tables named on the command line, or all."""
     import huggingface_hub
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,7 +74,7 @@ def main() -> None:
     hub = HubServer()
     with tempfile.TemporaryDirectory() as home:
         client = Client(**hub.env, HF_HOME=home, HF_TOKEN="writer")
-        client("import timm, torchvision, convstem.publishing.push")  # so that no row is charged for it
+        client("import timm, torchvision, convstem.publishing.push")  # so that no row's time includes it
         print(f"huggingface_hub {huggingface_hub.__version__}, timeouts of 2 and 5 s")
         for part in parts:
             PARTS[part](hub, client)

@@ -1,8 +1,7 @@
 """What the autoload hook costs in ``import torch``, ``import timm`` and ``import torchvision``.
 
-Fresh processes, paired: with the hook and with ``CONVSTEM_AUTOLOAD=0``, alternating. The registration time is taken
-inside the process, where the noise of importing the host itself does not reach it; what it imports counts. Bytecode is
-kept, as pip keeps it for an installed package.
+Pairs of fresh processes, with the hook and with ``CONVSTEM_AUTOLOAD=0``, alternate. Registration is timed inside the
+process, imports included, without the noise of importing the host. Bytecode is cached, as in an installed package.
 
     python -m benchmarks.import_overhead [--repeats 15]
 """
@@ -38,11 +37,11 @@ print(json.dumps({"import torch": torch_s, "import timm, torchvision": hosts_s, 
 """
 
 STEPS = (("install", "import and install the hook"), ("torchvision", "torchvision, first"), ("timm", "timm, second"))
-"""timm imports torchvision, which therefore registers first and pays for what both need."""
+"""timm imports torchvision, so torchvision registers first and pays for shared imports."""
 
 
 def measure(autoload: str) -> dict[str, Any]:
-    """Return the seconds one fresh process took, by what it did."""
+    """Return the seconds of each step in one fresh process."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     env["CONVSTEM_AUTOLOAD"] = autoload
     done = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, check=True)

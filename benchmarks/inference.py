@@ -1,15 +1,15 @@
-"""Forward and training time of conv-stem ViTs beside their patchify peer and torchvision's own conv stem.
+"""Forward and training time of conv-stem ViTs, their patchify peer and torchvision's own conv stem.
 
 All peers of a group (engine, dtype, batch, image size) alternate in one process; medians, spread and the ratio to the
-patchify model are printed. A group that is in the results already is left out, so an interrupted run goes on. Stop
-whatever else runs: the numbers are those of quiet cores.
+patchify model are printed. Groups that are already in the results are skipped, so an interrupted run can continue. Stop
+all other programs: the numbers are for quiet cores.
 
     python -m benchmarks.inference forward --out DIR [--sizes B] [--batches 1 8] [--engines eager compile]
     python -m benchmarks.inference train   --out DIR [--sizes Ti] [--batches 8]
     python -m benchmarks.inference scale   --out DIR [--sizes S] [--img-sizes 224 384 512]
     python -m benchmarks.inference forward --out DIR --device cuda --batches 256 --dtypes bfloat16
 
-DIR gets ``inference.json`` and ``inference.md``, and ``inference.png`` for what was run forward.
+DIR gets ``inference.json`` and ``inference.md``, and ``inference.png`` of the forward runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmarks.memory import in_fresh_process, reset_peak, status
 
 @dataclass(frozen=True)
 class Group:
-    """What is held fixed while the peers alternate."""
+    """Settings that stay fixed while the peers alternate."""
 
     kind: str
     size: str
@@ -86,7 +86,7 @@ def parse() -> argparse.Namespace:
 
 
 def groups(arguments: argparse.Namespace) -> Iterator[Group]:
-    """Yield what is to be measured: an engine in the dtypes that it has, and training in float32 as it is written."""
+    """Yield the groups to measure: each engine in the dtypes it supports, training in float32 or tf32."""
     axes = product(arguments.sizes, arguments.engines, arguments.dtypes, arguments.batches, arguments.img_sizes)
     for size, engine, dtype, batch, img_size in axes:
         if dtype in (ENGINES[engine].dtypes if arguments.kind != "train" else ("float32", "tf32")):
@@ -94,7 +94,7 @@ def groups(arguments: argparse.Namespace) -> Iterator[Group]:
 
 
 def measure(group: Group, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the seconds of every peer's runs, the peers alternating, and what memory training takes."""
+    """Return the seconds of each peer's runs, which alternate, and the peak memory of training."""
     torch.set_float32_matmul_precision("high" if group.dtype == "tf32" else "highest")
     images = torch.randn(group.batch, 3, group.img_size, group.img_size).to(group.device)
     runs = {label: step for label in arguments.peers if (step := prepare(label, group, images))}
@@ -111,7 +111,7 @@ def measure(group: Group, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare(label: str, group: Group, images: Tensor) -> Callable[[], None] | None:
-    """Return one step of a peer, or None if it does not exist in this size."""
+    """Return one step of a peer, or None if this size does not exist."""
     torch.manual_seed(0)
     try:
         model = PEERS[label](group.size, img_size=group.img_size)
@@ -123,11 +123,11 @@ def prepare(label: str, group: Group, images: Tensor) -> Callable[[], None] | No
 
 
 def forward(model: nn.Module, group: Group, images: Tensor) -> Callable[[], None]:
-    """Return a forward pass; convolutions get channels_last, which is faster for them in every peer."""
+    """Return a forward pass, in channels_last, which makes convolutions faster in every peer."""
     model = model.eval().to(memory_format=torch.channels_last)
     images = images.to(DTYPES[group.dtype])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' and the compiler's own
+        warnings.simplefilter("ignore")  # from the exporters and the compiler
         run: Run = ENGINES[group.engine].start(model, group.dtype)
 
     def step() -> None:
@@ -140,7 +140,7 @@ def forward(model: nn.Module, group: Group, images: Tensor) -> Callable[[], None
 
 
 def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Return a step of AdamW on random labels."""
+    """Return an AdamW step on random labels."""
     model.train()
     labels = torch.randint(0, 1000, (len(images),), device=images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -156,11 +156,11 @@ def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def step_memory(label: str, group: Group) -> int:
-    """Return the bytes that training takes at most, model and optimizer included, above what the imports take."""
+    """Return the peak bytes of training, model and optimizer included, above those of the imports."""
     start = reset_peak()
     step = prepare(label, group, torch.randn(group.batch, 3, group.img_size, group.img_size).to(group.device))
     assert step
-    for _ in range(2):  # the optimizer's state comes with the first
+    for _ in range(2):  # the first step creates the optimizer's state
         step()
     return torch.cuda.max_memory_allocated() if group.device != "cpu" else status("VmHWM") - start
 

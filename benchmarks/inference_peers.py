@@ -1,4 +1,4 @@
-"""Who is compared in benchmarks/inference.py: models of one size, and the ways to run them."""
+"""The models compared in benchmarks/inference.py, and the ways to run them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEAN = {"stem_channels": (24, 48, 192, 768)}
 
 
 def patchify(size: str, **kwargs: Any) -> nn.Module:
-    """Return timm's patchify ViT: what everything is divided by."""
+    """Return timm's patchify ViT, the reference of all ratios."""
     return timm.create_model(SIZES[size][1], **kwargs)
 
 
@@ -40,7 +40,7 @@ def ours(size: str, **kwargs: Any) -> nn.Module:
 
 
 def torchvision_stem(size: str, img_size: int = 224) -> nn.Module:
-    """Return torchvision's ViT of this size with a conv stem as its documentation builds one: BatchNorm, not folded."""
+    """Return torchvision's ViT with a conv stem like the one in its documentation: BatchNorm, not folded."""
     from torchvision.models.vision_transformer import ConvStemConfig
 
     name = SIZES[size][2]
@@ -59,15 +59,15 @@ PEERS: dict[str, Build] = {
     "ours, 11 blocks": partial(ours, depth=11),
     "torchvision's conv stem": torchvision_stem,
 }
-"""Label -> how to build the model; the paper takes one block away for the cost of the stem."""
+"""Label -> how to build the model; the paper removes one block to pay for the stem."""
 
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-"""What the images are in; int8 is that of linear layers, weights and activations, each by its own range (dynamic)."""
+"""Dtype of the images; int8 is dynamic quantisation of the weights and activations of linear layers."""
 
 
 def in_torch(wrap: Build, model: nn.Module, dtype: str) -> Run:
-    """Run the model in torch, in a dtype; ``wrap`` may compile it."""
+    """Return the model to run in torch, in a dtype; ``wrap`` may compile it."""
     if dtype == "int8":
         quantization = import_module("torchao.quantization")
         quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
@@ -76,7 +76,7 @@ def in_torch(wrap: Build, model: nn.Module, dtype: str) -> Run:
 
 
 def exported(to: str, load: Callable[[Path], Run], model: nn.Module, dtype: str) -> Run:
-    """Run it in another runtime, from the file that ``convstem export`` writes."""
+    """Return the model in another runtime, loaded from the file that ``convstem export`` writes."""
     from convstem.inference import FORMATS, export
 
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def exported(to: str, load: Callable[[Path], Run], model: nn.Module, dtype: str)
 
 
 def int8_graph(path: Path) -> Path:
-    """Return an ONNX file whose linear layers are quantised by onnxruntime."""
+    """Return an ONNX file with linear layers quantised by onnxruntime."""
     quantization = import_module("onnxruntime.quantization")
     shapes = import_module("onnxruntime.quantization.shape_inference")
     ready, out = path.with_name("ready.onnx"), path.with_name("int8.onnx")
@@ -115,7 +115,7 @@ def openvino(out: Path) -> Run:
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run a model: from the model and the name of a dtype to a function of images."""
+    """A way to run a model: ``start`` turns the model and a dtype's name into a function of images."""
 
     start: Callable[[nn.Module, str], Run]
     dtypes: tuple[str, ...]

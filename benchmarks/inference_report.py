@@ -14,20 +14,20 @@ REFERENCE = "patchify"
 DRAWN_SIZE = "B"
 DRAWN = ("ours", "ours, lean", "torchvision's conv stem")
 PARAMETERS = {"Ti": 5.7e6, "S": 22.1e6, "B": 86.6e6, "L": 304.3e6}
-"""Of timm's patchify models."""
+"""Parameters of timm's patchify models."""
 
 AXES: dict[str, tuple[str, Callable[[Any], float]]] = {
     "img_size": ("pixels", lambda size: size**2),
     "batch": ("batch", float),
     "size": ("parameters", lambda size: PARAMETERS[size]),
 }
-"""What is varied: its name, and how much of it a group has."""
+"""Varied column -> its name, and the amount for a value."""
 
 COLUMNS = ("size", "engine", "dtype", "batch", "img_size")
 
 
 def write(out: Path, results: dict[str, Any], plot: Path | None = None) -> None:
-    """Write the results as JSON and as a table in Markdown, and draw the forward passes of one size."""
+    """Write the results as JSON and as a Markdown table, and plot the forward passes of one size."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "inference.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / "inference.md").write_text(to_markdown(results), encoding="utf-8")
@@ -43,9 +43,9 @@ def medians(group: dict[str, Any]) -> dict[str, float]:
 
 
 def ratios(group: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Return each peer's share of the patchify model's time in the same round: median and quartiles.
+    """Return the ratio of each peer's time to the patchify model's in the same round: median and quartiles.
 
-    Peers alternate, so what slows a whole round down falls out.
+    Peers alternate, so the ratio cancels what slows down a whole round.
     """
     rounds = group["seconds"][REFERENCE]
     table = {}
@@ -58,7 +58,7 @@ def ratios(group: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Return every group as a row: the patchify model's milliseconds, and the others' share of them."""
+    """Return one row per group: the patchify model's milliseconds, and the other models' ratios to it."""
     lines = [results["machine"], "", "Ratios: time / patchify's in the same round, median and [quartiles].", ""]
     kinds = {group["kind"] for group in results["groups"].values()}
     for kind in sorted(kinds):
@@ -72,7 +72,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def row(group: dict[str, Any], labels: list[str]) -> str:
-    """Return one group as a row of the table; the spread is that of the patchify model's runs."""
+    """Return one group as a table row; the spread is that of the patchify model's runs."""
     times, shares = group["seconds"][REFERENCE], ratios(group)
     middle = statistics.median(times)
     cells = [
@@ -86,7 +86,7 @@ def row(group: dict[str, Any], labels: list[str]) -> str:
 
 
 def memory(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
-    """Return a table of the peak memory of training: the patchify model's, and the others' share of it."""
+    """Return a table of the peak memory of training: the patchify model's, and the other models' ratios to it."""
     measured = [group for group in groups if "peak_bytes" in group]
     if not measured:
         return []
@@ -103,7 +103,7 @@ def memory(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
 
 
 def exponents(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
-    """Return a table of how time grows with what was varied, where at least three values were."""
+    """Return a table of how time grows with each column that has at least three values."""
     lines = []
     for axis, (name, amount) in AXES.items():
         for fixed, series in along(axis, groups).items():
@@ -125,7 +125,7 @@ def exponents(groups: list[dict[str, Any]], labels: list[str]) -> list[str]:
 
 
 def along(axis: str, groups: list[dict[str, Any]]) -> dict[tuple[tuple[str, Any], ...], list[dict[str, Any]]]:
-    """Return the groups that differ in one column alone, by the other columns."""
+    """Return the groups that differ only in one column, by the other columns."""
     series = defaultdict(list)
     for group in groups:
         series[tuple((column, group[column]) for column in COLUMNS if column != axis)].append(group)
@@ -140,7 +140,7 @@ def exponent(points: dict[float, float]) -> float:
 
 
 def draw(path: Path, groups: list[dict[str, Any]]) -> None:
-    """Draw the time of the peers in ``DRAWN`` as a share of the patchify model's, a panel for each batch."""
+    """Draw the ratio of each peer in ``DRAWN`` to the patchify model's time, one panel per batch size."""
     if not groups:
         return
     import matplotlib

@@ -1,8 +1,8 @@
-"""Loading, side by side with the peers: cached ``create_model(pretrained=True)`` and ``get_model(weights=...)``.
+"""Load time of our models and their peers: cached ``create_model(pretrained=True)`` and ``get_model(weights=...)``.
 
-Files with random weights stand in a temporary Hub cache and torch home where the peers expect their downloads, so
-every load is a user's warm, offline one. Peer and ours alternate in one process with a warm file cache; medians and
-ratios are printed. Peak memory is measured in fresh processes, above what the imports need.
+Files with random weights lie in a temporary Hub cache and torch home, where the libraries expect their downloads, so
+every load is offline and cached. Peers and ours alternate in one process with a warm file cache; medians and ratios are
+printed. Peak memory is measured in fresh processes, above that of the imports.
 
     python -m benchmarks.load --out DIR [--repeats 9] [--sizes Ti S B L] [--device cuda] [--cold]
 
@@ -34,7 +34,7 @@ SIZES = {  # ours, timm's peer, torchvision's peer and the file that it download
 }
 
 FIRST_CLASS = "bench/{}"
-"""Repository with a checkpoint that has our stem already, for each of our names."""
+"""Repository, for each of our names, with a checkpoint that already has our stem."""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the variables that make a folder the caches of everything that loads."""
+    """Return the environment variables that place all caches in a folder."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(home / "hub"),
@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(home: Path, ours: str, timm_name: str, tv_name: str | None, tv_file: str | None) -> int:
-    """Write the files that the loads of one size read; return the bytes of the largest."""
+    """Write the files for the loads of one size; return the bytes of our own checkpoint."""
     import timm
     import torch
     import torchvision
@@ -106,7 +106,7 @@ def hub_folder(home: Path, repository: str) -> Path:
 
 
 def loads(size: str, device: str) -> dict[str, str]:
-    """Return the expressions to measure, by label; each is what a user would write."""
+    """Return the expressions to measure, as a user would write them, by label."""
     ours, timm_name, tv_name, _ = SIZES[size]
     first = f"pretrained_cfg_overlay={{'hf_hub_id': {FIRST_CLASS.format(ours)!r}}}"
     there = "" if device == "cpu" else f".to({device!r})"
@@ -133,7 +133,7 @@ PAIRS = (
     ("ours, bf16", "timm peer, bf16"),
     ("ours, own checkpoint", "ours, transplanted tag"),
 )
-"""Whose time is divided by whose: the first by the second's is the speed-up printed."""
+"""(a, b): the printed speed-up is the time of b divided by that of a."""
 
 
 def measure(size: str, file_bytes: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def measure(size: str, file_bytes: int, arguments: argparse.Namespace) -> dict[s
             if arguments.cold:
                 forget(Path(os.environ["TORCH_HOME"]).parent)
             pair = load_and_run(expression, arguments.device)
-            if round_:  # the first round warms the file cache and ours
+            if round_:  # the first round warms the file cache and convstem's
                 times[label].append(pair)
     loaded, used = ({label: [pair[end] for pair in pairs] for label, pairs in times.items()} for end in (0, 1))
     result = {"file_bytes": file_bytes, **compare(loaded), "with_first_image": compare(used)}
@@ -165,16 +165,16 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def forget(home: Path) -> None:
-    """Put the files of a folder out of the system's cache."""
-    gc.collect()  # a file that a model still maps stays,
-    os.sync()  # and so does what is not on the disk yet
+    """Remove the files of a folder from the system's cache."""
+    gc.collect()  # files that a model still maps would stay,
+    os.sync()  # and so would unwritten pages
     for path in filter(Path.is_file, home.rglob("*")):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load_and_run(expression: str, device: str) -> tuple[float, float]:
-    """Return the seconds until a model is loaded, and until it has seen its first image."""
+    """Return the seconds until a model is loaded, and until its first image is done."""
     import timm
     import torch
     import torchvision
@@ -209,7 +209,7 @@ def peak(expression: str) -> dict[str, int]:
 
 
 def pinned_bandwidth(device: str) -> float:
-    """Return bytes per second from pinned memory to the device: the most a load can reach."""
+    """Return bytes per second from pinned memory to the device, the upper limit of a load."""
     import torch
 
     source = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=True)

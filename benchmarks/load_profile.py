@@ -1,9 +1,9 @@
-"""Where the time of a cached load goes: what timm, torch and safetensors take of it, and what is left to convstem.
+"""Where the time of a cached load goes: the shares of timm, torch and safetensors, and the rest, which is convstem's.
 
     python -m benchmarks.load_profile > benchmarks/results/load/profile.txt
 
-The functions named are timed where they are called, in the loads of ``benchmarks.load``; the second column is what they
-take of the whole, the last what the load would gain over timm's if everything else took no time. Quiet cores.
+The listed functions are timed inside the loads of ``benchmarks.load``. The second column is their share of the whole;
+the last line is the speed-up over timm if everything else took no time. Needs quiet cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = {
     "torch's load_state_dict": "torch.nn.Module.load_state_dict",
     "safetensors opens the file": "safetensors.torch.load_file",
 }
-"""Words for a part of a load, and the function that does it; none calls another."""
+"""Label of a part of a load -> the function that does it; none calls another."""
 
 PEER, OURS = "timm peer", "ours, own checkpoint"
 
@@ -51,7 +51,7 @@ def timed(target: str, seconds: list[float]) -> Iterator[None]:
 
 
 def seconds_of(load: Callable[[], Any]) -> float:
-    """Return how long a load takes."""
+    """Return the seconds of a load."""
     gc.collect()
     start = time.perf_counter()
     load()

@@ -23,7 +23,7 @@ def write(out: Path, results: dict[str, Any]) -> None:
 
 
 def rows(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each way to load: times, and peak memory as a share of the file."""
+    """Yield a line for each way to load: times, and the ratio of peak memory to the file size."""
     for label in result["medians"]:
         cells = f"{label:26}"
         for part in (result, result["with_first_image"]):
@@ -36,7 +36,7 @@ def rows(result: dict[str, Any]) -> Iterator[str]:
 
 
 def ratios(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the speed-up of each pair, and what share of the bus's rate a load reaches."""
+    """Yield the speed-up of each pair, and a load's share of the bus's rate."""
     used = result["with_first_image"]["speedup"]
     for pair, ratio in result["speedup"].items():
         yield f"speed-up {pair}: {ratio:.2f}; with the first image {used[pair]:.2f}"

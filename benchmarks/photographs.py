@@ -1,4 +1,4 @@
-"""Crops of photographs that come with scikit-image and scikit-learn, for measurements on natural images."""
+"""Crops of the sample photographs in scikit-image and scikit-learn, for measurements on natural images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import transforms
 
 CALIBRATION = ("coffee", "rocket", "hubble_deep_field", "camera", "grass", "coins")
-"""Photographs in scikit-image that quantisation is calibrated on."""
+"""scikit-image photographs for calibrating quantisation."""
 
 HELD_OUT = ("astronaut", "chelsea", "stereo_motorcycle", "china.jpg", "flower.jpg")
-"""Photographs that everything is evaluated on; those with a suffix are scikit-learn's."""
+"""Photographs for evaluation; those with a suffix are scikit-learn's."""
 
 
 def photograph(name: str) -> Image.Image:
@@ -34,7 +34,7 @@ def crops(names: Sequence[str], count: int, size: int) -> Tensor:
 
     Args:
         names: of photographs.
-        count: crops of each.
+        count: crops per photograph.
         size: in pixels.
     """
     prepare = transforms.Compose(

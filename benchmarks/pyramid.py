@@ -1,10 +1,9 @@
-"""Which decoders run on which names, and what the feature pyramid costs beside timm's features of the plain ViT.
+"""Which decoders run on which names, and the cost of the feature pyramid compared with timm's features of a plain ViT.
 
     python -m benchmarks.pyramid [--repeats 5]
 
-Decoders run on the meta device, where shapes are real and numbers are not. Memory is what autograd keeps for the
-backward pass of one image, counted there too: tensors of float32 that a training step holds at once. Time is the
-forward pass of one image, taken in turns.
+Decoders run on the meta device, where only shapes are computed. Memory is counted there too: the float32 tensors that
+autograd keeps for the backward pass of one image. Time is for a forward pass of one image; the models take turns.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PAIRS = (("vit_small_patch16_224", "vit_s16_convstem"), ("vit_base_patch16_224",
 
 
 def runs(decoder: str, name: str) -> str:
-    """Return ``yes``, or the error's first words."""
+    """Return ``yes``, the first words of the error, or the wrong shape."""
     try:
         with torch.device("meta"):
             model = getattr(smp, decoder)(f"tu-{name}", encoder_weights=None).eval()
@@ -49,7 +48,7 @@ def runs(decoder: str, name: str) -> str:
 
 
 def extractor(name: str, pyramid: bool, **kwargs: Any) -> nn.Module:
-    """Return the plain ViT's features of its last block, or a pyramid of five levels."""
+    """Return a model of the last block's features, or of a pyramid of five levels."""
     if pyramid:
         return timm.create_model(name, features_only=True, feature_cls="pyramid", **kwargs)
     return timm.create_model(name, features_only=True, out_indices=(-1,), dynamic_img_size=True, **kwargs)

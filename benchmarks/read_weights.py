@@ -1,9 +1,9 @@
-"""How a weights file is best read: mapped, or by ``pread`` (safetensors 0.9), for the CPU and into transfer buffers.
+"""Compares reading a weights file mapped and by ``pread`` (safetensors 0.9), for the CPU and into transfer buffers.
 
     python -m benchmarks.read_weights [--model vit_b16_convstem] [--repeats 9]
 
-``to the buffers`` is the host's half of a load to an accelerator, without the copies; ``pread to the buffers`` is the
-least that it could take, from a file whose bytes go to the device as they are.
+``to the buffers`` is the CPU's half of a load to an accelerator, without the copies; ``pread to the buffers`` is its
+lower limit, for a file that goes to the device byte for byte.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from convstem.weights.devices import BUFFER_BYTES, BUFFERS, THREADS, Move, Piece
 
 
 class NoDevice:
-    """Takes what is sent, and copies nothing."""
+    """Accepts all buffers and copies nothing."""
 
     def buffer(self, size: int) -> Tensor:
-        """Return a buffer that is in memory already."""
+        """Return a buffer that is already in memory."""
         return torch.ones(size, dtype=torch.uint8)
 
     def send(self, pieces: Sequence[Piece], buffer: Tensor) -> Any:
@@ -47,7 +47,7 @@ class NoDevice:
 
 
 def main() -> None:
-    """Print the median of every way."""
+    """Print the median of each way to read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_b16_convstem")
     parser.add_argument("--repeats", type=int, default=9)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def ways(path: Path) -> dict[str, Callable[[], Any]]:
-    """Return what is measured, by name."""
+    """Return the ways to read, by name."""
     table: dict[str, Callable[[], Any]] = {
         "mapped": partial(load_file, path),
         "mapped, every value read": lambda: read(load_file(path)),
@@ -92,12 +92,12 @@ def read(state: dict[str, Tensor]) -> None:
 
 
 def to_buffers(state: dict[str, Tensor]) -> None:
-    """Move tensors through the buffers to nowhere."""
+    """Move tensors through the buffers, but to no device."""
     transfer([Move(tensor, tensor) for tensor in state.values()], NoDevice())
 
 
 def pread_to_buffers(path: Path) -> None:
-    """Read a file into the same buffers, by as many threads."""
+    """Read a file into as many and as large buffers, with as many threads."""
     pool = [memoryview(bytearray(b"\1" * BUFFER_BYTES)) for _ in range(BUFFERS)]
     part = BUFFER_BYTES // THREADS
     with path.open("rb") as file, ThreadPoolExecutor(THREADS) as workers:

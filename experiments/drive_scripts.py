@@ -1,10 +1,10 @@
-"""Run timm's and torchvision's own scripts on our names and print what passed.
+"""Run timm's and torchvision's own scripts on our names and print the results.
 
     python -m experiments.drive_scripts --timm-dir CLONE --out experiments/results/drive_scripts.txt
     python -m experiments.drive_scripts --timm-dir CLONE --torchvision-dir CLONE/references/classification
 
-timm's scripts are in its repository only, so a clone must be given. torchvision's come with Debian's source package
-where there is apt-get; otherwise give a clone's references/classification. ``FILES`` says what is run and checked.
+timm's scripts are only in its repository, so it needs a clone. torchvision's come with Debian's source package if there
+is apt-get; otherwise give a clone's references/classification. ``FILES`` lists the tests that are run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES = (
 
 
 def run_tests(args: argparse.Namespace, report: Path) -> None:
-    """Run the tests with the clones in their environment; their outcome is in the report."""
+    """Run the tests with the clones in their environment and write the report."""
     given = {"CONVSTEM_TIMM_SCRIPTS": args.timm_dir, "CONVSTEM_TORCHVISION_SCRIPTS": args.torchvision_dir}
     environment = {**os.environ, **{name: str(path.resolve()) for name, path in given.items() if path}}
     files = [str(TESTS / name) for name in FILES]
@@ -48,14 +48,14 @@ def outcome(case: ET.Element) -> str:
 
 
 def case_lines(case: ET.Element) -> list[str]:
-    """Return the line of a test, and one for each figure it recorded and each reason it gave."""
+    """Return a test's line, and one for each figure it recorded and each reason why it was skipped."""
     lines = [f"{outcome(case):<8}{float(case.get('time', 0)):>7.1f} s  {case.get('name')}"]
     lines += [f"{'':>18}{p.get('name')}: {p.get('value')}" for p in case.iter("property")]
     return lines + [f"{'':>18}{child.get('message')}" for child in case if child.tag == "skipped"]
 
 
 def commit_of(folder: Path | None) -> str:
-    """Return the commit of a clone, or where the scripts came from instead."""
+    """Return the commit of a clone, or the other source of the scripts."""
     if folder is None:
         return "the source package of Debian trixie"
     command = ["git", "-C", str(folder), "log", "-1", "--format=commit %H of %cs"]
@@ -64,7 +64,7 @@ def commit_of(folder: Path | None) -> str:
 
 
 def to_text(report: Path, args: argparse.Namespace) -> str:
-    """Return the table: what ran on which versions, then every test."""
+    """Return the report: versions and counts, then every test."""
     cases = list(ET.parse(report).iter("testcase"))
     counts = Counter(outcome(case) for case in cases)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))

@@ -1,11 +1,11 @@
-"""The real DINOv2 ViT-S with a linear head for CIFAR-10, fitted on what its frozen trunk says of the first images.
+"""The real DINOv2 ViT-S with a linear head for CIFAR-10, fitted on its frozen features of the first images.
 
     python -m tools.cifar10 DATA
     python -m tools.dinov2_vit_small FILE
     python -m experiments.linear_probe --data-dir DATA --weights FILE --out SOURCE
 
-SOURCE is like the folder of a training: ``experiments.transplant_gain`` starts from it. Fine-tuning that starts from a
-new head first spoils what the trunk knows: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+SOURCE is like the folder of a training: ``experiments.transplant_gain`` starts from it. Fine-tuning with a new head
+would distort the pretrained features: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution", arXiv 2202.10054.
 """
 
@@ -30,18 +30,18 @@ from experiments.cifar10.training import CHECKPOINT, EVALUATION_BATCH, accuracy
 from tools.dinov2_vit_small import ARCHITECTURE, PATCH, WeightsError, load_patch16
 
 DECAY = 1e-3
-"""Weight of the squared head in the loss, whose mean over images is the cross-entropy."""
+"""Weight of the head's squared norm in the loss, relative to the mean cross-entropy."""
 
 
 @torch.no_grad()
 def pooled_features(model: Any, images: Tensor, size: int) -> Tensor:
-    """Return what the head sees [count, embed_dim], of images as bytes [count, 3, height, width]."""
+    """Return the head's input [count, embed_dim] for images as bytes [count, 3, height, width]."""
     parts = (data.resize(normalise(part), size) for part in images.split(EVALUATION_BATCH))
     return torch.cat([model.forward_head(model.forward_features(part), pre_logits=True) for part in parts])
 
 
 def fit(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
-    """Make a linear layer the multinomial logistic regression of labels [count] from features [count, embed_dim]."""
+    """Fit a linear layer to labels [count] and features [count, embed_dim] by multinomial logistic regression."""
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -59,7 +59,7 @@ def probe(pretrained: Any, train: Split, size: int, device: str) -> tuple[Settin
     Args:
         pretrained: the ViT-S without a head.
         train: the images to fit on.
-        size: side in pixels to which they are resized.
+        size: side in pixels to which the images are resized.
     """
     arguments = {"img_size": size, "patch_size": PATCH, **models.CFG}
     settings = Settings(model=ARCHITECTURE, model_kwargs=arguments, size=size)

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine and versions of a result."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def environment(jobs: int | None = None, packages: Sequence[str] = PACKAGES, dev
     """Return machine and versions.
 
     Args:
-        jobs: how many processes of as many threads each run side by side; None where the one that asks cannot know.
-        packages: whose versions matter.
-        device: what computes; its name is added where it is not the processor.
+        jobs: number of processes, of as many threads each, that run at a time; None if the caller cannot know.
+        packages: packages to list with their versions.
+        device: where the result is computed; the name of a GPU is added.
     """
     machine = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if jobs is not None:
@@ -34,17 +34,17 @@ def environment(jobs: int | None = None, packages: Sequence[str] = PACKAGES, dev
 
 
 def in_words(info: Mapping[str, Any]) -> str:
-    """Return what ``environment`` returned as a line of a report."""
+    """Return the result of ``environment`` as a line of a report."""
     return f"{info['machine']}; " + ", ".join(f"{name} {number}" for name, number in info["versions"].items())
 
 
 def machines(runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of all machines and versions on which these runs ran."""
+    """Return one line for each set of machine and versions of these runs."""
     return sorted({in_words(run["environment"]) for run in runs})
 
 
 def cpu_name() -> str:
-    """Return the processor's name where the system tells it, else the architecture."""
+    """Return the architecture and, if the system tells it, the CPU's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

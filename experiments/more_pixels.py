@@ -1,19 +1,19 @@
-"""More pixels for the same tokens: what does fine-tuning make of them, from a function that is the source's at first?
+"""Does fine-tuning make use of more pixels for the same tokens, if it starts from the source's function?
 
-A small ViT is trained on CIFAR-10 at 16 x 16 pixels, patch 2. From it every arm is fine-tuned, for as many steps and
-for as long as the source itself:
+A small ViT is trained on CIFAR-10 at 16 x 16 pixels, patch 2. Every arm is fine-tuned from it, once for as many steps
+as the arm "source" and once for as much time:
 
-    source     the source at 16 px, 64 tokens: what the pixels are compared with
+    source     the source at 16 px, 64 tokens: the baseline
     stride 4   its transplant with stride 4 at 32 px, 64 tokens: at first the source on averages of 2 x 2 pixels
-    averages   the same with a leaner stem: its first layer carries the averages, beside channels that are free to learn
+    averages   the same with a leaner stem: its first layer carries the averages, and its other channels are free
     kernel 4   the plain ViT at 32 px with its kernel spread over 4 x 4 pixels, 64 tokens: the same function at first
     patch 2    the plain ViT at 32 px, 256 tokens, positions resampled: the ceiling, at four times the tokens
 
     python -m tools.cifar10 DATA
     python -m experiments.more_pixels --data-dir DATA --out OUT --threads 1
 
-A run that is killed goes on from its last checkpoint in OUT/runs/NAME; OUT/runs.jsonl gets a line when one is done. OUT
-gets ``results.txt`` and ``more_pixels.png``, of the runs there are; ``--report`` writes only these.
+A killed run continues from its last checkpoint in OUT/runs/NAME; OUT/runs.jsonl gets a line for each finished run. OUT
+gets ``results.txt`` and ``more_pixels.png`` of the finished runs; ``--report`` writes only these.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ TUNING = Settings(
 Precision = Mapping[str, Any]
 CONDITIONS, PICTURE, RESULTS = "conditions.json", "more_pixels.png", "results.txt"
 SAME = 1.05
-"""Steps that take at most so many times as long as the source's count as equal."""
+"""An arm's steps count as equal in time if they take at most this factor longer than the source's."""
 
 ROUNDS = 3
-"""In which the arms' steps are timed one after the other, so that what else the machine does falls on all of them."""
+"""Rounds in which each arm's steps are timed in turn, so that other load on the machine affects all arms."""
 
 
 def halved(split: Split) -> Split:
-    """Return images at half the height and width: averages of 2 x 2 pixels, rounded to bytes."""
+    """Return images of half the height and width: averages of 2 x 2 pixels, rounded to bytes."""
     small = F.avg_pool2d(split.images.float(), 2).round().byte()
     return Split(small.contiguous(memory_format=torch.channels_last), split.labels)
 
@@ -90,14 +90,14 @@ def start_model(arm: str, source: nn.Module) -> nn.Module:
 
 
 def settings_of(arm: str, seed: int, steps: int, precision: Precision, epochs: int = 1) -> Settings:
-    """Return how an arm is trained; its images are shifted by as much of their side."""
+    """Return an arm's settings; all arms shift their images by the same fraction of the side."""
     size, crop = (SMALL, 2) if arm == "source" else (0, 4)
     steps_each = max(steps // epochs, 1)
     return replace(TUNING, size=size, crop=crop, seed=seed, epochs=epochs, epoch_steps=steps_each, **precision)
 
 
 def images_of(arm: str, split: Split) -> Split:
-    """Return the images that an arm sees."""
+    """Return the images of an arm."""
     return halved(split) if arm == "source" else split
 
 
@@ -113,7 +113,7 @@ def step_time(arm: str, source: nn.Module, images: Split, precision: Precision) 
 
 
 def conditions(source: nn.Module, images: Split, test: Split, out: Path, precision: Precision) -> dict[str, Any]:
-    """Return what is measured once: how much longer a step of each arm takes, its cost, and its accuracy untrained."""
+    """Measure each arm once: its time per step relative to the source's, its cost, and its untrained accuracy."""
     path = out / CONDITIONS
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -134,21 +134,21 @@ def train_source(images: Split, test: Split, out: Path, precision: Precision) ->
     training = Training(replace(SOURCE, **precision), halved(images))
     train(training, halved(test), out / "source", show=True)
     model: Any = load_trained(out / "source", "cpu")
-    model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
+    model.pretrained_cfg.update(mean=MEAN, std=STD)  # a transplant needs them
     return model
 
 
 def run(name: str, settings: Settings, arm: str, source: nn.Module, images: Split, test: Split, out: Path) -> Row:
-    """Fine-tune one arm from its last checkpoint and return its line."""
+    """Fine-tune one arm from its last checkpoint and return its line for ``runs.jsonl``."""
     training = Training(settings, images_of(arm, images), model=start_model(arm, source))
     train(training, images_of(arm, test), out / "runs" / name, show=True)
     return {"run": name, "arm": arm, "accuracy": training.history[-1]["accuracy"], **training.record()}
 
 
 def plan(seeds: Iterable[int], ratios: Mapping[str, float]) -> list[tuple[str, str, int]]:
-    """Return budget, arm and seed of all runs, the cheap ones first, so that a machine that is lost leaves whole seeds.
+    """Return budget, arm and seed of all runs, the cheap ones first, so that a lost machine leaves complete seeds.
 
-    An arm whose step takes as long as the source's has one run for both budgets.
+    An arm with steps as fast as the source's has one run for both budgets.
     """
     runs = [(BUDGETS[0], arm, seed) for seed, arm in product(seeds, ARMS)]
     runs += [(BUDGETS[1], arm, seed) for seed, arm in product(seeds, ARMS) if ratios[arm] > SAME]
@@ -156,7 +156,7 @@ def plan(seeds: Iterable[int], ratios: Mapping[str, float]) -> list[tuple[str, s
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Do the runs that are not done, seed by seed and the arms side by side; keep each as it ends."""
+    """Do the missing runs, seed by seed and arm by arm; save each when it ends."""
     images, test = data.read(args.data_dir, SOURCE, "cpu")
     source = train_source(images, test, args.out, args.bfloat16)
     ratios = conditions(source, images, test, args.out, args.bfloat16)["ratios"]
@@ -173,7 +173,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 
 def figures(runs: list[Row], budget: str) -> dict[str, Scores]:
-    """Return the accuracies of each arm by seed."""
+    """Return the accuracies of each arm under a budget, by seed."""
     timed = {row["arm"] for row in runs if row["budget"] == BUDGETS[1]}
     own = [row for row in runs if row["budget"] == budget or row["arm"] not in timed]
     return {arm: {row["seed"]: row["accuracy"] for row in own if row["arm"] == arm} for arm in ARMS}
@@ -209,7 +209,7 @@ def to_text(out: Path) -> str:
 
 
 def report(out: Path) -> None:
-    """Write table and picture of the runs there are."""
+    """Write the table and picture of the finished runs."""
     runs = read_lines(out / RUNS)
     if not runs:
         return
@@ -255,7 +255,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what is missing, then write the report; return the exit code."""
+    """Do the missing runs, then write the report; return the exit code."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,15 @@
-"""The embedded model: vit_nano4_convstem on CIFAR-10, with a teacher and without, on two processor cores.
+"""The embedded model: vit_nano4_convstem on CIFAR-10, with and without a teacher, on two CPU cores.
 
     python -m tools.cifar10 DATA
     python -m experiments.nano4 --data-dir DATA --out OUT --threads 2                 # teacher, then student
     python -m experiments.nano4 --data-dir DATA --out OUT --threads 2 --stages plain  # the recipe without teacher
     python -m experiments.nano4 --data-dir DATA --out OUT --jobs 2 --stages levers    # short runs, one change each
-    python -m experiments.nano4 --data-dir DATA --out OUT --stages report             # what is there, and the hours
+    python -m experiments.nano4 --data-dir DATA --out OUT --stages report             # results so far, and the hours
 
-Each stage has a folder in OUT with its last checkpoint; OUT/runs.jsonl gets a line when a stage or a short run is done.
-Interrupt or kill it freely: the same command goes on from the last whole epoch, to the same result. The test images are
-looked at once, after the last epoch; the levers are judged on training images that are held out. The hours are the sum
-over epochs, so those of an epoch that was killed are not in them; hours of processor time over the number of cores are
-what quiet cores take.
+Each stage has a folder in OUT with its last checkpoint; OUT/runs.jsonl gets a line for each finished stage or short
+run. It can be interrupted or killed: the same command continues from the last complete epoch, to the same result. The
+test images are used once, after the last epoch; the levers are compared on held-out training images. The hours are the
+sum over complete epochs; processor hours divided by the number of cores are the time on quiet cores.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ STUDENT = replace(PLAIN, teacher_share=0.8, views=12, temperature=1.0)
 STAGES = {"teacher": TEACHER, "student": STUDENT, "plain": PLAIN}
 
 SHORT = Settings(epochs=3, train_images=10_000, holdout=5_000, **BFLOAT16)
-"""What the levers change, one at a time."""
+"""The base of the levers, which change one setting each."""
 
 LEVERS = {
     "as it is": {},
@@ -81,7 +80,7 @@ def score(row: Row) -> float:
 
 
 def lever_lines(out: Path) -> list[str]:
-    """Return the table of the levers: accuracy on held-out images, what each adds, paired by seed, and its time."""
+    """Return the table of the levers: accuracy on held-out images, gain paired by seed, and time."""
     done, planned = by_name(out), lever_runs()
     found: dict[str, dict[int, Row]] = {}
     for name, seed in product(LEVERS, SEEDS):
@@ -103,7 +102,7 @@ def lever_lines(out: Path) -> list[str]:
 
 
 def stage_lines(out: Path) -> list[str]:
-    """Return the table of the long runs: how far, accuracy after the last epoch, size, work, hours."""
+    """Return the table of the long runs: epochs, accuracy after the last one, size, work, hours."""
     columns = {"epochs": 10, "accuracy %": 12, "parameters": 12, "GMACs": 8, "PFLOP": 8, "hours": 8, "of processor": 14}
     lines = [f"{'stage':<10}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
     found = begun_stages(out)
@@ -119,20 +118,20 @@ def stage_lines(out: Path) -> list[str]:
 
 
 def begun_stages(out: Path) -> dict[str, Row]:
-    """Return the long runs: a line of the file where they are done, else what their checkpoint has."""
+    """Return the records of the long runs: of finished runs from the file, of others from their checkpoint."""
     done = by_name(out)
     begun = [name for name in STAGES if name in done or (out / name / CHECKPOINT).exists()]
     return {name: done.get(name) or so_far(out / name) for name in begun}
 
 
 def report(out: Path) -> str:
-    """Return what is there."""
+    """Return the tables of the results so far."""
     sections = filter(None, (lever_lines(out), stage_lines(out)))
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
 def carry_out(stage: str, args: argparse.Namespace) -> None:
-    """Do one stage, from where it was."""
+    """Do one stage, from its last checkpoint."""
     if stage == "report":
         print(report(args.out), end="")
     elif stage == "levers":

@@ -1,10 +1,10 @@
-"""Print the paper's tables beside what this repository computes and has trained.
+"""Print the paper's tables beside the results of this repository.
 
     python -m experiments.paper_table
 
-Parameters and multiply-adds are counted now, on the built models. Accuracies of this repository come from the registry
-and the logs in experiments/results; "not trained here" is what it says. The paper: Xiao et al., "Early Convolutions
-Help Transformers See Better", arXiv 2106.14881. The CIFAR-10 references: Hassani et al., arXiv 2104.05704.
+Parameters and multiply-adds are counted on the built models. Accuracies of this repository come from the registry and
+the logs in experiments/results. The paper: Xiao et al., "Early Convolutions Help Transformers See Better", arXiv
+2106.14881. The CIFAR-10 references: Hassani et al., arXiv 2104.05704.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ ERRORS = {
     ("36gf", "patchify"): (19.9, 18.8, 18.2, 15.1),
     ("36gf", "conv"): (18.3, 17.6, 16.8, 14.2),
 }
-"""ImageNet-1k top-1 error, 224 pixels, AdamW."""
+"""ImageNet-1k top-1 error in per cent, 224 pixels, AdamW."""
 
 OPTIMIZERS = {"patchify": (27.7, 33.0), "conv": (24.0, 24.7)}
 """4GF, 50 epochs: error with AdamW and with SGD."""
 
 NORMS = {"patchify": 23.2, "conv, BatchNorm": 20.9, "conv, LayerNorm": 21.1}
-"""4GF, 100 epochs (the paper's ablation has its own baseline)."""
+"""4GF, 100 epochs: top-1 error; the paper's ablation has its own baseline."""
 
 CIFAR = {
     "ViT-Lite-7/4 (patchify)": (91.38, 3.717, 0.239),
@@ -85,7 +85,7 @@ def size_lines() -> list[str]:
 
 
 def trained(folder: str) -> str:
-    """Return the accuracy that the logs in experiments/results end with after all cycles, or that there are none."""
+    """Return the final accuracy in the logs in experiments/results after all cycles, or that there are no logs."""
     cycles = []
     for path in sorted((RESULTS / folder).glob("summary*.csv")):
         with open(path, encoding="utf-8") as file:
@@ -106,14 +106,14 @@ def error_lines() -> list[str]:
 
 
 def optimizer_lines() -> list[str]:
-    """Return the comparison of optimizers: the paper's, then ours at CIFAR scale where it has been run."""
+    """Return the comparison of optimizers: the paper's, then ours at CIFAR scale, if it has been run."""
     lines = [f"{'4GF, 50 epochs':<16}{'AdamW':>8}{'SGD':>8}{'gap':>8}"]
     lines += [f"{stem:<16}{adamw:>8}{sgd:>8}{sgd - adamw:>8.1f}" for stem, (adamw, sgd) in OPTIMIZERS.items()]
     return [*lines, "", "here, at CIFAR scale:", *run_here("cifar10_evidence*")]
 
 
 def run_here(folders: str) -> list[str]:
-    """Return the reports in some folders of experiments/results, or that there are none."""
+    """Return the reports in matching folders of experiments/results, or that there are none."""
     paths = sorted(RESULTS.glob(f"{folders}/results.txt"))
     return [line for path in paths for line in (*path.read_text(encoding="utf-8").splitlines(), "")] or ["not run here"]
 

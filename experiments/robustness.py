@@ -1,18 +1,18 @@
 """Is a conv stem more robust against adversarial images than its patchify twins? Adversarially trained nano models.
 
-Singh et al. (arXiv 2303.01870) report about four points of AutoAttack accuracy for a conv stem at the size of ViT-S on
-ImageNet. This asks for the sign at the smallest scale: every stem is trained on images moved by projected gradient
-descent within a radius, and then attacked within the same radius.
+Singh et al. (arXiv 2303.01870) report a gain of about four points of AutoAttack accuracy for a conv stem at the size of
+ViT-S on ImageNet. This tests the sign of the gain at the smallest scale: every stem is trained on images moved by
+projected gradient descent within a radius, and then attacked within the same radius.
 
     pip install "convstem[robustness]"
     python -m tools.cifar10 DATA
     python -m experiments.robustness --data-dir DATA --out OUT --epochs 10 --seeds 0 1 2 --jobs 2
 
 The attacks are those of the Adversarial Robustness Toolbox: PGD-50 on ``--attacked`` test images, and AutoAttack on
-``--autoattacked`` of them, with three of its four parts: APGD on cross-entropy and on the difference of logits ratio,
-and Square, which with its usual 5,000 iterations takes longer than the training (FAB is missing). Interrupt it freely:
-the same command goes on. OUT/runs.jsonl gets a line when a run is done, with its figures; OUT gets ``results.txt`` and
-``robustness.png``.
+``--autoattacked`` images. AutoAttack has three of its four parts: APGD on cross-entropy and on the difference of logits
+ratio, and Square, which takes longer than the training at its usual 5,000 iterations; FAB is missing. It can be
+interrupted: the same command continues. OUT/runs.jsonl gets a line with the figures of each finished run; OUT gets
+``results.txt`` and ``robustness.png``.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ ATTACKS = ("clean", "PGD-50", "AutoAttack")
 SQUARE = "Square's iterations"
 
 Found = dict[str, dict[int, Row]]
-"""Lines of the runs by stem and seed."""
+"""Records of the runs by stem and seed."""
 
 
 def classifier(model: nn.Module, device: str) -> Any:
-    """Return a model as the toolbox wants it: images in 0 to 1, normalisation inside."""
+    """Return a model for the toolbox: it takes images in 0 to 1 and normalises them."""
     from art.estimators.classification import PyTorchClassifier
 
     statistics = tuple(numpy.array(values, dtype=numpy.float32).reshape(3, 1, 1) for values in (MEAN, STD))
@@ -75,10 +75,10 @@ def attacks(target: Any, radius: float, square_iterations: int) -> dict[str, Any
 
 
 def attacked_accuracy(target: Any, attack: Any, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images that a classifier still gets right, in per cent.
+    """Return the accuracy of a classifier under an attack, in per cent.
 
     Args:
-        attack: of the toolbox; None: the images as they are.
+        attack: of the toolbox; None for clean images.
         images: bytes [count, 3, height, width].
         labels: classes [count].
     """
@@ -91,20 +91,20 @@ def measure(model: nn.Module, test: Split, settings: Settings, counts: dict[str,
     """Return the accuracy under each attack.
 
     Args:
-        counts: on how many images, spread evenly over the test images, by attack; and of Square's iterations.
+        counts: number of images for each attack, spread evenly over the test images; and Square's iterations.
     """
     target = classifier(model, device)
     found = {"clean": None, **attacks(target, settings.attack_radius, counts[SQUARE])}
     figures = {}
     for name in ATTACKS:
         rows = torch.linspace(0, len(test.labels) - 1, counts[name]).long()
-        numpy.random.seed(settings.seed)  # the toolbox draws from numpy's
+        numpy.random.seed(settings.seed)  # the toolbox uses numpy's global state
         figures[name] = attacked_accuracy(target, found[name], test.images[rows], test.labels[rows])
     return figures
 
 
 def carry_out(name: str, settings: Settings, where: sweep.Where, counts: dict[str, int]) -> Row:
-    """Train and attack one model, and return what is kept."""
+    """Train and attack one model, and return its record."""
     row = sweep.train_one(name, settings, where)
     if sweep.DIVERGED in row:
         return row
@@ -114,7 +114,7 @@ def carry_out(name: str, settings: Settings, where: sweep.Where, counts: dict[st
 
 
 def refuse_other_attacks(out: Path, counts: dict[str, int]) -> None:
-    """Raise ``ValueError`` if runs in a folder were attacked with other counts; nothing is trained then."""
+    """Raise ``ValueError``, before any training, if runs in a folder were attacked with other counts."""
     found, _ = read_runs(out)
     if found and (changed := differences(found, counts)):
         raise ValueError(f"{out} was attacked with {changed}: choose another --out, or the same flags")
@@ -124,7 +124,7 @@ def refuse_other_attacks(out: Path, counts: dict[str, int]) -> None:
 
 
 def read_runs(out: Path) -> tuple[dict[str, int], Found]:
-    """Return on how many images each attack ran, and the runs that were attacked, in the order of the stems.
+    """Return the counts of the attacks, and the attacked runs in the order of the stems.
 
     Raises:
         ValueError: runs were attacked differently.
@@ -167,7 +167,7 @@ def accuracies(rows: Mapping[int, Row], attack: str) -> Scores:
 
 
 def circumstances(rows: Sequence[Row]) -> list[str]:
-    """Return how the models were trained, on what, and for how long."""
+    """Return the settings of the training, the hours, and the machines."""
     shared = rows[0]["settings"]
     hours, work = sum(row["cpu_hours"] for row in rows), sum(map(pflop, rows))
     return [
@@ -179,7 +179,7 @@ def circumstances(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(found: Found, path: Path) -> None:
-    """Draw the accuracy under each attack: a dot for each seed, a column for each stem."""
+    """Draw the accuracy under each attack: a dot per seed, a column per stem."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -195,7 +195,7 @@ def plot(found: Found, path: Path) -> None:
 
 
 def write(out: Path) -> None:
-    """Print the table of a folder, and write it and the picture there."""
+    """Print the table of a folder; write it and the picture there."""
     counts, found = read_runs(out)
     text = to_text(counts, found)
     write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))
@@ -226,7 +226,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and attack what is missing, then report."""
+    """Do the missing runs, then report."""
     args = parse_args(argv)
     common = Settings(
         opt="adamw", lr=2e-3, clip_grad=1.0, epochs=args.epochs, batch_size=args.batch_size,

@@ -1,6 +1,6 @@
-"""The runs of an experiment: several at a time, in processes that share the threads, and a line for each that is done.
+"""The runs of an experiment: several at a time, in processes that share the threads, with a line for each finished run.
 
-``runs.jsonl`` has one JSON object a line, in the order in which the runs ended.
+``runs.jsonl`` has one JSON object per line, in the order in which the runs ended.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ RUNS = "runs.jsonl"
 Key = TypeVar("Key")
 Found = TypeVar("Found")
 Row = dict[str, Any]
-"""What is kept of a run."""
+"""The record of a run."""
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a run to a file, in one write at its end, so that processes that do it at the same time do not mix lines.
+    """Append a run to a file in a single write, so that simultaneous processes do not mix lines.
 
     Raises:
-        OSError: there is no room for the line.
+        OSError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = f"{json.dumps(row)}\n".encode()
@@ -37,10 +37,10 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[Row]:
-    """Return the runs in a file, oldest first; none where there is no file.
+    """Return the runs in a file, oldest first; none if there is no file.
 
     Raises:
-        ValueError: a line is no JSON.
+        ValueError: a line is not JSON.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
@@ -54,23 +54,23 @@ def _parse(path: Path, number: int, line: str) -> Row:
 
 
 def by_name(folder: Path) -> dict[str, Row]:
-    """Return the runs in a folder's file, by the name that is their ``run``."""
+    """Return the runs in a folder's file, by name (their field ``run``)."""
     return {row["run"]: row for row in read_lines(folder / RUNS)}
 
 
 def carry_out(
     work: Callable[..., Found], calls: Mapping[Key, tuple[Any, ...]], jobs: int, total: int
 ) -> Iterator[tuple[Key, Found]]:
-    """Yield each call's key and what it returned, as they end; show a progress bar.
+    """Yield each call's key and result as it ends; show a progress bar.
 
     Args:
-        work: what a process calls, of a module that it can import.
-        calls: the arguments of each call, in the order to begin with.
+        work: function to call in a process, from an importable module.
+        calls: the arguments of each call, in starting order.
         jobs: processes at a time.
-        total: how many runs there are with those that were done before.
+        total: number of runs, including those done before.
 
     Raises:
-        Exception: the first error of a run, after those that were under way beside it have ended and were yielded.
+        Exception: the first error of a run, raised after the other runs under way have ended and were yielded.
     """
     threads = max(torch.get_num_threads() // jobs, 1)
     errors = []

@@ -1,4 +1,4 @@
-"""Figures of several seeds, as the reports print them: mean and spread, paired differences, a claim's line."""
+"""Statistics over seeds for the reports: mean and spread, paired differences, the line of a claim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Scores = dict[int, float]
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:
-    """Return mean and sample standard deviation as text; none of no values."""
+    """Return mean and sample standard deviation as text; empty for no values."""
     values = list(values)
     deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}" if values else ""
@@ -22,7 +22,7 @@ def paired(scores: Scores, other: Scores) -> Scores:
 
 
 def interval(values: Collection[float]) -> tuple[float, float]:
-    """Return where the mean of all seeds lies with 95 % confidence, by Student's t; for two seeds or more."""
+    """Return the 95 % confidence interval of the mean, by Student's t; needs two values or more."""
     from scipy import stats
 
     error = statistics.stdev(values) / len(values) ** 0.5
@@ -31,13 +31,13 @@ def interval(values: Collection[float]) -> tuple[float, float]:
 
 
 def with_interval(values: Collection[float], digits: int = 2) -> str:
-    """Return mean and spread as text and, of two values and more, where the mean lies with 95 % confidence."""
+    """Return mean and spread as text and, for two values or more, the mean's 95 % confidence interval."""
     low_high = f" [{{:.{digits}f}}, {{:.{digits}f}}]".format(*interval(values)) if len(values) > 1 else ""
     return spread(values, digits) + low_high
 
 
 def verdict(name: str, differences: Scores) -> str:
-    """Return a claim's line: the differences in its favour, how many seeds agree, and where their mean lies."""
+    """Return the line of a claim: mean difference in its favour, how many seeds agree, and the mean's interval."""
     values = differences.values()
     line = f"{name:<64}{spread(values):>16}   {sum(value > 0 for value in values)} of {len(values)} seeds"
     return line + (" (95 %: {:.1f} to {:.1f})".format(*interval(values)) if len({*values}) > 1 else "")

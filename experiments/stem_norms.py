@@ -1,15 +1,16 @@
 """Which norm should a stem have after a transplant: BatchNorm, frozen BatchNorm, or none?
 
 The small patchify ViT of ``transplant_cifar10.py`` is trained on CIFAR-10 and transplanted to a conv stem with each
-norm. Then, with AdamW and SGD, in batches of 128 and of 8 images:
+norm. Then:
 
-1. Fine-tuning of the patchify model and of the three transplants, every start on the same batches under the same seed.
-2. Training from scratch with BatchNorm and without norm, by AdamW in batches of 128.
+1. The patchify model and the three transplants are fine-tuned with AdamW and SGD, in batches of 128 and of 8 images,
+   all on the same batches for one seed.
+2. Models with BatchNorm and without a norm are trained from scratch, with AdamW in batches of 128.
 
     python -m tools.cifar10 DATA
     OMP_NUM_THREADS=1 python -m experiments.stem_norms --data-dir DATA --out OUT
 
-OUT gets ``results.json`` and ``results.txt``, rewritten after each run; the same call again goes on from there.
+OUT gets ``results.json`` and ``results.txt``, rewritten after each run; the same call again continues there.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ STEPS = {128: 60, 8: 240}
 """By batch size."""
 
 RATES = {("AdamW", 128): 1e-3, ("AdamW", 8): 2.5e-4, ("SGD", 128): 0.02, ("SGD", 8): 0.00125}
-"""Peak rates, not tuned: with the batch, AdamW's goes by the square root, SGD's in proportion."""
+"""Peak rates, not tuned: AdamW's scale with the square root of the batch, SGD's in proportion."""
 
 OPTIMISERS = {"AdamW": ("adamw", 0.05), "SGD": ("momentum", 0.0)}
 """timm name and weight decay."""
@@ -58,12 +59,12 @@ OPTIMISERS = {"AdamW": ("adamw", 0.05), "SGD": ("momentum", 0.0)}
 SCRATCH_STEPS = 150
 TEST_IMAGES = 5000
 WINDOW = 20
-"""Steps over which the last training loss is averaged, in units of batches of 128."""
+"""Number of last steps over which the training loss is averaged, for batches of 128; more for smaller batches."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what was trained how, and the fraction of the test images that is right at the end."""
+    """One training run, and the fraction of test images that it classifies correctly at the end."""
 
     part: str
     """``fine-tuning`` or ``scratch``."""
@@ -77,7 +78,7 @@ class Run:
 
 
 def plan(seeds: list[int]) -> Iterator[Run]:
-    """Yield every run to be done."""
+    """Yield all runs."""
     for seed, name, batch, start in product(seeds, OPTIMISERS, BATCHES, STARTS):
         yield Run("fine-tuning", name, batch, start, seed)
     for seed, norm in product(seeds, ("batchnorm2d", "none")):
@@ -99,7 +100,7 @@ def start_model(run: Run, source: nn.Module, data: Split) -> nn.Module:
 
 
 def carry_out(run: Run, source: nn.Module, data: Split, test: Split) -> Run:
-    """Train one model and return what was measured."""
+    """Train one model and return its run with the results."""
     model = start_model(run, source, data)
     name, decay = OPTIMISERS[run.optimiser]
     steps = SCRATCH_STEPS if run.part == "scratch" else STEPS[run.batch]
@@ -110,7 +111,7 @@ def carry_out(run: Run, source: nn.Module, data: Split, test: Split) -> Run:
 
 
 def to_text(runs: list[Run], source: float, machine: str) -> str:
-    """Return the report: one line for each start, mean and standard deviation over seeds."""
+    """Return the report: one line per start, with mean and standard deviation over seeds."""
     lines = [
         f"The norm of a transplanted stem: CIFAR-10, {TEST_IMAGES} test images",
         machine,

@@ -1,19 +1,19 @@
 """A trained classifier, transplanted, keeps its accuracy and fine-tunes as well as the original.
 
-A small patchify ViT is trained on CIFAR-10, and its patch embedding transplanted to a conv stem. Then:
+A small patchify ViT is trained on CIFAR-10, and its patch embedding is transplanted to a conv stem. Then:
 
 1. Same function: predictions of both on all test images, in float32 and under bfloat16 autocast. Controls: the same
    model with a re-initialised stem, with fresh and with re-estimated BatchNorm statistics.
-2. Fine-tuning on CIFAR-10 for the same steps: the patchify model continuing, the transplant, the transplant with
-   frozen BatchNorm, and a re-initialised stem. Every start sees the same batches under the same seed.
-3. BatchNorm drift: how far train-mode forwards, without any weight update, move the transplant from its source.
+2. Fine-tuning on CIFAR-10 for the same steps: the patchify model, the transplant, the transplant with frozen
+   BatchNorm, and a re-initialised stem. For one seed, all see the same batches.
+3. BatchNorm drift: how far train-mode forward passes, without weight updates, move the transplant from its source.
 
     python -m tools.cifar10 DATA
     OMP_NUM_THREADS=2 python -m experiments.transplant_cifar10 --data-dir DATA --out OUT
 
-OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, the source model and the
-images as tensors; ``--resume`` goes on from what is there. There is one source model, trained with one seed;
-``--seeds`` are those of fine-tuning batches and re-initialised stems.
+OUT gets ``results.json``, ``results.txt`` and ``finetune.png``, rewritten after each run, the source model, and the
+images as tensors; ``--resume`` continues from there. There is one source model, trained with one seed; ``--seeds`` are
+for fine-tuning batches and re-initialised stems.
 
 The exit code is 1 if the transplant changes more than one prediction or a control is not near chance.
 """
@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace, data: Split, test: Split) -> dict[str, Any]:
-    """Return everything that the results depend on, JSON-plain."""
+    """Return everything that the results depend on, as plain JSON data."""
     return {
         "trunk": TRUNK, "stem": STEM.model_args, "epochs": args.epochs, "steps": args.steps, "seeds": args.seeds,
         "batch": BATCH, "source_rate": SOURCE_RATE, "optimisers": {name: list(OPTIMISERS[name]) for name in OPTIMISERS},
@@ -83,7 +83,7 @@ def settings(args: argparse.Namespace, data: Split, test: Split) -> dict[str, An
 
 
 def get_source(path: Path, epochs: int, data: Split) -> nn.Module:
-    """Return the trained patchify model, from its file if that exists."""
+    """Return the trained patchify model, from its file if it exists."""
     source = create_source()
     if path.exists():
         source.load_state_dict(torch.load(path, weights_only=True))
@@ -95,7 +95,7 @@ def get_source(path: Path, epochs: int, data: Split) -> nn.Module:
 
 
 def measure(source: nn.Module, twin: nn.Module, data: Split, test: Split, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the results, but for those of fine-tuning."""
+    """Return all results except those of fine-tuning."""
     return {
         "report": twin.transplant_report.summary(),
         "function": compare(source, twin, test),
@@ -113,7 +113,7 @@ def holds(results: dict[str, Any]) -> bool:
 def fine_tune_all(
     results: dict[str, Any], args: argparse.Namespace, models: tuple[nn.Module, nn.Module], data: Split, test: Split
 ) -> None:
-    """Do the fine-tuning runs that ``results`` lacks, several at a time, and save after each."""
+    """Do the fine-tuning runs missing in ``results``, several at a time, and save after each."""
     begin, spent = time.perf_counter(), results["seconds"]
     done = {(run.optimiser, run.start, run.seed) for run in results["runs"]}
     jobs = [Job(name, start, seed) for seed in args.seeds for name in OPTIMISERS for start in STARTS]

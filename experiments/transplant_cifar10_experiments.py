@@ -29,30 +29,30 @@ STEM = StemSpec((64, 128))
 """Two stride-2 layers, wide enough to carry every pixel with both signs."""
 
 ESTIMATION_BATCHES = 8
-"""From which the control's BatchNorm statistics are re-estimated."""
+"""Batches for re-estimating the control's BatchNorm statistics."""
 
 CLIP = 1.0
-"""Largest norm of a gradient."""
+"""Largest norm of the gradient."""
 
 OPTIMISERS = {"AdamW": ("adamw", 1e-3, 0.05), "SGD": ("momentum", 0.02, 0.0)}
-"""timm name, peak rate and weight decay of fine-tuning: one rate for every start, not tuned. SGD has momentum 0.9."""
+"""timm name, peak rate and weight decay of fine-tuning; the rates are not tuned. SGD has momentum 0.9."""
 
 WINDOW = 50
-"""Steps over which the first and the last training loss are averaged."""
+"""Number of first and of last steps over which the training loss is averaged."""
 
 STARTS = ("patchify, continuing", "transplant", "transplant, frozen BatchNorm", "re-initialised conv stem")
-"""The starts of fine-tuning in the order of the tables."""
+"""Starts of fine-tuning, in the order of the tables."""
 
 DRIFT_FORWARDS = (1, 10, 100)
 DRIFT_BATCHES = (128, 8)
 DRIFT_NORMS = {"BatchNorm, momentum 0.1": 0.1, "BatchNorm, momentum 0.01": 0.01, "frozen BatchNorm": None}
 DRIFT_IMAGES = 1000
-"""Test images on which the error of the patch embedding is measured."""
+"""Test images for the error of the patch embedding."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning run to be done."""
+    """One fine-tuning run to do."""
 
     optimiser: str
     start: str
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run(Job):
-    """One fine-tuning run that was done; the accuracy is a fraction of the test images."""
+    """One finished fine-tuning run; the accuracy is a fraction of the test images."""
 
     accuracy: float
     first: float
@@ -75,7 +75,7 @@ class Run(Job):
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return random crops, from images [batch, 3, 32, 32] padded with 4 black pixels, half of them mirrored."""
+    """Return random crops of images [batch, 3, 32, 32] padded with 4 black pixels; half of them are mirrored."""
     count, pad = len(images), 4
     top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
     mirrored = torch.rand(count, 1, generator=generator) < 0.5
@@ -86,7 +86,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def batches(data: Split, seed: int, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented, normalised images and their labels without end, each epoch in a new order."""
+    """Yield augmented, normalised images and their labels forever, each epoch in a new order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for rows in torch.randperm(len(data.labels), generator=generator).split(size):
@@ -94,14 +94,14 @@ def batches(data: Split, seed: int, size: int = BATCH) -> Iterator[tuple[Tensor,
 
 
 def create_source() -> nn.Module:
-    """Return the patchify ViT, untrained."""
+    """Return the untrained patchify ViT."""
     torch.manual_seed(0)
     overlay = {"mean": MEAN, "std": STD}
     return timm.create_model("vit_tiny_patch16_224", pretrained_cfg_overlay=overlay, **TRUNK)
 
 
 def reinitialised(source: nn.Module, seed: int) -> nn.Module:
-    """Return the source with a conv stem drawn at random."""
+    """Return the source with a randomly initialised conv stem."""
     torch.manual_seed(seed)
     model = copy.deepcopy(source)
     put_stem(model, STEM)
@@ -117,13 +117,13 @@ def train(
     show: bool = False,
     batch: int = BATCH,
 ) -> list[float]:
-    """Train a model in place, with warm-up over a twentieth of the steps and a cosine to zero; return its losses.
+    """Train a model in place, with warm-up over 5 % of the steps and cosine decay to zero; return its losses.
 
     Args:
-        seed: of the order of the images and their augmentation.
+        seed: for the order of the images and their augmentation.
         optimiser: timm name, peak rate and weight decay.
-        show: a progress bar.
-        batch: images of a step.
+        show: show a progress bar.
+        batch: images per step.
     """
     name, rate, decay = optimiser
     update = create_optimizer_v2(model, name, lr=rate, weight_decay=decay)
@@ -148,7 +148,7 @@ def train(
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
-    """Return a model's logits [count, classes] in eval mode, under bfloat16 autocast if asked for."""
+    """Return a model's logits [count, classes] in eval mode, under bfloat16 autocast if ``bf16``."""
     model.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         return torch.cat([model(normalise(part)).float() for part in images.split(250)])
@@ -160,7 +160,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Return the root-mean-square difference over the root mean square of what is expected."""
+    """Return the root-mean-square difference divided by the root mean square of the expected values."""
     return ((found - expected).double().norm() / expected.double().norm()).item()
 
 
@@ -168,7 +168,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def compare(source: nn.Module, twin: nn.Module, test: Split) -> dict[str, dict[str, float]]:
-    """Return accuracies of source and transplant in both precisions, and how far each is from the source in float32."""
+    """Return accuracies of source and transplant in both precisions, and their distance from the float32 source."""
     expected = predict(source, test.images)
     found = {
         f"{name}, {precision}": predict(model, test.images, precision == "bf16 autocast")
@@ -186,7 +186,7 @@ def compare(source: nn.Module, twin: nn.Module, test: Split) -> dict[str, dict[s
 
 
 def control(source: nn.Module, data: Split, test: Split, seeds: Sequence[int]) -> dict[str, list[float]]:
-    """Return the accuracies of the source with re-initialised stems, by the statistics of their BatchNorm."""
+    """Return the accuracies of the source with re-initialised stems, by kind of BatchNorm statistics."""
     found: dict[str, list[float]] = {"fresh": [], "re-estimated": []}
     for seed in seeds:
         model = reinitialised(source, seed)
@@ -206,7 +206,7 @@ def set_momentum(model: nn.Module, momentum: float | None) -> None:
 
 @torch.no_grad()
 def forward_stem(model: nn.Module, data: Split, seed: int, steps: Sequence[int], size: int) -> None:
-    """Run a model's stem in train mode, without weight updates, on as many batches as there are steps."""
+    """Run a model's stem in train mode, without weight updates, on the batches with these numbers."""
     model.patch_embed.train()
     for images, _ in islice(batches(data, seed, size), steps[0], steps[-1] + 1):
         model.patch_embed(images)
@@ -215,7 +215,7 @@ def forward_stem(model: nn.Module, data: Split, seed: int, steps: Sequence[int],
 
 @torch.no_grad()
 def drift(source: nn.Module, twin: nn.Module, data: Split, test: Split) -> list[dict[str, Any]]:
-    """Return the patch embedding's relative error, and the accuracy, after train-mode forwards of the stem."""
+    """Return the patch embedding's relative error and the accuracy after train-mode forward passes of the stem."""
     images = normalise(test.images[:: max(len(test.images) // DRIFT_IMAGES, 1)])
     expected, rows = source.patch_embed(images), []
     for size in DRIFT_BATCHES:
@@ -240,10 +240,10 @@ def start_model(start: str, source: nn.Module, twin: nn.Module, seed: int) -> nn
 
 
 def fine_tune(job: Job, models: tuple[nn.Module, nn.Module], data: Split, test: Split, steps: int) -> Run:
-    """Fine-tune one model and return what was measured.
+    """Fine-tune one model and return its results.
 
     Args:
-        models: source and transplant, which stay as they are.
+        models: source and transplant, which stay unchanged.
     """
     model = start_model(job.start, *models, job.seed)
     losses = train(model, data, 1000 + job.seed, steps, OPTIMISERS[job.optimiser])  # other batches than the source's

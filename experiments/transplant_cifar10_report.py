@@ -1,4 +1,4 @@
-"""Text table and plot of experiments/transplant_cifar10.py, and the file of its results."""
+"""Report, plot and results file of experiments/transplant_cifar10.py."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def per_cent(fractions: Sequence[float]) -> list[float]:
 
 
 def function_table(results: dict[str, Any]) -> list[str]:
-    """Return the lines about the unchanged function."""
+    """Return the table of the unchanged function."""
     lines = [f"{'':<42}{'accuracy %':>16}{'changed predictions':>21}{'logit error':>13}"]
     for name, row in results["function"].items():
         lines.append(f"{name:<42}{100 * row['accuracy']:>16.2f}{row['changed']:>21}{row['logit_error']:>13.1e}")
@@ -53,7 +53,7 @@ def function_table(results: dict[str, Any]) -> list[str]:
 
 
 def standard_error(results: dict[str, Any]) -> float:
-    """Return the standard error of the source's accuracy that comes from the number of test images."""
+    """Return the standard error of the source's accuracy due to the number of test images."""
     score = results["function"]["source, float32"]["accuracy"]
     return math.sqrt(score * (1 - score) / results["setting"]["test_images"])
 
@@ -65,7 +65,7 @@ def runs_of(results: dict[str, Any], optimiser: str, start: str) -> list[Run]:
 
 
 def tuning_table(results: dict[str, Any], optimiser: str) -> list[str]:
-    """Return the lines about fine-tuning with one optimiser."""
+    """Return the table of fine-tuning with one optimiser."""
     name, rate, decay = OPTIMISERS[optimiser]
     lines = [
         f"{optimiser} (timm's {name}, rate {rate:g}, weight decay {decay:g})",
@@ -84,7 +84,7 @@ def tuning_table(results: dict[str, Any], optimiser: str) -> list[str]:
 
 
 def drift_table(results: dict[str, Any]) -> list[str]:
-    """Return the lines about BatchNorm drift."""
+    """Return the table of BatchNorm drift."""
     counts = list(results["drift"][0]["errors"])
     lines = [f"{'':<28}{'batch':>6}" + "".join(f"{f'after {n}':>11}" for n in counts) + f"{'accuracy %':>12}"]
     for row in results["drift"]:
@@ -123,7 +123,7 @@ def to_text(results: dict[str, Any]) -> str:
 
 
 def plot_losses(axes: Any, results: dict[str, Any], optimiser: str) -> None:
-    """Plot the training losses of each start: mean and range over seeds of a running mean."""
+    """Plot the running mean of each start's training loss: its mean and range over seeds."""
     width = max(results["setting"]["steps"] // 15, 1)
     for start, colour in COLOURS.items():
         curves = [run.losses for run in runs_of(results, optimiser, start)]
@@ -157,7 +157,7 @@ def plot_accuracies(axes: Any, results: dict[str, Any]) -> None:
 
 
 def plot_drift(axes: Any, results: dict[str, Any]) -> None:
-    """Plot the error of the patch embedding against the number of train-mode forwards."""
+    """Plot the error of the patch embedding over the number of train-mode forward passes."""
     for row in results["drift"]:
         line = "-" if row["batch"] == DRIFT_BATCHES[0] else "--"
         steps, errors = [int(count) for count in row["errors"]], list(row["errors"].values())

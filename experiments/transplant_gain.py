@@ -1,7 +1,8 @@
-"""What is a transplant good for? A good patchify ViT fine-tuned as it is, with a transplanted stem, and with a new one.
+"""The gain of a transplant: a good patchify ViT is fine-tuned as it is, with a transplanted stem, and with a new stem.
 
-Every start is trained by AdamW and by SGD, in batches of 128 and of 8, whole and with a frozen trunk; for as many steps
-as the patchify model, and for as long (a conv stem's steps take longer, so it gets fewer).
+Every start is trained with AdamW and with SGD, in batches of 128 and of 8, as a whole and with a frozen trunk. The
+transplant is trained for as many steps as the patchify model and, with fewer steps because they are slower, for as much
+time.
 
     python -m tools.cifar10 DATA
     python -m experiments.nano4 --data-dir DATA --out NANO4 --threads 2 --stages teacher
@@ -13,8 +14,8 @@ as the patchify model, and for as long (a conv stem's steps take longer, so it g
     python -m experiments.transplant_gain --data-dir DATA --out OUT --source SOURCE --jobs 2
 
 The real DINOv2 ViT-S with a linear head is another source: ``experiments.linear_probe``, then ``--size 64 --steps 39
---images 5000`` and RATES here. OUT/runs.jsonl gets a line when a run is done, and the same command goes on from there;
-OUT gets ``results.txt`` and ``gain.png``.
+--images 5000`` and other rates here. OUT/runs.jsonl gets a line for each finished run, and the same command continues
+from there; OUT gets ``results.txt`` and ``gain.png``.
 """
 
 from __future__ import annotations
@@ -51,25 +52,25 @@ from tools.cifar10 import SIZE
 SCOPES = ("all", "stem and head")
 BUDGETS = ("steps", "time")
 RATES = {"adamw": 1e-3, "sgd": 0.02}
-"""Peak rates of batch 128, the same for every start."""
+"""Peak rates for batches of 128, the same for every start."""
 
 EXPONENTS = {"adamw": 0.5, "sgd": 1.0}
-"""With the batch, AdamW's rate goes by the square root, SGD's in proportion."""
+"""AdamW's rate scales with the square root of the batch, SGD's in proportion."""
 
 DECAY = {"adamw": 0.05, "sgd": 0.0}
 STEPS_MORE = 4
-"""How many more steps of 8 images are taken than of 128."""
+"""Factor by which there are more steps of 8 images than of 128."""
 
 TIMED_STEPS = 8
 LAST = 20
-"""Steps over which the last training loss is averaged."""
+"""Number of last steps over which the training loss is averaged."""
 
 
 def load_source(folder: Path, device: str) -> nn.Module:
-    """Return the patchify model that a training ended with, in eval mode.
+    """Return the trained patchify model of a folder, in eval mode.
 
     Raises:
-        ValueError: the folder holds no training.
+        ValueError: the folder has no training.
     """
     if not (folder / CHECKPOINT).is_file():
         raise ValueError(
@@ -77,12 +78,12 @@ def load_source(folder: Path, device: str) -> nn.Module:
             "train a source with experiments.cifar10, or make one of pretrained weights with experiments.linear_probe"
         )
     model: Any = load_trained(folder, device)
-    model.pretrained_cfg.update(mean=MEAN, std=STD)  # the pixels it sees, which a transplant asks for
+    model.pretrained_cfg.update(mean=MEAN, std=STD)  # a transplant needs them
     return model
 
 
 def start_model(job: Job, source: nn.Module) -> nn.Module:
-    """Return a fresh copy of the model that a run starts from, with what its scope does not train frozen."""
+    """Return a fresh copy of the model that a run starts from; parameters outside its scope are frozen."""
     model: Any = copy.deepcopy(source)
     if job.start == "transplant":
         model = transplant(source)
@@ -98,7 +99,7 @@ def start_model(job: Job, source: nn.Module) -> nn.Module:
 
 
 def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
-    """Return how a run trains, in one long epoch."""
+    """Return the settings of a run, which is one long epoch."""
     rate = args.rates[job.optimizer] * (job.batch / 128) ** EXPONENTS[job.optimizer]
     return Settings(
         epochs=1, epoch_steps=steps, batch_size=job.batch, opt=job.optimizer, lr=rate,
@@ -109,7 +110,7 @@ def settings_of(job: Job, args: argparse.Namespace, steps: int) -> Settings:
 
 
 def chosen(split: Split, args: argparse.Namespace) -> Split:
-    """Return the images that the runs use."""
+    """Return the images for the runs."""
     return data.of_each_class(split, None, args.images or None)
 
 
@@ -126,7 +127,7 @@ def step_time(job: Job, source: nn.Module, images: Split, args: argparse.Namespa
 
 
 def time_ratios(source: nn.Module, images: Split, args: argparse.Namespace) -> dict[str, float]:
-    """Return how much longer a step takes with a conv stem, by scope and batch."""
+    """Return the ratio of a conv stem's step time to the patchify model's, by scope and batch."""
     ratios = {}
     for scope, batch in product(SCOPES, args.batches):
         plain, stem = (Job(start, scope, "adamw", batch, "steps", 0) for start in STARTS[:2])
@@ -136,10 +137,10 @@ def time_ratios(source: nn.Module, images: Split, args: argparse.Namespace) -> d
 
 
 def conditions(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what all runs of a folder share: measured once, then kept beside them.
+    """Return the shared conditions of all runs in a folder; they are measured once, then read from it.
 
     Raises:
-        ValueError: the folder was begun from another source or with other settings, or the images are too few.
+        ValueError: the folder was begun from another source or with other settings, or there are too few images.
     """
     shared = {name: getattr(args, name) for name in ("size", "steps", "images", "batches", "rates", "layer_decay")}
     settings = {"source": args.source.name, **shared, **args.bfloat16}
@@ -165,14 +166,14 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps_of(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -> int:
-    """Return how many steps a run takes."""
+    """Return the number of steps of a run."""
     steps = args.steps * (1 if job.batch == max(args.batches) else STEPS_MORE)
     slower = ratios[f"{job.scope}, {job.batch}"] if job.budget == "time" and job.start != "patchify" else 1
     return max(round(steps / slower), 1)
 
 
 def carry_out(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -> Result:
-    """Fine-tune one model and return what was measured; in a process of its own."""
+    """Fine-tune one model and return its result; called in a separate process."""
     settings = settings_of(job, args, steps_of(job, args, ratios))
     images, test = data.read(args.data_dir, settings, args.device)
     images, test = (data.move(chosen(part, args), args.device) for part in (images, test))
@@ -184,14 +185,14 @@ def carry_out(job: Job, args: argparse.Namespace, ratios: Mapping[str, float]) -
 
 
 def planned(args: argparse.Namespace) -> list[Job]:
-    """Return all runs, seed by seed and the starts side by side; a patchify model has one budget only."""
+    """Return all runs, seed by seed with the starts side by side; only the transplant has both budgets."""
     combined = product(args.seeds, ("adamw", "sgd"), args.batches, SCOPES, BUDGETS, STARTS)
     jobs = [Job(start, scope, name, batch, budget, seed) for seed, name, batch, scope, budget, start in combined]
     return [job for job in jobs if job.budget == "steps" or job.start == "transplant"]
 
 
 def run_all(args: argparse.Namespace, ratios: Mapping[str, float]) -> None:
-    """Do the runs that are not done, several at a time; keep each as it ends."""
+    """Do the missing runs, several at a time; save each when it ends."""
     done, jobs = report.read_results(args.out), planned(args)
     calls = {job: (job, args, ratios) for job in jobs if job not in done}
     for job, result in in_processes(carry_out, calls, args.jobs, len(jobs)):
@@ -220,7 +221,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what is missing, then print the table; return the exit code."""
+    """Do the missing runs, then print the table; return the exit code."""
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     try:

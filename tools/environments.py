@@ -1,11 +1,11 @@
-"""Runs the everyday tests in environments of their own, which it makes, and says what was run and what was not.
+"""Creates environments, runs the everyday tests in them, and prints which were run.
 
     python -m tools.environments                    # list them
-    python -m tools.environments floors newest      # what CI runs beside the full suite
-    python -m tools.environments prereleases        # what would break next
+    python -m tools.environments floors newest      # as CI does beside the full suite
+    python -m tools.environments prereleases        # to see what would break next
 
-An environment is a folder of build/environments; it is kept, and brought up to date by the next run. An interpreter is
-found by its name; a machine without it is no failure, and is said. How each went is in build/environments/results.txt.
+An environment is a folder in build/environments; it is kept, and the next run updates it. A missing interpreter is
+reported, but is not a failure. The results are in build/environments/results.txt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Environment:
     """Name of the interpreter."""
     about: str
     floors: bool = False
-    """Every dependency at exactly the version that pyproject.toml states."""
+    """Whether each dependency has exactly the version in pyproject.toml."""
     pip: tuple[str, ...] = ()
     """Further arguments of ``pip install``."""
 
@@ -61,12 +61,12 @@ def interpreter(name: str) -> str | None:
     """Return the path of a Python that starts, or None."""
     path = shutil.which(name)
     if path is None or subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
-        return None  # pyenv has a file for each of its versions, and runs only those that are switched on
+        return None  # pyenv has a file for each version, but runs only those that are enabled
     return path
 
 
 def install(name: str, python: str) -> Path:
-    """Make or refresh an environment and return its Python."""
+    """Create or update an environment and return its Python."""
     environment, folder = ENVIRONMENTS[name], HOME / name
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
     inside = folder / "bin" / "python"
@@ -78,7 +78,7 @@ def install(name: str, python: str) -> Path:
 
 
 def test(name: str) -> str:
-    """Run the everyday tests in an environment and return one word for how it went."""
+    """Run the everyday tests in an environment and return the result in words."""
     python = interpreter(ENVIRONMENTS[name].python)
     if python is None:
         return f"not run: there is no {ENVIRONMENTS[name].python} here"

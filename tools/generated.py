@@ -1,4 +1,4 @@
-"""Files that a script of this folder generates: written, or with ``--check`` compared."""
+"""Writes the files that scripts of this folder generate, or compares them for ``--check``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def write_or_check(target: Path, text: str, check: bool, command: str) -> int:
-    """Write a generated file; with ``check`` only compare it. Return the exit code: 1 if the file is stale.
+    """Write a generated file, or with ``check`` compare it; return the exit code: 1 if a compared file is stale.
 
     Args:
         target: the file.
-        text: what it should hold.
-        check: compare, do not write.
+        text: its new content.
+        check: only compare.
         command: the script that writes it, for the message.
     """
     stale = not target.is_file() or target.read_text(encoding="utf-8") != text

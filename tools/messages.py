@@ -1,6 +1,6 @@
-"""The page of every error message and warning: the texts that the source gives to its error classes, by class.
+"""The page of every error message and warning: the texts in the source, by error class.
 
-A message is looked up by its words, so what is computed (a name, a number, a list) is printed as an ellipsis.
+Readers look up the words of a message, so computed parts (a name, a number, a list) are printed as an ellipsis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OTHERS = {
     "warn": "Warnings: the call goes on, and the message says what it did.",
 }
 SECTIONS = OURS | OTHERS
-"""Name of an error class, or of the function that warns -> what the section says about it."""
+"""Error class, or ``warn`` -> what the section says about it."""
 
 HEAD = """# Every error message
 
@@ -32,7 +32,7 @@ more than a sentence. Written by `python -m tools.pages` from the source.
 """
 
 Functions = Mapping[str, ast.FunctionDef]
-"""Name -> function of the package."""
+"""The package's functions by name."""
 
 
 def messages_page() -> str:
@@ -46,7 +46,7 @@ def messages_page() -> str:
 
 
 def messages(source: Path = SOURCE) -> dict[str, set[str]]:
-    """Return section -> messages, with an ellipsis in the place of what is computed."""
+    """Return the messages of each section, with an ellipsis for computed parts."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(source.rglob("*.py"))]
     functions = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     found: dict[str, set[str]] = {}
@@ -59,7 +59,7 @@ def messages(source: Path = SOURCE) -> dict[str, set[str]]:
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, set[str]]]:
-    """Yield every call that makes an error or a warning, with its classes: several where the class is computed."""
+    """Yield every call that creates an error or a warning, with its classes: several if the class is computed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (name := _name(node.func)) in SECTIONS:
             yield node, {name}
@@ -71,14 +71,14 @@ def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, set[str]]]:
 
 
 def _computed_classes(function: ast.FunctionDef) -> dict[str, set[str]]:
-    """Return local name -> error classes of ours that it may stand for: ``kind = PathError if ... else HubError``."""
+    """Return local name -> our error classes that it may refer to: ``kind = PathError if ... else HubError``."""
     assigned = [(_name(n.targets[0]), ast.walk(n.value)) for n in ast.walk(function) if isinstance(n, ast.Assign)]
     found = {name: {_name(node) for node in nodes} & set(OURS) for name, nodes in assigned}
     return {name: kinds for name, kinds in found.items() if kinds}
 
 
 def texts(node: ast.AST, functions: Functions) -> list[str]:
-    """Return what a string expression can say: one text for each branch and for each return of a function of ours."""
+    """Return the possible texts of a string expression: one for each branch, and for each return of our functions."""
     if isinstance(node, ast.Constant):
         return [str(node.value)]
     if isinstance(node, ast.JoinedStr):
@@ -94,7 +94,7 @@ def texts(node: ast.AST, functions: Functions) -> list[str]:
 
 
 def told_in_words(text: str) -> bool:
-    """Tell whether a text can be looked up: it has a word of its own."""
+    """Return whether a text contains a word to look up."""
     return bool(re.search(r"[A-Za-z]{3,}", text))
 
 
@@ -103,6 +103,6 @@ def _name(node: ast.AST) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Return a text as code in one line, one ellipsis for several in a row."""
+    """Return a text as code in one line, with adjacent ellipses merged."""
     line = re.sub(rf"{GAP}(?:[\s,.;]*{GAP})+", GAP, " ".join(text.split()))
     return f"`` {line} ``" if "`" in line else f"`{line}`"

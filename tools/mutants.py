@@ -1,19 +1,19 @@
-"""Changes one thing of ``src/`` at a time and asks whether the everyday tests notice: a mutation score for each room.
+"""Mutation score for each room: changes one thing of ``src/`` at a time and checks whether the everyday tests notice.
 
-    nice -n 19 python -m tools.mutants                 # 300 mutants; goes on where it was interrupted
-    nice -n 19 python -m tools.mutants --map           # after a change of src/ or tests/: copies the checkout anew
-    python -m tools.mutants --again                    # survivors meet their room's tests that are newer than the map
-    python -m tools.mutants --control --count 20       # changes nothing: what is killed then is a fault of this tool
-    python -m tools.mutants --table                    # what is known, run nothing
+    nice -n 19 python -m tools.mutants                 # 300 mutants; continues after an interruption
+    nice -n 19 python -m tools.mutants --map           # after a change of src/ or tests/: copies the checkout again
+    python -m tools.mutants --again                    # runs tests newer than the map on their room's survivors
+    python -m tools.mutants --control --count 20       # changes nothing: a killed mutant is a bug of this tool
+    python -m tools.mutants --table                    # prints the results so far, runs nothing
 
-Everything lies in ``build/mutants``: a copy of the checkout, which test passes through which line (coverage contexts),
-and a line of ``mutants.jsonl`` for each mutant. A mutant meets the tests that pass through its line: its own room's
-first, quickest first, one set of parameters of each before another; survivors then meet the rest of them. A change of a
-line that no test passes survives at once. Tests of ``--full`` are not run.
-``tools/mutants_equivalent.json`` lists the changes that change no behaviour, with reasons.
+Everything lies in ``build/mutants``: a copy of the checkout, the map of which test runs which line (coverage contexts),
+and ``mutants.jsonl`` with a line for each mutant. A mutant is tested by the tests that run its line: its own room's
+first, fast ones first, one set of parameters of each function before another; survivors then get the other tests. A
+mutant of a line that no test runs survives at once. Tests of ``--full`` are not run.
+``tools/mutants_equivalent.json`` lists the changes that do not change behaviour, with reasons.
 
-No ready tool, because mutmut leaves out the tables of modules and takes no sample, and cosmic-ray starts Python anew,
-torch with it, for each mutant; here a process that has imported the hosts is forked.
+Existing tools do not fit: mutmut skips tables at module level and cannot sample; cosmic-ray starts Python, and torch,
+again for each mutant. This tool forks a process that has imported the hosts.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ TREE, ROWS = HOME / "tree", HOME / "mutants.jsonl"
 EQUIVALENT = ROOT / "tools" / "mutants_equivalent.json"
 
 PARTS = 3
-"""Processes that take the map; each leaves its coverage and the seconds of its tests."""
+"""Processes that create the map; each writes its coverage and the seconds of its tests."""
 SETTINGS = "[run]\nsource_pkgs = convstem\nparallel = true\npatch = subprocess\ndata_file = {}\n"
 PRELOADED = ("tests.conftest", "torch", "timm", "torchvision", "transformers", "safetensors.torch", "click.testing")
 READERS = ("blocks", "contributing", "docs", "habits", "messages", "mutants", "pages", "packaging", "release", "rooms")
-"""Files of ``tests/project`` that read the source: to them every change is one, whatever it does."""
+"""Files of ``tests/project`` that read the source, and would notice any change of the text."""
 
 KEPT = ".kept"
-"""Suffix of the file that is changed, as it was."""
+"""Suffix of the original of a changed file."""
 FEW, SHORT = 250, 30.0
-"""Tests that a mutant meets first: at most so many, and seconds in all."""
+"""Limits of a mutant's first tests: their number, and their seconds in total."""
 LONG = 400.0
-"""Seconds of tests that a survivor meets at most after them."""
+"""Limit of a survivor's second tests, in seconds."""
 
 SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -66,9 +66,9 @@ SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
 }  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 WORDING = ("help", "doc", "epilog", "short_help", "metavar")
-"""Arguments that are texts for a reader."""
+"""Arguments with texts for a reader."""
 GUARDS = ("encoding", "frozen", "repr", "strict")
-"""Arguments that make a mistake of ours loud, or other machines like this one: no test here can tell them."""
+"""Arguments that expose our own mistakes or make machines behave alike; no test here can notice them."""
 
 
 @dataclass(frozen=True)
@@ -78,37 +78,37 @@ class Mutant:
     file: str
     """Relative to ``src``."""
     name: str
-    """Function or class that the change is in, dotted; empty at the top of a module."""
+    """Dotted name of the function or class with the change; empty at module level."""
     kind: str
     before: str
     after: str
     start: int
     end: int
-    """Bytes of the file that are replaced."""
+    """``start`` and ``end`` are the bytes of the file to replace."""
     lines: tuple[int, int]
-    """First and last line through which a test that may notice passes."""
+    """First and last line; a test can only notice the change if it runs a line between them."""
     count: int = 0
-    """How many equal changes come before it in the file."""
+    """Number of equal changes before it in the file."""
 
     @property
     def id(self) -> str:
-        """Stays the same when other lines of the file change."""
+        """Hash that stays the same if other lines of the file change."""
         parts = (self.file, self.name, self.kind, self.before, self.after, str(self.count))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     @property
     def room(self) -> str:
-        """Room of the package, or the top-level module beside it."""
+        """The room, or the top-level module beside the package."""
         path = Path(self.file)
         return room_of(str(path.relative_to("convstem"))) if path.parts[0] == "convstem" else path.stem
 
     def apply(self, text: bytes) -> bytes:
-        """Return the file with the change in it."""
+        """Return the changed file."""
         return text[: self.start] + self.after.encode() + text[self.end :]
 
 
 def mutants(file: str, text: str) -> list[Mutant]:
-    """Return every change of a file that the sampler knows."""
+    """Return all mutants of a file."""
     starts = [0, *(len(line) for line in text.encode().splitlines(keepends=True))]
     for index in range(1, len(starts)):
         starts[index] += starts[index - 1]
@@ -124,7 +124,7 @@ def mutants(file: str, text: str) -> list[Mutant]:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[str, str, Any, str, tuple[int, int]]]:
-    """Yield name, kind, node, its new source and the lines that matter, of each change of a module."""
+    """Yield name, kind, node, new source and relevant lines of each change of a module."""
 
     def visit(node: ast.AST, name: str, lines: tuple[int, int]) -> Iterator[tuple[str, str, Any, str, tuple[int, int]]]:
         if _is_left_out(node):
@@ -140,16 +140,16 @@ def _changes(tree: ast.Module) -> Iterator[tuple[str, str, Any, str, tuple[int, 
         inside[name] |= isinstance(node, FUNCTIONS)
         for kind, target, after in _of_node(node):
             yield name, kind, target, after, lines
-        if not isinstance(node, ast.Raise):  # the rest of it is wording
+        if not isinstance(node, ast.Raise):  # the rest of a raise is wording
             for child in _children(node):
                 yield from visit(child, name, lines)
 
-    inside: dict[str, bool] = defaultdict(bool)  # whether the lines of a name run when it is called
+    inside: dict[str, bool] = defaultdict(bool)  # whether the lines of a name run on a call
     yield from visit(tree, "", (1, 1 << 30))
 
 
 def _is_left_out(node: ast.AST) -> bool:
-    """Return whether a node and all in it is no behaviour: documentation, wording, or for type checkers."""
+    """Return whether a node has no behaviour: documentation, wording, or code for type checkers."""
     match node:
         case ast.Expr(value=ast.Constant()) | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
             return True
@@ -164,14 +164,14 @@ def _is_left_out(node: ast.AST) -> bool:
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what a node holds, annotations left out."""
+    """Yield the children of a node, without annotations."""
     for field, value in ast.iter_fields(node):
         if field not in ("annotation", "returns", "type_params"):
             yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, ast.AST))
 
 
 def _of_node(node: Any) -> Iterator[tuple[str, Any, str]]:
-    """Yield kind, node to replace and new source of the changes of a node itself."""
+    """Yield kind, node to replace and new source of each change of the node itself."""
     match node:
         case ast.Compare(ops=[op, *more]):
             new = ast.Compare(node.left, [SWAPPED[type(op)](), *more], node.comparators)
@@ -199,7 +199,7 @@ def _of_node(node: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def _other(value: object) -> object:
-    """Return a constant that is not this one, or None for what is wording."""
+    """Return a different constant, or None for wording."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
@@ -210,7 +210,7 @@ def _other(value: object) -> object:
 
 
 def sample(found: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Return so many mutants, as many of each kind as there are; a change of a file leaves those elsewhere in it."""
+    """Return ``count`` mutants, evenly over the kinds; a change elsewhere in a file does not change the choice."""
     by_kind: dict[str, list[Mutant]] = defaultdict(list)
     for one in sorted(found, key=lambda one: hashlib.sha256(f"{seed} {one.id}".encode()).hexdigest()):
         by_kind[one.kind].append(one)
@@ -219,7 +219,7 @@ def sample(found: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
 
 
 def start(work: Callable[[], int]) -> int:
-    """Start a function in a forked process, in a group of its own, and return its number."""
+    """Start a function in a forked process with its own group, and return its id."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -229,7 +229,7 @@ def start(work: Callable[[], int]) -> int:
             log = os.open(HOME / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
             code = int(work())
-        except BaseException:  # pytest's own end included
+        except BaseException:  # including pytest's exit
             traceback.print_exc()
         finally:
             sys.stdout.flush(), sys.stderr.flush()
@@ -238,14 +238,14 @@ def start(work: Callable[[], int]) -> int:
 
 
 def finish(child: int, limit: float) -> int | None:
-    """Return the exit code of a process, or None if it took longer than ``limit`` seconds."""
+    """Wait for a process and return its exit code, or None after ``limit`` seconds; kill the rest of its group."""
     end, status = time.monotonic() + limit, None
     while status is None and time.monotonic() < end:
         done, raw = os.waitpid(child, os.WNOHANG)
         status = os.waitstatus_to_exitcode(raw) if done else None
         time.sleep(0.05)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # it, or what it left behind
+        os.killpg(child, signal.SIGKILL)  # the process or its remaining children
     if status is None:
         os.waitpid(child, 0)
     (HOME / f"{child}.log").replace(HOME / "last.log")
@@ -253,30 +253,30 @@ def finish(child: int, limit: float) -> int | None:
 
 
 def failed(child: int) -> Path:
-    """Return where a process writes down which test failed first."""
+    """Return the file in which a process notes its failed test."""
     return HOME / f"{child}.failed"
 
 
 class Chosen:
-    """Lets pytest run some tests only, in their order (or all), and writes down the first that fails."""
+    """Makes pytest run only some tests, in their order (or all), and notes a failed one."""
 
     def __init__(self, tests: Sequence[str] | None) -> None:
         self.rank = None if tests is None else {test: rank for rank, test in enumerate(tests)}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Keep the tests that were chosen; a change may have made some of them vanish."""
+        """Keep the chosen tests; a change may have removed some."""
         if self.rank is None:
             return
         items[:] = sorted((one for one in items if one.nodeid in self.rank), key=lambda one: self.rank[one.nodeid])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Write down what failed."""
+        """Note a failed test."""
         if report.failed:
             failed(os.getpid()).write_text(report.nodeid)
 
 
 class Recorder:
-    """Writes down how long each test takes, and tells the processes that it starts for which test they run."""
+    """Records the time of each test, and tells child processes for which test they run."""
 
     def __init__(self, report: Path) -> None:
         self.report = report
@@ -285,7 +285,7 @@ class Recorder:
         self.skipped: set[str] = set()
 
     def pytest_runtest_setup(self, item: Any) -> None:
-        """Empty the package's caches, so that each test passes through the lines that it depends on."""
+        """Empty the package's caches, so that each test runs the lines that it depends on."""
         settings = json.loads(base64.b64decode(os.environ["COVERAGE_PROCESS_CONFIG"]))
         settings["context"] = item.nodeid
         os.environ["COVERAGE_PROCESS_CONFIG"] = base64.b64encode(json.dumps(settings).encode()).decode()
@@ -295,13 +295,13 @@ class Recorder:
                     clear()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Count what ran."""
+        """Record the time and outcome of a test."""
         self.seconds[report.nodeid] += report.duration
         if not report.passed:
             (self.failed if report.failed else self.skipped).add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        """Write the tests that pass, with their seconds."""
+        """Write the passing tests with their seconds, and the failed ones."""
         kept = {
             test: round(seconds, 3) for test, seconds in self.seconds.items() if test not in self.failed | self.skipped
         }
@@ -309,7 +309,7 @@ class Recorder:
 
 
 def run_tests(arguments: Sequence[str], plugin: object) -> int:
-    """Run pytest in this process, as if convstem's hook had been there when torch was imported."""
+    """Run pytest in this process, as if convstem's hook had been installed when torch was imported."""
     import pytest
 
     del os.environ["CONVSTEM_AUTOLOAD"]
@@ -326,7 +326,7 @@ def run_tests(arguments: Sequence[str], plugin: object) -> int:
 
 
 def prepare(tree: Path) -> None:
-    """Make this a process that has imported the hosts and is in a copy, with nothing of convstem."""
+    """Move this process into a copy and import the hosts, but nothing of convstem."""
     os.chdir(tree)
     sys.path[:] = [str(tree / "src"), str(tree), *(path for path in sys.path if path not in ("", str(ROOT)))]
     os.environ.update(CONVSTEM_AUTOLOAD="0", PYTHONPATH=str(tree / "src"), OMP_NUM_THREADS="1")
@@ -341,7 +341,7 @@ def prepare(tree: Path) -> None:
 
 
 def copy(tree: Path) -> None:
-    """Copy the checkout; its bytecode is compared with the source, as two changes of a file may be of one second."""
+    """Copy the checkout; its bytecode is checked by hash, since a file may change twice within one second."""
     from tests.support.checkout import copy_checkout
 
     shutil.rmtree(tree, ignore_errors=True)
@@ -351,7 +351,7 @@ def copy(tree: Path) -> None:
 
 
 def take_map() -> None:
-    """Run the everyday tests once, and keep which of them pass through each line; survivors will be asked anew."""
+    """Run the everyday tests once and record which of them run each line; survivors are forgotten."""
     if ROWS.exists():
         killed = [row for row in known().values() if row["found"] == "killed"]
         ROWS.write_text("".join(f"{json.dumps(row)}\n" for row in killed), encoding="utf-8")
@@ -368,7 +368,7 @@ def take_map() -> None:
 
 
 def map_part(part: int, files: Sequence[str]) -> int:
-    """Run some of the tests and leave their part of the map."""
+    """Run some of the tests and write their part of the map."""
     settings, report = HOME / f"coveragerc{part}", HOME / f"tests{part}.json"
     settings.write_text(SETTINGS.format(HOME / f"coverage{part}"))
     coverage = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report="]
@@ -376,13 +376,13 @@ def map_part(part: int, files: Sequence[str]) -> int:
 
 
 def durations() -> dict[str, float]:
-    """Return the tests of the map that pass, with their seconds."""
+    """Return the passing tests of the map, with their seconds."""
     parts = [json.loads(path.read_text())["seconds"] for path in sorted(HOME.glob("tests*.json"))]
     return {test: seconds for part in parts for test, seconds in part.items()}
 
 
 def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
-    """Return the tests that pass through the lines of a mutant, in the order in which they are asked."""
+    """Return the tests that run a mutant's lines, in the order in which they are tried."""
     from coverage import CoverageData
 
     first, last = mutant.lines
@@ -398,7 +398,7 @@ def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
 
 
 def _spread(tests: Iterable[str], room: str, seconds: Mapping[str, float]) -> list[str]:
-    """Return tests in the order in which they are asked: of each function one set of parameters, then another."""
+    """Return tests in the order in which they are tried: for each function one set of parameters, then another."""
     turn: Counter[str] = Counter()
     keys = {}
     for test in sorted(tests, key=lambda test: seconds[test]):
@@ -413,7 +413,7 @@ def _is_own(test: str, room: str) -> bool:
 
 
 def split(tests: Sequence[str], seconds: Mapping[str, float], few: int, limit: float) -> int:
-    """Return how many of the tests to run, from the first on."""
+    """Return how many of the first tests to run."""
     total = 0.0
     for index, test in enumerate(tests):
         total += seconds[test]
@@ -423,7 +423,7 @@ def split(tests: Sequence[str], seconds: Mapping[str, float], few: int, limit: f
 
 
 def newer(room: str) -> list[str]:
-    """Return a room's files of tests that were written after the map was taken; they are copied here."""
+    """Copy a room's test files that are newer than the map into the tree, and return them."""
     since = (TREE / "pyproject.toml").stat().st_mtime
     found = [path for path in sorted(ROOT.glob(f"tests/{room}/test_*.py")) if path.stat().st_mtime > since]
     for path in found:
@@ -434,7 +434,12 @@ def newer(room: str) -> list[str]:
 def ask(
     mutant: Mutant, files: Sequence[str], tests: Sequence[str] | None, expected: float, changed: bool = True
 ) -> tuple[str, str]:
-    """Return whether tests notice a mutant, and by what; all tests of the files, or some."""
+    """Return ``killed`` or ``survived``, and the test or exit code that shows it.
+
+    Args:
+        files: the test files to run.
+        tests: tests of these files; None for all.
+    """
     path = Path("src", mutant.file)
     text = path.read_bytes()
     kept = path.with_suffix(KEPT)
@@ -447,18 +452,18 @@ def ask(
         failed(child).unlink(missing_ok=True)
     finally:
         kept.replace(path)
-        for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE"):  # of tests/conftest.py; the next one finds nothing of this one
+        for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE"):  # from tests/conftest.py; the next mutant gets empty caches
             shutil.rmtree(os.environ[name], ignore_errors=True)
             Path(os.environ[name]).mkdir()
     if code is None:
         return "killed", "timeout"
-    if code in (0, 5):  # 5: the tests have vanished
+    if code in (0, 5):  # 5: no tests were found
         return "survived", ""
     return "killed", by or f"exit code {code}"
 
 
 def judge(mutant: Mutant, row: Mapping[str, Any], changed: bool = True) -> dict[str, Any]:
-    """Run the next tests on a mutant and return its row; ``row`` is what is known."""
+    """Run the next tests on a mutant and return its row; ``row`` is the previous one."""
     seconds = durations()
     tests = passing(mutant, seconds)
     done = row.get("tests", 0)
@@ -483,13 +488,13 @@ def known() -> dict[str, dict[str, Any]]:
 
 
 def note(row: Mapping[str, Any]) -> None:
-    """Add what is known of a mutant."""
+    """Append a mutant's row."""
     with ROWS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def table(rows: Iterable[Mapping[str, Any]], equivalent: Mapping[str, str]) -> str:
-    """Return the scores of the rooms; equivalent mutants do not count."""
+    """Return a table of the rooms' scores; equivalent mutants do not count."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         what = "killed" if row["found"] == "killed" else "equivalent" if row["id"] in equivalent else "survived"
@@ -505,7 +510,7 @@ def table(rows: Iterable[Mapping[str, Any]], equivalent: Mapping[str, str]) -> s
 
 
 def main() -> None:
-    """Run what the command line asks for, then print the table and the survivors."""
+    """Run the command line, then print the table and the survivors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="how many mutants (300)")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
@@ -521,7 +526,7 @@ def main() -> None:
     if not args.table:
         if args.map or not tree.exists():
             copy(tree)
-        for kept in tree.glob(f"src/**/*{KEPT}"):  # of a run that was ended
+        for kept in tree.glob(f"src/**/*{KEPT}"):  # from an interrupted run
             kept.replace(kept.with_suffix(".py"))
         prepare(tree)
         if args.map or not durations():
@@ -544,7 +549,7 @@ def main() -> None:
 
 
 def run(chosen: Sequence[Mutant], again: bool, control: bool, tests: Sequence[str] = ()) -> None:
-    """Ask about each mutant, then once more about survivors that have not met all tests."""
+    """Test each mutant, then survivors once more with the tests they have not met."""
     controls: dict[str, dict[str, Any]] = {}
     for one in chosen if again else ():
         row = known().get(one.id, {})

@@ -1,7 +1,7 @@
-"""Writes the pages of ``docs/`` that are read off the package: the API, the command line, messages, sizes.
+"""Writes the pages of ``docs/`` that are generated from the package: the API, the command line, messages, sizes.
 
 python -m tools.pages           # write
-python -m tools.pages --check   # exit status 1 if a page is not what would be written
+python -m tools.pages --check   # exit status 1 if a page is stale
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def api_page() -> str:
 
 
 def error_classes() -> dict[str, type[Exception]]:
-    """Return the classes of ``convstem.errors`` below the root, which has a public name of its own, by name."""
+    """Return the classes of ``convstem.errors`` by name, without the root, which is public itself."""
     found = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
     return {name: found[name] for name in sorted(found) if found[name] is not errors.ConvStemError}
 
 
 def _also(kind: type[Exception]) -> str:
-    """Return what an error is besides ours: the builtin class, or our class that is one."""
+    """Return the other base classes of an error: the builtin class, or our class that derives from one."""
     return ", ".join(f"`{base.__name__}`" for base in kind.__bases__ if base is not errors.ConvStemError)
 
 
@@ -82,7 +82,7 @@ CLI_HEAD = """# Command line
 
 What `convstem` and each of its commands print for `--help`. Written by `python -m tools.pages`.
 """
-WIDTH = 100  # columns; click asks the terminal otherwise
+WIDTH = 100  # columns; otherwise click uses the terminal's width
 
 
 def cli_page() -> str:
@@ -93,7 +93,7 @@ def cli_page() -> str:
 
 
 def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the words that lead to a command and to each below it, sorted."""
+    """Yield the words of a command and of each command below it, sorted."""
     yield path
     for name, child in sorted(getattr(command, "commands", {}).items()):
         yield from _commands(child, (*path, name))
@@ -140,7 +140,7 @@ def _cells(spec: Architecture) -> list[str]:
     ]
 
 
-# All of them
+# All pages
 
 PAGES: dict[str, Callable[[], str]] = {
     "api.md": api_page,
@@ -151,7 +151,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the pages, or with ``--check`` compare them."""
+    """Write the pages, or with ``--check`` compare them; return the exit status."""
     return max([write_or_check(DOCS / name, page(), "--check" in arguments, "pages") for name, page in PAGES.items()])
 
 

@@ -3,7 +3,7 @@
     python -m tools.dinov2_vit_small DINOV2.safetensors
     python -m tools.pyramid_figure DINOV2.safetensors docs/images/pyramid.png
 
-The maps are those of DINOv2's ViT-S, transplanted. The colours of a map are its first three principal components.
+The maps are those of a transplanted DINOv2 ViT-S. The colours of a map are its first three principal components.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SIDE = 256
 
 
 def photograph() -> Image.Image:
-    """Return scikit-image's photograph of a cat, square."""
+    """Return scikit-image's photograph of a cat as a square."""
     from skimage import data
 
     return v2.CenterCrop(300)(Image.fromarray(data.chelsea())).resize((SIDE, SIDE))
 
 
 def colours(maps: list[Tensor]) -> list[Tensor]:
-    """Return maps [channels, rows, columns] as colours [rows, columns, 3] in 0..1, by their common components."""
+    """Return maps [channels, rows, columns] as colours [rows, columns, 3] in 0..1, by shared principal components."""
     every = torch.cat([level.flatten(1).T for level in maps])
-    torch.manual_seed(0)  # pca_lowrank is a randomised method
+    torch.manual_seed(0)  # pca_lowrank is randomised
     _, _, axes = torch.pca_lowrank(every, q=3)
     low, high = (((every - every.mean(0)) @ axes).quantile(q, dim=0) for q in (0.01, 0.99))
     found = []
@@ -47,7 +47,7 @@ def colours(maps: list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def levels(weights: Path, photo: Image.Image) -> dict[str, Tensor]:
-    """Return the colours of every level, by a title that says what it is."""
+    """Return the colours of every level, by title."""
     model = convstem.feature_pyramid(convstem.transplant(dinov2_vit_small.load_patch16(weights))).eval()
     prepare = v2.Compose(
         [
@@ -74,7 +74,7 @@ def command_line(description: str) -> argparse.Namespace:
 
 
 def draw(panels: Mapping[str, Any], out: Path, width: float, height: float, fontsize: int) -> None:
-    """Write panels side by side, each under its title; width and height of one are in inches."""
+    """Draw panels side by side, each below its title; width and height of a panel are in inches."""
     import matplotlib
 
     matplotlib.use("Agg")

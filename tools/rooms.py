@@ -1,8 +1,8 @@
-"""Prints how the modules of the package depend on each other: files, levels, circles, arrows between modules and rooms.
+"""Prints the dependencies of the package: files, and levels, circles and arrows of modules and of rooms.
 
     python -m tools.rooms [FOLDER]      # of another checkout: its src/convstem
 
-Every import counts: at the top, inside a function, under ``TYPE_CHECKING``, and in a stub beside its module.
+All imports count: at the top, inside a function, under ``TYPE_CHECKING``, and in a module's stub.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 Graph = Mapping[str, set[str]]
-"""Module or room -> what it imports."""
+"""Module or room -> its imports."""
 
 
 def modules(package: Path) -> dict[str, list[Path]]:
@@ -27,7 +27,7 @@ def modules(package: Path) -> dict[str, list[Path]]:
 
 
 def import_graph(package: Path) -> dict[str, set[str]]:
-    """Return the modules of the package that each of its modules imports."""
+    """Return module -> modules of the package that it imports."""
     files = modules(package)
     graph: dict[str, set[str]] = {}
     for name, paths in files.items():
@@ -50,12 +50,12 @@ def _imports(path: Path, package: str) -> Iterator[str]:
 
 
 def _module(target: str, files: Mapping[str, list[Path]]) -> str:
-    """Return the module that a dotted name is, or is in."""
+    """Return the module that a dotted name refers to, or that contains it."""
     return target if target in files else target.rpartition(".")[0]
 
 
 def rooms(graph: Graph) -> dict[str, set[str]]:
-    """Return the graph of the rooms: sub-packages of the package, and the modules directly below it."""
+    """Return the graph of the rooms: sub-packages, and the modules directly below the package."""
     found: dict[str, set[str]] = {}
     for name, targets in graph.items():
         found.setdefault(room(name), set()).update(room(target) for target in targets if room(target) != room(name))
@@ -63,12 +63,12 @@ def rooms(graph: Graph) -> dict[str, set[str]]:
 
 
 def room(name: str) -> str:
-    """Return the room of a module: ``registry`` of ``convstem.registry.catalog``; the package itself is its own."""
+    """Return the room of a module: ``registry`` for ``convstem.registry.catalog``; the package is its own room."""
     return ".".join(name.split(".")[1:2]) or name
 
 
 def circles(graph: Graph) -> list[set[str]]:
-    """Return the sets of modules that import each other, directly or by way of others."""
+    """Return the sets of modules that import each other, directly or through others."""
     reachable = {name: _reachable(graph, name) for name in graph}
     found = [frozenset(other for other in reach if name in reachable[other]) for name, reach in reachable.items()]
     return [set(circle) for circle in sorted({circle for circle in found if circle}, key=sorted)]
@@ -101,7 +101,7 @@ def levels(graph: Graph) -> int:
 
 
 def arrows(graph: Graph) -> int:
-    """Return the number of imports, each pair counted once."""
+    """Return the number of imports; each pair counts once."""
     return sum(map(len, graph.values()))
 
 

@@ -1,8 +1,8 @@
-"""A hook of MkDocs (see ``mkdocs.yml``): files elsewhere in the repository that the pages link to come into the site,
-and the site's own search finds tasks before reference.
+"""A MkDocs hook (see ``mkdocs.yml``) that adds linked files from elsewhere in the repository to the site, and ranks
+tasks above reference in the site's search.
 
-Pages are read as plain Markdown too, where ``../experiments/results/x.png`` leads to the file. In the site the file
-lies below ``repository/``, and the link follows it; Markdown files become pages, whose links are followed as well.
+Pages are also read as plain Markdown, where ``../experiments/results/x.png`` leads to the file. In the site the file is
+below ``repository/``, and its links are rewritten; Markdown files become pages, and their links are followed too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 
-# The page of messages is for search engines; generated pages and those for contributors come after the others.
+# The page of messages is only for search engines; generated pages and contributors' pages rank below the others.
 SEARCH: dict[str, dict[str, Any]] = {
     "messages.md": {"exclude": True},
     "repository/README.md": {"exclude": True},
@@ -36,14 +36,14 @@ LATER = {"boost": 0.2}
 
 
 def on_files(files: Files, config: MkDocsConfig, **kwargs: Any) -> Files:
-    """Add the files outside of ``docs/`` that the pages lead to."""
+    """Add the files outside ``docs/`` that the pages link to."""
     for path in sorted(linked(sorted(DOCS.glob("*.md")))):
         files.append(File.generated(config, site_path(path), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Lead a page's links to where the files are in the site, and tell the search about the page."""
+    """Rewrite a page's links to the files' places in the site, and set its search rank."""
     path = page.file.src_uri
     page.meta.setdefault("search", SEARCH.get(path, LATER if path.startswith("repository/") else {}))
     source = Path(str(page.file.abs_src_path))
@@ -57,9 +57,9 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
 
 
 def linked(pages: list[Path]) -> set[Path]:
-    """Return every file outside of ``docs/`` that these pages lead to, over further pages too."""
+    """Return every file outside ``docs/`` that these pages link to, directly or through other pages."""
     found: set[Path] = set()
-    for page in pages:  # the list grows while it is read
+    for page in pages:  # the list grows during the loop
         links = LINK.findall(page.read_text(encoding="utf-8"))
         new = {path for link in links if (path := resolved(page, link)) and not path.is_relative_to(DOCS)} - found
         found |= new
@@ -68,13 +68,13 @@ def linked(pages: list[Path]) -> set[Path]:
 
 
 def resolved(page: Path, link: str) -> Path | None:
-    """Return the file that a page's relative link leads to, a folder's README for a folder; None if there is none."""
+    """Return the file that a page's relative link leads to, for a folder its README; None if there is none."""
     path = (page.parent / link).resolve()
     path = path / "README.md" if path.is_dir() else path
     return path if path.is_file() and path.is_relative_to(ROOT) else None
 
 
 def site_path(path: Path) -> str:
-    """Return a file's path in the sources of the site."""
+    """Return a file's path in the site's sources."""
     inside = path.relative_to(DOCS) if path.is_relative_to(DOCS) else Path("repository") / path.relative_to(ROOT)
     return inside.as_posix()

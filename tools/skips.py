@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def reasons(report: Path) -> Counter[str]:
-    """Return how often each reason was given in a report."""
+    """Return how often each reason occurs in a report."""
     skipped = (case.find("skipped") for case in ET.parse(report).iter("testcase"))
     return Counter(str(found.get("message")) for found in skipped if found is not None)
 
 
 def main(reports: Sequence[str]) -> None:
-    """Print a line for each report, and one for each reason below it."""
+    """Print a line for each report, followed by one for each reason."""
     for path in map(Path, reports):
         found = reasons(path)
         print(f"{path.stem}: {found.total()} tests skipped")

@@ -1,11 +1,11 @@
-"""Draw the figure of docs/stride.md: one photograph, and the tokens of it at strides 16, 8 and 32.
+"""Draw the figure of docs/stride.md: one photograph, and its tokens at strides 16, 8 and 32.
 
     python -m tools.dinov2_vit_small DINOV2.safetensors
     python -m tools.stride_figure DINOV2.safetensors docs/images/stride.png
 
-The tokens are those of the last block of DINOv2's ViT-S, transplanted with each stride; at stride 32 the photograph has
-twice the height and width. Their first three principal components are the colours, found over all panels together, so
-that a colour means the same in each.
+The tokens are those of the last block of DINOv2's ViT-S, transplanted at each stride; at stride 32 the photograph has
+twice the height and width. The colours are the first three principal components over all panels together, so that a
+colour means the same in each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STRIDES = (16, 8, 32)
 
 
 def photograph(side: int) -> Tensor:
-    """Return scikit-image's photograph of a cat, square, [3, side, side] in 0..1."""
+    """Return scikit-image's photograph of a cat as a square [3, side, side] in 0..1."""
     from skimage import data
 
     prepare = v2.Compose([v2.CenterCrop(300), v2.Resize(side, antialias=True), v2.ToImage()])
@@ -37,7 +37,7 @@ def photograph(side: int) -> Tensor:
 
 @torch.no_grad()
 def tokens(weights: Path, stride: int) -> Tensor:
-    """Return the normed tokens of the last block, [channels, rows, columns]."""
+    """Return the normalised tokens of the last block, [channels, rows, columns]."""
     plain: Any = dinov2_vit_small.load_patch16(weights)
     plain.set_input_size(img_size=SIDE)
     model: Any = convstem.transplant(plain, stride=stride).eval()

@@ -2,15 +2,15 @@
 
     python -m tools.timm_trunks [--check] [--full]
 
-These hold exactly one ``PatchEmbed`` (the class itself, no subclass) whose convolution has kernel = stride = 8, 14, 16
-or 32 in both directions. Those of patch 14 get a stem of patch 16, and images of as many patches: ``patch_size`` and
-``img_size`` are those of the result, ``resized_from`` is what timm has. Each architecture is built and run on the meta
-device, so no weights are drawn or loaded, and nothing is computed. Parameters and multiply-adds are those of everything
-but the patch embedding, for a conv stem takes its place. ``--check`` changes nothing and fails if the file is stale.
+These have exactly one ``PatchEmbed`` (not a subclass), with a convolution of kernel = stride = 8, 14, 16 or 32 in both
+directions. Those of patch 14 get a stem of patch 16, and images with as many patches: ``patch_size`` and ``img_size``
+are those of the result, ``resized_from`` is timm's patch size. Each architecture is built and run on the meta device,
+so no weights are initialised or loaded and nothing is computed. Parameters and multiply-adds exclude the patch
+embedding, because a conv stem replaces it. ``--check`` changes nothing and fails if the file is stale.
 
-Only modules that can reach ``PatchEmbed`` are built: those that import it, or import a layer or model class from a
-timm model file that does (DeiT is made of ``VisionTransformer``). ``--full`` builds every architecture instead, in two
-to three times the time; it shows that the rule leaves nothing out.
+Only architectures in modules that can reach ``PatchEmbed`` are built: those that import it, or import a class from a
+timm model file that does (DeiT uses ``VisionTransformer``). ``--full`` builds every architecture instead, in two to
+three times the time, to show that this rule misses nothing.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from tools.generated import write_or_check
 TARGET = Path(__file__).parents[1] / "registry" / "timm_trunks.json"
 
 PATCHES = (8, 14, 16, 32)
-"""Patch sizes of plain ViTs; patch 4 is the start of a hierarchy."""
+"""Patch sizes of plain ViTs; patch 4 is for hierarchical models."""
 
 
 def candidates(full: bool) -> list[str]:
-    """Return timm's own architecture names, sorted; deprecated names and those of other packages are left out.
+    """Return timm's own architecture names, sorted, without deprecated names and those of other packages.
 
     Args:
-        full: keep modules that cannot reach ``PatchEmbed``.
+        full: include modules that cannot reach ``PatchEmbed``.
     """
     homes = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
     usable = {home for home in set(homes.values()) if home.startswith("timm.models.") and (full or reaches(home))}
@@ -51,14 +51,14 @@ def candidates(full: bool) -> list[str]:
 
 
 def reaches(home: str) -> bool:
-    """Return whether a module imports ``PatchEmbed``, or a class from a timm model file that imports it."""
+    """Return whether a module imports ``PatchEmbed``, or a class of a timm model file that imports it."""
     classes = [value for value in vars(import_module(home)).values() if inspect.isclass(value)]
     files = {value.__module__ for value in classes if value.__module__.startswith("timm.models.")}
     return any(PatchEmbed in vars(import_module(file)).values() for file in {home, *files})
 
 
 def is_trunk(model: nn.Module) -> bool:
-    """Return whether a model has one ``PatchEmbed``, and a square kernel that equals the stride and is in PATCHES."""
+    """Return whether a model has one ``PatchEmbed``, with a square kernel in PATCHES that equals the stride."""
     embeddings = [module for module in model.modules() if type(module) is PatchEmbed]
     if len(embeddings) != 1 or not isinstance(embeddings[0].proj, nn.Conv2d):
         return False
@@ -74,7 +74,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
 
 
 def sizes(name: str, model: nn.Module) -> dict[str, Any]:
-    """Return a trunk's row: what its default tag builds, counted without the patch embedding; and what a class adds."""
+    """Return a trunk's row: sizes at its defaults, counted without the patch embedding, and the cost of one class."""
     path, embedding = next((path, module) for path, module in model.named_modules() if type(module) is PatchEmbed)
     blocks = model.get_submodule(path.rpartition(".")[0]).blocks
     input_size, patch = model.pretrained_cfg["input_size"], embedding.patch_size[0]
@@ -104,7 +104,7 @@ def macs(model: nn.Module, input_size: Sequence[int]) -> int:
     """Return the multiply-adds of one image: convolutions, linear layers and attention products.
 
     Args:
-        model: on the meta device; it is left in eval mode and without gradients.
+        model: on the meta device; it is set to eval mode and without gradients.
         input_size: channels, height and width of the image, in pixels.
     """
     model.eval().requires_grad_(False)
@@ -114,7 +114,7 @@ def macs(model: nn.Module, input_size: Sequence[int]) -> int:
 
 
 def class_cost(name: str) -> dict[str, int]:
-    """Return what one more class costs: its rows in the classifiers' matrices, and with their biases."""
+    """Return the cost of one more class in all classifiers: parameters with biases, multiply-adds without."""
     two, one = (list(build(name, num_classes=classes).parameters()) for classes in (2, 1))
     grown = [(a.ndim, a.numel() - b.numel()) for a, b in zip(two, one, strict=True)]
     return {
@@ -124,7 +124,7 @@ def class_cost(name: str) -> dict[str, int]:
 
 
 def sweep(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Build architectures on the meta device; return the trunks' rows, and the errors of those that cannot be built."""
+    """Build architectures on the meta device; return the trunks' rows, and the errors of failed builds."""
     trunks, failures = {}, {}
     progress = sys.stderr.isatty()
     for index, name in enumerate(names, 1):
@@ -132,7 +132,7 @@ def sweep(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
             print(f"\r{index}/{len(names)} {name:<60}", end="", file=sys.stderr)
         try:
             model = build(name)
-        except Exception as error:  # anything may go wrong in 1300 entrypoints, and one must not hide the others
+        except Exception as error:  # one of 1300 entrypoints may fail in any way and must not hide the others
             failures[name] = f"{type(error).__name__}: {error}"
             continue
         if is_trunk(model):

@@ -1,12 +1,12 @@
-"""Write registry/timm_weights.json: the pretrained tags that timm has for the trunks of our architectures.
+"""Write registry/timm_weights.json: timm's pretrained tags for the trunks of our architectures.
 
     python -m tools.timm_weights [--check] [--results CSV --commit SHA]
 
-Each becomes a tag of ours whose stem is transplanted while loading. Tags of a trunk's 384-pixel twin end in ``_384``.
-Only repositories that timm's own registry lists are named. ``--check`` changes nothing and fails if the file is stale.
+Each becomes one of our tags; loading it transplants the patch embedding. Tags of a trunk's 384-pixel twin end in
+``_384``. It names only repositories in timm's registry. ``--check`` changes nothing and fails if the file is stale.
 
-``--results`` takes the accuracy of the sources from a copy of timm's ``results/results-imagenet.csv`` at that commit of
-https://github.com/huggingface/pytorch-image-models (no package has it); without, the figures that are there stay.
+``--results`` reads the accuracy of the sources from a copy of timm's ``results/results-imagenet.csv`` at a commit of
+https://github.com/huggingface/pytorch-image-models (no package contains it); without it the present figures stay.
 """
 
 import argparse
@@ -70,15 +70,14 @@ def row(name: str, cfg: timm.models.PretrainedCfg) -> dict[str, Any]:
 
 @cache
 def file_bytes(architecture: str, num_classes: int) -> int:
-    """Return the size of the file that timm has of an architecture."""
+    """Return the size in bytes of timm's weights file of an architecture."""
     return safetensors_bytes(build(architecture, num_classes=num_classes))
 
 
 def safetensors_bytes(model: nn.Module) -> int:
-    """Return the size of a float32 model's safetensors file, as timm saves it, without its values.
+    """Return the size of a float32 model's safetensors file, as timm saves it, from its shapes alone.
 
-    Source: the format's description, https://huggingface.co/docs/safetensors: eight bytes, a JSON header that is padded
-    to eight bytes, the tensors.
+    Source: https://huggingface.co/docs/safetensors: eight bytes, a JSON header padded to eight bytes, the tensors.
     """
     header, end = {}, 0
     for name, tensor in sorted(model.state_dict().items()):
@@ -89,7 +88,7 @@ def safetensors_bytes(model: nn.Module) -> int:
 
 
 def present_figures() -> dict[str, dict[str, Any]]:
-    """Return the accuracy of the sources that the file has now, by ``architecture.tag``."""
+    """Return the accuracy of the sources in the present file, by ``architecture.tag``."""
     return {
         name: {field: row[field] for field in SOURCE_FIELDS if field in row}
         for name, row in registry_rows("timm_weights").items()
@@ -97,7 +96,7 @@ def present_figures() -> dict[str, dict[str, Any]]:
 
 
 def published_figures(found: Mapping[str, Mapping[str, Any]], results: Path, commit: str) -> dict[str, dict[str, Any]]:
-    """Return the accuracy that timm publishes of the sources of some rows, measured on images prepared as ours are.
+    """Return the accuracy that timm publishes for the sources of rows; the preprocessing must be that of the rows.
 
     Args:
         found: the rows by ``architecture.tag``.
@@ -121,7 +120,7 @@ def published_figures(found: Mapping[str, Mapping[str, Any]], results: Path, com
 
 
 def main() -> int:
-    """Write the file, or compare it."""
+    """Write the file, or compare it; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail if the file is stale")
     parser.add_argument("--results", type=Path, help="a copy of timm's results-imagenet.csv")

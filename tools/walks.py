@@ -1,10 +1,10 @@
-"""Prints through how much of the package a few calls walk: files, rooms and functions; and the size of each room.
+"""Prints how many files, rooms and functions of the package a few calls pass through, and the size of each room.
 
     python -m tools.walks                      # of this checkout
     python -m tools.walks --src OTHER/src      # of another one, to compare
 
-Each call runs in a process of its own, its hosts imported before, caches empty, the Hub a stand-in on this machine.
-What runs while a module is imported does not count, nor do comprehensions, which newer Pythons do not call.
+Each call runs in a separate process with its hosts already imported, empty caches, and a local stand-in for the Hub.
+Code that runs during an import does not count, nor do comprehensions, which newer Pythons do not call.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ command = lambda *words: main([*map(str, words)], standalone_mode=False)
 """,
     'convstem.push(folder, "org/new", license="apache-2.0", dry_run=True)': "import convstem, timm, torchvision",
 }
-"""Call -> what runs before it; ``folder`` and ``file`` hold the embedded model, ``out`` is a place for a result."""
+"""Call -> code that runs before it; ``folder`` and ``file`` have the embedded model, ``out`` is for a result."""
 
 PREPARATION = 'import convstem\nconvstem.pull("vit_nano4_convstem.cifar10", out=folder)'
 
 Walk = Mapping[str, list[str]]
-"""File, relative to the package -> names of its functions that were called, with their lines."""
+"""File, relative to the package -> its functions that were called, with their lines."""
 
 
 def watch(call: Callable[[], None], package: Path) -> dict[str, set[str]]:
-    """Return the functions of a package through which a call goes, by file."""
+    """Return the functions of a package that a call passes through, by file."""
     found: dict[str, set[str]] = defaultdict(set)
-    importing: Counter[int] = Counter()  # modules under way, by thread
+    importing: Counter[int] = Counter()  # number of modules being imported, by thread
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
         if event not in ("call", "return"):
@@ -84,7 +84,7 @@ def watch(call: Callable[[], None], package: Path) -> dict[str, set[str]]:
 
 
 def counts(name: str) -> bool:
-    """Return whether a code object of this name is a function, as every Python sees it."""
+    """Return whether a code object of this name is a function in every Python version."""
     return not name.startswith("<") or name == "<lambda>"
 
 
@@ -92,7 +92,7 @@ def run_one(before: str, call: str, package: Path, places: Mapping[str, str]) ->
     """Run a call in this process and return its walk.
 
     Args:
-        places: names that the call may use, and their paths.
+        places: path of each name that the call may use.
     """
     names: dict[str, Any] = {name: Path(path) for name, path in places.items()}
     exec(before, names)
@@ -138,7 +138,7 @@ def room_of(file: str) -> str:
 
 
 def sizes(source: Path) -> dict[str, Counter[str]]:
-    """Return files, lines and statements of a source folder by room; a docstring is no statement."""
+    """Return the files, lines and statements of a source folder by room; docstrings are not statements."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for path in sorted(source.rglob("*.py")):
         inside = path.is_relative_to(source / "convstem")
@@ -149,7 +149,7 @@ def sizes(source: Path) -> dict[str, Counter[str]]:
 
 
 def statements(tree: ast.AST) -> int:
-    """Return the number of statements of a module, strings that stand alone left out."""
+    """Return the number of statements of a module, without docstrings and other lone constants."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
     return sum(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes)
 
@@ -158,7 +158,7 @@ def main() -> None:
     """Print the walks, then the sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", type=Path, default=ROOT / "src", help="folder that holds the package convstem")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a request comes on standard input
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # reads a request from standard input
     args = parser.parse_args()
     if args.one:
         request = json.load(sys.stdin)

@@ -1,1 +1,1 @@
-"""One training on CIFAR-10, all images in memory: the trainer that the experiments on CIFAR-10 share."""
+"""The trainer that the CIFAR-10 experiments share; all images are in memory."""

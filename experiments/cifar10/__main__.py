@@ -1,14 +1,14 @@
-"""Train one model on CIFAR-10, all images in memory, augmented a batch at a time.
+"""Train one model on CIFAR-10, with all images in memory and augmented one batch at a time.
 
     python -m tools.cifar10 DATA
     python -m experiments.cifar10 --data-dir DATA --out OUT --model vit_nano4_convstem --epochs 8 --threads 2
 
-OUT gets ``last.pth.tar``, written at the end of each epoch, and ``runs.jsonl``, whose one line is written at the end.
-Interrupt or kill it freely: the same command goes on from the last whole epoch, to the same result, which timm's
-train.py does not promise: it keeps no random state. Nor has it reflected crops, alternating flips or kept logits of a
-teacher. All else is timm's: models, optimizers, schedules, mixing, averages of weights, loss.
+OUT gets ``last.pth.tar`` at the end of each epoch, and one line in ``runs.jsonl`` at the end. It can be interrupted or
+killed: the same command continues from the last complete epoch, to the same result. timm's train.py does not promise
+this, because it saves no random state; it also lacks reflected crops, alternating flips and saved teacher logits. All
+else is timm's: models, optimizers, schedules, mixing, averages of weights, loss.
 
-``--teacher FOLDER`` is the OUT of another training, whose probabilities are learned as far as ``--teacher-share`` says.
+``--teacher FOLDER`` is the OUT of another training; ``--teacher-share`` is its probabilities' share of the target.
 """
 
 from __future__ import annotations

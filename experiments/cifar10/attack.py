@@ -18,15 +18,15 @@ def perturb(
     radius: float,
     steps: int,
 ) -> Tensor:
-    """Return images moved by projected gradient ascent from a random start, the model in eval mode meanwhile.
+    """Return images moved by projected gradient ascent from a random start, with the model in eval mode.
 
     Args:
-        model: maps images to logits; its mode and gradients are left as they are.
+        model: maps images to logits; its mode and gradients stay unchanged.
         images: normalised [batch, 3, height, width].
         targets: of the loss [batch, classes].
         loss: of logits and targets.
         radius: largest change of a pixel, in 1/255.
-        steps: each of 2.5 radii over the number of steps.
+        steps: number of steps; each moves by 2.5 radii divided by it.
     """
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
     reach = radius / 255 / std

@@ -1,7 +1,7 @@
-"""CIFAR-10 in memory: which images, how they are normalised, and their augmentation, a batch at a time.
+"""CIFAR-10 in memory: the images, their normalisation, and their augmentation one batch at a time.
 
-Every random number comes from the seed, what it is for, and the epoch or view. So nothing of the random state has to be
-kept to go on with a training, and a view of an image can be drawn again for its teacher.
+Every random number depends only on the seed, its purpose, and the epoch or view. So a training can continue without a
+saved random state, and a view of an image can be drawn again for its teacher.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tools.cifar10 import CLASSES
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 ORDER, SHIFT, FLIP, MIX, LAYERS = range(5)
-"""What a random number is for."""
+"""Purposes of random numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Split:
 
 
 def load_split(folder: Path, cache: Path, limit: int) -> Split:
-    """Return one split of the image folder, from the cache where that exists.
+    """Return one split of the image folder, from the cache if it exists.
 
     Args:
-        folder: holds one folder of PNG files for each class.
+        folder: has one folder of PNG files for each class.
         cache: file of tensors to read or write.
-        limit: number of images, the same for each class; 0: all, in which case the cache is used.
+        limit: number of images, the same for each class; 0: all, and only then is the cache used.
     """
     if cache.exists() and not limit:
         return Split(**torch.load(cache, weights_only=True))
@@ -67,7 +67,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def derive_seed(*parts: int) -> int:
-    """Return a seed made of several numbers."""
+    """Return a seed made from several numbers."""
     return int(numpy.random.SeedSequence(parts).generate_state(1)[0])
 
 
@@ -77,11 +77,11 @@ def generator(*parts: int) -> torch.Generator:
 
 
 def read(folder: Path, settings: Settings, device: str) -> tuple[Split, Split]:
-    """Return the images to train on and those to evaluate on, in channels-last memory.
+    """Return the training images and the evaluation images, in channels-last memory.
 
     Args:
-        folder: image folder written by tools/cifar10.py; keeps both splits as tensors, too.
-        device: where they are to lie.
+        folder: image folder written by tools/cifar10.py; it also gets both splits as tensors.
+        device: for the images.
     """
     train = load_split(folder / "train", folder / "train.pt", 0)
     test = load_split(folder / "validation", folder / "validation.pt", 0)
@@ -94,28 +94,28 @@ def read(folder: Path, settings: Settings, device: str) -> tuple[Split, Split]:
 
 
 def of_each_class(split: Split, begin: int | None, end: int | None) -> Split:
-    """Return a slice of every class; the bounds count the images of all classes together."""
+    """Return the same slice of every class; the bounds count the images of all classes together."""
     bounds = slice(*(None if bound is None else bound // len(CLASSES) for bound in (begin, end)))
     rows = torch.cat([(split.labels == label).nonzero().flatten()[bounds] for label in range(len(CLASSES))])
     return Split(split.images[rows], split.labels[rows])
 
 
 def move(split: Split, device: str) -> Split:
-    """Return a split on a device, its images in channels-last memory."""
+    """Return a split on a device, with images in channels-last memory."""
     images = split.images.to(device, memory_format=torch.channels_last)
     return Split(images, split.labels.to(device))
 
 
 @dataclass(frozen=True)
 class View:
-    """One augmentation of all images: by how much each is shifted [2, count], and which are mirrored [count]."""
+    """One augmentation of all images: the shift of each [2, count], and whether it is mirrored [count]."""
 
     shift: Tensor
     mirrored: Tensor
 
     @classmethod
     def draw(cls, count: int, number: int, settings: Settings) -> View:
-        """Return the view of a number; alternating flips begin at random and change with every number."""
+        """Return the view with this number; alternating flips start at random and change with every number."""
         shift = torch.randint(2 * settings.crop + 1, (2, count), generator=generator(settings.seed, SHIFT, number))
         turn = 0 if settings.flip == "alternating" else number
         mirrored = torch.rand(count, generator=generator(settings.seed, FLIP, turn)) < 0.5
@@ -124,7 +124,7 @@ class View:
         return cls(shift, mirrored if settings.flip != "none" else torch.zeros_like(mirrored))
 
     def apply(self, images: Tensor, rows: Tensor, crop: int) -> Tensor:
-        """Return some images [count, 3, size, size] as bytes [rows, 3, size, size], shifted and mirrored."""
+        """Return some of the images [count, 3, size, size] as bytes [rows, 3, size, size], shifted and mirrored."""
         size = images.shape[-1]
         source = functional.pad(torch.arange(size)[None].float(), (crop, crop), "reflect")[0].long()
         down, right = (source[self.shift[:, rows, None] + torch.arange(size)]).to(images.device)
@@ -135,7 +135,7 @@ class View:
 
 
 def view_number(epoch: int, settings: Settings) -> int:
-    """Return which view of the images an epoch sees: a new one, or the kept ones in turn."""
+    """Return the number of the view in an epoch: a new one, or the kept ones in turn."""
     return epoch % settings.views if settings.views else epoch
 
 
@@ -149,7 +149,7 @@ def batches(data: Split, epoch: int, settings: Settings) -> Iterator[tuple[Tenso
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Return images [batch, 3, height, width] with sides of another size in pixels; 0: as they are."""
+    """Return images [batch, 3, height, width] resized to a side in pixels; 0: as they are."""
     if size in (0, images.shape[-1]):
         return images
     return functional.interpolate(images, size=size, mode="bilinear", antialias=True)
@@ -159,7 +159,7 @@ def steps_of(data: Split, settings: Settings) -> int:
     """Return the steps of an epoch.
 
     Raises:
-        ValueError: there are fewer images than the steps take.
+        ValueError: there are fewer images than the steps need.
     """
     steps = settings.epoch_steps or max(len(data.labels) // settings.batch_size, 1)
     if len(data.labels) < steps * settings.batch_size:

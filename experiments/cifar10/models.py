@@ -1,4 +1,4 @@
-"""Models of the experiments: timm's by name, patchify twins, and a small convolutional teacher."""
+"""Models of the experiments: timm models by name, patchify twins, and a small convolutional teacher."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from experiments.cifar10.settings import Settings
 from tools.cifar10 import CLASSES, SIZE, TRAIN_IMAGES
 
 POOLED = {"global_pool": "avg", "class_token": False}
-"""64 tokens instead of 65, and no class token that only the last block needs; torchvision's class cannot hold it."""
+"""64 tokens instead of 65, without the class token that only the last block needs; not possible in torchvision's class.
+"""
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """Return a 3x3 convolution; the norm that follows has the bias."""
+    """Return a 3x3 convolution without bias, because a norm follows."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
 
 
 class ConvNet(nn.Module):
-    """A teacher that trains in few epochs: a 2x2 layer, then stages of two 3x3 layers, each of which halves the maps.
+    """A teacher that trains in few epochs: a 2x2 layer, then stages of two 3x3 layers; each stage halves the maps.
 
     After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, without its frozen layers.
 
@@ -54,11 +55,11 @@ class ConvNet(nn.Module):
 
 
 def twin_settings(name: str, stem: str) -> dict[str, Any]:
-    """Return model and arguments, as settings, of an architecture or of a patchify twin in timm's own class.
+    """Return the settings for the model and arguments of an architecture, or of a patchify twin in timm's own class.
 
     Args:
         name: one of our architectures.
-        stem: ``conv``, ``patchify`` (the same trunk), or ``patchify+1`` (one block more: about the same cost).
+        stem: ``conv``, ``patchify`` (the same trunk), or ``patchify+1`` (one more block, for about the same cost).
     """
     if stem == "conv":
         return {"model": name, "model_kwargs": {}}
@@ -69,19 +70,19 @@ def twin_settings(name: str, stem: str) -> dict[str, Any]:
 
 
 CFG = {"pretrained_cfg_overlay": {"mean": MEAN, "std": STD}}
-"""Which pixels a patchify twin sees: a transplant asks."""
+"""Normalisation of a patchify twin's images, which a transplant needs."""
 
 STEMS = ("conv", "patchify", "patchify+1")
-"""The stems that are compared."""
+"""The compared stems."""
 
 COLOURS = dict(zip(STEMS, ("tab:blue", "tab:orange", "tab:red"), strict=True))
-"""In pictures."""
+"""Colours in pictures."""
 
 OURS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
 
 
 def create(settings: Settings) -> nn.Module:
-    """Return the untrained model that the settings ask for, seeded, in channels-last memory."""
+    """Return the untrained model of the settings, seeded, in channels-last memory."""
     torch.manual_seed(settings.seed)
     arguments = dict(settings.model_kwargs)
     if settings.small_epochs:
@@ -91,26 +92,26 @@ def create(settings: Settings) -> nn.Module:
 
 
 def set_fused_attn(model: nn.Module, fused: bool) -> None:
-    """Let attention be one operation, or several."""
+    """Compute attention in one operation, or in several."""
     for layer in attentions(model):
         layer.fused_attn = fused
 
 
 def attentions(model: nn.Module) -> list[Any]:
-    """Return a model's layers of attention."""
+    """Return a model's attention layers."""
     return [layer for layer in model.modules() if isinstance(layer, Attention)]
 
 
 def autocast(settings: Settings, device: str) -> Any:
-    """Return the context of a forward pass."""
+    """Return the context for a forward pass."""
     return torch.autocast(device.split(":")[0], torch.bfloat16) if settings.amp else nullcontext()
 
 
 def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:
-    """Return a model's parameters and GMACs on one image of a size in pixels."""
+    """Return a model's parameters, and its GMACs for one image of a size in pixels."""
     device = next(model.parameters()).device
     fused = [(layer, layer.fused_attn) for layer in attentions(model)]
-    set_fused_attn(model, False)  # torch does not count a processor's fused attention
+    set_fused_attn(model, False)  # torch does not count fused attention on a CPU
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         model.eval()(torch.zeros(1, 3, size, size, device=device))
     for layer, before in fused:
@@ -120,12 +121,12 @@ def count(model: nn.Module, size: int = SIZE) -> dict[str, Any]:
 
 
 def pflop(run: Mapping[str, Any]) -> float:
-    """Return the PFLOP of a training's epochs so far, its teacher's left out: two for each multiply-add.
+    """Return the PFLOP of a training's epochs so far, without its teacher: two FLOP for each multiply-add.
 
-    A backward pass counts as two forward passes, a step of an attack as one forward pass and one backward.
+    A backward pass counts as two forward passes, an attack step as two forward passes.
 
     Args:
-        run: what ``Training.record`` returned.
+        run: the result of ``Training.record``.
     """
     settings, epochs = Settings(**run["settings"]), len(run["epochs"])
     small = min(settings.small_epochs, epochs)

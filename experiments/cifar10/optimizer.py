@@ -1,4 +1,4 @@
-"""The optimizer: timm's, and its Muon made faster for a processor."""
+"""timm's optimizers, and a version of its Muon that is faster on a CPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from experiments.cifar10.settings import Settings
 
 COEFFICIENTS = [(3.4445, -4.7750, 2.0315)]
-"""Of the Newton-Schulz iteration: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024."""
+"""Coefficients of the Newton-Schulz iteration: K. Jordan, "Muon: An optimizer for hidden layers in neural networks",
+2024."""
 
 
 class StackedMuon(Muon):
-    """timm's Muon; it orthogonalises the matrices of one shape together, on a processor in float32.
+    """timm's Muon that orthogonalises all matrices of one shape together, on a CPU in float32.
 
-    timm's does it one by one in bfloat16, which a processor without bfloat16 arithmetic has to emulate. Whatever is no
-    matrix is left to timm's AdamW, as in timm's Muon.
+    timm does it one by one in bfloat16, which a CPU without bfloat16 arithmetic must emulate. All other parameters are
+    left to timm's AdamW, as in timm's Muon.
 
     Args:
         params: parameters or groups.
         dtype: of the iteration; default: bfloat16 on an accelerator, float32 elsewhere.
-        kwargs: arguments of timm's Muon, of which ``conv_mode`` stays "flatten".
+        kwargs: arguments of timm's Muon; ``conv_mode`` must stay "flatten".
     """
 
     def __init__(self, params: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
@@ -35,7 +36,7 @@ class StackedMuon(Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update the matrices here, then everything else in timm's step, from which their gradients are hidden."""
+        """Update the matrices here, then everything else in timm's step, with the matrices' gradients hidden."""
         hidden: list[tuple[Tensor, Tensor | None]] = []
         for group in self.param_groups:
             for matrices in by_shape(group["params"]):
@@ -51,7 +52,7 @@ class StackedMuon(Muon):
         """Update matrices of one shape, in place.
 
         Args:
-            matrices: [outputs, inputs, ...]; all but the first axis are one.
+            matrices: [outputs, inputs, ...]; all axes after the first are flattened.
             group: rate, weight decay and momentum.
         """
         grads = [matrix.grad for matrix in matrices]
@@ -76,7 +77,7 @@ class StackedMuon(Muon):
 
 
 def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Return the matrices among parameters with a gradient, grouped by shape; tokens and positions are none."""
+    """Return the parameters with a gradient that are matrices, grouped by shape; tokens and positions do not count."""
     groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         if parameter.grad is not None and parameter.ndim > 1 and min(parameter.shape[:2]) > 1:
@@ -85,7 +86,7 @@ def by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
 
 
 def create(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, with timm's rule of what has no weight decay."""
+    """Return the optimizer in the settings, with timm's rule for parameters without weight decay."""
     shared: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum}
     if settings.opt != "stackedmuon":
         decays = {"weight_decay": settings.weight_decay, "layer_decay": settings.layer_decay or None}

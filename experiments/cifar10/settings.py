@@ -1,4 +1,4 @@
-"""What the result of a training depends on, and its flags."""
+"""The settings of a training, and their flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from timm.utils import ParseKwargs
 
 BFLOAT16 = {"amp": True, "fused_attn": False}
-"""One and a half times as fast on processors with bfloat16 arithmetic (Zen 4, Sapphire Rapids), slower on others."""
+"""1.5 times as fast on processors with bfloat16 arithmetic (Zen 4, Sapphire Rapids), slower on others."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -21,10 +21,10 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the result depends on, JSON-plain; where timm's train.py has a flag, its name is used.
+    """Everything that the result depends on, as plain JSON data; named as in timm's train.py, if it has the flag.
 
     Raises:
-        ValueError: values that contradict each other, or an odd batch that should be mixed.
+        ValueError: values that contradict each other, or an odd batch size with mixing.
     """
 
     model: str = option("vit_nano4_convstem", "a name of timm's, or of experiments/cifar10/models.py")
@@ -64,7 +64,7 @@ class Settings:
     seed: int = option(0, "of initialisation, order and augmentation")
 
     def __post_init__(self) -> None:
-        """Check what no flag's type can."""
+        """Check what the flags' types cannot."""
         if self.flip not in (choices := ("alternating", "none", "random")):
             raise ValueError(f"flip must be one of {', '.join(choices)}; got {self.flip!r}")
         if self.teacher_share and (self.views < 2 or self.views % 2):
@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def mixed(self) -> bool:
-        """Whether images are mixed at all."""
+        """Whether images are mixed."""
         return bool(self.mixup or self.cutmix)
 
 
@@ -104,12 +104,12 @@ def precision_of(settings: Mapping[str, Any]) -> str:
 
 
 def changes(record: Mapping[str, Any], settings: Settings) -> str:
-    """Return how a training's record differs from settings, as text; what the record lacks had its default."""
+    """Return how a training's record differs from settings, as text; fields missing in the record have defaults."""
     return differences({**asdict(Settings()), **record}, asdict(settings))
 
 
 def differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return what differs between two records of settings, as text; empty if nothing does."""
+    """Return the differences between two records of settings, as text; empty if there are none."""
     found, settings = (json.loads(json.dumps(dict(record))) for record in (found, settings))  # tuples become lists
     names = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
     return "; ".join(f"{name} {found.get(name)!r}, not {settings.get(name)!r}" for name in names)

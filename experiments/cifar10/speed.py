@@ -1,10 +1,10 @@
 """What a training step costs on this machine, and what makes it faster.
 
-    OMP_NUM_THREADS=2 python -m experiments.cifar10.speed             # images per second of each variant, a table
-    OMP_NUM_THREADS=2 python -m experiments.cifar10.speed --trace 20  # the 20 costliest operations of a step
+    OMP_NUM_THREADS=2 python -m experiments.cifar10.speed             # table: images per second of each variant
+    OMP_NUM_THREADS=2 python -m experiments.cifar10.speed --trace 20  # the 20 most expensive operations of a step
 
-Random images, so that no data are needed; augmentation is part of a step, as in training. The variants take turns, and
-the median counts, so that what else runs on the machine hits all of them.
+The images are random, so no data are needed; a step includes augmentation, as in training. The variants take turns and
+the median counts, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VARIANTS: dict[str, Settings] = {
 
 
 class Timed:
-    """A training whose steps can be taken one by one."""
+    """A training that takes and times single steps."""
 
     def __init__(self, settings: Settings) -> None:
         pixels = torch.randint(256, (2 * settings.batch_size, 3, SIZE, SIZE), dtype=torch.uint8)
@@ -60,7 +60,7 @@ class Timed:
         self.times: list[float] = []
 
     def endless(self, data: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield batches of images and their rows without end."""
+        """Yield batches of images and their rows forever."""
         for _ in count():
             yield from batches(data, 0, self.training.settings)
 
@@ -96,7 +96,7 @@ def table(rounds: int) -> list[str]:
 
 
 def trace(name: str, rows: int) -> str:
-    """Return the costliest operations of ten steps of a variant."""
+    """Return the most expensive operations of ten steps of a variant."""
     variant = Timed(VARIANTS[name])
     variant.step()
     with profile(activities=[ProfilerActivity.CPU]) as found:

@@ -1,4 +1,4 @@
-"""Many trainings: those that are not done, several at a time; each leaves a line of ``runs.jsonl`` and a checkpoint."""
+"""Runs many trainings, several at a time; each leaves a line in ``runs.jsonl`` and a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from experiments.cifar10.training import DivergedError, Training, train
 from experiments.runs import RUNS, Row, append_line, by_name, carry_out
 
 DIVERGED = "diverged"
-"""In the line of a training whose loss was lost: the message."""
+"""Key of the error message in the line of a diverged training."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where the images lie, where the results go, what computes, and how many trainings share it."""
+    """The folders of images and results, the device, and how many trainings share it."""
 
     data_dir: Path
     out: Path
@@ -33,7 +33,7 @@ class Where:
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> Where:
-        """Return what the flags of ``add_flags`` say."""
+        """Return the values of the flags of ``add_flags``."""
         return cls(args.data_dir, args.out, args.device, args.jobs)
 
 
@@ -46,13 +46,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bfloat16(parser: argparse.ArgumentParser) -> None:
-    """Add the flag whose value is what it changes in the settings."""
+    """Add a flag with the settings that it changes as its value."""
     text = "faster on processors with bfloat16 arithmetic"
     parser.add_argument("--bfloat16", action="store_const", const=BFLOAT16, default={}, help=text)
 
 
 def is_done(done: Mapping[str, Row], name: str, settings: Settings) -> bool:
-    """Return whether a training is among those that have ended: at the last epoch, or because the loss was lost.
+    """Return whether a training has ended: at the last epoch, or because it diverged.
 
     Raises:
         ValueError: it had other settings.
@@ -63,7 +63,7 @@ def is_done(done: Mapping[str, Row], name: str, settings: Settings) -> bool:
 
 
 def train_one(name: str, settings: Settings, where: Where) -> Row:
-    """Train to the last epoch, or until the loss is lost, and return what is kept."""
+    """Train to the last epoch, or until it diverges, and return the record."""
     images, test = data.read(where.data_dir, settings, where.device)
     training = Training(settings, images, where.device)
     try:
@@ -74,7 +74,7 @@ def train_one(name: str, settings: Settings, where: Where) -> Row:
 
 
 def kept(out: Path, name: str, settings: Settings, work: Callable[[], Row]) -> Row:
-    """Return a training's line in a folder's file, after carrying it out if it is not done."""
+    """Return a training's line in a folder's file; do the training first if it is missing."""
     done = by_name(out)
     if not is_done(done, name, settings):
         done[name] = {"run": name, **work()}
@@ -85,12 +85,12 @@ def kept(out: Path, name: str, settings: Settings, work: Callable[[], Row]) -> R
 def run_all(
     trainings: Mapping[str, Settings], where: Where, work: Callable[[str, Settings, Where], Row] = train_one
 ) -> None:
-    """Carry out the trainings that are not done, in processes that share the threads; show a progress bar.
+    """Do the missing trainings, in processes that share the threads; show a progress bar.
 
     Args:
         trainings: settings by name.
-        where: where the images lie; its folder gets a line for each training that ends.
-        work: what a process does with one; it returns what is kept.
+        where: its folder of results gets a line for each training that ends.
+        work: does one training in a process and returns its record.
     """
     done = by_name(where.out)
     todo = {name: settings for name, settings in trainings.items() if not is_done(done, name, settings)}

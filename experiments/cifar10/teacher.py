@@ -1,4 +1,4 @@
-"""A teacher's logits of every image in every kept view, computed once and kept in a folder."""
+"""A teacher's logits of every image in every view, computed once and saved in a folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BATCH = 500
 
 
 class Teacher:
-    """A trained model whose logits are computed when a view is first seen.
+    """A trained model; computes the logits of a view on first use.
 
     Args:
         model: the teacher, in eval mode.
         data: the images, on the teacher's device.
-        settings: of the student, which say what a view is.
-        folder: keeps one file for each view.
+        settings: of the student; they define the views.
+        folder: for one file per view.
     """
 
     def __init__(self, model: nn.Module, data: Split, settings: Settings, folder: Path) -> None:

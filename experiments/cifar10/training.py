@@ -1,7 +1,7 @@
 """One training, from its last checkpoint to its last epoch.
 
-A checkpoint, ``last.pth.tar`` of a folder, is written whole at the end of each epoch; a training that is killed goes on
-from there and ends with the same weights, bit for bit, on the same machine with the same number of threads.
+A checkpoint, ``last.pth.tar`` in a folder, is written at the end of each epoch. A killed training continues from there
+and ends with the same weights, bit for bit, on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ EVALUATION_BATCH = 500
 
 
 class DivergedError(ArithmeticError):
-    """The loss of a training is no number any more."""
+    """The loss of a training is NaN or infinite."""
 
 
 class Training:
-    """A model with all that changes while it trains.
+    """A model and the state of its training.
 
     Args:
-        settings: what the result depends on.
+        settings: of the training.
         images: to train on, on ``device``.
         device: where to compute.
-        teacher: whose probabilities are part of the target, if ``settings.teacher_share`` is not 0.
-        model: to train in place; default: a new one, as the settings say.
+        teacher: its probabilities are part of the target, weighted by ``settings.teacher_share``.
+        model: to train in place; default: a new one from the settings.
     """
 
     def __init__(
@@ -82,28 +82,28 @@ class Training:
             self.optimizer, settings.sched, settings.epochs, decay_rate=1.0, warmup_epochs=settings.warmup_epochs,
             warmup_lr=settings.lr / 100, step_on_epochs=False, updates_per_epoch=self.steps,
         )[0]  # fmt: skip
-        # mixes targets that are distributions already, the teacher's included
+        # the targets are already distributions, the teacher's included
         self.mix = Mixup(
             settings.mixup, settings.cutmix, prob=settings.mixup_prob, label_smoothing=0, num_classes=len(CLASSES),
             multi_label=True,
         )  # fmt: skip
         self.loss = SoftTargetCrossEntropy()
         self.losses: list[float] = []
-        """Of the steps of the epoch."""
+        """Loss of each step in this epoch."""
         self.history: list[dict[str, Any]] = []
-        """A row for each epoch."""
+        """One row per epoch."""
 
     @property
     def result(self) -> nn.Module:
-        """The model to use: the average of weights where one is kept."""
+        """The model to use: the average of weights, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def targets(self, rows: Tensor, logits: Tensor | None) -> Tensor:
-        """Return the distributions to learn [batch, classes]: smoothed labels, and the teacher's share.
+        """Return the target distributions [batch, classes]: smoothed labels, and the teacher's share.
 
         Args:
             rows: of the images [batch].
-            logits: the teacher's of all images in this view [count, classes].
+            logits: the teacher's for all images in this view [count, classes].
         """
         labels = mixup_target(self.images.labels[rows], len(CLASSES), smoothing=self.settings.smoothing)
         if logits is None:
@@ -115,7 +115,7 @@ class Training:
         """Update the weights once and return the loss.
 
         Raises:
-            DivergedError: the loss is NaN or infinite; the weights are then what they were.
+            DivergedError: the loss is NaN or infinite; the weights are then unchanged.
         """
         with models.autocast(self.settings, self.device):
             if self.settings.attack_steps:
@@ -160,7 +160,7 @@ class Training:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on, under timm's names."""
+        """Return everything needed to continue, under timm's names."""
         return {
             "arch": self.settings.model,
             "settings": asdict(self.settings),
@@ -172,7 +172,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint of the same settings."""
+        """Continue from a checkpoint of the same settings."""
         self.model.load_state_dict(state["state_dict"])
         if self.ema:
             self.ema.module.load_state_dict(state["state_dict_ema"])
@@ -181,12 +181,12 @@ class Training:
         self.schedule.step_update(len(self.history) * self.steps)
 
     def record(self) -> Row:
-        """Return what is kept of the training: all but its weights."""
+        """Return the record of the training: all but its weights."""
         return record(self.settings, self.history, self.result, self.device)
 
 
 def record(settings: Settings, history: list[Row], model: nn.Module, device: str) -> Row:
-    """Return settings, machine, size and hours of a training, and its rows, one for each epoch."""
+    """Return settings, machine, size and hours of a training, and one row per epoch."""
     return {
         "settings": asdict(settings),
         "environment": environment(device=device),
@@ -198,10 +198,10 @@ def record(settings: Settings, history: list[Row], model: nn.Module, device: str
 
 
 def resume(training: Training, folder: Path) -> None:
-    """Go on from a folder's checkpoint, if it has one; else make the folder.
+    """Continue from a folder's checkpoint, if it has one; else create the folder.
 
     Raises:
-        ValueError: the checkpoint is of other settings.
+        ValueError: the checkpoint has other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CHECKPOINT).exists():
@@ -213,12 +213,12 @@ def resume(training: Training, folder: Path) -> None:
 
 
 def save(training: Training, folder: Path) -> None:
-    """Write the checkpoint, which takes the place of the old one when it is complete."""
+    """Write the checkpoint; it replaces the old one when it is complete."""
     write_whole(folder / CHECKPOINT, partial(torch.save, training.state_dict()))
 
 
 def load_trained(folder: Path, device: str) -> nn.Module:
-    """Return the model that a training ended with, in eval mode."""
+    """Return the trained model of a folder, in eval mode."""
     state = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
     model = models.create(Settings(**state["settings"])).to(device)
     model.load_state_dict(state["state_dict_ema"] or state["state_dict"])
@@ -226,7 +226,7 @@ def load_trained(folder: Path, device: str) -> nn.Module:
 
 
 def so_far(folder: Path) -> Row:
-    """Return what is known of a training that has not ended, from its checkpoint."""
+    """Return the record of an unfinished training, from its checkpoint."""
     state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
     settings = Settings(**state["settings"])
     return record(settings, state["history"], models.create(settings), "cpu")
@@ -234,7 +234,7 @@ def so_far(folder: Path) -> Row:
 
 @torch.inference_mode()
 def accuracy(model: Callable[[Tensor], Tensor], split: Split, size: int = 0) -> float:
-    """Return the share of images, resized if asked for, that a model in eval mode classifies right, in per cent."""
+    """Return the accuracy of a model in eval mode, in per cent, on images resized to ``size`` unless it is 0."""
     parts = zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True)
     right = sum(int((model(resize(normalise(images), size)).argmax(1) == labels).sum()) for images, labels in parts)
     return 100 * right / len(split.labels)
@@ -259,11 +259,11 @@ def train(training: Training, test: Split, folder: Path, show: bool = False) -> 
 
 
 def run(settings: Settings, data_dir: Path, folder: Path, device: str, teacher: Path | None = None) -> Row:
-    """Read the images, train from what is in a folder to the last epoch, and show a progress bar; return the record.
+    """Read the images, train from a folder's checkpoint to the last epoch with a progress bar; return the record.
 
     Args:
         data_dir: image folder written by tools/cifar10.py.
-        folder: of the training's checkpoint.
+        folder: of the checkpoint.
         teacher: folder of a finished training.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How names reach timm and torchvision. What is imported with a host is light.
+"""How names reach timm and torchvision. Importing a host imports only light modules from here.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: the public names are in ``convstem``.
 """

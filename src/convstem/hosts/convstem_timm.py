@@ -1,4 +1,4 @@
-"""What timm sees: one light entrypoint per architecture and ``default_cfgs``; the model code is imported on a call."""
+"""What timm sees: ``default_cfgs`` and a light entrypoint per architecture, which imports model code when called."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WEIGHTS_FIELDS = (
 
 
 def model_cfg(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return timm's pretrained cfg of an architecture without weights; where its row is silent timm's defaults hold."""
+    """Return timm's pretrained cfg of an architecture without weights; timm's defaults fill what its row leaves out."""
     size = row.get("img_size")
     sizes = {"input_size": (3, size, size)} if size else {}
     return {**_MODEL, **sizes, **_stated(row, _MODEL_FIELDS)}
@@ -64,7 +64,7 @@ def _stated(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
 def trunk_cfgs(name: str, trunk: str) -> dict[str, Any]:
     """Return timm's pretrained cfgs of a trunk under our name, by ``name.tag``, in timm's order.
 
-    A name of ``registry/trunks.json`` has those of the trunk's other image sizes too, their tags with a suffix.
+    A name of ``registry/trunks.json`` also gets the cfgs of the trunk's other image sizes; their tags get a suffix.
     """
     found = {}
     patch = resized_from(trunk)
@@ -82,9 +82,9 @@ def _with_stem(cfg: Any, patch: int | None) -> Any:
 
     Args:
         cfg: timm's.
-        patch: its patch size, if that is resized: then images are larger by as much.
+        patch: patch size of the trunk if it is resized; the images grow in proportion.
     """
-    copy = object.__new__(type(cfg))  # every import of timm pays for some hundred of them
+    copy = object.__new__(type(cfg))  # every import of timm makes some hundred copies
     vars(copy).update(vars(cfg), first_conv=f"{str(cfg.first_conv).removesuffix('.proj')}.{FIRST_IN_EMBED}")
     if patch:
         copy.input_size = resized_input(cfg.input_size, patch, RESIZED)
@@ -93,7 +93,7 @@ def _with_stem(cfg: Any, patch: int | None) -> Any:
 
 
 def other_sizes(name: str, trunk: str) -> list[str]:
-    """Return the timm architectures whose tags an architecture of ``registry/trunks.json`` has besides its trunk's."""
+    """Return the trunk's other image sizes in timm, which lend their tags to a name of ``registry/trunks.json``."""
     row = rows("trunks").get(name)
     if row is None or without_size(trunk) == trunk:
         return []
@@ -102,7 +102,7 @@ def other_sizes(name: str, trunk: str) -> list[str]:
 
 @cache
 def _sizes() -> Mapping[str, list[str]]:
-    """Group the trunks that are named after their image size by what comes before it."""
+    """Group the trunks with an image size in their name by the name without it."""
     groups: dict[str, list[str]] = {}
     for name in rows("timm_trunks"):
         if without_size(name) != name:
@@ -115,7 +115,7 @@ default_cfgs: dict[str, Any] = {}
 
 
 def make_entrypoint(name: str, doc: str) -> Callable[..., Any]:
-    """Return the function timm registers for an architecture: named after it and at home in this module."""
+    """Return the function timm registers for an architecture: it has its name and lives in this module."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
         from convstem.models.timm_models import create_timm_model  # heavy, so only when a model is built
@@ -128,7 +128,7 @@ def make_entrypoint(name: str, doc: str) -> Callable[..., Any]:
 def make_pyramid_entrypoint(name: str, create: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function of ``NAME_pyramid``: the same model, but ``features_only=True`` means the feature pyramid.
 
-    For libraries that pass timm nothing but a name, such as segmentation_models_pytorch.
+    For libraries that pass timm only a name, such as segmentation_models_pytorch.
     """
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
@@ -140,7 +140,7 @@ def make_pyramid_entrypoint(name: str, create: Callable[..., Any]) -> Callable[.
 
 
 def _at_home(entrypoint: Callable[..., Any], name: str, doc: str) -> Callable[..., Any]:
-    """Name a function as timm expects it and make it an attribute of this module, where pickle looks it up: once."""
+    """Name a function as timm expects and make it, once, an attribute of this module, where pickle looks it up."""
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__, entrypoint.__doc__ = __name__, doc
     return vars(sys.modules[__name__]).setdefault(name, entrypoint)
@@ -158,7 +158,7 @@ def entrypoints() -> dict[str, Callable[..., Any]]:
         cfgs.update({tag: weights_cfg(row, tags[tag]) for tag in tags} or {name: model_cfg(row)})
         functions[name] = make_entrypoint(name, f"conv-stem ViT. {row.get('source', '')}")
     for name, trunk in trunks().items():
-        if is_model(trunk):  # another timm release may lack some
+        if is_model(trunk):  # other timm releases may lack it
             cfgs.update(trunk_cfgs(name, trunk))
             functions[name] = make_entrypoint(name, f"timm's {trunk} on a conv stem.")
     default_cfgs.update(generate_default_cfgs(cfgs))

@@ -1,7 +1,7 @@
 """What torchvision sees: one builder and one ``WeightsEnum`` per architecture. Never imports timm.
 
-Annotations here are evaluated (no ``from __future__ import annotations``): torchvision finds a builder's weights by
-the real object in its ``weights`` annotation.
+Annotations here are evaluated (no ``from __future__ import annotations``) because torchvision finds a builder's
+weights through the object in its ``weights`` annotation.
 """
 
 import sys
@@ -16,8 +16,8 @@ from convstem.registry.tables import Rows, rows, weights_rows
 from convstem.upstream import torchvision_legacy_interface
 
 HOME = "torchvision.models.convstem"
-"""The builders' ``__module__``, another name of this one: ``list_models(torchvision.models)`` lists builders of modules
-directly below it, and pickle looks a builder up there."""
+"""The builders' ``__module__``, an alias of this module: ``list_models(torchvision.models)`` lists the builders of
+modules directly below it, and pickle looks a builder up there."""
 
 _SPELLING = {"vit": "ViT", "vitc": "ViTC", "convstem": "ConvStem", "nano": "Nano", "ti": "Ti"}
 
@@ -39,7 +39,7 @@ class ConvStemWeights(WeightsEnum):
 
 
 class EntryWeights(Weights):
-    """torchvision's record of a weights entry, filled when it is first read: every import of torchvision makes all.
+    """torchvision's record of a weights entry, filled on first read: every import of torchvision creates all records.
 
     Args:
         entry: ``architecture.tag``.
@@ -59,7 +59,7 @@ class EntryWeights(Weights):
     meta = property(lambda self: self._record.meta)
 
     def __eq__(self, other: object) -> bool:
-        """Compare names: enums ask for it when they are made and copied."""
+        """Compare names; enums need this when they are created and copied."""
         return isinstance(other, EntryWeights) and self.entry == other.entry
 
     def __hash__(self) -> int:
@@ -74,11 +74,11 @@ def enum_name(torchvision_name: str) -> str:
 
 
 def make_enum(torchvision_name: str, weights: Rows) -> type[ConvStemWeights]:
-    """Return the weights enum of an architecture: one upper-case member per tag, ``DEFAULT`` naming the first.
+    """Return the weights enum of an architecture: one upper-case member per tag; ``DEFAULT`` is the first.
 
     Args:
         torchvision_name: of the architecture.
-        weights: its rows by ``architecture.tag``; those without a head are left out, for torchvision's ViT has one.
+        weights: its rows by ``architecture.tag``; rows without a head are left out, since torchvision's ViT has one.
     """
     entries = [entry for entry, row in weights.items() if row["num_classes"]]
     members = {entry.partition(".")[2].upper().replace("-", "_"): EntryWeights(entry) for entry in entries}
@@ -110,11 +110,11 @@ def make_builder(name: str, row: Mapping[str, Any], enum: type[ConvStemWeights])
 
 
 def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
-    """Return the enum member meant by ``weights`` (a member, its name or None).
+    """Return the enum member for ``weights`` (a member, its name or None).
 
     Raises:
-        ArgumentError: the enum has no such member; the message lists what it has.
-        TypeError: another enum's member (torchvision's own check).
+        ArgumentError: the enum has no such member; the message lists its members.
+        TypeError: a member of another enum (torchvision's own check).
     """
     try:
         return enum.verify(weights)
@@ -124,7 +124,7 @@ def verify(enum: type[ConvStemWeights], weights: Any) -> ConvStemWeights | None:
 
 
 def builders() -> tuple[dict[str, Callable[..., Any]], dict[str, type[ConvStemWeights]]]:
-    """Create builders and enums as attributes of this module; return both by torchvision name."""
+    """Create the builders and enums as attributes of this module; return both by torchvision name."""
     module, weights = sys.modules[__name__], weights_rows()
     sys.modules[HOME] = module
     functions, enums = {}, {}

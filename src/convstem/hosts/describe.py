@@ -1,6 +1,6 @@
-"""What exists, as plain data, and how it reaches the hosts: behind ``convstem list``, ``show`` and ``doctor``.
+"""What exists, as plain data, and what was registered: behind ``convstem list``, ``show`` and ``doctor``.
 
-timm is imported only where pretrained tags are asked for that are timm's.
+timm is imported only for the pretrained tags of its trunks.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from convstem.registry.tables import what_is_kept
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return timm names: convstem's own families first, then named timm trunks, then the names made by rule.
+    """Return timm names: convstem's own families first, then named timm trunks, then the names by rule.
 
     Args:
-        filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;
-            ``*`` is everything. Default: all but the names made by rule, ``<timm name>_convstem``.
-        pretrained: only models that have weights, one entry per tag; the pattern may then match the tag as well.
-        license: only pretrained tags under this licence, such as ``apache-2.0``; ``permissive`` are those that let
-            everybody use, change and sell the weights.
+        filter: shell-style pattern of a timm or torchvision name, or a word in it, such as ``dinov3``; ``*`` is
+            everything. Default: all but the names by rule, ``<timm name>_convstem``.
+        pretrained: only models with weights, one entry per tag; the pattern may then match the tag too.
+        license: only pretrained tags under this licence, such as ``apache-2.0``; ``permissive`` stands for all
+            licences that let everybody use, change and sell the weights.
 
-    The names that end in ``_pyramid`` are listed for a filter with this word only.
+    Names that end in ``_pyramid`` are listed only if the filter contains this word.
 
     Raises:
-        ArgumentError: no weights have this licence; the message lists those that some have.
-        UnknownModelError: no name holds this word; the message lists the nearest names. A pattern with ``*``, ``?`` or
-            ``[`` that matches nothing gives an empty list.
+        ArgumentError: no weights have this licence; the message lists the licences there are.
+        UnknownModelError: no name contains this word; the message lists the nearest names. A pattern with ``*``, ``?``
+            or ``[`` that matches nothing gives an empty list.
     """
     names = listed(filter, pretrained, license)
     if not names and not set(filter) & set("*?["):
@@ -47,7 +47,7 @@ def list_models(filter: str = "", pretrained: bool = False, license: str | None 
 
 
 def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
-    """Return the sentence for a pattern that matches nothing: what to leave out, or the nearest names."""
+    """Return the message for a pattern that matches nothing: what to leave out, or the nearest names."""
     if license is not None and listed(pattern, pretrained=True):
         return f"no pretrained tag that matches {pattern!r} has the licence {license}; leave out --license to see them"
     if pretrained and listed(pattern):
@@ -58,7 +58,7 @@ def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
 
 
 def listed(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return the same names, none where nothing matches; see ``list_models``."""
+    """Return the names of ``list_models``, or an empty list if nothing matches."""
     if not pretrained and license is None:
         return catalog.matching(filter)
     if license is not None:
@@ -80,18 +80,18 @@ def _licenses() -> set[str]:
 
 
 def names_on_conv_stem(name: str) -> list[str]:
-    """Return our names of a patchify model of timm, with its tag where they have it; none for any other name."""
+    """Return our names for a patchify model of timm, with its tag if they have it; none for any other name."""
     base, _, tag = name.partition(".")
     names = catalog.conv_stem_names(base)
     return [f"{ours}.{tag}" for ours in names for entry in weights_of(ours) if entry.tag == tag] or names
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return everything that is known about an architecture, JSON-plain.
+    """Return everything known about an architecture, as plain JSON data.
 
     Args:
-        name: timm or torchvision name; with a tag, head, image size and counts are those of the model with these
-            weights, and the counts are None where the trunk was not measured at that size.
+        name: timm or torchvision name. With a tag, head, image size and counts are those of the model with these
+            weights; the counts are None if the trunk was not measured at that size.
 
     Raises:
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
@@ -107,7 +107,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def summarise(name: str) -> dict[str, Any]:
-    """Return the same without timm: ``weights`` is None where the tags are timm's.
+    """Return the result of ``describe`` without importing timm: ``weights`` is None if the tags are timm's.
 
     Raises:
         UnknownModelError: unknown name; the message lists the nearest ones.
@@ -119,7 +119,7 @@ def summarise(name: str) -> dict[str, Any]:
 
 
 def _describe(spec: Architecture, entries: Sequence[WeightsSpec]) -> dict[str, Any]:
-    """Return the architecture as it is built with its first weights."""
+    """Return the facts of the architecture, built for its first weights."""
     built = catalog.sized(spec, entries[0].num_classes, entries[0].img_size) if entries else spec
     size = entries[0].img_size if entries else spec.img_size
     shared = ("name", "torchvision", "trunk", "embed_dim", "depth", "num_heads", "patch_size")
@@ -169,12 +169,12 @@ def stem_rows(stem: StemSpec, img_size: int | Sequence[int], embed_dim: int) -> 
     ]
 
 
-# What a tag was trained on last, by how it ends; the first match counts.
+# End of a tag -> the data set it was trained on last; the first match counts.
 _DATASETS = (("in1k", "ImageNet-1k"), ("in21k", "ImageNet-21k"), ("dino", "ImageNet-1k"), ("mae", "ImageNet-1k"))
 
 
 def weights_of(architecture: str) -> list[WeightsSpec]:
-    """Return the weights entries of any architecture of ours, its default first."""
+    """Return the weights entries of any of our architectures, the default first."""
     if architecture in catalog.models():
         return catalog.weights_of(architecture)
     from timm.models import get_arch_pretrained_cfgs
@@ -184,10 +184,10 @@ def weights_of(architecture: str) -> list[WeightsSpec]:
 
 
 def find_weights(name: str) -> WeightsSpec:
-    """Return the weights entry of a name with tag, or the default one of a name without.
+    """Return the weights entry of a name with a tag, or the default entry of a name without one.
 
     Raises:
-        UnknownModelError: no such name, or no such tag of it; the message lists the nearest names or the tags.
+        UnknownModelError: no such name or tag; the message lists the nearest names or the tags.
     """
     architecture, tag = catalog.find(name).name, name.partition(".")[2]
     entries = weights_of(architecture)
@@ -220,7 +220,7 @@ def trunk_entry(name: str, cfg: Any) -> WeightsSpec:
 
 
 def dataset_of(tag: str) -> str:
-    """Return what the weights of a timm tag were trained on last, or the tag where it does not say."""
+    """Return the data set that a timm tag's weights were trained on last, or the tag if it does not say."""
     return next((dataset for end, dataset in _DATASETS if tag.endswith(end)), tag)
 
 
@@ -228,7 +228,7 @@ _SWITCHES = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "CONVSTEM_AUTOLOAD")
 
 _PACKAGES = ("convstem", "torch", "torchvision", "timm", "huggingface_hub", "safetensors")
 
-# Runs without importing convstem: only what torch's autoload did on its own may show up.
+# Does not import convstem, so it shows only what torch's autoload did.
 _PROBE = """
 import dataclasses, json, sys, warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -244,7 +244,7 @@ print(json.dumps({"hosts": records, "warnings": said}))
 def examine() -> dict[str, Any]:
     """Return versions, switches, the entry point, and what was registered with each host in a fresh process.
 
-    The key ``ok`` is true when both hosts got all names that were not refused, without an import.
+    ``ok`` is true if both hosts got all names that were not refused, without an import of convstem.
     """
     report: dict[str, Any] = {
         "python": sys.version.split()[0],

@@ -1,4 +1,4 @@
-"""Registers our names with timm and torchvision: atomically, and without ever taking a name from its owner."""
+"""Registers our names with timm and torchvision: all or none, never a name that somebody else owns."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ HOST_MODULES = {"timm": "timm.models", "torchvision": "torchvision.models"}
 
 
 EXPLICIT = "convstem.register()"
-"""Who asked, where a user did."""
+"""``Registration.path`` for a call by the user."""
 
 
 @dataclass
 class Registration:
-    """What happened when one host was registered with; ``convstem doctor`` prints it."""
+    """The outcome of registering with one host; ``convstem doctor`` prints it."""
 
     host: str
     path: str
     """Who asked: ``torch autoload``, ``import convstem`` or ``convstem.register()``."""
     names: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    """Name -> why it was left to its owner."""
+    """Name -> why we left it to its owner."""
     error: str | None = None
 
 
 REGISTRATIONS: dict[str, Registration] = {}
-"""The latest with each host."""
+"""The latest registration with each host."""
 
 
 def register() -> dict[str, Registration]:
@@ -44,10 +44,10 @@ def register() -> dict[str, Registration]:
         What happened with each host, by host.
 
     Raises:
-        RegistryError: our own data is damaged; as after any other error, the host is left as it was.
+        RegistryError: our own data is damaged. After any error the host is unchanged.
 
     Warns:
-        RuntimeWarning: some names belong to somebody else already, and were left to them.
+        RuntimeWarning: some names already belong to somebody else and were left alone.
     """
     import importlib
 
@@ -58,7 +58,7 @@ def register() -> dict[str, Registration]:
 
 
 def register_loaded(path: str) -> None:
-    """Register with the hosts that are imported already."""
+    """Register with the hosts that are already imported."""
     for host, module in HOST_MODULES.items():
         loaded = sys.modules.get(module)
         # A host that is still importing registers at its end, through the finder.
@@ -74,7 +74,7 @@ def register_host(host: str, path: str) -> Registration:
         path: who asked.
 
     Raises:
-        Exception: whatever stopped the registration; the names registered so far are withdrawn.
+        Exception: what stopped the registration; the names registered so far are withdrawn.
     """
     done = REGISTRATIONS[host] = Registration(host, path)
     try:
@@ -106,7 +106,7 @@ def _refused(done: Registration) -> str:
 
 
 def _register_timm(done: Registration) -> None:
-    from timm import models  # the parent may still be importing: it has no attribute `models` yet
+    from timm import models  # `timm` may still be importing and have no attribute `models` yet
 
     from convstem.hosts import convstem_timm
 
@@ -120,7 +120,7 @@ def _register_timm(done: Registration) -> None:
     with _all_or_none(new, withdraw):
         for name in new:
             models.register_model(functions[name])
-            setattr(models, name, functions[name])  # where timm's own are
+            setattr(models, name, functions[name])  # where timm keeps its own
     done.names += sorted(set(functions) - set(done.refused))
 
 
@@ -148,7 +148,7 @@ def _register_torchvision(done: Registration) -> None:
 
 @contextmanager
 def _all_or_none(names: Iterable[str], withdraw: Callable[[str], None]) -> Iterator[None]:
-    """Withdraw all names if not all can be registered."""
+    """Withdraw all names if one cannot be registered."""
     try:
         yield
     except Exception:
@@ -160,7 +160,7 @@ def _all_or_none(names: Iterable[str], withdraw: Callable[[str], None]) -> Itera
 def _unclaimed(
     done: Registration, ours: Iterable[str], taken: Mapping[str, Callable[..., Any]], home: str
 ) -> list[str]:
-    """Return our names that the host does not have yet; done those that belong to somebody else."""
+    """Return our names that the host does not have yet; note in ``done`` those that belong to somebody else."""
     for name, function in taken.items():
         owner = getattr(function, "__module__", None)
         if owner != home:

@@ -1,4 +1,4 @@
-"""torchvision's record of a weights entry, and its state dict; imported when one is read. Never imports timm."""
+"""torchvision's record of a weights entry and its state dict; imported when one is read. Never imports timm."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from convstem.registry.records import WeightsSpec, macs, num_params
 from convstem.weights.entries import load_weights
 
 _IMAGENET = ViT_B_16_Weights.IMAGENET1K_V1
-"""Weights of torchvision's own, from which the preset of transforms and ImageNet-1k's class names are taken."""
+"""torchvision's own weights: the source of the transforms preset and of ImageNet-1k's class names."""
 
 _DATASETS = {"ImageNet-1k": "ImageNet-1K"}
-"""Our name of a dataset -> torchvision's."""
+"""Our name of a data set -> torchvision's."""
 
 
 def load_state_dict(name: str, progress: bool, check_hash: bool, stem: Any) -> dict[str, Any]:
@@ -36,9 +36,10 @@ def load_state_dict(name: str, progress: bool, check_hash: bool, stem: Any) -> d
 
 
 def make_weights(name: str) -> Weights:
-    """Return torchvision's record of a weights entry, with the metadata its own tests ask for.
+    """Return torchvision's record of a weights entry, with the metadata that torchvision's own tests require.
 
-    But for one: figures on ImageNet-1K, where the classes are another data set's. What nobody measured is not stated.
+    One exception: weights for the classes of another data set have no ImageNet-1K figures. Unmeasured figures are left
+    out.
     """
     entry = catalog.weights()[name]
     spec = catalog.models()[entry.architecture]
@@ -69,7 +70,7 @@ def make_weights(name: str) -> Weights:
 
 
 def file_bytes(entry: WeightsSpec) -> int:
-    """Return the size of the file that is loaded, in bytes."""
+    """Return the size of the weights file in bytes."""
     if entry.file:
         return (tables.data_dir("registry") / entry.file).stat().st_size
     assert entry.file_bytes, f"{entry.name}: python -m tools.timm_weights"
@@ -77,7 +78,7 @@ def file_bytes(entry: WeightsSpec) -> int:
 
 
 def categories(entry: WeightsSpec) -> Sequence[str | int]:
-    """Return the class names of a weights entry: ImageNet-1k's come from torchvision, unnamed classes are numbers."""
+    """Return the class names of a weights entry: ImageNet-1k's come from torchvision; unnamed classes are numbers."""
     if entry.label_names:
         return list(entry.label_names)
     imagenet: Sequence[str] = _IMAGENET.meta["categories"]

@@ -1,4 +1,4 @@
 """The model classes of both hosts; imported when a model is built.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: the public names are in ``convstem``.
 """

@@ -1,4 +1,4 @@
-"""Every timm model of ours: timm's own class, with a conv stem in the place of its patch embedding."""
+"""Builds our timm models: timm's own class with a conv stem instead of its patch embedding."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from convstem.weights.pretrained import Request, load_pretrained
 
 
 class SinCosVisionTransformer(VisionTransformer):
-    """A ViT whose position embedding is fixed: two-dimensional sine-cosine, zero for the class token.
+    """A ViT with a fixed position embedding: two-dimensional sine-cosine, zero for the class token.
 
-    It is a buffer under the usual key, so that optimizers do not see it and checkpoints keep it.
+    It is a buffer under the usual key: optimizers do not see it, checkpoints keep it.
 
     Source: Chen et al., arXiv 2104.02057; moco-v3 vits.py, ``build_2d_sincos_position_embedding``.
     """
@@ -53,7 +53,7 @@ class SinCosVisionTransformer(VisionTransformer):
         like = self.pos_embed
         del self.pos_embed
         grid = list(self.patch_embed.grid_size)
-        # moco-v3 counts tokens column by column: the width axis comes first, and changes slowest
+        # moco-v3 counts tokens column by column: the width axis comes first and changes slowest
         tokens = build_sincos2d_pos_embed(grid, self.embed_dim, reverse_coord=True, interleave_sin_cos=True).to(like)
         prefix = tokens.new_zeros(0 if self.no_embed_class else self.num_prefix_tokens, self.embed_dim)
         self.register_buffer("pos_embed", torch.cat([prefix, tokens])[None])
@@ -77,13 +77,13 @@ class SinCosVisionTransformer(VisionTransformer):
 _STEM = [field.name for field in fields(StemSpec)]
 
 _FEATURES = {"out_indices": 3, "feature_cls": "getter"}
-"""What timm gives all its plain ViTs for ``features_only=True``: the last three blocks."""
+"""timm's settings of its plain ViTs for ``features_only=True``: the last three blocks."""
 
 _NAFLEX = ("timm.models.eva", "timm.models.vision_transformer")
-"""Modules that build another class where the environment asks for it (``TIMM_USE_NAFLEXVIT``), unless told not to."""
+"""Modules that build another class if ``TIMM_USE_NAFLEXVIT`` is set, unless ``use_naflex=False``."""
 
 _CLASSES = {"learn": VisionTransformer, "rope": Eva, "sincos2d": SinCosVisionTransformer}
-"""Of our own families, by ``pos_embed``."""
+"""Classes of our own families, by ``pos_embed``."""
 
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "img_size")
 """Fields of a family's row that are arguments of its class."""
@@ -100,18 +100,18 @@ def create_timm_model(
 ) -> nn.Module:
     """Build one of our timm models, as timm's own entrypoints do.
 
-    A file with a stem is loaded as it is, the patch embedding of one without is transplanted; without weights the stem
-    starts as the paper's does.
+    A file with a stem is loaded as it is; a patch embedding is transplanted. Without weights the stem is initialised as
+    in the paper.
 
     Args:
         name: our timm name, without tag.
         pretrained, pretrained_cfg, pretrained_cfg_overlay, cache_dir: see ``timm.create_model``.
         pretrained_model_args: the arguments of a saved model, from its config.
-        kwargs: arguments of the trunk's class, ``stem_channels`` etc. (see ``StemSpec``), ``norm_eps``, the epsilon
-            of the trunk's LayerNorms, and ``stride``, see ``convstem.transplant``.
+        kwargs: arguments of the trunk's class, ``stem_channels`` etc. (see ``StemSpec``), ``norm_eps`` (epsilon of
+            the trunk's LayerNorms) and ``stride`` (see ``convstem.transplant``).
 
     Raises:
-        ArgumentError, ArgumentTypeError: the caller's arguments do not fit; the message has the nearest that would.
+        ArgumentError, ArgumentTypeError: the caller's arguments do not fit; the message says what would.
         CheckpointError, DeviceMemoryError, HubError, InvalidFileError: see ``weights.pretrained``.
     """
     request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
@@ -122,26 +122,26 @@ def create_timm_model(
             model: Any = load_pretrained(request, partial(_build, request, tokens))
         else:
             model = _build(request, tokens, request.cfg, {}, **kwargs)
-            forget(model)  # the cfg describes pretrained weights, and these are not
+            forget(model)  # the cfg describes pretrained weights, which this model does not have
         if tokens and tokens.img_size:
             model.pretrained_cfg = model.default_cfg = resized_images(model.pretrained_cfg, 1, tokens.times)
     return model if pyramid is None else as_pyramid(model, pyramid)
 
 
 class _Tokens(NamedTuple):
-    """Tokens at a stride that a caller or a config gives."""
+    """Tokens at a stride set by the caller or a config."""
 
     patch: int
     """Pixels of a patch of the plain model."""
     stride: int
     times: int
-    """How many times larger images are by default."""
+    """Factor by which the default image size grows."""
     img_size: tuple[int, int] | None
-    """Their size, if nobody gives another and they are larger."""
+    """The larger image size; None if it does not grow, or if the caller or a config sets a size."""
 
 
 def _tokens(request: Request) -> _Tokens | None:
-    """Return what was asked for as ``stride``, or None if nothing was."""
+    """Return the tokens of ``stride``, or None if no stride was given."""
     given = {**request.saved, **request.kwargs}
     if given.get("stride") is None:
         return None
@@ -161,14 +161,14 @@ def _build(
     pretrained: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a model, and load it; here ``cfg`` names a file where the weights are at hand.
+    """Build a model and load its weights; ``cfg`` names the local file, if there is one.
 
     Args:
         tokens: see ``_tokens``.
-        header: of that file, where it is known.
+        header: of that file, if known.
     """
     kwargs.pop("stride", None)
-    if tokens:  # the trunk's patches are what its tokens are apart: then all that asks it about its grid is right
+    if tokens:  # the trunk gets the stride as its patch size, so that its grid is right
         kwargs["patch_size"] = tokens.stride
         kwargs |= {"img_size": tokens.img_size} if tokens.img_size else {}
     for argument in ("embed_layer", "embed_norm_layer"):
@@ -181,7 +181,7 @@ def _build(
         kwargs["norm_layer"] = layer_norm(LayerNorm, eps, kwargs.get("norm_layer"))
     changes = {field: kwargs.pop(f"stem_{field}", None) for field in _STEM}
     channels = stem_channels(header)
-    if header and not channels:  # a patch embedding, for which a saved model's own stem may be too narrow
+    if header and not channels:  # the file has a patch embedding; a saved model's own stem may be too narrow for it
         changes = {
             field: None if value == request.saved.get(f"stem_{field}") else value for field, value in changes.items()
         }
@@ -217,10 +217,10 @@ def _make(
     """Return timm's class with a fresh stem in it.
 
     Args:
-        cfg: of the name.
+        cfg: pretrained cfg of the name.
         tokens: see ``_tokens``.
         changes: fields of ``StemSpec`` that the caller gave.
-        channels: those of the stem in the file that will be loaded, if it is known and has one.
+        channels: of the stem in the weights file, if that is known and has a stem.
     """
     trunk = trunks().get(name)
     model = _family(name, kwargs) if trunk is None else _trunk(trunk, cfg, kwargs)
@@ -238,7 +238,7 @@ def _make(
 
 
 def _family(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Return timm's class of the sizes in the row of one of our own families."""
+    """Build timm's class with the sizes of one of our own families."""
     spec = catalog.models()[name]
     arguments = {**{field: getattr(spec, field) for field in _SIZES}, **spec.trunk_args, **kwargs}
     check_heads(arguments["embed_dim"], arguments["num_heads"])
@@ -246,7 +246,7 @@ def _family(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _trunk(trunk: str, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> nn.Module:
-    """Return timm's own model of a trunk, without its weights."""
+    """Build timm's own model of a trunk, without its weights."""
     entrypoint = model_entrypoint(trunk)
     if entrypoint.__module__ in _NAFLEX:
         kwargs = {"use_naflex": False, **kwargs}
@@ -265,15 +265,15 @@ def _stem(
 ) -> StemSpec:
     """Return the stem of a model: the caller's, else the file's, else the name's own; see ``own_stem``.
 
-    One that was made for another stride, which is what a file or a saved model may have, keeps its weights' shapes.
+    The stem of a file or saved model may be for another stride; its weights keep their shapes.
     """
     spec = catalog.models().get(name)
-    product = None if stride else patch  # of the caller's strides
+    product = None if stride else patch  # what the caller's strides must multiply to
     stride = stride or patch
-    made = RESIZED if needs_resizing(patch) and changes["strides"] else patch  # the caller's strides make the rest
+    made = RESIZED if needs_resizing(patch) and changes["strides"] else patch  # the caller's strides replace these
     stem = own_stem(spec, made, embed_dim, in_chans, stride if made == patch else None)
     if channels and len(channels) != len(stem.channels) and changes["channels"] is None:
-        stem = own_stem(spec, made, embed_dim, in_chans)  # of a file with another stride
+        stem = own_stem(spec, made, embed_dim, in_chans)  # the file was saved at another stride
     default = spec is None or stem != spec.stem or not spec.stem_channels
     if default and changes["channels"] is None and len(channels) == len(stem.channels):
         stem = replace(stem, channels=channels)
@@ -281,16 +281,16 @@ def _stem(
 
 
 def _resized(trunk: str | None, patch: int) -> int | None:
-    """Return the patch size that a trunk's own weights have, if a model's patches are larger."""
+    """Return the patch size of a trunk's own weights if the model's patches are larger, else None."""
     own = resized_from(trunk) if trunk else None
     return None if own == patch else own
 
 
 def _own_size(name: str, cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm must be told of a trunk whose patches a stem makes larger: it would build its own.
+    """Return the patch and image size to pass to timm for a trunk with resized patches; timm would use its own.
 
     Raises:
-        ArgumentError: an image size that fits the source's patches, but not those they became.
+        ArgumentError: the image size fits the source's patches, but not the resized ones.
     """
     patch = resized_from(trunks().get(name, ""))
     if patch is None:
@@ -309,7 +309,7 @@ def _own_size(name: str, cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[
 
 @contextmanager
 def _caller_errors(name: str) -> Iterator[None]:
-    """Say what timm says against a caller's arguments as one of our errors, with the nearest argument there is."""
+    """Turn timm's errors about the caller's arguments into ours, with the nearest argument name."""
     try:
         yield
     except ConvStemError:

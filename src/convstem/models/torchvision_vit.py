@@ -40,7 +40,7 @@ def create_torchvision_model(
 
     Raises:
         DeviceMemoryError: the default device has no room for the model.
-        ArgumentError: sizes that do not fit together, or arguments that contradict the weights.
+        ArgumentError: the sizes do not fit together, or an argument contradicts the weights.
     """
     spec = catalog.models()[name]
     check_arguments(str(spec.torchvision), kwargs, inspect.signature(VisionTransformer).parameters)
@@ -79,7 +79,7 @@ def _build_pretrained(stem: StemSpec, sizes: dict[str, Any], weights: WeightsEnu
 
 
 def _fit_to_weights(kwargs: dict[str, Any], weights: WeightsEnum) -> None:
-    """Set the head and the image size to those of the weights; raise ``ArgumentError`` where others are asked for."""
+    """Set the head and image size to those of the weights; raise ``ArgumentError`` if the caller gives others."""
     fixed = {"num_classes": len(weights.meta["categories"]), "image_size": weights.meta["min_size"][0]}
     for name, value in fixed.items():
         if kwargs.setdefault(name, value) != value:
@@ -90,7 +90,7 @@ def _fit_to_weights(kwargs: dict[str, Any], weights: WeightsEnum) -> None:
 
 
 def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
-    """Return torchvision's ``VisionTransformer`` on a freshly initialised stem that explains wrong checkpoints."""
+    """Return torchvision's ``VisionTransformer`` on a freshly initialised stem; it explains wrong checkpoints."""
     model = VisionTransformer(conv_stem_configs=to_torchvision(stem), **sizes)
     init_stem(model.conv_proj, stem.norm)
     model.conv_proj.register_load_state_dict_pre_hook(torchvision_carrier(stem, model.hidden_dim))
@@ -100,7 +100,7 @@ def build(stem: StemSpec, sizes: dict[str, Any]) -> VisionTransformer:
 
 
 def check_sizes(sizes: dict[str, Any]) -> None:
-    """Raise ``ArgumentError`` where torchvision would fail with a bare assertion."""
+    """Raise ``ArgumentError`` for sizes on which torchvision fails with a bare assertion."""
     size, patch = sizes["image_size"], sizes["patch_size"]
     check_img_size((size, size), patch, "image_size", "dynamic_img_size=True to the timm model")
     check_heads(sizes["hidden_dim"], sizes["num_heads"])

@@ -1,4 +1,4 @@
-"""One model in both hosts: torchvision's class for a timm model, and the way back."""
+"""Twins: torchvision's class for one of our timm models, and back."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from convstem.weights.deferred import DeferredInit
 
 
 def torchvision_twin(model: Any) -> VisionTransformer:
-    """Return torchvision's class with the weights of one of our timm models, whose memory it shares.
+    """Return one of our timm models as torchvision's class; the two share memory.
 
     Raises:
-        ArgumentError: torchvision's class computes something else from these weights, or has no place for them.
-        ConversionError: it cannot express the model, as the keys and shapes of its weights show.
+        ArgumentError: torchvision's class would compute something else from these weights, or cannot hold them.
+        ConversionError: the keys or shapes of the weights have no place in torchvision's class.
     """
     state_dict = convert(model.state_dict(), source="timm", target="torchvision").state_dict
     _check_computes_the_same(model)
@@ -48,7 +48,7 @@ def torchvision_twin(model: Any) -> VisionTransformer:
 
 
 def _check_computes_the_same(model: Any) -> None:
-    """Raise ``ArgumentError`` for what torchvision's class cannot express, and the keys of a state dict do not show."""
+    """Raise ``ArgumentError`` for what torchvision's class cannot express and a state dict's keys do not show."""
     block = model.blocks[0]
     act = block.mlp.act
     differs = {
@@ -67,10 +67,10 @@ def _check_computes_the_same(model: Any) -> None:
 
 
 def as_timm_model(model: Any) -> Any:
-    """Return a timm model for one of ours, which may be torchvision's ``VisionTransformer``, whose memory it shares.
+    """Return one of our torchvision models as a timm model that shares its memory; other models as they are.
 
     Raises:
-        ArgumentError: a torchvision model without conv stem or classifier, or of sizes that no row has.
+        ArgumentError: a torchvision model without a conv stem or classifier, or with sizes that no row has.
     """
     if not isinstance(model, VisionTransformer):
         return model
@@ -98,9 +98,9 @@ def as_timm_model(model: Any) -> Any:
 
 
 def _row_for(model: Any, stem: StemSpec) -> ModelSpec:
-    """Return the architecture with the sizes of a torchvision model, if possible with its stem too.
+    """Return the architecture with the sizes of a torchvision model, preferably with its stem too.
 
-    One whose patches are larger or smaller has this model's tokens at another stride.
+    If its patch size differs from the model's, the model is this architecture at another stride.
     """
     sizes = {
         "embed_dim": model.hidden_dim,
@@ -110,7 +110,7 @@ def _row_for(model: Any, stem: StemSpec) -> ModelSpec:
     }
     rows = [spec for spec in catalog.models().values() if spec.torchvision]
     rows = [spec for spec in rows if all(getattr(spec, name) == size for name, size in sizes.items())]
-    rows.sort(key=lambda spec: abs(math.log2(spec.patch_size / model.patch_size)))  # the first stays the first
+    rows.sort(key=lambda spec: abs(math.log2(spec.patch_size / model.patch_size)))  # stable: ties keep registry order
     if not rows:
         raise ArgumentError(f"no convstem architecture has the sizes of this torchvision model: {sizes}")
     return next((spec for spec in rows if spec.stem == stem), rows[0])

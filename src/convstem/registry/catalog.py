@@ -15,7 +15,7 @@ from convstem.registry.tables import PYRAMID, by_rule, families, make_rows, rows
 
 @cache
 def models() -> Mapping[str, ModelSpec]:
-    """Return the architectures of our own families by timm name, in registry order; ``architectures`` has all.
+    """Return the architectures of our own families by timm name, in registry order.
 
     Raises:
         RegistryError: a bad row, or a torchvision name given twice.
@@ -38,10 +38,10 @@ def check_torchvision_names(specs: Mapping[str, ModelSpec], file: str) -> None:
 
 @cache
 def named_trunks() -> Mapping[str, TrunkSpec]:
-    """Return the named architectures on timm trunks, the rows of ``registry/trunks.json``, in registry order.
+    """Return the named trunks, the rows of ``registry/trunks.json``, in registry order.
 
     Raises:
-        RegistryError: a bad row, or a trunk that ``timm_trunks.json`` does not have.
+        RegistryError: a bad row, or a trunk that is not in ``timm_trunks.json``.
     """
     trunks = {}
     for name, row in rows("trunks").items():
@@ -55,7 +55,7 @@ def named_trunks() -> Mapping[str, TrunkSpec]:
 def rule_trunks() -> Mapping[str, TrunkSpec]:
     """Return the names by rule: ``<timm name>_convstem`` for every transplantable timm architecture.
 
-    Those are of patch 8, 16 and 32, and 14, which becomes 16.
+    Their patch sizes are 8, 16 and 32, and 14, which becomes 16.
     """
     trunks = {by_rule(trunk): _measured(trunk) for trunk in rows("timm_trunks")}
     return make_rows("timm_trunks.json", trunks, TrunkSpec)
@@ -70,13 +70,13 @@ def _measured(trunk: str) -> dict[str, Any]:
 
 @cache
 def architectures() -> Mapping[str, Architecture]:
-    """Return every architecture by timm name: our own families, named timm trunks, and the names made by rule."""
+    """Return every architecture by timm name: our own families, named trunks, and names by rule."""
     return {**models(), **named_trunks(), **rule_trunks()}
 
 
 @cache
 def weights() -> Mapping[str, WeightsSpec]:
-    """Return every weights entry by ``architecture.tag``, in registry order (an architecture's first is its default).
+    """Return every weights entry by ``architecture.tag``, in registry order; an architecture's first is its default.
 
     Raises:
         RegistryError: a bad row, or an entry for an architecture that does not exist.
@@ -110,7 +110,7 @@ def _check_architecture(entry: WeightsSpec | ElsewhereSpec, file: str) -> None:
 
 
 def weights_of(architecture: str) -> list[WeightsSpec]:
-    """Return the weights entries of one architecture, its default first."""
+    """Return the weights entries of one architecture, the default first."""
     return _weights_by_architecture().get(architecture, [])
 
 
@@ -128,9 +128,9 @@ def torchvision_names() -> dict[str, str]:
 
 
 def find(name: str) -> Architecture:
-    """Return the architecture with this timm or torchvision name; a tag after a dot is ignored.
+    """Return the architecture with this timm or torchvision name, with or without a tag.
 
-    ``_pyramid`` behind a name of our families is the same architecture.
+    A name of our families with ``_pyramid`` is the same architecture.
 
     Raises:
         UnknownModelError: no such name; the message lists the nearest ones, or the conv-stem names of a patchify model.
@@ -149,7 +149,7 @@ def find(name: str) -> Architecture:
 
 
 def sized(spec: Architecture, num_classes: int, img_size: int | tuple[int, int]) -> Architecture | None:
-    """Return an architecture with another head and image size; None if its trunk was not measured at that size."""
+    """Return an architecture with another head and image size; None if its counts at that size are not known."""
     if isinstance(spec, ModelSpec):
         return replace(spec, num_classes=num_classes, img_size=img_size) if isinstance(img_size, int) else None
     assert isinstance(spec, TrunkSpec)
@@ -175,11 +175,11 @@ def built(spec: Architecture) -> Architecture:
 
 
 def matching(pattern: str = "") -> list[str]:
-    """Return the timm names whose timm or torchvision name matches: our own families first, then named timm trunks.
+    """Return the timm names of architectures that match by their timm or torchvision name, own families first.
 
     Args:
-        pattern: in the shell's style, or a bare word that the name holds; default: all but the names made by rule. The
-            names that end in ``_pyramid`` are found by this word only.
+        pattern: shell-style pattern, or a word in the name; default: all but the names by rule. Names that end in
+            ``_pyramid`` match only if the pattern contains this word.
     """
     if not pattern:
         return families()
@@ -190,12 +190,12 @@ def matching(pattern: str = "") -> list[str]:
 
 
 def as_pattern(text: str) -> str:
-    """Return a pattern in the shell's style for one, or for a bare word that the name should hold."""
+    """Return a shell-style pattern as it is, and a bare word as the pattern of names that contain it."""
     return text if any(sign in text for sign in "*?[") else f"*{text}*"
 
 
 def unknown_name(name: str) -> str:
-    """Return the sentence that answers an unknown model name: its conv-stem names, or the nearest names, sorted."""
+    """Return the message for an unknown model name: its conv-stem names, or the nearest names, sorted."""
     base = name.split(".", 1)[0]
     ours = conv_stem_names(base)
     if ours:
@@ -206,31 +206,31 @@ def unknown_name(name: str) -> str:
 
 
 def on_conv_stem(name: str, ours: list[str]) -> str:
-    """Return the sentence that leads from a patchify model to its names on a conv stem."""
+    """Return the message with a patchify model's names on a conv stem."""
     same = f" ({', '.join(ours[1:])} is the same)" if ours[1:] else ""
     return f"{name} is a patchify model of timm; on a conv stem it is {ours[0]}{same}"
 
 
 def nearest(name: str) -> list[str]:
-    """Return at most five names, of timm or torchvision, that hold this one or look most like it."""
+    """Return at most five timm or torchvision names that contain this one or look most like it."""
     import difflib  # only when a name is wrong
 
     known, wanted = list(dict.fromkeys([*architectures(), *torchvision_names()])), name.lower()
     holding = [other for other in known if wanted in other]
     alike = holding or difflib.get_close_matches(wanted, known, n=5, cutoff=0.5)
-    if not alike:  # a word of a name, such as dinov4
+    if not alike:  # compare the words of names, so that dinov4 finds dinov3
         words = {word for other in known for word in other.split("_")}
         alike = [other for word in difflib.get_close_matches(wanted, words) for other in known if word in other]
     return alike[:5]
 
 
 def conv_stem_names(trunk: str) -> list[str]:
-    """Return our names for a timm architecture on a conv stem, the one to prefer first; none if it is not a trunk."""
+    """Return our names for a timm architecture on a conv stem, the preferred one first; none if it is not a trunk."""
     return list(dict.fromkeys([transplanted_name(trunk), by_rule(trunk)])) if trunk in rows("timm_trunks") else []
 
 
 def transplanted_name(architecture: str) -> str:
-    """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the one made by rule."""
+    """Return our name for a timm architecture on a conv stem: a row's, at any image size, or the name by rule."""
     ours = [(name, spec.trunk) for name, spec in models().items() if spec.trunk]
     ours += [(name, spec.trunk) for name, spec in named_trunks().items() if architecture not in spec.unlike]
     named = {without_size(trunk): name for name, trunk in ours}

@@ -1,4 +1,4 @@
-"""Licences of weights: what counts as one, which are permissive, and which forbid passing derivatives on."""
+"""Licences of weights: which identifiers are valid, which are permissive, which forbid publishing derivatives."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LISTED = """
     lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl
     postgresql unknown unlicense wtfpl zlib
 """
-"""What the Hub takes as the ``license`` of a card; it refuses a commit with any other. Source: Hub docs, "Licenses"."""
+"""The Hub refuses a commit with any other ``license`` in a card. Source: Hub docs, "Licenses"."""
 
 PERMISSIVE = frozenset(
     ["0bsd", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "cc-by-4.0"]
     + ["cc0-1.0", "isc", "mit", "unlicense", "wtfpl", "zlib"]
 )
-"""Those that let everybody use, change and sell the weights, and ask for no more than to be named."""
+"""Licences that let everybody use, change and sell the weights and require at most attribution."""
 
 _NO_DERIVATIVES = {
     "cc-by-nc-nd-3.0": "forbids derivatives",
@@ -39,13 +39,13 @@ _NO_DERIVATIVES = {
 
 
 def check_license(license: str | None) -> str:
-    """Return the licence if it can be one.
+    """Return the licence if it is a valid identifier.
 
     Args:
         license: identifier as the Hub writes it, for example ``apache-2.0``.
 
     Raises:
-        ArgumentError: missing, not an identifier, or a word for having none.
+        ArgumentError: missing, not an identifier, or a word for no licence, such as ``none``.
     """
     if not license or not _FORM.fullmatch(license) or license in _NOT_A_LICENCE:
         raise ArgumentError(
@@ -56,28 +56,28 @@ def check_license(license: str | None) -> str:
 
 
 def admitted(license: str, wanted: str) -> bool:
-    """Return whether a licence is the one that is wanted, or is ``permissive`` where that is."""
+    """Return whether a licence is the wanted one; ``permissive`` admits all permissive licences."""
     return license in PERMISSIVE if wanted == "permissive" else license == wanted
 
 
 def refusal(license: str) -> str | None:
-    """Return why weights under this licence may not be published in changed form, or None."""
+    """Return why changed weights under this licence may not be published, or None."""
     why = _NO_DERIVATIVES.get(license)
     return f"the licence of the source ({license}) {why}" if why else None
 
 
 def license_metadata(license: str) -> dict[str, str]:
-    """Return the fields of a card's metadata for a licence: one that the Hub does not list is given by its name."""
+    """Return the licence fields of a card's metadata; one that the Hub does not list goes into ``license_name``."""
     return {"license": license} if license in _LISTED.split() else {"license": "other", "license_name": license}
 
 
 def license_or_other(license: object) -> str:
-    """Return what a file says is its licence, if that can be one the Hub takes; else ``other``."""
+    """Return the licence that a file states if it is a valid identifier, else ``other``."""
     return license if isinstance(license, str) and _FORM.fullmatch(license) else "other"
 
 
 def named_license(text: str, license: str) -> str:
-    """Return a model card whose metadata names a licence, where it said ``other`` and no name."""
+    """Return a model card with this licence in its metadata if that said only ``other``; else the card as it is."""
     if license_of_card(text) != "other":
         return text
     fields = "".join(f"{name}: {value}\n" for name, value in license_metadata(license).items())
@@ -85,19 +85,19 @@ def named_license(text: str, license: str) -> str:
 
 
 LARGEST_METADATA = 1 << 16
-"""Characters of the metadata at the head of a card; those of models with hundreds of results have a third."""
+"""Characters of a card's metadata; cards with hundreds of results have a third of it."""
 
 DEEPEST_METADATA = 32
-"""Lists and tables in each other."""
+"""Nested lists and tables."""
 
 
 def license_of_card(text: str, where: str = "README.md") -> str:
-    """Return the licence in a model card's metadata, by its name where that has one.
+    """Return the licence in a model card's metadata; for ``other`` its name, if it has one.
 
-    The metadata is YAML of anybody's: it is read without aliases, by which few lines become as much as they like.
+    The metadata is untrusted YAML: aliases are refused, because they can expand a few lines without limit.
 
     Raises:
-        ArgumentError: what stands there cannot be a licence.
+        ArgumentError: the stated licence is not a valid identifier.
         InvalidFileError: no valid metadata, or no licence in it.
     """
     from huggingface_hub import ModelCard
@@ -125,7 +125,7 @@ def _check_metadata(text: str) -> None:
     if len(metadata) > LARGEST_METADATA:
         raise InvalidFileError(f"it has {len(metadata):,} characters; at most {LARGEST_METADATA:,} are read")
     depth = 0
-    for event in yaml.parse(metadata, yaml.SafeLoader):  # one after the other: what comes too late is never read
+    for event in yaml.parse(metadata, yaml.SafeLoader):  # lazy: nothing after a refused event is parsed
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
             raise InvalidFileError("it has an alias (*NAME), which is not read: write out what it stands for")

@@ -1,4 +1,4 @@
-"""Frozen records of what exists: architectures, their size, trunks, weights, those of others. No torch in this file."""
+"""Frozen records: architectures and their sizes, trunks, weights, weights of other projects. No torch in this file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from convstem.registry.stem_spec import (
 )
 
 POS_EMBEDS = {"learn": "VisionTransformer", "rope": "Eva", "sincos2d": "VisionTransformer"}
-"""Positions of a trunk (learned, rotary in each block, or the fixed sine-cosine of MoCo v3), and timm's class of it."""
+"""Position embedding (learned, rotary in each block, or the fixed sine-cosine of MoCo v3) -> timm's class."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The usual normalisation of images, by channel."""
 
 _STEM_FIELDS = ("strides", "kernel_sizes", "norm", "act", "bias", "last_kernel_size", "last_stride")
-"""Fields of ``StemSpec`` that a row has too, after ``stem_``."""
+"""Fields of ``StemSpec`` that a row has with the prefix ``stem_``."""
 
 TRANSFORMS = ("convert", "none", "transplant")
-"""How a weights entry becomes a checkpoint of its architecture: from its authors' layout, as it is, or by transplanting
-the stem."""
+"""How a weights file becomes a checkpoint of its architecture: converted from its authors' layout, unchanged, or with
+its patch embedding transplanted into the stem."""
 
 
-@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only for its fields
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only declares fields
 class Architecture:
-    """What every name of ours stands for: a conv stem on a trunk. Field names are timm's keyword arguments."""
+    """What each of our names stands for: a conv stem on a trunk. Field names are timm's keyword arguments."""
 
     name: str
     """timm name."""
@@ -43,20 +43,20 @@ class Architecture:
     embed_dim: int
     depth: int
     num_heads: int
-    """Of attention; 0 in a trunk without, such as a mixer."""
+    """Of attention; 0 in a trunk without attention, such as a mixer."""
     img_size: int | tuple[int, int] = 224
-    """In pixels; height and width where they differ."""
+    """In pixels; (height, width) if they differ."""
     num_classes: int = 1000
     torchvision: str | None = None
-    """torchvision name; None where torchvision's VisionTransformer cannot express the architecture."""
+    """torchvision name; None if torchvision's VisionTransformer cannot express the architecture."""
     trunk: str | None = None
-    """The timm patchify architecture with the same trunk, whose pretrained weights can be transplanted."""
+    """The timm patchify architecture with the same trunk; its pretrained weights can be transplanted."""
     source: str = ""
-    """Where the numbers come from (paper and table, or upstream file)."""
+    """Source of the numbers: paper and table, or upstream file."""
 
     @property
     def stem(self) -> StemSpec:
-        """The stem that is built unless the caller gives another: the default one of this patch size and width."""
+        """The stem, unless the caller gives another: the default one for this patch size and width."""
         return default_stem(self.patch_size, self.embed_dim)
 
     @property
@@ -69,14 +69,14 @@ class Architecture:
 class ModelSpec(Architecture):
     """An architecture of our own families: a row of ``registry/architectures.json``.
 
-    Those with a ``trunk`` have timm's whole trunk on the default stem, so that a pretrained patch embedding keeps its
-    function: for every input at patch 8 and 16, for pixels in range at patch 32. The paper's ViT_C have a block fewer.
+    With a ``trunk`` it is timm's whole trunk on the default stem, so a pretrained patch embedding keeps its function:
+    for every input at patch 8 and 16, for pixels in range at patch 32. The paper's ViT_C have one block fewer.
     """
 
     source: str
     mlp_ratio: float = 4.0
     stem_channels: tuple[int, ...] = ()
-    """Those before the last convolution; none: ``default_stem``'s, which follow the number of input channels."""
+    """Output channels of each layer but the last; empty: those of ``default_stem`` for the number of input channels."""
     stem_strides: tuple[int, ...] = ()
     stem_kernel_sizes: tuple[int, ...] = ()
     stem_norm: str = "batchnorm2d"
@@ -93,7 +93,7 @@ class ModelSpec(Architecture):
     fixed_input_size: bool = True
     """Whether the positions are tied to one image size."""
     paper_ids: str = ""
-    """Of the architecture's own paper, where it is not that of the stem; as timm writes it, ``arXiv:NUMBER``."""
+    """The architecture's paper, if it is not the stem's; in timm's form, ``arXiv:NUMBER``."""
     paper_name: str = ""
     pos_embed: str = "learn"
     trunk_args: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class ModelSpec(Architecture):
 
     @property
     def fits_torchvision(self) -> bool:
-        """Whether torchvision's ``VisionTransformer`` can express the architecture, under a name of its own or not."""
+        """Whether torchvision's ``VisionTransformer`` can express the architecture, with or without a name there."""
         return self.stem.fits_torchvision and self.pos_embed == "learn" and not self.trunk_args
 
     @cached_property
@@ -133,26 +133,26 @@ class ModelSpec(Architecture):
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkSpec(Architecture):
-    """Another timm architecture on the default stem: a row of ``registry/trunks.json``, or a name made by rule.
+    """Another timm architecture on the default stem: a row of ``registry/trunks.json``, or a name by rule.
 
-    Its sizes are what timm builds by default, from ``registry/timm_trunks.json``.
+    Its sizes are timm's defaults, from ``registry/timm_trunks.json``.
     """
 
     trunk: str
     trunk_params: int
     """Parameters of everything but the patch embedding."""
     trunk_macs: int
-    """Multiply-adds of the same for one image."""
+    """Multiply-adds of everything but the patch embedding, for one image."""
     class_params: int = 0
     """Parameters that one more class adds to the classifiers."""
     class_macs: int = 0
     """Multiply-adds that one more class adds."""
     resized_from: int | None = None
-    """Patch size of the timm architecture, where stride-2 layers cannot make it: the filters are resized."""
+    """Patch size of the timm architecture if stride-2 layers cannot make it; its filters are resized."""
     measured: str = ""
-    """How near a resized model is to its source on photographs, where that was measured with real weights."""
+    """How close a resized model is to its source on photographs, if measured with real weights."""
     unlike: tuple[str, ...] = ()
-    """timm architectures that are named as other image sizes of the trunk, but differ in more than that."""
+    """timm architectures named like another image size of the trunk that differ in more than the size."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class WeightsSpec:
     hf_hub_id: str | None = None
     """A Hub repository, ``org/name`` or ``org/name@revision``."""
     sha256: str | None = None
-    """Content hash of the file, where pinned."""
+    """Content hash of the file, if pinned."""
     transform: str = "none"
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
@@ -184,11 +184,11 @@ class WeightsSpec:
     metrics_source: str = ""
     """The command that printed the metrics."""
     source_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of a transplant: published figures of its source, in per cent, which it keeps with the function."""
+    """Of a transplant: published figures of its source, in per cent; they hold for the transplant too."""
     source_metrics_from: str = ""
-    """Who published them where."""
+    """Who published them, and where."""
     file_bytes: int | None = None
-    """Size of the safetensors file on the Hub; None: embedded, or not known."""
+    """Size of the safetensors file on the Hub; None if embedded or unknown."""
     recipe: str = ""
 
     def __post_init__(self) -> None:
@@ -212,13 +212,13 @@ class WeightsSpec:
 
     @property
     def img_size(self) -> int | tuple[int, int]:
-        """In pixels; height and width where they differ."""
+        """In pixels; (height, width) if they differ."""
         _, height, width = self.input_size
         return height if height == width else (height, width)
 
     @property
     def hub_name(self) -> tuple[str, str | None]:
-        """The Hub repository and revision (None: the newest)."""
+        """The Hub repository and revision (None is the newest)."""
         repository, _, revision = str(self.hf_hub_id).partition("@")
         return repository, revision or None
 
@@ -232,17 +232,17 @@ class WeightsSpec:
 class ElsewhereSpec:
     """Weights that another project publishes in its own layout: a row of ``registry/elsewhere.json``.
 
-    They are no pretrained tag: a user downloads the file and converts it.
+    They are not a pretrained tag: a user downloads the file and converts it.
     """
 
     name: str
     """``architecture.tag``."""
     published_as: str
-    """The name they have there."""
+    """Their name in that project."""
     address: str
-    """The page of the project."""
+    """The project's page."""
     file: str
-    """Where its own loader puts the file."""
+    """Where the project's own loader puts the file."""
     license: str
     license_source: str
     dataset: str
@@ -250,7 +250,7 @@ class ElsewhereSpec:
     """Published figures, in per cent."""
     metrics_source: str
     sha256: str | None = None
-    """Content hash of the file; None as long as nobody has looked at it."""
+    """Content hash of the file; None until somebody has checked the file."""
 
     @property
     def architecture(self) -> str:
@@ -259,7 +259,7 @@ class ElsewhereSpec:
 
     @property
     def command(self) -> str:
-        """What turns the downloaded file into a verified folder."""
+        """The command that turns the downloaded file into a verified folder."""
         options = f"--architecture {self.architecture} --license {self.license}"
         return f"convstem convert {self.file} --out {self.name} {options}"
 
@@ -269,7 +269,7 @@ _NORM_PARAMS = {"batchnorm2d": 2, "frozen_bn": 0, "layernorm2d": 2, "none": 0}
 
 
 def num_params(spec: Architecture) -> int:
-    """Return the number of trainable parameters, at the architecture's image size and with its head."""
+    """Return the number of trainable parameters at the architecture's image size, with its head."""
     return stem_params(spec) + (_trunk_params(spec) if isinstance(spec, ModelSpec) else _measured(spec).trunk_params)
 
 

@@ -1,4 +1,4 @@
-"""The stem as a frozen record, and the checks every record shares. No torch in this file."""
+"""The stem as a frozen record, and the checks that all records share. No torch in this file."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from convstem.errors import ArgumentError, ArgumentTypeError
 
 NORMS = ("batchnorm2d", "frozen_bn", "layernorm2d", "none")
-"""Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm whose statistics and weights never change."""
+"""Normalisation layers a stem can use; ``frozen_bn`` is BatchNorm with fixed statistics and weights."""
 
 ACTS = ("gelu", "relu", "silu")
 """Activations a stem can use, by timm's names."""
 
 
 COARSEST = 32
-"""Stride of the feature pyramid's last level; those between the patch's and this one are pooled."""
+"""Stride of the feature pyramid's last level; levels coarser than the patch size are pooled."""
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ``ArgumentError`` naming the sorted choices unless ``value`` is one of them."""
+    """Raise ``ArgumentError`` with the sorted choices unless ``value`` is one of them."""
     if value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(sorted(choices))}; got {value!r}")
 
 
 def check_arguments(owner: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ``ArgumentTypeError`` with the nearest known one unless ``owner`` takes arguments of all these names."""
+    """Raise ``ArgumentTypeError`` with the nearest known name unless ``owner`` takes all these arguments."""
     unknown = next((name for name in names if name not in known), None)
     if unknown is None:
         return
@@ -50,19 +50,19 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StemLayer:
-    """One convolution of a stem; all but the last have norm and activation behind them."""
+    """One convolution of a stem; norm and activation follow all but the last."""
 
     in_chans: int
     channels: int
     kernel_size: int
     stride: int
     height: int
-    """Of the feature map it makes, in pixels."""
+    """Of its feature map, in pixels."""
     width: int
 
     @property
     def padding(self) -> int:
-        """Pixels of padding on each side: none where kernel and stride are equal, as in a patch embedding."""
+        """Pixels of padding on each side: none if kernel and stride are equal, as in a patch embedding."""
         return 0 if self.kernel_size == self.stride else (self.kernel_size - 1) // 2
 
     @property
@@ -79,10 +79,11 @@ class StemSpec:
         channels: output channels of each layer but the last convolution.
         strides: stride of each layer, 1 or 2 for 3x3 kernels; default: 2 for every layer.
         kernel_sizes: kernel size of each layer, odd or equal to the stride; default: 3 for every layer. Padding is
-            ``(kernel - 1) // 2``, so that sizes round up; none where the kernel equals the stride: they round down.
+            ``(kernel - 1) // 2``, so that sizes round up. If the kernel equals the stride there is no padding, and
+            sizes round down.
         norm: ``batchnorm2d``, ``frozen_bn``, ``layernorm2d`` or ``none``.
         act: ``relu``, ``gelu`` or ``silu``.
-        bias: whether the convolutions before a norm have a bias; without a norm they always do, as does the last.
+        bias: whether convolutions before a norm have a bias; the others always do.
         last_kernel_size: of the last convolution, which has neither norm nor activation.
         last_stride: of the last convolution.
 
@@ -130,17 +131,17 @@ class StemSpec:
 
     @property
     def patch_size(self) -> int:
-        """Pixels per token along each axis: the product of the strides, the last one's included."""
+        """Pixels per token along each axis: the product of all strides, including ``last_stride``."""
         return math.prod(self.strides) * self.last_stride
 
     @property
     def fits_torchvision(self) -> bool:
-        """Whether torchvision can express it, as ``beyond_torchvision`` says."""
+        """Whether torchvision can express the stem; see ``beyond_torchvision``."""
         return not self.beyond_torchvision
 
     @property
     def beyond_torchvision(self) -> str:
-        """What torchvision's ``ConvStemConfig`` and its last 1x1 cannot express of it, in words; empty if nothing."""
+        """What torchvision's ``ConvStemConfig`` and its final 1x1 cannot express, in words; empty if nothing."""
         if self.norm == "layernorm2d" or self.bias != (self.norm == "none"):
             return f"stem_norm={self.norm!r}, stem_bias={self.bias}"
         if (self.last_kernel_size, self.last_stride) != (1, 1):
@@ -158,11 +159,11 @@ class StemSpec:
         return self._chain(img_size, in_chans, 0)[:-1]
 
     def last_layer(self, embed_dim: int, img_size: int | Sequence[int] | None = None) -> StemLayer:
-        """Return the last convolution, which makes the tokens; for the arguments see ``layers``."""
+        """Return the last convolution, which makes the tokens; arguments as in ``layers``."""
         return self._chain(img_size, 0, embed_dim)[-1]
 
     def grid(self, img_size: Sequence[int]) -> tuple[int, int]:
-        """Return the rows and columns of tokens of an image [height, width] in pixels."""
+        """Return the rows and columns of tokens for an image [height, width] in pixels."""
         last = self.last_layer(0, img_size)
         return last.height, last.width
 
@@ -172,7 +173,7 @@ class StemSpec:
         kernels, strides = (*self.kernel_sizes, self.last_kernel_size), (*self.strides, self.last_stride)
         layers: list[StemLayer] = []
         for channels, kernel, stride in zip((*self.channels, embed_dim), kernels, strides, strict=True):
-            more = 0 if kernel == stride else stride - 1  # padding makes a layer round up
+            more = 0 if kernel == stride else stride - 1  # with padding, sizes round up
             height, width = (height + more) // stride, (width + more) // stride
             layers.append(StemLayer(in_chans, channels, kernel, stride, height, width))
             in_chans = channels
@@ -181,7 +182,7 @@ class StemSpec:
     def levels(self, embed_dim: int, coarsest: int) -> list[tuple[int, int]]:
         """Return stride and channels of every map of the feature pyramid, finest first.
 
-        A map inside the stem is the last one of its stride; those from the patch's stride on are the trunk's.
+        Maps below the patch size are the stem's, the last of each stride; the others are the trunk's.
 
         Args:
             embed_dim: width of the trunk.
@@ -200,12 +201,12 @@ class StemSpec:
 
     @property
     def layer_title(self) -> str:
-        """What a layer consists of, for tables."""
+        """The parts of a layer, for tables."""
         return " + ".join(["conv", *(name for name in (self.norm, self.act) if name != "none")])
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """The JSON-plain keyword arguments that build this stem in every timm entrypoint."""
+        """The keyword arguments, plain JSON data, that build this stem in every timm entrypoint."""
         return {
             "stem_channels": list(self.channels),
             "stem_strides": list(self.strides),
@@ -221,13 +222,14 @@ class StemSpec:
 def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3, stride: int | None = None) -> StemSpec:
     """Return the narrowest stem of stride-2 layers that keeps a patch embedding's function for every input.
 
-    Layer k has ``in_chans * 4 ** k`` pixels under it, which take two channels each: one for either sign. The last
-    layer needs no more than the embedding itself with both signs. One, two and three input channels share a stem, so
-    that weights of RGB models load for fewer channels too. At patch 32 that would cost a small trunk more than it
-    costs itself: there an RGB stem carries the pixels once after its first layer, shifted, for pixels in range.
+    A position of layer k covers ``in_chans * 4 ** k`` pixel values. Each takes two channels, one per sign; the last
+    layer never needs more than the embedding with both signs. One to three input channels share a stem, so that RGB
+    weights also load for fewer channels. At patch 32 such a stem would cost more than a small trunk: there, after its
+    first layer, an RGB stem carries each pixel once, shifted, and is exact for pixels in range.
 
-    With a stride below the patch size the last layer reads the whole patch at every position, in one wide kernel. With
-    one above, the stem is that of such a patch, up to 32; further layers in front of it carry averages of pixels.
+    With a stride below the patch size, the last layer reads the whole patch at every position with one wide kernel.
+    With a stride above, the stem is the one for a patch of this size, up to 32; extra layers in front carry averages of
+    pixels.
 
     Args:
         patch_size: a power of two, in pixels.
@@ -247,7 +249,7 @@ def default_stem(patch_size: int, embed_dim: int, in_chans: int = 3, stride: int
         )
     steps = (stride or patch_size).bit_length() - 1
     front = max(steps - max(depth, 5), 0)  # layers that average
-    reads = max(patch_size >> steps, 1)  # positions that the last layer reads along each axis, if the patches overlap
+    reads = max(patch_size >> steps, 1)  # positions per axis that the last layer reads; above 1 if patches overlap
     depth = steps - front if reads == 1 else steps + 1
     lean = depth > 4 and in_chans <= 3
     pixels = [max(in_chans, 3) * 4**layer for layer in range(1, depth)]
@@ -269,7 +271,7 @@ def check_stem_patch(stem: StemSpec, patch_size: int) -> None:
 
 
 def last_stride_in_words(stem: StemSpec) -> str:
-    """Return how a message names the stride of a stem's last convolution; nothing where it is 1, as usual."""
+    """Return the words of a message for the last convolution's stride; empty if it is 1."""
     return "" if stem.last_stride == 1 else f" and stem_last_stride={stem.last_stride}"
 
 
@@ -281,7 +283,7 @@ def check_img_size(
     Args:
         img_size: height and width.
         patch_size: of the stem.
-        name: what the argument is called.
+        name: the argument's name.
         remedy: what to pass for images of any size.
     """
     if any(size < 1 or size % patch_size for size in img_size):

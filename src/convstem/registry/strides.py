@@ -1,4 +1,4 @@
-"""Tokens at another stride than the source's patch: which there are, and what they are. No torch in this file.
+"""Strides other than the source's patch size: which are possible, and what their tokens are. No torch in this file.
 
 Below the patch size the patches overlap; above it each token sees averages of pixels.
 """
@@ -16,15 +16,16 @@ ZERO, DARK = "zero", "as dark as the stem takes"
 
 
 def check_stride(stride: object, patch_size: int, img_size: Sequence[int] | None = None) -> int:
-    """Return the pixels from token to token, which a caller or a config gives.
+    """Return the stride, in pixels from token to token, that a caller or a config gives.
 
     Args:
-        stride: what is given; None for the patch size.
+        stride: the given value; None for the patch size.
         patch_size: of the source.
-        img_size: height and width, if the model has one size.
+        img_size: height and width, if the model has a fixed size.
 
     Raises:
-        ArgumentError: no whole number, no power of two times or part of the patch size, or larger than the image.
+        ArgumentError: not a whole number, not the patch size times or divided by a power of two, or larger than the
+            image.
     """
     if stride is None:
         return patch_size
@@ -49,7 +50,7 @@ def check_stride(stride: object, patch_size: int, img_size: Sequence[int] | None
 
 
 def check_reads(stem: StemSpec, patch_size: int) -> None:
-    """Raise ``ArgumentError`` unless a stem's end can read a whole patch at each position of its stride."""
+    """Raise ``ArgumentError`` unless a stem's last layer can read a whole patch at each position."""
     reads = patch_size // stem.patch_size
     needed = 2 * stem.strides[-1] * reads - 1
     if reads <= 1 or reads_last(stem, patch_size) or (stem.last_stride == 1 and stem.kernel_sizes[-1] >= needed):
@@ -68,14 +69,14 @@ def reads_last(stem: StemSpec, patch_size: int) -> bool:
 
 
 def at_stride(stem: StemSpec, stride: int) -> StemSpec:
-    """Return a stem of another stride with weights of the same shapes: its last strided layer steps less far, or more.
+    """Return a stem of another stride with the same weight shapes: only its last strided layer changes its step.
 
     Args:
-        stem: with weights, which may be trained ones.
+        stem: a stem that may have trained weights.
         stride: pixels from token to token.
 
     Raises:
-        ArgumentError: this layer cannot do it alone.
+        ArgumentError: changing this layer alone is not enough.
     """
     if stem.patch_size == stride:
         return stem
@@ -84,7 +85,7 @@ def at_stride(stem: StemSpec, stride: int) -> StemSpec:
     if at_end:
         kernel, step = stem.last_kernel_size, stem.last_stride
     finest = stem.patch_size // step
-    possible = [step] if step == kernel else list(range(1, (kernel + 1) // 2 + 1))  # what StemSpec takes
+    possible = [step] if step == kernel else list(range(1, (kernel + 1) // 2 + 1))  # the strides StemSpec allows
     if stride not in [finest * times for times in possible]:
         others = [finest * times for times in possible]
         raise ArgumentError(
@@ -97,7 +98,7 @@ def at_stride(stem: StemSpec, stride: int) -> StemSpec:
 
 
 def tokens_in_words(patch_size: int, stride: int, border: str = ZERO) -> str:
-    """Return what the tokens at a stride are, against the source's, in a sentence; nothing where nothing changed.
+    """Return a sentence that compares the tokens at a stride with the source's; empty if the stride is the patch size.
 
     Args:
         patch_size: of the source.

@@ -1,7 +1,7 @@
 """Reads ``registry/*``, makes frozen records of its rows, and answers which names there are.
 
-The names are all that registration reads, because every import of timm or torchvision pays for it. The records of
-``catalog`` are made from the same rows, and checked, when one is asked for.
+Registration reads only the names, because every import of timm or torchvision pays for it. ``catalog`` makes and checks
+the records of the same rows when they are first needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Spec = TypeVar("Spec")
 
 
 def data_dir(name: str) -> Path:
-    """Return the folder ``registry`` or ``hub_cards``: in the installed package, or beside ``src`` in a checkout."""
+    """Return the folder ``registry`` or ``hub_cards``, in the installed package or beside ``src`` in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "data" / name, package.parents[1] / name):
         if folder.is_dir():
@@ -32,10 +32,10 @@ def data_dir(name: str) -> Path:
 
 
 def make_rows(file: str, rows: Mapping[str, Any], spec: type[Spec]) -> dict[str, Spec]:
-    """Make records from the rows of a file, by name and in their order.
+    """Make records from the rows of a file, by name, in the file's order.
 
     Raises:
-        RegistryError: an unknown or missing field, or a value the record refuses.
+        RegistryError: an unknown or missing field, or a value that the record refuses.
     """
     known = {f.name: f for f in fields(spec) if f.name != "name"}  # type: ignore[arg-type]  # a dataclass
     required = frozenset(n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING)
@@ -44,7 +44,7 @@ def make_rows(file: str, rows: Mapping[str, Any], spec: type[Spec]) -> dict[str,
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """Return the rows of a JSON file as they are, by name.
+    """Return the raw rows of a JSON file by name.
 
     Raises:
         RegistryError: no such file, not JSON, or a name given twice.
@@ -59,7 +59,7 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise ``RegistryError`` for a name given twice, which JSON would take silently."""
+    """Return a JSON object; raise ``RegistryError`` for a name given twice, which Python's JSON reader accepts."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
@@ -86,33 +86,33 @@ def _make(
 
 
 def freeze(value: Any) -> Any:
-    """Return a list of a JSON file as a tuple, anything else as it is."""
+    """Return a list as a tuple, anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
 PYRAMID = "_pyramid"
-"""End of the further timm names of an architecture whose ``features_only=True`` is the feature pyramid."""
+"""Suffix of the timm names for which ``features_only=True`` means the feature pyramid."""
 
 FIRST_IN_EMBED = "backbone.0.conv"
-"""A stem's first convolution within the patch embedding, in timm's layout; timm adapts it to other channel counts."""
+"""Path of a stem's first convolution in a timm patch embedding; timm adapts it to other channel counts."""
 
 FIRST_CONV = f"patch_embed.{FIRST_IN_EMBED}"
-"""The same within a plain ViT."""
+"""Path of the same convolution in a plain ViT."""
 
 RESIZED = 16
-"""Pixels per patch of a model whose own patch size stride-2 layers cannot make: the nearest power of two to 14."""
+"""Patch size that replaces one stride-2 layers cannot make: the power of two nearest to 14."""
 
 Rows = Mapping[str, Mapping[str, Any]]
-"""Rows of a file of the registry, by name."""
+"""Rows of a registry file, by name."""
 
 
 @cache
 def rows(file: str) -> Rows:
-    """Return the rows of ``registry/<file>.json`` by name, in their order.
+    """Return the rows of ``registry/<file>.json`` by name, in the file's order.
 
-    ``architectures`` are those of our own families, ``weights`` and ``timm_weights`` their pretrained tags, ``trunks``
-    timm architectures on a conv stem under names of ours; ``timm_trunks`` has what is known of every timm architecture
-    whose patch embedding a stem can replace, by timm name.
+    ``architectures`` has our own families, ``weights`` and ``timm_weights`` their pretrained tags, and ``trunks`` the
+    timm architectures on a conv stem under our own names. ``timm_trunks`` has the facts of every transplantable timm
+    architecture, by timm name.
 
     Raises:
         RegistryError: no such file, not JSON, or a name given twice.
@@ -121,7 +121,7 @@ def rows(file: str) -> Rows:
 
 
 def weights_rows() -> Mapping[str, Rows]:
-    """Return the weights of our own families by architecture and ``architecture.tag``; the first is the default."""
+    """Return the weights rows of our own families, by architecture and ``architecture.tag``, the default first."""
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, row in [*rows("weights").items(), *rows("timm_weights").items()]:
         groups.setdefault(name.partition(".")[0], {})[name] = row
@@ -129,38 +129,38 @@ def weights_rows() -> Mapping[str, Rows]:
 
 
 def families() -> list[str]:
-    """Return the names of our own families and of named trunks, which also exist with ``_pyramid`` behind them."""
+    """Return the names of our own families and of named trunks; these also exist with the suffix ``_pyramid``."""
     return [*rows("architectures"), *rows("trunks")]
 
 
 def trunks() -> dict[str, str]:
-    """Return our name -> timm's for every architecture on another timm trunk."""
+    """Return our name -> timm's name for named trunks and names by rule."""
     named = {name: str(row.get("trunk")) for name, row in rows("trunks").items()}
     return {**named, **{by_rule(trunk): trunk for trunk in rows("timm_trunks")}}
 
 
 def by_rule(trunk: str) -> str:
-    """Return the name that is made by rule for a timm architecture."""
+    """Return the name by rule of a timm architecture."""
     return f"{trunk}_convstem"
 
 
 def without_size(architecture: str) -> str:
-    """Return a timm name without the image size at its end, if it has one; DINOv3's, among others, have none."""
+    """Return a timm name without the image size at its end; some names, such as DINOv3's, have none."""
     name, _, size = architecture.rpartition("_")
     return name if size.isdigit() else architecture
 
 
 def resized_from(trunk: str) -> int | None:
-    """Return the patch size of a timm architecture whose patches a stem makes larger; None of all others."""
+    """Return the patch size of a timm architecture whose patches are resized for a stem; None for all others."""
     return rows("timm_trunks").get(trunk, {}).get("resized_from")  # catalog.named_trunks reports an unknown trunk
 
 
 def resized_input(size: Sequence[int], old: int, new: int) -> tuple[int, int, int]:
-    """Return the image [channels, height, width] that has as many patches of ``new`` pixels as this one of ``old``."""
+    """Return the image size [channels, height, width] with as many patches of ``new`` pixels as this has of ``old``."""
     channels, height, width = size
     return channels, height // old * new, width // old * new
 
 
 def what_is_kept(resized: int | None) -> str:
-    """Return in a few words what a transplant keeps, given the patch size its filters were resized from, if any."""
+    """Return in a few words what a transplant keeps; ``resized`` is the patch size before resizing, if any."""
     return f"patches resized from {resized} to {RESIZED} pixels" if resized else "function preserved"

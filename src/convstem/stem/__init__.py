@@ -1,4 +1,4 @@
 """The convolutional stem: its vocabulary, its layer in timm, initialisation, freezing.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: the public names are in ``convstem``.
 """

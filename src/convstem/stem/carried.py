@@ -1,6 +1,6 @@
-"""What a stem carries of a patch embedding, and for which inputs it is exact; ``carry`` makes its parameters.
+"""What a stem carries of a patch embedding, and for which inputs it is exact; ``carry`` computes its parameters.
 
-A stem without room for both signs has to know the range of normalised pixels.
+A stem without room for both signs needs the range of normalised pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PixelRange: TypeAlias = tuple[Sequence[float] | Tensor, Sequence[float] | Tensor
 def normalised_range(
     mean: Sequence[float], std: Sequence[float], in_chans: int
 ) -> tuple[list[float], list[float]] | None:
-    """Return black and white after normalisation, per channel; None for channels that mean and std do not tell of.
+    """Return black and white after normalisation, per channel; None if there are fewer means than channels.
 
     Raises:
         ArgumentError: a standard deviation is not positive, or mean and std are not finite or differ in length.
@@ -42,10 +42,10 @@ def normalised_range(
 
 
 def lowest_pixels(pixel_range: PixelRange, in_chans: int) -> Tensor:
-    """Return the lowest pixel of each channel, [in_chans] in float64, of a range that a user gives.
+    """Return the lowest pixel of each channel, [in_chans] in float64, of a range given by the user.
 
     Raises:
-        ArgumentError: it has not two ends, or they are not values of these channels, the lower below the higher.
+        ArgumentError: not a pair (low, high) of one finite value per channel, with low below high.
     """
     try:
         low, high = pixel_range
@@ -67,7 +67,7 @@ def lowest_pixels(pixel_range: PixelRange, in_chans: int) -> Tensor:
 
 
 def numbers(values: object) -> Tensor:
-    """Return a list of numbers in float64; what is none has no length that fits."""
+    """Return a list of numbers in float64, or an empty tensor if it is something else, so that its length is wrong."""
     try:
         return torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (RuntimeError, TypeError, ValueError):
@@ -75,16 +75,16 @@ def numbers(values: object) -> Tensor:
 
 
 EVERY_INPUT, IN_RANGE = "every input", "pixels in range"
-"""What a stem can be exact for."""
+"""The inputs for which a stem can be exact."""
 
 RESIZED_SCOPE = "{} whose patches of {} pixels are resized one by one (approximate if an image is resized as a whole)"
-"""For which inputs a transplant with resized filters is exact, against the source itself."""
+"""The inputs for which a transplant with resized filters computes what the source does."""
 
 RESIZED_NOTE = (
     "Its filters were resized from patches of {0} pixels by pseudo-inverse; the grid and the position embedding are "
     "the source's."
 )
-"""What there is to say about a source of another patch size."""
+"""What to tell the user about a source of another patch size."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class LayerReport:
     """What one layer carries."""
 
     carries: str
-    """``pixels``, ``averages`` of pixels, or ``embedding``: what the embedding takes from the pixels under it."""
+    """``pixels``, ``averages`` of pixels, or ``embedding``: the share of the embedding from the pixels under it."""
     count: int
     """Values carried at each position."""
     width: int
     """Channels of the layer."""
     both_signs: bool
-    """Whether each value has two channels, hence no lowest value."""
+    """Whether each value has two channels and therefore needs no floor."""
 
     @property
     def used(self) -> int:
@@ -118,24 +118,24 @@ class TransplantReport:
     layers: tuple[LayerReport, ...]
     """One record for each layer before the last convolution."""
     resized_from: int | None = None
-    """Patch size of the source if it was resized before the transplant: then all of this is about resized filters."""
+    """Patch size of the source if its filters were resized first; the report is then about the resized filters."""
     restrided: tuple[int, int] | None = None
-    """Patch size and stride, where the tokens lie nearer to each other than patches, or farther apart."""
+    """Patch size and stride, if they differ."""
     border: str = ZERO
-    """What patches see beyond the border that they overlap: ``ZERO`` or ``DARK``."""
+    """What patches that overlap the image border see beyond it: ``ZERO`` or ``DARK``."""
 
     @property
     def scope(self) -> str:
-        """For which inputs the model computes what its source does, up to rounding.
+        """The inputs for which the model computes what its source does, up to rounding.
 
-        ``EVERY_INPUT`` where all layers carry both signs, else ``IN_RANGE``; with resized filters, ``RESIZED_SCOPE``.
-        At another stride the source is meant with this stride.
+        ``EVERY_INPUT`` if all layers carry both signs, else ``IN_RANGE``; with resized filters, ``RESIZED_SCOPE``. At
+        another stride the model is compared with the source at this stride.
         """
         inputs = EVERY_INPUT if all(layer.both_signs for layer in self.layers) else IN_RANGE
         return inputs if self.resized_from is None else RESIZED_SCOPE.format(inputs, self.resized_from)
 
     def outcome(self) -> str:
-        """Return what a user has to know, in a sentence or two."""
+        """Return what a user must know, in a few sentences."""
         resized = "" if self.resized_from is None else " " + RESIZED_NOTE.format(self.resized_from)
         tokens = f" {tokens_in_words(*self.restrided, self.border)}" if self.restrided else ""
         return f"The transplant is exact for {self.scope}, up to rounding.{resized}{tokens}"
@@ -147,7 +147,7 @@ class TransplantReport:
 
 
 def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3, patch_size: int | None = None) -> TransplantReport:
-    """Return what the layers of a stem would carry of any patch embedding of this size.
+    """Return what the layers of a stem carry of any patch embedding of this size.
 
     Args:
         stem: the stem.
@@ -156,7 +156,7 @@ def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3, patch_size: in
         patch_size: of the patch embedding; default: the stem's stride.
 
     Raises:
-        ArgumentError: the stem is too narrow; the message has the channels that would do.
+        ArgumentError: the stem is too narrow; the message says how many channels it needs.
     """
     patch = patch_size or stem.patch_size
     spread = stem.patch_size // patch
@@ -168,21 +168,21 @@ def carried_by(stem: StemSpec, embed_dim: int, in_chans: int = 3, patch_size: in
 
 
 def _report(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging: int) -> TransplantReport:
-    """Return the same for a number of first layers that average."""
+    """Return the report if the first ``averaging`` layers average pixels."""
     pixels, embedding = _values(stem, embed_dim, in_chans, patch, averaging)
     fits = [width >= 2 * values for width, values in zip(stem.channels, embedding, strict=True)]
     layers: list[LayerReport] = []
     carries = "pixels"
     for index, width in enumerate(stem.channels):
         if width < 2 * pixels[index] and all(fits[index:]):
-            carries = "embedding"  # from here on: nothing else is left of the pixels
+            carries = "embedding"  # from here on, since single pixels are lost
         count = pixels[index] if carries == "pixels" else embedding[index]
         if width < count:
             raise ArgumentError(_too_narrow(stem, index, pixels, embedding))
         what = "averages" if carries == "pixels" and index < averaging else carries
         layers.append(LayerReport(what, count, width, width >= 2 * count))
     restrided = None if stem.patch_size == patch else (patch, stem.patch_size)
-    padded = layers[-1:] if reads_last(stem, patch) else layers[-2:-1]  # its zeros are those of x, or of x - low
+    padded = layers[-1:] if reads_last(stem, patch) else layers[-2:-1]  # padding zeros are x = 0, or x = low if shifted
     border = ZERO if patch <= stem.patch_size or all(layer.both_signs for layer in padded) else DARK
     return TransplantReport(tuple(layers), restrided=restrided, border=border)
 
@@ -190,14 +190,14 @@ def _report(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging
 def reach(stem: StemSpec, patch: int) -> list[int]:
     """Return the pixels that a position of each layer covers along each axis.
 
-    Where patches overlap, the last layer's covers a whole one, unless the last convolution does.
+    If patches overlap, a position of the last layer covers a whole patch, unless the last convolution reads it.
     """
     sides = [math.prod(stem.strides[: index + 1]) for index in range(len(stem.strides))]
     return sides if patch <= stem.patch_size or reads_last(stem, patch) else [*sides[:-1], patch]
 
 
 def _values(stem: StemSpec, embed_dim: int, in_chans: int, patch: int, averaging: int) -> tuple[list[int], list[int]]:
-    """Return for each layer how many pixels a position covers, and how many values an embedding takes from them."""
+    """Return, for each layer, the pixel values under a position and the embedding's values per position."""
     sides = reach(stem, patch)
     averaged = [math.prod(stem.strides[: min(index + 1, averaging)]) for index in range(len(sides))]
     pixels = [in_chans * (side // block) ** 2 for side, block in zip(sides, averaged, strict=True)]

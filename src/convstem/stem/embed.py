@@ -1,4 +1,4 @@
-"""The timm layer: timm's ``ConvStem`` in timm's ``HybridEmbed``, in the place of a ``PatchEmbed``."""
+"""The timm layer: timm's ``ConvStem`` in timm's ``HybridEmbed``, as a replacement for ``PatchEmbed``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from convstem.stem.norms import fit_norm, fold_stem, init_stem, stem_norm
 
 _NORM_LAYERS = {
     "batchnorm2d": nn.BatchNorm2d,
-    "frozen_bn": nn.BatchNorm2d,  # frozen below
+    "frozen_bn": nn.BatchNorm2d,  # frozen in build_conv_stem
     "layernorm2d": partial(LayerNorm2d, eps=1e-6),
 }
 
 
 def _activation(channels: int, act: str, **norm_arguments: Any) -> nn.Module:
-    """Return an activation where timm's ConvNormAct expects norm and activation in one."""
+    """Return only an activation; timm's ConvNormAct expects a layer that is norm and activation."""
     return create_act_layer(act, inplace=True)
 
 
 class _ConvStem(ConvStem):
-    """timm's ``ConvStem``, which answers timm's reader of JAX files: that one takes every stem for a ResNet's."""
+    """timm's ``ConvStem`` with an error for timm's reader of JAX files, which takes every stem for a ResNet's."""
 
     def __getattr__(self, name: str) -> Any:
         """Return a module or parameter.
 
         Raises:
-            CheckpointError: ``conv`` is asked for, a ResNet's first convolution.
+            CheckpointError: the name is ``conv``, a ResNet's first convolution.
         """
         if name == "conv":
             raise CheckpointError(
@@ -51,7 +51,7 @@ class _ConvStem(ConvStem):
 def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None) -> ConvStem:
     """Return timm's ``ConvStem`` for a spec; its last layer has neither norm nor activation.
 
-    Maps images [batch, in_chans, height, width] to [batch, embed_dim, rows, columns], see ``StemSpec.grid``.
+    It maps images [batch, in_chans, height, width] to [batch, embed_dim, rows, columns]; see ``StemSpec.grid``.
     """
     layers = (*stem.layers(in_chans=in_chans), stem.last_layer(embed_dim))
     backbone = _ConvStem(
@@ -73,24 +73,24 @@ def build_conv_stem(stem: StemSpec, in_chans: int, embed_dim: int, device: Any =
     if stem.norm == "frozen_bn":
         freeze_batch_norm_2d(backbone)
     backbone.register_load_state_dict_pre_hook(fit_norm)
-    backbone.num_features = embed_dim  # HybridEmbed asks for it instead of running the stem
+    backbone.num_features = embed_dim  # HybridEmbed reads this instead of running the stem
     return backbone
 
 
 class ConvStemEmbed(HybridEmbed):
-    """timm's ``HybridEmbed`` around a conv stem, with ``PatchEmbed``'s attributes and its checks of the image size.
+    """timm's ``HybridEmbed`` around a conv stem, with ``PatchEmbed``'s attributes and image-size checks.
 
-    A state dict with a patch embedding and no stem is transplanted while it is loaded.
+    Loading a state dict with a patch embedding instead of a stem transplants it.
 
     Args:
         stem: the stem.
-        img_size: height and width in pixels, or one number; None if the model asks for no size.
+        img_size: height and width in pixels, or one number; None for a model without a fixed size.
         patch_size: must equal ``stem.patch_size``.
         strict_img_size: refuse images of another size than ``img_size``.
-        dynamic_img_pad: accepted for timm's sake; a stem pads by itself, its feature map is rounded up.
-        bias: ignored: the last convolution always has a bias.
-        window: height and width of the patches of a plain model with as many tokens, in pixels; default: the patch
-            size. Where it is larger, patches overlap; where it is smaller, a token sees averages of pixels.
+        dynamic_img_pad: ignored, accepted for compatibility with timm: a stem pads, so its grid is rounded up.
+        bias: ignored; the last convolution always has a bias.
+        window: patch size, in pixels, of the plain model with as many tokens; default: the stem's. If it is larger,
+            patches overlap; if it is smaller, a token sees averages of pixels.
 
     Raises:
         ArgumentError: the image size is not a multiple of the patch size (unless the size is dynamic).
@@ -121,7 +121,7 @@ class ConvStemEmbed(HybridEmbed):
             build_conv_stem(stem, in_chans, embed_dim, device=device, dtype=dtype),
             img_size=size,
             patch_size=1,  # HybridEmbed's patch is on the feature map
-            feature_size=stem.grid(size),  # given, so that HybridEmbed need not run the stem
+            feature_size=stem.grid(size),  # else HybridEmbed runs the stem to find out
             feature_ratio=stem.patch_size,
             in_chans=in_chans,
             embed_dim=embed_dim,
@@ -132,12 +132,12 @@ class ConvStemEmbed(HybridEmbed):
             device=device,
             dtype=dtype,
         )
-        del self.proj  # the stem's last convolution makes the tokens, and an Identity of this name is in adapters' way
+        del self.proj  # an Identity; the stem's last convolution makes the tokens, and adapters look for ``proj``
         self.stem_spec, self.embed_dim = stem, embed_dim
-        # For a patch embedding that is loaded: the lowest normalised pixels, and the patch size of its trunk's own.
+        # For loading a patch embedding: the lowest normalised pixels, and the patch size of the trunk's own one.
         self.lowest: Any = None
         self.resized_from: Any = None
-        self.patch_size = to_2tuple(stem.patch_size)  # pixels per token: whoever asks wants to know the grid
+        self.patch_size = to_2tuple(stem.patch_size)  # pixels per token, since callers compute the grid from it
         self.window = window or stem.patch_size
         self.norm = nn.Identity()
         self.register_load_state_dict_pre_hook(carry_on_load)
@@ -148,25 +148,25 @@ class ConvStemEmbed(HybridEmbed):
 
     @property
     def proj(self) -> nn.Conv2d:
-        """What a patch embedding has here, without values: the shape of its weight, its channels, kernel and stride.
+        """A convolution without values, with the shape, channels, kernel and stride of a plain patch embedding's.
 
-        timm's filters for checkpoints read it, and so do libraries and users that adapt a first layer.
+        timm's checkpoint filters read it, as do libraries and users that adapt a first layer.
         """
         return nn.Conv2d(self.in_chans, self.embed_dim, self.window, self.patch_size, device="meta")
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """The JSON-plain arguments that build this stem in every timm entrypoint."""
+        """The arguments, plain JSON data, that build this stem in every timm entrypoint."""
         stride = self.stem_spec.patch_size
         args = self.stem_spec.model_args
-        if self.window & (self.window - 1):  # no name's own patch size
+        if self.window & (self.window - 1):  # a patch size that no name has by default
             args["patch_size"] = self.window
         if stride != self.window:
             args |= {"patch_size": self.window, "stride": stride}
         return args
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a projection in the place of the stem would never be used.
+        """Set an attribute, except ``proj``: a projection set here would never be used.
 
         Raises:
             ArgumentError: ``proj`` is set.
@@ -179,7 +179,7 @@ class ConvStemEmbed(HybridEmbed):
         super().__setattr__(name, value)
 
     def init_weights(self) -> None:
-        """Initialise the stem in place, as the paper does; timm's models call it from theirs."""
+        """Initialise the stem in place, as the paper does; timm's models call this when they initialise."""
         init_stem(self, self.stem_spec.norm)
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
@@ -214,7 +214,7 @@ class ConvStemEmbed(HybridEmbed):
     def fuse(self) -> ConvStemEmbed:
         """Fold BatchNorm into the convolutions, in place, and return the module; see ``convstem.fold``.
 
-        timm's ``reparameterize_model`` calls it, and so do the ``--reparam`` switches of timm's scripts.
+        timm's ``reparameterize_model`` calls it, and so does ``--reparam`` of timm's scripts.
         """
         if stem_norm(self.backbone) == "batchnorm2d":
             fold_stem(self.backbone)
@@ -225,8 +225,8 @@ class ConvStemEmbed(HybridEmbed):
         """Set train or eval mode.
 
         Raises:
-            UnsupportedModelError: the activations are gone; timm keeps them inside its norms, and torch's own
-                SyncBatchNorm conversion replaces those by norms alone.
+            UnsupportedModelError: the activations are gone: timm keeps them inside its norms, which torch's own
+                SyncBatchNorm conversion replaces by plain norms.
         """
         refuse_lost_activations(self.backbone)
         return super().train(mode)
@@ -249,7 +249,7 @@ class ConvStemEmbed(HybridEmbed):
 
 
 def refuse_lost_activations(stem: nn.Module) -> None:
-    """Raise ``UnsupportedModelError`` if torch's own SyncBatchNorm conversion took the activations of a timm stem."""
+    """Raise ``UnsupportedModelError`` if torch's SyncBatchNorm conversion removed the activations of a timm stem."""
     layers = [layer for layer in stem.modules() if isinstance(layer, ConvNormAct)]
     if any(type(module) is nn.SyncBatchNorm for layer in layers for module in layer.modules()):
         raise UnsupportedModelError(

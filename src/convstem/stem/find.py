@@ -1,4 +1,4 @@
-"""Finds the stem of a model of either host, and the maps inside it; freezes it for fine-tuning."""
+"""Finds a model's stem in either host, and the feature maps inside it; freezes it for fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from convstem.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class StemLevel:
-    """A map inside a stem."""
+    """A feature map inside a stem."""
 
     layer: int
-    """Index of the layer whose output it is."""
+    """Index of the layer that outputs it."""
     name: str
     """That layer's name in the stem."""
     channels: int
@@ -27,10 +27,10 @@ class StemLevel:
 
 
 def stem_levels(stem: nn.Sequential) -> list[StemLevel]:
-    """Return the maps inside a stem: one per stride between the image's and the patch's.
+    """Return the feature maps inside a stem: one per stride between 1 and the patch size.
 
-    A map is taken where its stride is complete: behind the activation of the last layer before the next stride. A
-    layer's stride is that of the convolutions in it, so any sequence of layers will do, whatever its norm.
+    Each is the output of the last layer with its stride, activation included. A layer's stride is the product of its
+    convolutions' strides, so any sequence of layers works, with any norm.
     """
     levels: list[StemLevel] = []
     last = StemLevel(-1, "", 0, 1)  # the image
@@ -45,12 +45,12 @@ def stem_levels(stem: nn.Sequential) -> list[StemLevel]:
 
 
 class StemMaps(nn.Sequential):
-    """The layers of a stem, shared with it; a forward pass also returns the maps inside.
+    """The layers of a stem, shared with it; a forward pass also returns the feature maps inside.
 
     Args:
         stem: timm's ``ConvStem`` or torchvision's ``conv_proj``.
-        levels: the maps to return.
-        whole: keep the layers behind the last of them, which make the patch embedding.
+        levels: the feature maps to return.
+        whole: keep the layers after the last map, which make the patch embedding.
     """
 
     def __init__(self, stem: nn.Sequential, levels: list[StemLevel], whole: bool = True) -> None:
@@ -65,13 +65,13 @@ class StemMaps(nn.Sequential):
         Raises:
             UnsupportedModelError: see ``refuse_lost_activations``.
         """
-        from convstem.stem.embed import refuse_lost_activations  # imports timm, which torchvision's models do not need
+        from convstem.stem.embed import refuse_lost_activations  # imports timm, not needed for torchvision models
 
         refuse_lost_activations(self)
         return super().train(mode)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Map images [batch, in_chans, height, width] to the maps inside, finest first, and the last layer's output."""
+        """Map images [batch, in_chans, height, width] to the maps, finest first, and the last layer's output."""
         maps: list[Tensor] = []
         for index, layer in enumerate(self):
             x = layer(x)
@@ -81,10 +81,10 @@ class StemMaps(nn.Sequential):
 
 
 def find_stem(model: nn.Module) -> nn.Sequential:
-    """Return the layers of the conv stem in a model of timm or torchvision, or in a feature pyramid of one.
+    """Return the layers of the conv stem in a timm or torchvision model, or in its feature pyramid.
 
     Raises:
-        UnsupportedModelError: there is none.
+        UnsupportedModelError: the model has no conv stem.
     """
     if isinstance(model, VisionTransformer) and isinstance(model.conv_proj, nn.Sequential):
         return model.conv_proj
@@ -106,8 +106,8 @@ def find_embed(model: nn.Module) -> Any:
 
 
 def embed_path(model: nn.Module) -> str | None:
-    """Return where the ``ConvStemEmbed`` of a timm model lies, or None."""
-    from convstem.stem.embed import ConvStemEmbed  # imports timm, which torchvision's models do not need
+    """Return the path of a timm model's ``ConvStemEmbed``, or None."""
+    from convstem.stem.embed import ConvStemEmbed  # imports timm, not needed for torchvision models
 
     return next((path for path, module in model.named_modules() if isinstance(module, ConvStemEmbed)), None)
 
@@ -115,12 +115,12 @@ def embed_path(model: nn.Module) -> str | None:
 def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
     """Freeze a model's stem in place and return the model.
 
-    BatchNorm becomes timm's or torchvision's frozen BatchNorm, whose statistics, weight and bias are constants: there
-    is no mode to switch back. State-dict keys stay, but for ``num_batches_tracked``.
+    BatchNorm becomes timm's or torchvision's frozen BatchNorm, with constant statistics, weight and bias; this cannot
+    be undone. State-dict keys stay the same, except that ``num_batches_tracked`` is gone.
 
     Args:
         model: a conv-stem ViT of timm or torchvision.
-        bn_only: freeze only the norms; the stem's convolutions go on training.
+        bn_only: freeze only the norms; the stem's convolutions remain trainable.
 
     Raises:
         UnsupportedModelError: the model has no conv stem.
@@ -128,7 +128,7 @@ def freeze_stem(model: nn.Module, bn_only: bool = False) -> nn.Module:
     from timm.layers import freeze_batch_norm_2d
 
     stem = find_stem(model)
-    with next(stem.parameters()).device:  # timm makes the frozen ones on torch's default device
+    with next(stem.parameters()).device:  # timm creates frozen norms on torch's default device
         freeze_batch_norm_2d(stem)
     if not bn_only:
         stem.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Norms of a stem: what they compute, as convolutions, and the way back; initial values that suit them."""
+"""A stem's norms: folding BatchNorm into convolutions, adding it to a checkpoint, initial values for each norm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convstem.errors import ArgumentError, CheckpointError, UnsupportedModelErro
 from convstem.upstream import torch_has_hooks, torch_loads_strictly
 
 BN_EPS = 1e-5
-"""BatchNorm's epsilon in both hosts; state dicts do not hold it."""
+"""BatchNorm's epsilon in both hosts; state dicts do not store it."""
 
 _BATCHNORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -23,7 +23,7 @@ def layer_norm(norm: type[nn.Module], eps: float, given: object) -> Callable[...
     """Return a trunk's LayerNorm class with this epsilon.
 
     Raises:
-        ArgumentError: an epsilon that is not positive, or another norm layer is ``given`` as well.
+        ArgumentError: the epsilon is not positive, or a norm layer is ``given`` as well.
     """
     if given is not None or not (isinstance(eps, (int, float)) and eps > 0):
         what = f"norm_layer={given!r} as well: give one of them" if given is not None else f"norm_eps={eps!r}"
@@ -34,7 +34,7 @@ def layer_norm(norm: type[nn.Module], eps: float, given: object) -> Callable[...
 def fold_batchnorm(
     weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], eps: float = BN_EPS
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution that computes a convolution and its BatchNorm in eval mode.
+    """Return weight and bias of one convolution that computes a convolution and its BatchNorm in eval mode.
 
     Args:
         weight: of the convolution, [out_channels, in_channels, kernel, kernel].
@@ -50,12 +50,12 @@ def fold_batchnorm(
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64 on the CPU: some devices do not have that type, such as Apple's and Intel's."""
+    """Return a tensor in float64 on the CPU; some devices lack that type, such as Apple's and Intel's."""
     return tensor.to("cpu", torch.float64)
 
 
 def stem_norm(stem: nn.Module) -> str:
-    """Return the ``stem_norm`` of a stem of either host; a frozen BatchNorm is ``batchnorm2d``."""
+    """Return the ``stem_norm`` of a stem of either host; a frozen BatchNorm counts as ``batchnorm2d``."""
     return _kind(next(_layers(stem, ""))[-1])
 
 
@@ -75,7 +75,7 @@ def fold_stem(stem: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         layer = stem.get_submodule(parent)
         if isinstance(layer, nn.Sequential):
-            del layer[int(name)]  # torchvision's activation is a layer of its own, and moves up
+            del layer[int(name)]  # torchvision's activation is a separate layer and moves up
         else:
             setattr(layer, name, norm.act)
 
@@ -97,10 +97,11 @@ def _check_foldable(stem: nn.Module) -> None:
 
 @torch.no_grad()
 def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str = "", *_: Any) -> None:
-    """Give a stem's checkpoint the norm of a stem, in place, where eval-mode outputs stay the same.
+    """Change a checkpoint in place to the norm of a stem, if eval-mode outputs stay the same.
 
-    BatchNorm is folded into convolutions for a stem without norm, and such a stem's biases become a BatchNorm with
-    mean 0 and variance 1. It is a load hook of every stem (``register_load_state_dict_pre_hook``), in both hosts.
+    For a stem without a norm, the checkpoint's BatchNorm is folded into its convolutions. For a stem with BatchNorm,
+    the biases of a checkpoint without a norm become a BatchNorm with mean 0 and variance 1. Every stem of both hosts
+    has this as a load hook (``register_load_state_dict_pre_hook``).
 
     Args:
         stem: timm's ``ConvStem``, or torchvision's ``conv_proj``.
@@ -108,12 +109,12 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
         prefix: of the stem's keys in it.
 
     Raises:
-        CheckpointError: LayerNorm where the stem has another norm, or the other way round.
+        CheckpointError: only one of the two has LayerNorm.
 
     Warns:
         UserWarning: the norm was changed.
     """
-    said: dict[str, None] = {}  # a set in order
+    said: dict[str, None] = {}  # an ordered set
     for conv_key, conv, norm_key, norm in _layers(stem, prefix):
         change = _norm_of(state_dict, norm_key), _kind(norm)
         if change[0] == change[1] or not _is_whole(state_dict, conv_key, norm_key, change[0]):
@@ -133,14 +134,14 @@ def fit_norm(stem: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: s
 
 
 def _layers(stem: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
-    """Yield key and module of the convolution, and of what follows it, of each layer before the last convolution."""
+    """Yield (key, convolution, key, next module) for each layer before the last convolution."""
     for name, layer in list(stem.named_children())[:-1]:
         (conv_name, conv), (norm_name, norm), *_ = layer.named_children()
         yield f"{prefix}{name}.{conv_name}", conv, f"{prefix}{name}.{norm_name}", norm
 
 
 def _kind(norm: nn.Module) -> str:
-    """Return the ``stem_norm`` of the module after a convolution; a frozen BatchNorm is a BatchNorm to a checkpoint."""
+    """Return the ``stem_norm`` of the module after a convolution; a frozen BatchNorm counts as ``batchnorm2d``."""
     return "batchnorm2d" if hasattr(norm, "running_mean") else "layernorm2d" if hasattr(norm, "weight") else "none"
 
 
@@ -151,7 +152,7 @@ def _norm_of(state_dict: Mapping[str, Tensor], key: str) -> str:
 
 
 def _is_whole(state_dict: Mapping[str, Tensor], conv: str, norm: str, kind: str) -> bool:
-    """Return whether a layer has all its tensors, of fitting lengths; what is wrong otherwise, torch says itself."""
+    """Return whether a layer has all its tensors, of matching lengths; if not, torch reports what is wrong."""
     needed = [f"{conv}.weight", *(f"{norm}.{name}" for name in _BATCHNORM if kind == "batchnorm2d")]
     needed += [f"{conv}.bias"] if kind == "none" else []
     shapes = [getattr(state_dict.get(key), "shape", None) for key in needed]
@@ -187,20 +188,20 @@ _CHANGES = {
         "training will move",
     ),
 }
-"""(Norm of the checkpoint, norm of the model) -> what changes the checkpoint, and what the user is told."""
+"""(Norm of the checkpoint, norm of the model) -> function that changes the checkpoint, and what the user is told."""
 
 _PARTS = (("layernorm2d", "batchnorm2d"), ("none", "layernorm2d"))
-"""Norms that look so in a part of the model's own checkpoint: one without statistics, and one that is not in it."""
+"""Pairs that also arise from a partial checkpoint of the same model: without the statistics, or without the norm."""
 
 
 def init_stem(stem: nn.Module, norm: str) -> None:
     """Initialise a stem's convolutions in place, the same way for both hosts.
 
-    The layers before a norm get variance ``2 / fan_out``, the last convolution ``1 / fan_out`` and a zero bias. Where
-    nothing normalises, the layers get ``2 / fan_in``, which keeps the variance from layer to layer.
+    Layers before a norm get variance ``2 / fan_out``. Before a frozen BatchNorm or no norm they get ``2 / fan_in``,
+    which preserves the variance from layer to layer. The last convolution gets ``1 / fan_out``. Biases are zero.
 
     Args:
-        stem: holds the convolutions.
+        stem: module with the convolutions.
         norm: the stem's ``stem_norm``.
 
     Source: pycls/models/vit.py, the paper's own code; He et al., arXiv 1502.01852, section 2.2.

@@ -1,4 +1,4 @@
-"""The stem's vocabulary: ``StemSpec`` to and from torchvision's ``ConvStemConfig``."""
+"""Converts ``StemSpec`` to and from torchvision's ``ConvStemConfig``, and picks a model's stem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convstem.registry.stem_spec import StemSpec, default_stem, last_stride_in_w
 StemLike: TypeAlias = str | StemSpec | Sequence[int] | Sequence[ConvStemConfig]
 
 
-# One row per name both hosts know. A torchvision stem has no bias before a norm and cannot express LayerNorm2d.
+# Names that both hosts know. A torchvision stem has no bias before a norm and cannot express LayerNorm2d.
 _TORCHVISION_NORMS: dict[str, type[nn.Module] | None] = {
     "batchnorm2d": nn.BatchNorm2d,
     "frozen_bn": FrozenBatchNorm2d,
@@ -30,13 +30,13 @@ _TORCHVISION_ACTS: dict[str, type[nn.Module] | None] = {"relu": nn.ReLU, "gelu":
 
 
 def as_stem_spec(stem: StemLike) -> StemSpec:
-    """Return the stem meant by an architecture name, a ``StemSpec``, channels, or a list of ``ConvStemConfig``.
+    """Return the stem of an architecture name, a ``StemSpec``, channels, or a list of ``ConvStemConfig``.
 
-    Channels are those of stride-2 layers without norm before a 1x1; ``ConvStemConfig`` is torchvision's.
+    Channels stand for stride-2 layers without a norm, before a 1x1; ``ConvStemConfig`` is torchvision's.
 
     Raises:
         UnknownModelError: unknown architecture name.
-        ArgumentTypeError: something else was given.
+        ArgumentTypeError: any other type.
         ArgumentError: a ``ConvStemConfig`` has no counterpart.
     """
     if isinstance(stem, StemSpec):
@@ -58,7 +58,7 @@ def from_torchvision(configs: Sequence[ConvStemConfig]) -> StemSpec:
     """Return the ``StemSpec`` of a list of torchvision ``ConvStemConfig``.
 
     Raises:
-        ArgumentError: the layers differ in norm or activation, or have a norm, activation or kernel of no counterpart.
+        ArgumentError: the layers differ in norm or activation, or a norm, activation or kernel has no counterpart.
 
     Source: torchvision/models/vision_transformer.py, ``ConvStemConfig``.
     """
@@ -89,10 +89,10 @@ def _class_names(classes: Iterable[Any]) -> str:
 
 
 def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
-    """Return the list of torchvision ``ConvStemConfig`` of a stem.
+    """Return a stem as a list of torchvision ``ConvStemConfig``.
 
     Raises:
-        ArgumentError: torchvision cannot express the stem; the message says what it has.
+        ArgumentError: torchvision cannot express the stem; the message says what it can.
     """
     if not stem.fits_torchvision:
         raise ArgumentError(
@@ -106,15 +106,15 @@ def to_torchvision(stem: StemSpec) -> list[ConvStemConfig]:
 def own_stem(
     spec: ModelSpec | None, patch_size: int, embed_dim: int, in_chans: int = 3, stride: int | None = None
 ) -> StemSpec:
-    """Return the stem that a name has at a patch size.
+    """Return the stem of an architecture at a patch size.
 
     Args:
-        spec: the row of one of our own families, whose norm and activation stay at any patch size; None for a timm
+        spec: the row of one of our own families, which sets norm and activation at any patch size; None for a timm
             trunk, which has the default stem.
         patch_size: in pixels.
         embed_dim: width of the trunk.
         in_chans: input channels.
-        stride: pixels from token to token; default: the patch size. A stem of a row keeps that of the patch size.
+        stride: pixels from token to token; default: the patch size. A row's own stem ignores it.
 
     Raises:
         ArgumentError: stride-2 layers cannot make such patches.
@@ -128,12 +128,12 @@ def own_stem(
 def override_stem(stem: StemSpec, patch_size: int | None, **changes: Any) -> StemSpec:
     """Return ``stem`` with some fields replaced.
 
-    New channels of another length bring default strides (2) and kernel sizes (3) with them, and another norm than
-    ``none`` in its place leaves the convolutions their biases only on request.
+    Channels of another length reset strides to 2 and kernel sizes to 3. Replacing the norm ``none`` by another removes
+    the convolutions' biases unless ``bias`` is given.
 
     Args:
         stem: the architecture's own stem.
-        patch_size: what the strides must multiply to, in pixels; None if anything will do.
+        patch_size: what the strides must multiply to, in pixels; None for no check.
         changes: ``StemSpec`` fields; None leaves a field as it is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Another grid of tokens for a plain ViT: patch 14 becomes 16, or the tokens get another stride than the patch."""
+"""Changes a plain ViT's patch size (14 becomes 16) or its stride, the pixels from token to token."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ from convstem.transplanting.patch_embedding import find_patch_embedding, project
 from convstem.upstream import timm_set_metadata
 
 USUAL_ODD = 14
-"""Pixels of the patches, of DINOv2 and others, that become ``RESIZED`` where no stem is asked for."""
+"""Patch size, of DINOv2 and others, that becomes ``RESIZED`` by default."""
 
 
 def needs_resizing(patch_size: int) -> bool:
-    """Return whether no stem of stride-2 layers has this patch size."""
+    """Return whether stride-2 layers cannot make this patch size."""
     return patch_size & (patch_size - 1) != 0
 
 
 def resize_patch(model: Any, target: int | None = None) -> int | None:
-    """Give a model whose patch size is no power of two ``target`` pixels per patch and as many patches, in place.
+    """Resize the patches of a model to ``target`` pixels, in place, unless its patch size is a power of two.
+
+    The number of patches stays the same.
 
     Args:
         model: a patchify ViT of timm or torchvision.
-        target: pixels per patch that the stem makes; default: 16 for patches of 14.
+        target: pixels per patch of the stem; default: 16 for patches of 14.
 
     Returns:
-        the patch size it had, or None if nothing was done: it has ``target``, or is a power of two.
+        The old patch size, or None if nothing was done because it is ``target`` or a power of two.
 
     Raises:
-        ArgumentError: another patch size than 14, and no ``target``.
+        ArgumentError: no ``target`` for a patch size other than 14.
         UnsupportedModelError: the model cannot change its patch size.
     """
     embedding = find_patch_embedding(model)[1]
@@ -71,7 +73,7 @@ def resize_patch(model: Any, target: int | None = None) -> int | None:
 
 
 def enlarge_patches(images: Tensor, patch: int, target: int = RESIZED) -> Tensor:
-    """Return images whose every patch is resized by itself, as the pseudo-inverse assumes; what is left over is cut.
+    """Return images with each patch resized by itself, as the pseudo-inverse assumes; incomplete patches are cut off.
 
     Args:
         images: [batch, channels, height, width].
@@ -89,7 +91,7 @@ def enlarge_patches(images: Tensor, patch: int, target: int = RESIZED) -> Tensor
 
 
 def _resize_timm(model: Any, embedding: PatchEmbed, patch: int, target: int) -> None:
-    """Resize with timm's own method; the position embedding is left alone because the grid is the same."""
+    """Resize with timm's own method, which leaves the position embedding alone because the grid is the same."""
     grid = embedding.grid_size
     model.set_input_size(img_size=grid and tuple(side * target for side in grid), patch_size=target)
     for info in getattr(model, "feature_info", None) or ():
@@ -100,7 +102,7 @@ def _resize_timm(model: Any, embedding: PatchEmbed, patch: int, target: int) -> 
 
 
 def resized_images(cfg: dict[str, Any], old: int, new: int) -> dict[str, Any]:
-    """Return a pretrained cfg for images of as many patches of ``new`` pixels as its own have of ``old``."""
+    """Return a pretrained cfg with image sizes for as many patches of ``new`` pixels as there were of ``old``."""
     sizes = {key: cfg[key] for key in ("input_size", "test_input_size") if cfg.get(key)}
     return {**cfg, **{key: resized_input(size, old, new) for key, size in sizes.items()}}
 
@@ -118,7 +120,7 @@ def check_trunk(model: Any, patch_size: int, stride: int) -> None:
     """Refuse a trunk that cannot have the denser grid of a stride below the patch size.
 
     Raises:
-        UnsupportedModelError: its positions cannot be resampled, or it attends in windows; the message says which.
+        UnsupportedModelError: its positions cannot be resampled, or it has window attention; the message says which.
     """
     what = next(_tied_to_a_grid(model), None) if stride < patch_size else None
     if what:
@@ -129,7 +131,7 @@ def check_trunk(model: Any, patch_size: int, stride: int) -> None:
 
 
 def _tied_to_a_grid(model: Any) -> Iterator[str]:
-    """Yield what makes a model's tokens mean something else on a denser grid of the same image."""
+    """Yield the reasons why a model's tokens would change meaning on a denser grid of the same image."""
     rope = getattr(model, "rope", None)
     relative = isinstance(rope, RotaryEmbeddingDinoV3) or getattr(rope, "ref_feat_shape", None)
     if any(type(module).__name__.startswith(("Swin", "VisionTransformerSAM")) for module in model.modules()):
@@ -147,11 +149,11 @@ def _tied_to_a_grid(model: Any) -> Iterator[str]:
 def set_stride(model: Any, stride: int) -> None:
     """Give a patchify model's trunk the grid of a stride, in place; the patch embedding keeps its kernel.
 
-    As it is left, its patch embedding makes fewer tokens than the grid has where patches overlap, for it does not pad.
+    If patches overlap, the patch embedding then makes fewer tokens than the grid has, because it does not pad.
 
     Args:
-        model: a patchify ViT of timm or torchvision, of square patches.
-        stride: pixels from token to token, a power of two times or part of the patch size.
+        model: a patchify ViT of timm or torchvision, with square patches.
+        stride: pixels from token to token: the patch size times or divided by a power of two.
 
     Raises:
         UnsupportedModelError: see ``check_trunk``.
@@ -170,7 +172,7 @@ def set_stride(model: Any, stride: int) -> None:
 def _set_timm(model: Any, embedding: PatchEmbed, patch: int, stride: int) -> None:
     larger = max(stride // patch, 1)
     size = embedding.img_size and tuple(side * larger for side in embedding.img_size)
-    projection, embedding.proj = embedding.proj, nn.Conv2d(1, 1, patch, patch)  # one that timm resizes in no time
+    projection, embedding.proj = embedding.proj, nn.Conv2d(1, 1, patch, patch)  # a dummy that timm resizes quickly
     if larger > 1:  # the same grid
         embedding.set_input_size(img_size=size, patch_size=stride)
         timm_set_metadata(model, {} if size is None else {"img_size": size}, img_size=size)
@@ -196,10 +198,10 @@ def _set_torchvision(model: Any, patch: int, stride: int) -> None:
 
 
 class Overlapping(nn.Module):
-    """A plain patch embedding whose patches overlap, padded at the right and lower border to a token for each stride.
+    """A plain patch embedding with overlapping patches, padded at the right and lower border to one token per stride.
 
     Args:
-        projection: the convolution, whose stride is less than its kernel.
+        projection: a convolution with a stride less than its kernel.
         beyond: value of each channel beyond the border, [in_chans]; default: zero.
     """
 
@@ -219,11 +221,11 @@ class Overlapping(nn.Module):
 
 
 def as_plain(model: Any, stride: int, beyond: Tensor | None = None) -> Any:
-    """Make a plain model compute, without a stem, what its transplant of a stride computes; for comparisons.
+    """Make a plain model compute, without a stem, what its transplant at a stride computes; for comparisons.
 
     Args:
-        model: a patchify ViT of timm, changed in place and returned. With a stride above the patch size it is left
-            alone, and takes the images whose squares of pixels are averaged.
+        model: a patchify ViT of timm, changed in place and returned. It stays unchanged for a stride above the patch
+            size; its images are then those of the transplant with squares of pixels averaged.
         stride: pixels from token to token.
         beyond: see ``Overlapping``.
     """

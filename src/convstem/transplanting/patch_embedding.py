@@ -1,4 +1,4 @@
-"""Finds a plain ViT's patch embedding, what a stem in its place has to know, and puts RGB filters on some bands."""
+"""Finds a plain ViT's patch embedding and its lowest pixels; places RGB filters on chosen bands."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from convstem.stem.find import find_embed, find_stem
 from convstem.upstream import timm_set_metadata, torch_has_hooks
 
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-"""Mean and standard deviation that torchvision's own ViT weights were trained with."""
+"""Mean and standard deviation of torchvision's own ViT weights."""
 
 
 def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
-    """Return the path of the patch embedding and the module: a ``PatchEmbed``, or torchvision's convolution.
+    """Return the patch embedding's path and module: a ``PatchEmbed``, or torchvision's convolution.
 
     Raises:
-        ArgumentTypeError: it is not a model.
-        UnsupportedModelError: there is none, or none that can be transplanted; the message says what there is.
+        ArgumentTypeError: ``model`` is not a model.
+        UnsupportedModelError: no patch embedding that can be transplanted; the message says what the model has.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(
@@ -47,19 +47,19 @@ def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
 
 
 def projection_of(embedding: Any) -> Any:
-    """Return the convolution of what ``find_patch_embedding`` found."""
+    """Return the convolution of a module from ``find_patch_embedding``."""
     return embedding.proj if isinstance(embedding, PatchEmbed) else embedding
 
 
 def lowest_of(model: nn.Module, pixel_range: PixelRange | None) -> Tensor | None:
-    """Return the lowest normalised pixel of each channel of a patchify model, or None if nobody tells.
+    """Return the lowest normalised pixel of each channel of a patchify model, or None if it is not known.
 
     Args:
-        model: tells by its mean and standard deviation.
-        pixel_range: what a user says instead.
+        model: its mean and standard deviation give the lowest pixel.
+        pixel_range: the user's range, used instead.
 
     Raises:
-        ArgumentError: the range is none, or mean and standard deviation are none.
+        ArgumentError: the range, or the mean and standard deviation, are not valid.
     """
     in_chans = projection_of(find_patch_embedding(model)[1]).in_channels
     if pixel_range is not None:
@@ -114,7 +114,7 @@ _ELSEWHERE = {
         "convstem.transplant takes by name"
     ),
 }
-"""Libraries with image models of their own, and the way from there."""
+"""Library with its own image models -> what its models are, and how to transplant them."""
 
 _OTHERWISE = (
     "a model of transformers that no layout of convstem has: transplant the timm model of the same weights, for "
@@ -123,7 +123,7 @@ _OTHERWISE = (
 
 
 def _of_library(library: str, model: nn.Module) -> str:
-    """Return what a model of another library is, and the command or call that transplants its weights."""
+    """Return what a model of another library is, and the command or call to transplant its weights."""
     config = getattr(model, "config", None)
     known = library != "transformers" or layout_of_config({"model_type": getattr(config, "model_type", "")})
     return _ELSEWHERE[library] if known else _OTHERWISE
@@ -132,7 +132,7 @@ def _of_library(library: str, model: nn.Module) -> str:
 def _more_than_patches(embedding: Any) -> Iterator[str]:
     """Yield what a patch embedding does beyond multiplying patches by its weight."""
     conv = projection_of(embedding)
-    for module in dict.fromkeys((embedding, conv)):  # of torchvision they are one
+    for module in dict.fromkeys((embedding, conv)):  # the same module in torchvision
         if "forward" in vars(module):
             yield f"a forward of its own, set on this {type(module).__name__}"
         if torch_has_hooks(module):
@@ -154,18 +154,18 @@ def _more_than_patches(embedding: Any) -> Iterator[str]:
 
 
 def spread_over_bands(weight: Tensor, in_chans: int, bands: Sequence[int]) -> Tensor:
-    """Return the filters of a model with more input channels that computes the same from some of them.
+    """Return filters for more input channels that compute the same from the chosen bands and ignore the others.
 
     Args:
         weight: of the first layer, [filters, channels, k, k].
         in_chans: channels of the result.
-        bands: for each channel of ``weight``, the one of the result that takes its filters, counted from 0.
+        bands: for each channel of ``weight``, the channel of the result that gets its filters, counted from 0.
 
     Returns:
-        [filters, in_chans, k, k], zero for the bands that are not named.
+        [filters, in_chans, k, k], zero for all other bands.
 
     Raises:
-        ArgumentError: too few channels; bands out of range, named twice, or not as many as ``weight`` has channels.
+        ArgumentError: too few channels; bands out of range, named twice, or not one for each channel of ``weight``.
     """
     channels = weight.shape[1]
     in_chans, *chosen = map(_whole, (in_chans, *bands))
@@ -182,7 +182,7 @@ def spread_over_bands(weight: Tensor, in_chans: int, bands: Sequence[int]) -> Te
 
 
 def _whole(number: Any) -> int:
-    """Return a whole number, of whatever library; raise ``ArgumentError`` for anything else."""
+    """Return an integer of any library as an int; raise ``ArgumentError`` for anything else."""
     try:
         return operator.index(number)
     except TypeError as error:
@@ -192,7 +192,7 @@ def _whole(number: Any) -> int:
 
 
 def first_convolution(model: nn.Module) -> Any:
-    """Return the first convolution of a model's conv stem, in either host; None of a model without stem."""
+    """Return the first convolution of a model's conv stem, in either host; None if it has no stem."""
     try:
         stem = find_stem(model)
     except UnsupportedModelError:
@@ -204,7 +204,7 @@ def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -
     """Give a model ``in_chans`` input channels, in place; see ``spread_over_bands``.
 
     Raises:
-        ArgumentError: one of the two is missing, or the bands do not fit.
+        ArgumentError: ``in_chans`` or ``bands`` is missing, or the bands do not fit.
     """
     if in_chans is None or not isinstance(bands, Iterable):
         raise ArgumentError(
@@ -217,10 +217,10 @@ def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -
     spread = spread_over_bands(first.weight.detach(), in_chans, bands)
     first.weight = nn.Parameter(spread, requires_grad=first.weight.requires_grad)
     first.in_channels = in_chans
-    if isinstance(model, VisionTransformer):  # torchvision's knows of no channels
+    if isinstance(model, VisionTransformer):  # torchvision's class does not store the channels
         return
     if stem is not None:
-        stem.in_chans, stem.lowest = in_chans, None  # nobody tells how dark the new bands are
+        stem.in_chans, stem.lowest = in_chans, None  # the new bands' lowest pixels are not known
     if hasattr(model, "in_chans"):
         model.in_chans = in_chans
     timm_set_metadata(model, {"in_chans": in_chans})

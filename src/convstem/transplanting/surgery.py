@@ -1,6 +1,6 @@
 """Transplant: a pretrained patchify ViT becomes a conv-stem ViT that computes the same function, without training.
 
-This file swaps the patch embedding of a model; what the new stem's parameters are is in ``convstem/stem/carry.py``.
+This file replaces a model's patch embedding; ``convstem/stem/carry.py`` computes the new stem's parameters.
 """
 
 from __future__ import annotations
@@ -49,37 +49,37 @@ def transplant(
     bands: Sequence[int] | None = None,
     stride: int | None = None,
 ) -> nn.Module:
-    """Return a copy of a patchify ViT whose patch embedding is a conv stem; eval-mode outputs stay the same.
+    """Return a copy of a patchify ViT with a conv stem as its patch embedding; eval-mode outputs stay the same.
 
     Args:
-        model: a timm model whose patch embedding is a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the
-            name of a timm model, a Hub repository ``org/name`` or a folder of one, whose weights are verified. One that
-            has a conv stem already is only given more input channels.
+        model: a timm model with a ``PatchEmbed``, torchvision's ``VisionTransformer``, or the name of a timm model, a
+            Hub repository ``org/name`` or a folder of one; weights loaded by name are verified. A model that already
+            has a conv stem can only be given more input channels.
         stem: architecture name, ``StemSpec``, channels of layers without norm, or list of ``ConvStemConfig``; default:
-            ``default_stem``. A model of patch 14 is resized to the stem's patch 16, with as many patches: 256 pixels
-            instead of 224.
-        margin: how far below the pixel range the function is preserved, in normalised units, by a stem without room
-            for both signs of everything.
+            ``default_stem``. A model of patch 14 is resized to the stem's patch size, by default 16, with as many
+            patches: 256 pixels instead of 224.
+        margin: for a stem without room for both signs: how far below the pixel range the function is preserved, in
+            normalised units.
         pretrained: load pretrained weights if ``model`` is a name.
-        pixel_range: lowest and highest normalised pixel of each channel, for such a stem; default: from the model's
-            mean and std, if these tell of every channel.
+        pixel_range: for such a stem: lowest and highest normalised pixel of each channel; default: from the model's
+            mean and std, if they cover every channel.
         in_chans: give the model more input channels; needs ``bands``.
-        bands: for each input channel of the model, the new one that takes its filters, counted from 0 (Sentinel-2's
-            RGB: 3, 2, 1). The other bands start at zero, so that the function of these stays what it is.
-        stride: pixels from token to token; default: the model's patch size. Below it the patches overlap: there are
-            more tokens of the same image. Above it each token sees averages of pixels: images are so many times larger,
-            and the tokens as many. The patch size times or divided by a power of two.
+        bands: for each input channel of the model, the new channel that gets its filters, counted from 0 (Sentinel-2's
+            RGB: 3, 2, 1). The filters of the other bands start at zero, so the function stays the same.
+        stride: pixels from token to token: the patch size (the default) times or divided by a power of two. Below the
+            patch size patches overlap, and the same image has more tokens. Above it each token sees averages of pixels,
+            and larger images have as many tokens as before.
 
     Returns:
         The new model, on the same device, in the same dtype and mode; ``transplant_report`` says what is preserved.
 
     Raises:
         ArgumentError: the stem or the stride does not fit, the stem is too narrow, the weights are not finite, or the
-            pixel range is unknown or none.
-        ArgumentTypeError: ``model`` or ``stem`` is of another kind.
-        CheckpointError, HubError, MissingPathError, UnknownModelError: the model that was named cannot be had.
-        UnsupportedModelError: it has no patch embedding that can be transplanted, or positions that a denser grid
-            cannot have; the message says what it has.
+            pixel range is unknown or not valid.
+        ArgumentTypeError: ``model`` or ``stem`` has another type.
+        CheckpointError, HubError, MissingPathError, UnknownModelError: the named model cannot be loaded.
+        UnsupportedModelError: the model has no patch embedding that can be transplanted, or its positions do not allow
+            a denser grid; the message says what it has.
     """
     wider = in_chans is not None or bands is not None
     more = wider and stem is None and stride is None
@@ -110,13 +110,13 @@ def transplant_in_place(
     pixel_range: PixelRange | None = None,
     resized_from: int | None = None,
 ) -> None:
-    """Replace a model's patch embedding by a stem that computes the same; see ``transplant`` for the arguments.
+    """Replace a model's patch embedding by a stem that computes the same; see ``transplant``.
 
     Args:
-        model: patchify; its patch size is the stem's stride, times or divided by a power of two.
+        model: a patchify model; its patch size is the stem's times or divided by a power of two.
         spec: the stem.
         margin, pixel_range: see ``transplant``.
-        resized_from: patch size that the filters were resized from, for the report.
+        resized_from: patch size before the filters were resized, for the report.
     """
     path, old = find_patch_embedding(model)
     projection = projection_of(old)
@@ -124,7 +124,7 @@ def transplant_in_place(
     state, report = carry(projection.weight, projection.bias, spec, low, margin=margin, stride=spec.patch_size)
     if report.restrided:
         set_stride(model, spec.patch_size)
-    new = _new_stem(old, spec, torch.device("meta"), projection.kernel_size[0])  # without values, which it is given now
+    new = _new_stem(old, spec, torch.device("meta"), projection.kernel_size[0])  # gets its values from ``state``
     stem = new.backbone if isinstance(new, ConvStemEmbed) else new
     stem.load_state_dict(under_own_keys(stem, state), assign=True)
     if isinstance(new, ConvStemEmbed):
@@ -147,7 +147,7 @@ def put_stem(model: nn.Module, spec: StemSpec, window: int | None = None) -> nn.
         UnsupportedModelError: the model has no patch embedding that a stem can replace.
     """
     path, old = find_patch_embedding(model)
-    # Under accelerate's init_empty_weights parameters are on the meta device, and buffers stay where they are made.
+    # Under accelerate's init_empty_weights parameters move to the meta device, but buffers stay where they are created.
     device = projection_of(old).weight.device if torch_keeps_values() else torch.empty(0).device
     new = _new_stem(old, spec, device, window)
     init_stem(new, spec.norm)
@@ -156,14 +156,14 @@ def put_stem(model: nn.Module, spec: StemSpec, window: int | None = None) -> nn.
 
 
 def _checked_stride(model: Any, stride: int | None) -> int:
-    """Return the stride that is asked of a patchify model; raise ``ArgumentError`` for one that cannot be."""
+    """Return the stride for a patchify model, by default its patch size; raise ``ArgumentError`` if it does not fit."""
     embedding = find_patch_embedding(model)[1]
     size = embedding.img_size if isinstance(embedding, PatchEmbed) else (model.image_size, model.image_size)
     return check_stride(stride, projection_of(embedding).kernel_size[0], size)
 
 
 def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None = None, **changes: Any) -> StemSpec:
-    """Return the stem that is meant for a patchify model.
+    """Return the stem for a patchify model.
 
     Args:
         model: its patch size is the stem's.
@@ -176,7 +176,7 @@ def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None 
     """
     projection = projection_of(find_patch_embedding(model)[1])
     embed_dim, in_chans, patch, _ = projection.weight.shape
-    size = RESIZED if needs_resizing(patch) else patch  # else the caller gives strides that multiply to it
+    size = RESIZED if needs_resizing(patch) else patch  # only for default_stem: ``changes`` must then have the strides
     apart = None if stride == patch else stride
     spec = as_stem_spec(stem) if stem is not None else default_stem(size, embed_dim, in_chans, apart)
     return override_stem(spec, stride or patch, **changes)
@@ -185,8 +185,8 @@ def stem_for(model: nn.Module, stem: StemLike | None = None, stride: int | None 
 def _new_stem(
     old: PatchEmbed | nn.Conv2d, spec: StemSpec, device: torch.device, window: int | None = None
 ) -> nn.Module:
-    """Return a stem in the place of a patch embedding, on this device and of the embedding's type."""
-    with device:  # what takes no device as an argument is made on torch's default one
+    """Return a stem that replaces a patch embedding, on this device and in the embedding's dtype."""
+    with device:  # some modules take no device argument and use torch's default
         return _timm_stem(old, spec, device, window) if isinstance(old, PatchEmbed) else _torchvision_stem(old, spec)
 
 
@@ -215,7 +215,7 @@ def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
         spec.patch_size, spec.patch_size, 0, 1, old.out_channels, 1, conv_stem_configs=to_torchvision(spec)
     )
     layer = cast("Any", host.conv_proj[0])
-    if layer[0].in_channels != old.in_channels:  # torchvision's model has no argument for it
+    if layer[0].in_channels != old.in_channels:  # torchvision's class has no argument for input channels
         conv, bias = layer[0], layer[0].bias is not None
         layer[0] = nn.Conv2d(old.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=bias)
     host.conv_proj.register_load_state_dict_pre_hook(torchvision_carrier(spec, old.out_channels, old.in_channels))
@@ -224,7 +224,7 @@ def _torchvision_stem(old: nn.Conv2d, spec: StemSpec) -> nn.Module:
 
 
 def _replace(model: Any, path: str, new: nn.Module, spec: StemSpec) -> None:
-    """Put a stem at the place of the patch embedding, and make the model say what it is now."""
+    """Put a stem in place of the patch embedding and update the model's metadata."""
     parent, _, leaf = path.rpartition(".")
     owner = model.get_submodule(parent)
     setattr(owner, leaf, new.train(getattr(owner, leaf).training))
@@ -238,7 +238,7 @@ def _replace(model: Any, path: str, new: nn.Module, spec: StemSpec) -> None:
 
 
 def _note_transplant(model: Any) -> None:
-    """Give a transplanted timm model its name on a conv stem, and record what its weights were made from, if known."""
+    """Give a transplanted timm model its conv-stem name, and record the source of its weights, if known."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if cfg.get("architecture"):
         cfg = {**cfg, "architecture": transplanted_name(cfg["architecture"])}

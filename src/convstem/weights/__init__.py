@@ -1,4 +1,4 @@
 """From a weights file to a model's parameters, fast and checked.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: the public names are in ``convstem``.
 """

@@ -1,4 +1,4 @@
-"""Builds models without initialising what a checkpoint is about to overwrite, and without copying mapped tensors."""
+"""Builds models without initialising what a checkpoint will overwrite, and without copying mapped tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convstem.weights.devices import DeviceCopier, Move, has_streams, transfer
 Call: TypeAlias = Callable[[Tensor], Any]
 
 
-# Questions about a parameter that its values do not answer; anything else makes its initialisation run first.
+# Attributes that do not depend on a parameter's values; any other use runs its initialisation first.
 _GETTERS = ("device", "dtype", "grad_fn", "is_leaf", "is_meta", "is_sparse", "layout", "ndim", "requires_grad", "shape")
 
 
@@ -33,23 +33,23 @@ _METADATA = {getattr(Tensor, name).__get__ for name in _GETTERS} | {
 
 
 class DeferredInit(TorchFunctionMode):
-    """While active on this thread, a parameter is initialised only if its values are used, or on leaving.
+    """While active on this thread, delays the initialisation of a parameter until its values are used, or until exit.
 
-    A parameter that a checkpoint fills in the meantime never is, and costs no random numbers and no memory: this is
-    what makes loading fast. Every parameter of the finished model holds either what was loaded or what its
-    initialisation gives; buffers are computed as ever. Works for any model code, since it acts on tensors. On an
-    accelerator the values are sent together on leaving (``transfer``).
+    A parameter filled by a checkpoint in the meantime is never initialised, which saves random numbers and memory: this
+    makes loading fast. On exit every parameter holds either its loaded or its initial values; buffers are computed as
+    usual. It works for any model code, because it acts on tensors. Values for an accelerator are sent together on exit
+    (``transfer``).
 
     Args:
-        adopt: let parameters share the memory of the tensors loaded into them, instead of copying, where shape, dtype
-            and device agree. Right for a file that nobody writes to again, such as one in the Hub's cache; changing
-            the parameters does not change the file (it is mapped privately).
+        adopt: let parameters share the memory of the loaded tensors if shape, dtype and device agree, instead of
+            copying. Only safe for a file that is never written again, such as one in the Hub's cache. Changing the
+            parameters does not change the file, which is mapped privately.
     """
 
     def __init__(self, adopt: bool = False) -> None:
         super().__init__()
         self._adopt = adopt
-        self._pending: MutableMapping[Tensor, list[Call]] = WeakTensorKeyDictionary()  # weak: a replaced head is gone
+        self._pending: MutableMapping[Tensor, list[Call]] = WeakTensorKeyDictionary()  # weak: forgets a replaced head
         self._adopted: set[int] = set()
         self._moves: list[Move] = []
 
@@ -63,7 +63,7 @@ class DeferredInit(TorchFunctionMode):
         target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by keyword
         if not (_changes_in_place(func) and isinstance(target, nn.Parameter)):
             target = None
-        # A call that takes other tensors as well cannot wait: they may change meanwhile.
+        # A call with other tensors as arguments cannot wait: they may change meanwhile.
         others = _tensors_in([value for value in (*args, *kwargs.values()) if value is not target])
         for value in others:
             if isinstance(value, nn.Parameter):
@@ -79,7 +79,7 @@ class DeferredInit(TorchFunctionMode):
         return target
 
     def __exit__(self, *error: Any) -> None:
-        """Leave, and initialise what was not filled."""
+        """Exit, and initialise what was not filled."""
         super().__exit__(*error)
         if error[0] is None:
             self._send()
@@ -94,7 +94,7 @@ class DeferredInit(TorchFunctionMode):
             call(parameter)
 
     def _fill(self, parameter: nn.Parameter, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if value.shape == parameter.shape:  # otherwise broadcast, which is an initialisation like any other
+        if value.shape == parameter.shape:  # else the value is broadcast, an initialisation like any other
             self._pending.pop(parameter, None)
         if _travels(parameter, value):
             self._moves.append(Move(parameter, value.detach().contiguous()))
@@ -114,12 +114,12 @@ class DeferredInit(TorchFunctionMode):
     def _adoptable(self, parameter: nn.Parameter, value: Tensor) -> bool:
         same = all(getattr(value, name) == getattr(parameter, name) for name in ("shape", "dtype", "device"))
         free = value.data_ptr() not in self._adopted  # a tensor loaded twice must not tie two parameters
-        whole = value.untyped_storage().nbytes() == value.nbytes  # else torch.save would write what it is a part of
+        whole = value.untyped_storage().nbytes() == value.nbytes  # else torch.save would write the whole storage
         return self._adopt and same and free and whole and value.is_contiguous() and not value.requires_grad
 
 
 def _travels(parameter: Tensor, value: Tensor) -> bool:
-    """Return whether a value goes from the host to a device that copies asynchronously."""
+    """Return whether a value goes from the CPU to a device that copies asynchronously."""
     same = value.shape == parameter.shape and parameter.is_contiguous()
     return same and value.device.type == "cpu" and has_streams(parameter.device)
 
@@ -141,7 +141,7 @@ def _changes_in_place(func: Callable[..., Any]) -> bool:
 
 
 def _without_target(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """Return the call as a function of its target, so that waiting for it does not keep the target alive."""
+    """Return the call as a function of its target, so that a pending call does not keep the target alive."""
     if args:
         others = args[1:]
         return lambda tensor: func(tensor, *others, **kwargs)

@@ -1,4 +1,4 @@
-"""Where a pretrained model goes, a device that is there, holds values and has room; and how mapped weights go there."""
+"""Checks the device and dtype of a pretrained model, and copies mapped weights to an accelerator."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 """Types in which a model computes."""
 
 _FULL = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
-"""What devices without an error class of their own say, Apple's and the CPU among them."""
+"""Error texts of devices without their own error class, such as Apple's and the CPU."""
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Return a type in which a model computes, for itself or its name; None stays None.
+    """Return a dtype in which a model computes, given as a dtype or by name; None stays None.
 
     Raises:
-        ArgumentError: any other, such as float8, in which torch stores values and computes next to nothing.
+        ArgumentError: any other dtype, such as float8, in which torch computes next to nothing.
     """
     found: Any = getattr(torch, dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
     if found is None or found in [getattr(torch, name) for name in DTYPES]:
@@ -39,13 +39,13 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def check_device(device: Any) -> None:
-    """Raise ``ArgumentError`` unless a model can be loaded onto a device, None for torch's default one.
+    """Raise ``ArgumentError`` unless a model can be loaded onto a device; None is torch's default device.
 
-    torch must have it here, it must be free, and modules must keep values, as they do not under accelerate's
-    ``init_empty_weights``.
+    torch must have the device, no graph capture may be running on it, and modules must keep their values, unlike under
+    accelerate's ``init_empty_weights``.
 
-    torch itself is asked, with a tensor of no elements: so any backend is known, and it says why not. On an accelerator
-    that makes its context, before anything is fetched.
+    The check creates an empty tensor, so it works for any backend and torch gives the reason. On an accelerator this
+    creates the context, before anything is downloaded.
     """
     try:
         found = torch.empty(0, device=device).device
@@ -67,7 +67,7 @@ def check_device(device: Any) -> None:
 
 
 def _captures(device: torch.device) -> bool:
-    """Return whether the device's current stream is being captured into a graph, as ``torch.cuda.graph`` does."""
+    """Return whether the device's current stream is being captured into a graph, as by ``torch.cuda.graph``."""
     module = getattr(torch, device.type, None)
     initialised, asked = (getattr(module, name, None) for name in ("is_initialized", "is_current_stream_capturing"))
     return bool(initialised and asked and initialised() and asked())
@@ -75,7 +75,7 @@ def _captures(device: torch.device) -> bool:
 
 def devices() -> list[str]:
     """Return the names of the devices that torch has here."""
-    accelerator = getattr(torch, "accelerator", None)  # torch 2.6
+    accelerator = getattr(torch, "accelerator", None)  # new in torch 2.6
     if accelerator is None or not accelerator.is_available():
         return ["cpu"]
     kind = accelerator.current_accelerator().type
@@ -84,7 +84,7 @@ def devices() -> list[str]:
 
 @contextmanager
 def enough_memory(dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Say in one sentence that a device has no room for the model, and let go of what was on it already.
+    """Turn a device's out-of-memory error into ``DeviceMemoryError``, and free the half-built model.
 
     Args:
         dtype: of the model; default: torch's default.
@@ -94,7 +94,7 @@ def enough_memory(dtype: torch.dtype | None = None) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or _FULL.search(str(error))):
             raise
-        # The frames of the traceback hold the half-built model, for as long as the caller keeps the exception.
+        # The traceback's frames hold the half-built model as long as the caller keeps the exception.
         traceback.clear_frames(error.__traceback__)
         half = torch.finfo(dtype or torch.get_default_dtype()).bits <= 16
         smaller = "" if half else ", or load with dtype=torch.bfloat16, which takes half"
@@ -104,13 +104,13 @@ def enough_memory(dtype: torch.dtype | None = None) -> Iterator[None]:
 
 @contextmanager
 def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Keep a pretrained model off the meta device, where its weights would be lost without a word.
+    """Keep a pretrained model off the meta device, where its weights would be lost silently.
 
     Args:
-        kwargs: the builder's arguments, from which ``device`` is taken away if it is the meta device.
+        kwargs: the builder's arguments; ``device`` is removed if it is the meta device.
 
     Warns:
-        UserWarning: the meta device was asked for, or is the default device; the model is loaded on the CPU.
+        UserWarning: the meta device is requested or is the default; the model is loaded on the CPU.
     """
     default = torch.empty(0).device  # get_default_device of torch 2.6 does not see `with torch.device(...)`
     if torch.device(kwargs.get("device") or default).type != "meta":
@@ -126,7 +126,7 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 def check_cast(model: nn.Module) -> None:
-    """Raise ``ArgumentError`` if finite weights became Inf in a model of float16, whose largest number is 65,504."""
+    """Raise ``ArgumentError`` if finite weights became Inf in a float16 model; the largest float16 is 65,504."""
     if next(model.parameters()).dtype != torch.float16:  # a model is built in one type
         return
     half = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype == torch.float16}
@@ -142,30 +142,30 @@ BUFFERS = 3
 """One is sent, one waits, one is filled."""
 
 BUFFER_BYTES = 16 << 20
-"""Large enough that a copy runs at the bus's full rate, small beside a model."""
+"""Large enough for the bus's full rate, small compared with a model."""
 
 THREADS = 2
-"""How many fill a buffer; more than a few gain nothing, the memory is the limit."""
+"""Threads that fill a buffer; more than a few gain nothing, because memory is the limit."""
 
 ALIGNMENT = 64
-"""Where a tensor begins in a buffer, in bytes: any dtype can be viewed there."""
+"""Tensors start at multiples of this many bytes in a buffer, so that any dtype can be viewed there."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """One tensor on its way: ``target`` gets the values of ``source``, cast on the host if the dtypes differ."""
+    """One tensor to copy: ``target`` gets the values of ``source``, cast on the CPU if the dtypes differ."""
 
     target: Tensor
     source: Tensor
 
     @property
     def width(self) -> int:
-        """Bytes of an element on its way."""
+        """Bytes per element in a buffer."""
         return self.target.element_size()
 
     @property
     def room(self) -> int:
-        """Bytes that it takes in a buffer."""
+        """Bytes in a buffer, alignment included."""
         return _aligned(self.target.numel() * self.width)
 
 
@@ -179,7 +179,7 @@ class Piece:
     offset: int
 
     def of_source(self) -> Tensor:
-        """Return the piece on the host, flat."""
+        """Return the piece on the CPU, flat."""
         return self.move.source.view(-1)[self.start : self.stop]
 
     def of_target(self) -> Tensor:
@@ -193,13 +193,13 @@ class Piece:
 
 
 class Copier(Protocol):
-    """What touches the device; tests replace it to count."""
+    """All access to the device; tests replace it to count calls."""
 
     def buffer(self, size: int) -> Tensor:
-        """Return a buffer of bytes that the device can read without the driver's help.
+        """Return a buffer of bytes that the device can read directly.
 
         Raises:
-            RuntimeError: there is none.
+            RuntimeError: no such memory is left.
         """
         ...
 
@@ -208,16 +208,16 @@ class Copier(Protocol):
         ...
 
     def wait(self, ticket: Any) -> None:
-        """Return once the buffer of this ticket may be filled again."""
+        """Return when the buffer of this ticket may be filled again."""
         ...
 
     def finish(self) -> None:
-        """Return once everything has arrived."""
+        """Return when all copies have arrived."""
         ...
 
 
 class DeviceCopier:
-    """Copies on a stream of its own, on any accelerator with streams (``torch.get_device_module``)."""
+    """Copies on its own stream, on any accelerator with streams (``torch.get_device_module``)."""
 
     def __init__(self, device: torch.device) -> None:
         self.module = torch.get_device_module(device)
@@ -238,21 +238,21 @@ class DeviceCopier:
         return event
 
     def wait(self, ticket: Any) -> None:
-        """Wait for the event behind the last copy from a buffer."""
+        """Wait for the event after the last copy from a buffer."""
         ticket.synchronize()
 
     def finish(self) -> None:
-        """Wait for the stream, and let the current one see what it wrote."""
+        """Wait until the stream's copies have arrived."""
         self.stream.synchronize()
 
 
 def has_streams(device: torch.device) -> bool:
-    """Return whether a device copies asynchronously; where it does not, a plain copy is as good."""
+    """Return whether a device copies asynchronously; otherwise a plain copy is as good."""
     if device.type in ("cpu", "meta", "mps"):
         return False
     try:
         module = torch.get_device_module(device)
-    except RuntimeError:  # a backend without a module of its own, such as torch_xla's
+    except RuntimeError:  # a backend without its own module, such as torch_xla
         return False
     return all(hasattr(module, name) for name in ("Event", "Stream", "current_stream", "stream"))
 
@@ -261,14 +261,14 @@ def has_streams(device: torch.device) -> bool:
 def transfer(
     moves: Sequence[Move], copier: Copier, buffers: int = BUFFERS, size: int = BUFFER_BYTES, threads: int = THREADS
 ) -> None:
-    """Give every target the values of its source; returns once all have arrived.
+    """Give every target the values of its source; return when all have arrived.
 
     Args:
-        moves: contiguous targets on the device and contiguous sources on the host, of the same shapes.
-        copier: what touches the device.
-        buffers: how many buffers take turns at most.
-        size: bytes of each buffer at most.
-        threads: how many fill a buffer together.
+        moves: contiguous targets on the device and contiguous sources on the CPU, of the same shapes.
+        copier: accesses the device.
+        buffers: maximum number of buffers that take turns.
+        size: maximum bytes of each buffer.
+        threads: number of threads that fill a buffer together.
     """
     total = sum(move.room for move in moves)
     size = min(size, max(total, threads * ALIGNMENT))
@@ -284,15 +284,15 @@ def transfer(
                 slot = turn % len(pool)
                 if slot in tickets:
                     copier.wait(tickets[slot])
-                # The page faults of a mapped file are what takes the time here, and threads share them.
+                # Most of the time goes to the page faults of a mapped file, which threads share.
                 list(workers.map(partial(_read, buffer=pool[slot]), pieces))
                 tickets[slot] = copier.send(pieces, pool[slot])
-    finally:  # when interrupted too: what is still on its way would be written into memory that others have by then
+    finally:  # even if interrupted: a copy under way could otherwise write into memory that is already reused
         _finish(copier)
 
 
 def _pool(copier: Copier, count: int, size: int) -> list[Tensor]:
-    """Return as many buffers as there are to be had; a container may let a process pin little memory, or none."""
+    """Return at most ``count`` buffers: a container may let a process pin little memory, or none."""
     pool: list[Tensor] = []
     with suppress(RuntimeError):
         for _ in range(count):
@@ -301,7 +301,7 @@ def _pool(copier: Copier, count: int, size: int) -> list[Tensor]:
 
 
 def _finish(copier: Copier) -> None:
-    """Wait until everything has arrived, even for users who press Ctrl-C again meanwhile; it is told afterwards."""
+    """Wait for all copies, even if the user presses Ctrl-C again; then raise the ``KeyboardInterrupt``."""
     interrupts: list[KeyboardInterrupt] = []
     while True:
         try:
@@ -318,12 +318,12 @@ def _read(piece: Piece, buffer: Tensor) -> None:
 
 
 def batches(moves: Sequence[Move], size: int, longest: int) -> Iterator[list[Piece]]:
-    """Cut moves into pieces and yield those that fit one buffer together, in order.
+    """Cut moves into pieces and yield, in order, lists of pieces that fit into one buffer.
 
     Args:
-        moves: what is to be moved.
+        moves: the tensors to copy.
         size: bytes of the buffer.
-        longest: bytes of a piece at most, so that several threads have something to do.
+        longest: maximum bytes of a piece, so that several threads have work.
     """
     pieces: list[Piece] = []
     used = 0

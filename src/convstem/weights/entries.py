@@ -19,14 +19,14 @@ from convstem.stem.carry import carry
 
 
 def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
-    """Return the local file of a weights entry: embedded, or fetched from the Hub into its cache and verified.
+    """Return the local file of a weights entry: embedded, or downloaded into the Hub's cache and verified.
 
     Args:
         entry: the weights entry.
         progress: show a progress bar while downloading.
 
     Raises:
-        HubError: the file cannot be had from the Hub.
+        HubError: the file cannot be fetched from the Hub.
         MissingPathError: the installation lacks the embedded file.
     """
     if entry.file is None:
@@ -47,19 +47,19 @@ def weights_path(entry: WeightsSpec, progress: bool = True) -> Path:
 def load_weights(
     entry: WeightsSpec, *, check_hash: bool = True, progress: bool = True, stem: StemSpec | None = None
 ) -> dict[str, Tensor]:
-    """Return the state dict of a weights entry, in timm's layout and on the CPU, transplanted if it has to be.
+    """Return the state dict of a weights entry, in timm's layout, on the CPU, transplanted if necessary.
 
-    The tensors are mapped from the file: their values are read when they are first used.
+    The tensors are mapped from the file: their values are read on first use.
 
     Args:
         entry: the weights entry.
-        check_hash: compare the file's sha256 with the registry's, where it is pinned. What comes from the Hub is
-            compared with the Hub's hash after every download anyway.
+        check_hash: compare the file's sha256 with the registry's, if pinned. A download is compared with the Hub's hash
+            in any case.
         progress: show a progress bar while downloading.
-        stem: what to transplant into; default: the architecture's own stem.
+        stem: the stem to transplant into; default: the architecture's own.
 
     Raises:
-        HubError: the file cannot be had from the Hub.
+        HubError: the file cannot be fetched from the Hub.
         InvalidFileError: the content's hash differs, or the weights are damaged or not finite.
         MissingPathError: the installation lacks the embedded file.
     """

@@ -1,4 +1,4 @@
-"""The fast path of ``timm.create_model(..., pretrained=True)``: a verified file, mapped, becomes the parameters."""
+"""The fast path of ``timm.create_model(..., pretrained=True)``: a verified, mapped file becomes the parameters."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from convstem.weights.devices import (
 )
 
 FROM_CONFIG = ("hf-hub", "local-dir")
-"""Sources of a pretrained cfg that came from a ``config.json``."""
+"""``source`` of a pretrained cfg that was read from a ``config.json``."""
 
 _NO_MATTER = ("cache_dir", "device", "dtype")
-"""Arguments of an entrypoint that do not change which model is built."""
+"""Arguments of an entrypoint that do not change the model's architecture."""
 
 _UNTRUSTED = ("classifier", "custom_load", "first_conv", "hf_hub_filename", "label_offset", "state_dict", "url")
-"""Fields by which a cfg could change how weights are fetched or checked: never taken from a ``config.json``."""
+"""Fields that change how weights are fetched or checked; never taken from a ``config.json``."""
 
 
 @dataclass
 class Request:
-    """What a caller asks timm for: a name, where its weights are, and arguments.
+    """A call of timm's entrypoint: a name, the place of its weights, and arguments.
 
     Args:
         name: our timm name.
         given_cfg, overlay, cache_dir: ``pretrained_cfg``, ``pretrained_cfg_overlay`` and ``cache_dir`` of
             ``timm.create_model``.
         saved: the arguments of a saved model, from its config.
-        kwargs: those of the entrypoint: the caller's, and the saved ones.
+        kwargs: the arguments of the entrypoint: the caller's and the saved ones.
 
     Raises:
-        InvalidFileError: the config of a saved model has impossible sizes, or contradicts itself.
+        InvalidFileError: the config of a saved model has impossible sizes or contradicts itself.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Request:
     saved: Mapping[str, Any]
     kwargs: dict[str, Any]
     as_saved: bool = field(init=False)
-    """Whether the saved model is asked for as it is, so that nothing of it may be adapted."""
+    """Whether the saved model is loaded without changes, so that nothing may be adapted."""
 
     def __post_init__(self) -> None:
-        """Check a config, which anybody may have written, before anything is built."""
+        """Check the config, which is untrusted, before anything is built."""
         if self.from_config and not isinstance(self.given_cfg, SavedCfg):
             check_stated(self.name, self.given_cfg, self.saved)
         others = {key: value for key, value in self.kwargs.items() if value is not None and key not in _NO_MATTER}
@@ -81,7 +81,7 @@ class Request:
 
     @cached_property
     def cfg(self) -> PretrainedCfg:
-        """The pretrained cfg; what a config must not say, or does not, is the architecture's own."""
+        """The pretrained cfg; fields that a config may not set, or does not, are the architecture's own."""
         if not self.from_config:
             return resolve_pretrained_cfg(self.name, self.given_cfg, self.overlay)
         own = resolve_pretrained_cfg(self.name)
@@ -93,15 +93,15 @@ class Request:
 
     @cached_property
     def located(self) -> Located | None:
-        """The file on this machine, fetched and verified if it is on the Hub; see ``locate``."""
+        """The local file, fetched and verified if it is on the Hub; see ``locate``."""
         return self.given_cfg.located if isinstance(self.given_cfg, SavedCfg) else locate(self.cfg, self.cache_dir)
 
     @contextmanager
     def blaming(self, create: Callable[..., nn.Module]) -> Iterator[None]:
-        """Blame the config for an error only if what it describes, without the caller's arguments, is not its file's.
+        """Blame the config for an error only if its model, without the caller's arguments, does not build or fit.
 
         Args:
-            create: builds the model of a pretrained cfg and arguments.
+            create: builds the model from a pretrained cfg and arguments.
         """
         try:
             yield
@@ -127,18 +127,17 @@ class Request:
 
 @again_if_deleted
 def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Module:
-    """Build a pretrained timm model without initialising or copying what its weights file holds.
+    """Build a pretrained timm model without initialising or copying the parameters in its weights file.
 
     Args:
-        request: what is asked for.
-        build: takes a pretrained cfg whose file is on this machine, that file's header, and the caller's arguments.
+        request: the caller's request.
+        build: takes a pretrained cfg with a local file, the file's header, and the caller's arguments.
 
     Raises:
-        ArgumentError: a device that torch does not have here, a type in which no model computes, or float16 for weights
-            beyond its range.
+        ArgumentError: torch does not have the device, no model computes in the dtype, or the weights exceed float16.
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
-        HubError: the weights cannot be had from the Hub.
+        HubError: the weights cannot be fetched from the Hub.
         InvalidFileError: the file is damaged or holds NaN or Inf, or its config has impossible sizes or contradicts
             itself.
     """
@@ -154,7 +153,7 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
     build = partial(build, local, header or local.state_dict or {}, pretrained=True)
     with off_meta(kwargs), enough_memory(dtype):
         model = _build_deferred(build, bool(located and located.immutable), kwargs)
-    if not located and not nonfinite_allowed():  # a state dict, a pickle or a URL that the caller chose
+    if not located and not nonfinite_allowed():  # weights from the caller's state dict, pickle or URL
         check_finite(model.state_dict(), "the checkpoint")
     check_cast(model)
     _restore_location(model.pretrained_cfg, cfg)
@@ -166,23 +165,22 @@ def load_pretrained(request: Request, build: Callable[..., nn.Module]) -> nn.Mod
 
 
 def _build_deferred(build: Callable[..., nn.Module], adopt: bool, kwargs: dict[str, Any]) -> Any:
-    """Build in a frame of its own, which ``enough_memory`` can clear."""
+    """Build in a separate frame, which ``enough_memory`` can clear."""
     with DeferredInit(adopt=adopt):
         return build(**kwargs)
 
 
 def _opened(cfg: PretrainedCfg) -> PretrainedCfg:
-    """Return a cfg with the content of a JAX file, which timm would hand to a reader that does not know conv stems."""
+    """Return a cfg with the content of a JAX file, because timm's reader of these does not know conv stems."""
     if cfg.state_dict or Path(str(cfg.file)).suffix != ".npz":
         return cfg
     return replace(cfg, state_dict=read_checkpoint(Path(str(cfg.file))), file=None, custom_load=False)
 
 
 def _check_as_saved(model: nn.Module, header: Mapping[str, Stored]) -> None:
-    """Raise ``CheckpointError`` if a model loaded as its config describes it was adapted on the way.
+    """Raise ``CheckpointError`` if weights were adapted although the caller changed nothing.
 
-    timm resizes a position embedding where a config is not the one that its weights were saved with; no caller asked
-    for that.
+    timm resizes a position embedding if the config does not belong to the weights; nobody asked for that.
     """
     state = model.state_dict()
     both = [key for key in header if key in state]
@@ -196,16 +194,16 @@ def _check_as_saved(model: nn.Module, header: Mapping[str, Stored]) -> None:
 def _note_origin(model: Any, located: Located, request: Request, header: Mapping[str, Stored]) -> None:
     cfg = request.cfg
     source = located.hub_id or (f"{request.name}.{cfg.tag}" if located.immutable and cfg.tag else "")
-    if cfg.source not in FROM_CONFIG:  # the registry's words about weights that may be trained further
+    if cfg.source not in FROM_CONFIG:  # the registry's description, which further training would make wrong
         model.pretrained_cfg.pop("description", None)
     if source:
         add(model, Step(TRANSPLANTED if getattr(model, "transplant_report", None) else LOADED, source))
 
 
 def _restore_location(stored: Any, cfg: PretrainedCfg) -> None:
-    """Make a model's pretrained cfg say again what it says for everyone: where its weights are, and of which images.
+    """Restore the location of the weights and the image size in a model's pretrained cfg.
 
-    While loading it says where the file is on this machine, and how many channels a stem was transplanted for.
+    While loading it has the path of the local file and the number of channels that a stem was transplanted for.
     """
     stored["input_size"] = cfg.input_size
     for name in LOCATION:
