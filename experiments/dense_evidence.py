@@ -285,7 +285,7 @@ def to_text(out: Path) -> str:
         "training; as patch 16 here. Data: nuclei of stardist 0.9.2 (one image), brain tissue of nilearn 0.14.1 (one",
         f"averaged head). Cut down to fit two shared cores: {in_steps(FROZEN)} on frozen maps,",
         f"{in_steps(WHOLE)} where the whole model learns ({precision(runs)}).",
-        f"ms (of processor time) and GMACs: an image of {SIZE} px, one thread, float32.",
+        f"ms (of processor time) and GMACs: an image of {SIZE} px, float32.",
         *machines([*runs, known]),
         f"{minutes:.0f} minutes of processor time in {len(runs)} runs; not run: {', '.join(missing(runs)) or 'none'}",
     ]

@@ -1,7 +1,6 @@
 """The feature pyramid: a conv-stem ViT as a backbone with maps at strides 2, 4, 8, 16 and 32; and the trunks it enters.
 
-``take_pyramid`` and ``as_pyramid`` make it the answer of ``timm.create_model`` to ``features_only=True,
-feature_cls="pyramid"``. The trunks of both hosts are entered behind the stem, with the interface of timm's models.
+The trunks of both hosts are entered behind the stem, with the interface of timm's models.
 """
 
 import copy
@@ -14,17 +13,15 @@ from typing import Any
 
 import torch
 from timm.layers import Format, HybridEmbed, PatchEmbed, nchw_to, resample_abs_pos_embed
-from timm.models import FeatureInfo, checkpoint, get_model_traits
+from timm.models import FeatureInfo, checkpoint
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from convstem.errors import ArgumentError, UnsupportedModelError, warn
-from convstem.hub.config import argument_kinds
 from convstem.registry.stem_spec import COARSEST
 from convstem.stem.embed import ConvStemEmbed
 from convstem.stem.find import StemLevel, StemMaps, stem_levels
-from convstem.upstream import timm_set_metadata
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # TorchScript cannot read this comment in a method
 
@@ -390,47 +387,3 @@ def _resolve(argument: str, indices: int | Sequence[int], choices: Sequence[str]
             f"there are {', '.join(choices)}"
         )
     return [index % count for index in wanted]
-
-
-_PYRAMID_ARGS = ("out_indices", "output_fmt", "output_stride", "pyramid_blocks")
-
-_CLASSIFIER_FIELDS = ("num_classes", "classifier", "global_pool")
-"""Fields of a pretrained cfg that timm too leaves out of a feature extractor's."""
-
-
-def take_pyramid(kwargs: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """Take the arguments of a feature pyramid out of an entrypoint's; None if no pyramid is asked for.
-
-    timm looks only for its own feature classes, so ours must not reach it. What is left asks for a model without head
-    that takes images of any size, where its trunk can.
-
-    Args:
-        kwargs: of the entrypoint, changed in place.
-        name: timm name of the model, which tells whether its trunk takes ``dynamic_img_size``.
-    """
-    feature_cls = kwargs.get("feature_cls")
-    if not (kwargs.get("features_only") and isinstance(feature_cls, str) and feature_cls.lower() == "pyramid"):
-        return None
-    del kwargs["features_only"], kwargs["feature_cls"]
-    given = {name: kwargs.pop(name) for name in _PYRAMID_ARGS if name in kwargs}
-    kwargs["num_classes"] = 0
-    if "dynamic_img_size" in argument_kinds(name):  # else its positions are tied to a size, such as BEiT's
-        kwargs.setdefault("dynamic_img_size", True)
-    return given
-
-
-def as_pyramid(model: Any, given: dict[str, Any]) -> nn.Module:
-    """Return the feature pyramid of a model, with the metadata that timm gives its feature extractors.
-
-    Args:
-        model: one of our timm models.
-        given: what ``take_pyramid`` took.
-    """
-    pyramid: Any = FeaturePyramid(model, **given)
-    cfg = {field: value for field, value in model.pretrained_cfg.items() if field not in _CLASSIFIER_FIELDS}
-    pyramid.pretrained_cfg = pyramid.default_cfg = cfg
-    traits = get_model_traits(model)
-    pyramid.in_chans = traits.pop("in_chans")
-    traits.pop("num_classes", None)
-    timm_set_metadata(pyramid, {}, **traits)
-    return pyramid

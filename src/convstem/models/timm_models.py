@@ -12,13 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import LayerNorm, build_sincos2d_pos_embed, to_2tuple
-from timm.models import PretrainedCfg, build_model_with_cfg, model_entrypoint, resolve_pretrained_cfg
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    get_model_traits,
+    model_entrypoint,
+    resolve_pretrained_cfg,
+)
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from convstem.errors import ArgumentError, ArgumentTypeError, ConvStemError
-from convstem.features import as_pyramid, take_pyramid
+from convstem.features import FeaturePyramid
 from convstem.hub.config import argument_kinds, forget
 from convstem.layouts.diagnosis import explain_on_load
 from convstem.registry import catalog
@@ -89,6 +95,12 @@ _SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "img_siz
 """Fields of a family's row that are arguments of its class."""
 
 
+_PYRAMID_ARGS = ("out_indices", "output_fmt", "output_stride", "pyramid_blocks")
+
+_CLASSIFIER_FIELDS = ("num_classes", "classifier", "global_pool")
+"""Fields of a pretrained cfg that timm too leaves out of a feature extractor's."""
+
+
 def create_timm_model(
     name: str,
     pretrained: bool = False,
@@ -115,7 +127,7 @@ def create_timm_model(
         CheckpointError, DeviceMemoryError, HubError, InvalidFileError: see ``weights.pretrained``.
     """
     request = Request(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir, pretrained_model_args or {}, kwargs)
-    pyramid = take_pyramid(kwargs, name)
+    pyramid = _take_pyramid(kwargs, name)
     with request.blaming(partial(create_timm_model, name)):
         tokens = _tokens(request)
         if pretrained:
@@ -125,7 +137,45 @@ def create_timm_model(
             forget(model)  # the cfg describes pretrained weights, which this model does not have
         if tokens and tokens.img_size:
             model.pretrained_cfg = model.default_cfg = resized_images(model.pretrained_cfg, 1, tokens.times)
-    return model if pyramid is None else as_pyramid(model, pyramid)
+    return model if pyramid is None else _as_pyramid(model, pyramid)
+
+
+def _take_pyramid(kwargs: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Take the arguments of a feature pyramid out of an entrypoint's; None if no pyramid is asked for.
+
+    timm looks only for its own feature classes, so ours must not reach it. What is left asks for a model without head
+    that takes images of any size, where its trunk can.
+
+    Args:
+        kwargs: of the entrypoint, changed in place.
+        name: timm name of the model, which tells whether its trunk takes ``dynamic_img_size``.
+    """
+    feature_cls = kwargs.get("feature_cls")
+    if not (kwargs.get("features_only") and isinstance(feature_cls, str) and feature_cls.lower() == "pyramid"):
+        return None
+    del kwargs["features_only"], kwargs["feature_cls"]
+    given = {name: kwargs.pop(name) for name in _PYRAMID_ARGS if name in kwargs}
+    kwargs["num_classes"] = 0
+    if "dynamic_img_size" in argument_kinds(name):  # else its positions are tied to a size, such as BEiT's
+        kwargs.setdefault("dynamic_img_size", True)
+    return given
+
+
+def _as_pyramid(model: Any, given: dict[str, Any]) -> nn.Module:
+    """Return the feature pyramid of a model, with the metadata that timm gives its feature extractors.
+
+    Args:
+        model: one of our timm models.
+        given: what ``_take_pyramid`` took.
+    """
+    pyramid: Any = FeaturePyramid(model, **given)
+    cfg = {field: value for field, value in model.pretrained_cfg.items() if field not in _CLASSIFIER_FIELDS}
+    pyramid.pretrained_cfg = pyramid.default_cfg = cfg
+    traits = get_model_traits(model)
+    pyramid.in_chans = traits.pop("in_chans")
+    traits.pop("num_classes", None)
+    timm_set_metadata(pyramid, {}, **traits)
+    return pyramid
 
 
 class _Tokens(NamedTuple):
