@@ -1,6 +1,6 @@
-"""The feature pyramid: a conv-stem ViT as a backbone with maps at strides 2, 4, 8, 16 and 32; and the trunks it enters.
+"""The feature pyramid: a conv-stem ViT as a backbone with maps at strides 2, 4, 8, 16 and 32.
 
-The trunks of both hosts are entered behind the stem, with the interface of timm's models.
+The stem runs first. Its output enters the trunk, timm's or torchvision's, through the interface of timm's models.
 """
 
 import copy
@@ -27,10 +27,10 @@ is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # TorchScri
 
 
 class MapEmbed(nn.Module):
-    """A timm model's patch embedding for the output of its stem: a position of the map is a token.
+    """A patch embedding for a trunk whose input is the stem's output: each position of that map is a token.
 
     Args:
-        embed: the patch embedding, ours or timm's, whose sizes, output format and norm stay.
+        embed: the patch embedding it replaces, ours or timm's; sizes, output format and norm stay.
     """
 
     output_fmt: Format  # for TorchScript, which takes it for a string otherwise
@@ -89,7 +89,7 @@ class TorchvisionTrunk(nn.Module):
 
     @torch.jit.ignore
     def prune_intermediate_layers(self, indices: list[int]) -> list[int]:
-        """Drop the blocks behind the last of these indices, which are counted from the start; return them."""
+        """Drop the blocks after the last of these indices (counted from the start), and return the indices."""
         self.encoder.layers = self.encoder.layers[: max(indices) + 1]
         return indices
 
@@ -121,7 +121,7 @@ class TorchvisionTrunk(nn.Module):
 
 
 def take_apart(model: nn.Module) -> tuple[nn.Sequential, Any]:
-    """Return the stem of a model and its trunk, which takes the stem's output; both share the model's parameters.
+    """Return a model's stem, and its trunk, which takes the stem's output; both share the model's parameters.
 
     Raises:
         UnsupportedModelError: no conv stem, or a trunk that does not give its blocks' outputs.
@@ -145,7 +145,7 @@ def take_apart(model: nn.Module) -> tuple[nn.Sequential, Any]:
 
 
 def chain_of_convolutions(embed: nn.Module) -> nn.Sequential | None:
-    """Return the layers of a patch embedding that is a chain of convolutions, ours or timm's; None of any other."""
+    """Return the layers of a patch embedding that is a chain of convolutions (ours or timm's), else None."""
     if isinstance(embed, ConvStemEmbed):
         return embed.backbone
     if not isinstance(embed, HybridEmbed) or not isinstance(embed.backbone, ConvStem):
@@ -155,7 +155,7 @@ def chain_of_convolutions(embed: nn.Module) -> nn.Sequential | None:
 
 
 def _no_chain(model: nn.Module) -> str:
-    """Return the sentence that says what a model has where a pyramid needs a chain of convolutions."""
+    """Return a sentence that says what the model has instead of a chain of convolutions."""
     hybrid = next((module for module in model.modules() if isinstance(module, HybridEmbed)), None)
     if hybrid is not None:
         return (
@@ -176,11 +176,11 @@ def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
 
 
 _OF_CLASSIFIER = ("attn_pool.", "fc_norm.", "head.", "head_dist.", "heads.")
-"""Starts of keys that only a whole model with a classifier has."""
+"""Prefixes of keys that only a whole model with a classifier has."""
 
 
 def _places(model: nn.Module) -> tuple[str, str]:
-    """Return the starts of the keys of a model's stem and of its trunk."""
+    """Return the key prefixes of a model's stem and of its trunk."""
     for path, embed in model.named_modules():
         if isinstance(embed, ConvStemEmbed):
             return f"{path}.backbone.", path.rpartition("patch_embed")[0]
@@ -190,17 +190,17 @@ def _places(model: nn.Module) -> tuple[str, str]:
 def _take_whole_model(
     stem: str, trunk: str, whole: Collection[str], pyramid: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Give the keys of a whole model's state dict those of its pyramid, in place; a hook.
+    """Rename the keys of a whole model's state dict to the pyramid's, in place; a pre-hook of ``load_state_dict``.
 
     Args:
-        stem, trunk: see ``_places``.
-        whole: the keys of the model that the pyramid was made of.
+        stem, trunk: key prefixes, see ``_places``.
+        whole: all keys of the model that the pyramid was made from.
         pyramid: one of the classes below.
-        state: the state dict, in which the pyramid's keys begin with ``prefix``.
-        prefix: see above.
+        state: the state dict; the pyramid's keys start with ``prefix``.
+        prefix: where the pyramid is inside the model that is being loaded.
 
     Warns:
-        UserWarning: no key is the pyramid's or the whole model's, so that ``strict=False`` would load nothing.
+        UserWarning: no key fits the pyramid or the whole model, so ``strict=False`` would load nothing.
     """
     given = [key for key in state if key.startswith(prefix)]
     own = {f"{prefix}{key}" for key in pyramid.state_dict(keep_vars=True)}
@@ -217,23 +217,22 @@ def _take_whole_model(
         if f"{prefix}{new}" in own:
             state[f"{prefix}{new}"] = state.pop(key)
         elif inner in whole or inner.startswith(_OF_CLASSIFIER):
-            del state[key]  # what no map needs
+            del state[key]  # no map needs it
 
 
 class PyramidLevels(nn.Module):
-    """What gives a conv-stem ViT's feature maps; the two classes below return them as either host wants them.
+    """The feature maps of a conv-stem ViT; the two subclasses return them as timm and as torchvision expect.
 
-    The levels finer than the patch come from inside the stem, those at the patch's stride from blocks of the trunk
-    (normed, without prefix tokens), and the coarser ones from max-pooling. At stride s an image of height x width
-    pixels has a map of ceil(height / s) x ceil(width / s). What no returned level needs is dropped.
+    Levels finer than the patch come from inside the stem. Those at the patch's stride come from blocks of the trunk,
+    after the norm and without prefix tokens. Coarser ones come from max-pooling. At stride s, an image of height x
+    width pixels has a map of ceil(height / s) x ceil(width / s). Layers that no returned level needs are dropped.
 
     Args:
-        model: a conv-stem ViT of timm or torchvision; it stays whole, and shares its parameters with the pyramid.
-        out_indices: which levels to return, negative from the coarsest; a number means the last ones; default: all.
+        model: a conv-stem ViT of timm or torchvision; it is not changed, and shares its parameters with the pyramid.
+        out_indices: the levels to return, negative from the coarsest; an int n means the last n; default: all.
         output_fmt: ``NCHW``, ``NHWC``, ``NCL`` or ``NLC``.
-        pyramid_blocks: the blocks of the trunk whose outputs are levels, negative from the last; a number means the
-            last ones.
-        output_stride: the coarsest stride; the levels beyond repeat the one of this stride.
+        pyramid_blocks: the trunk's blocks whose outputs are levels, negative from the last; an int n means the last n.
+        output_stride: the coarsest stride; later levels repeat the map of this stride.
 
     Raises:
         ArgumentError: a level, block, output format or output stride that does not exist.
@@ -268,7 +267,7 @@ class PyramidLevels(nn.Module):
         out = _resolve("out_indices", len(info) if out_indices is None else out_indices, strides)
 
         wanted = [index for index in range(len(inside)) if index in out]
-        behind = max(max(out) + 1 - len(inside), 0)  # levels that need the trunk
+        behind = max(max(out) + 1 - len(inside), 0)  # the number of levels that need the trunk
         self.stem = StemMaps(stem, [inside[index] for index in wanted], whole=behind > 0)
         self.trunk = trunk if behind else None
         self.blocks = trunk.prune_intermediate_layers(blocks[:behind]) if behind else []
@@ -286,7 +285,7 @@ class PyramidLevels(nn.Module):
             self.trunk.set_grad_checkpointing(enable)
 
     def collect(self, x: Tensor) -> list[Tensor]:
-        """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
+        """Map images [batch, in_chans, height, width] to the maps of the chosen levels, in the chosen order."""
         maps, x = self.stem(x)
         if self.trunk is not None:
             maps += self.trunk.forward_intermediates(
@@ -303,7 +302,7 @@ class FeaturePyramid(PyramidLevels):
     """A backbone with timm's interface: a list of maps. See ``PyramidLevels``."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
+        """Map images [batch, in_chans, height, width] to the maps of the chosen levels, in the chosen order."""
         return self.collect(x)
 
 
@@ -311,7 +310,7 @@ class FeaturePyramidDict(PyramidLevels):
     """A backbone with torchvision's interface: an ``OrderedDict`` of maps, named "0", "1" and so on."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images [batch, in_chans, height, width] to the maps of the asked levels, in the order asked."""
+        """Map images [batch, in_chans, height, width] to the maps of the chosen levels, in the chosen order."""
         maps: dict[str, Tensor] = OrderedDict()
         for index, level in enumerate(self.collect(x)):
             maps[str(index)] = level
@@ -325,8 +324,8 @@ def feature_pyramid(
 
     Args:
         model: a conv-stem ViT of timm or torchvision, or timm's MobileCLIP-B (``vit_base_mci_224``), whose patch
-            embedding is a chain of convolutions too; see ``PyramidLevels``. timm's takes images of any size if it
-            was created with ``dynamic_img_size=True``, torchvision's always.
+            embedding is a chain of convolutions too. A timm model takes images of any size if it was created with
+            ``dynamic_img_size=True``; a torchvision model always does.
         out_indices, pyramid_blocks: see ``PyramidLevels``.
 
     Returns:
@@ -345,7 +344,7 @@ def _level_info(
 ) -> list[dict[str, Any]]:
     """Return timm's ``feature_info`` of all levels; module names are those in the pyramid."""
     info = [{"num_chs": level.channels, "reduction": level.stride, "module": f"stem.{level.name}"} for level in inside]
-    for block in blocks:  # their outputs are normed, which includes a neck in SAM's trunk
+    for block in blocks:  # the trunk's norm follows; in SAM's trunk it includes a neck with other channels
         channels = block.get("num_chs_norm", block["num_chs"])
         info.append({**block, "num_chs": channels, "module": f"trunk.{block['module']}"})
     for index, (_, stride) in enumerate(pools):
@@ -354,8 +353,8 @@ def _level_info(
 
 
 def _pools(patch: int, output_stride: int) -> list[tuple[nn.Module, int]]:
-    """Return the poolings from the patch's stride to the coarsest, with the stride behind each."""
-    output_stride = patch if patch > output_stride == COARSEST else output_stride  # tokens that lie farther apart
+    """Return the poolings from the patch's stride to the coarsest, each with the stride after it."""
+    output_stride = patch if patch > output_stride == COARSEST else output_stride  # tokens are farther apart than 32
     strides = [patch]
     while strides[-1] * 2 <= COARSEST:
         strides.append(strides[-1] * 2)
@@ -378,7 +377,7 @@ def _format(name: str) -> Format:
 
 
 def _resolve(argument: str, indices: int | Sequence[int], choices: Sequence[str]) -> list[int]:
-    """Return indices counted from the start; a number means the last ones."""
+    """Return indices counted from the start; an int n means the last n."""
     count = len(choices)
     wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
     if not wanted or not all(isinstance(index, Integral) and -count <= index < count for index in wanted):

@@ -1,14 +1,13 @@
-"""A patch embedding in closed form as the parameters of a conv stem, which computes the same without any training.
+"""The transplant in closed form: the parameters of a conv stem that computes what a patch embedding does.
 
-The layers carry the pixels to the stem's end, where the last convolution reads the embedding off. ReLU passes only
-what is positive: a layer with two channels for each value carries x and -x, which loses nothing for any input; one with
-a single channel carries x - low, which loses nothing for pixels from ``low`` on. Where two channels for each value of
-the embedding are fewer than the pixels would take, the last layers carry the embedding instead. A narrower stem is
-refused.
+The layers carry the pixels to the end of the stem, where the last convolution applies the patch embedding. ReLU drops
+what is negative, so a layer needs room. With two channels for each value it carries x and -x, and loses nothing for any
+input. With one channel it carries x - low, and loses nothing as long as no pixel is below ``low``. The last layers
+carry the embedding instead of the pixels where that takes fewer channels. A stem that is too narrow is refused.
 
-A stem may have another stride than the patch embedding. Below the patch size its last layer reads the whole patch, so
-that patches overlap; above it, each weight is spread over the pixels that are averaged, and the first layers average
-them where the stem is too narrow to carry each.
+The stride of the stem may differ from the patch size. If it is smaller, the last layer reads a whole patch, so that
+patches overlap. If it is larger, each weight is spread over the pixels that are averaged; the first layers average them
+where the stem is too narrow to carry every pixel.
 """
 
 from __future__ import annotations
@@ -31,39 +30,39 @@ from convstem.stem.carried import IN_RANGE, LayerReport, TransplantReport, carri
 from convstem.stem.norms import BN_EPS
 
 ALGORITHM = 3
-"""Raise it whenever ``carry`` gives another result: published weights are made again."""
+"""Increase it whenever ``carry`` gives another result: published weights are then made again."""
 
 
 MARGIN = 0.25
-"""How far below the darkest pixel a shifted stem still is exact, in normalised units: 8/255 and more."""
+"""How far below the darkest pixel a stem without both signs is exact, in normalised units (8/255 or more)."""
 
 
 PIXEL_VARIANCE, CORRELATION = 1.25, 0.9
-"""Variance of a normalised pixel (natural images under ImageNet's mean and std), and its correlation with its neighbour
-and with another colour: for the statistics of a BatchNorm, on which nothing depends in eval mode."""
+"""Variance of a normalised pixel (natural images, ImageNet's mean and std), and its correlation with its neighbour and
+with another colour. Only the statistics of a BatchNorm use them; in eval mode the result does not depend on them."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Carried:
-    """The values that a layer carries, or the image does: activation + floor, or the difference of a pair."""
+    """The values that a layer, or the image, carries: activation + floor, or the difference of two channels."""
 
     weight: Tensor
-    """Of a patch embedding [embed_dim, channels, p, p]."""
+    """A patch embedding [embed_dim, channels, p, p]."""
     order: Tensor
-    """[values, q, q]: which number of a filter belongs to which value; copied at the end, not by every layer."""
+    """[values, q, q]: the index of each value's weights in a filter. Layers reorder these indices, not the weights."""
     both_signs: bool
     floor: Tensor
-    """[values], float64: zero with both signs."""
+    """[values], float64; zero with both signs."""
 
     @property
     def wanted(self) -> Tensor:
-        """The patch embedding [embed_dim, values, q, q] of these values: what is left to compute."""
+        """The patch embedding [embed_dim, values, q, q] that remains to be applied to these values."""
         filters = self.weight.flatten(1).index_select(1, self.order.flatten())
         return filters.view(len(filters), *self.order.shape)
 
 
 def _as_it_is(weight: Tensor) -> Tensor:
-    """Return the order of a patch embedding [embed_dim, channels, p, p] whose channels are the values."""
+    """Return the order of a patch embedding [embed_dim, channels, p, p] whose channels are the values carried."""
     return torch.arange(weight[0].numel(), device="cpu").view(weight.shape[1:])
 
 
@@ -79,26 +78,27 @@ def carry(
     seed: int = 0,
     stride: int | None = None,
 ) -> tuple[dict[str, Tensor], TransplantReport]:
-    """Return the parameters of a conv stem that in eval mode computes a patch embedding.
+    """Return the parameters of a conv stem that computes a patch embedding in eval mode.
 
-    Whatever torch's default device and type are, it is computed on the CPU, and rounded once.
+    It is computed on the CPU whatever torch's default device and type are, and rounded once.
 
     Args:
         weight: patch embedding [embed_dim, in_chans, p, p].
         bias: [embed_dim], or None for zero.
-        stem: a ReLU stem without norm, or with BatchNorm and no biases before it, whose strides multiply to ``stride``.
-        low: lowest pixel of each channel after normalisation, [in_chans]; a stem with room for both signs needs none.
-        margin: how far below ``low`` the function is still preserved.
-        dtype: of the parameters; default: the weight's.
-        seed: of the fresh weights of channels that carry nothing.
-        stride: pixels from patch to patch, p times or divided by a whole number; default: p.
+        stem: a ReLU stem whose strides multiply to ``stride``, without norm, or with BatchNorm and no conv biases.
+        low: lowest pixel of each channel after normalisation, [in_chans]; not needed by a stem with room for both
+            signs.
+        margin: how far below ``low`` the result is still exact.
+        dtype: type of the parameters; default: the weight's.
+        seed: seed for the weights of channels that carry nothing.
+        stride: pixels from patch to patch: a multiple of p, or p divided by a whole number; default: p.
 
     Returns:
         a CPU state dict with the keys of timm's ``ConvStem``: ``{i}.conv.weight`` and ``{i}.bn.*`` (without norm
         ``{i}.conv.bias``) of each layer i of n, ``{n}.conv.weight`` [embed_dim, channels, k, k] and ``{n}.conv.bias``.
 
     Raises:
-        ArgumentError: stem, tensors, ``low`` or ``margin`` do not fit, or ``low`` is needed; the message says which.
+        ArgumentError: stem, tensors, ``low`` or ``margin`` do not fit, or ``low`` is needed and missing.
     """
     _check_stem(stem)
     _check_embedding(weight, bias, stem, stride)
@@ -106,7 +106,7 @@ def carry(
     lowest, report = _lowest(low, margin, in_chans), carried_by(stem, embed_dim, in_chans, patch)
     if lowest is None and report.scope == IN_RANGE:
         raise ArgumentError(_unknown_range(report, in_chans))
-    lows = None if lowest is None else lowest.to(dtype).double()  # as the biases hold it
+    lows = None if lowest is None else lowest.to(dtype).double()  # rounded as the biases are
     generator = torch.Generator("cpu").manual_seed(seed)
     weight, sides = spread(weight.detach().cpu(), stem.patch_size), [1, *reach(stem, patch)]
     below = _Carried(weight, _as_it_is(weight), False, torch.zeros(in_chans, dtype=torch.float64, device="cpu"))
@@ -134,10 +134,10 @@ def carry(
 
 
 def spread(weight: Tensor, stride: int) -> Tensor:
-    """Return a patch embedding of averages of pixels, if the stride is larger than p: those averaged share a weight.
+    """Return a patch embedding that averages pixels first, if the stride is larger than p; else the same.
 
     Args:
-        weight: [embed_dim, in_chans, p, p]; the result's sides are the stride then.
+        weight: [embed_dim, in_chans, p, p]; the result is [embed_dim, in_chans, stride, stride] if it averages.
         stride: pixels from patch to patch.
     """
     times = stride // weight.shape[-1]
@@ -147,14 +147,14 @@ def spread(weight: Tensor, stride: int) -> Tensor:
 def _carry_on(
     below: _Carried, layer: LayerReport, side: int, lows: Tensor | None
 ) -> tuple[Tensor | None, Tensor, _Carried]:
-    """Return a layer's taps, the constants that are lacking in the taps' output, and what the layer carries then.
+    """Return a layer's taps, the constants that their output lacks, and what the layer carries.
 
-    The taps are [values, values below, side, side], or None for copies of the pixels; the constants [values].
+    The taps are [values, values below, side, side], or None for copies of the pixels; the constants are [values].
 
     Args:
         below: what the previous layer carries.
-        layer: what this one is to carry.
-        side: positions that it reads along each axis; the stride, or more where patches overlap.
+        layer: what this layer is to carry.
+        side: positions that it reads along each axis: the stride, or more where patches overlap.
         lows: lowest value of each image channel, [in_chans].
     """
     taps: Tensor | None = None
@@ -179,14 +179,14 @@ def _carry_on(
 
 
 def _of_floor(taps: Tensor, floor: Tensor) -> Tensor:
-    """Return what taps [rows, values, side, side] make of values that are at their floor, [rows] in float64."""
-    if not floor.any():  # as with both signs: no need to read the taps
+    """Return the output [rows], in float64, of taps [rows, values, side, side] for values at their floor."""
+    if not floor.any():  # as with both signs; the taps need not be read
         return floor.new_zeros(len(taps))
     return taps.sum((2, 3), dtype=torch.float64) @ floor
 
 
 def _embed(wanted: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Return the embedding's share in each stride x stride block, and the embedding as the sum of all shares.
+    """Return the embedding of each stride x stride block, and the embedding as the sum over the blocks.
 
     Args:
         wanted: [embed_dim, values, q, q].
@@ -207,15 +207,15 @@ def _place(
 ) -> Tensor:
     """Return a convolution's weight [channels, channels below, kernel, kernel] with these taps, zero elsewhere.
 
-    The taps begin behind the padding, so that they cover the stride's own pixels and never the padding.
+    The taps start after the padding, so they never read it.
 
     Args:
-        taps: [rows, values below, side, side]; None: each value at each position has a row of its own.
-        side: positions that they read along each axis.
-        below: the values that they apply to.
-        both_signs: whether the rows come with both signs.
+        taps: [rows, values below, side, side]; None: copies, one row for each value at each position.
+        side: positions that the taps read along each axis.
+        below: the values that they read.
+        both_signs: whether each row has a second channel with the opposite sign.
         layer: sizes of the convolution.
-        dtype: of the weight.
+        dtype: type of the weight.
     """
     values = len(below.order)
     rows = values * side**2 if taps is None else len(taps)
@@ -226,19 +226,19 @@ def _place(
     signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
     row = torch.arange(rows, device="cpu")
     for (sign, first), (sign_below, first_below) in itertools.product(signs, signs_below):
-        if taps is None:  # a thousandth of the window to write
+        if taps is None:  # few entries are not zero
             value, place = row // side**2 + first_below, row % side**2
             window[row + first, value, place // side, place % side] = sign * sign_below
             continue
-        part = window[first : first + rows, first_below : first_below + values]  # zeros
-        part.copy_(taps) if sign == sign_below else part.sub_(taps)  # and no -0.0
+        part = window[first : first + rows, first_below : first_below + values]
+        part.copy_(taps) if sign == sign_below else part.sub_(taps)  # from zero: a negation would give -0.0
     return weight
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return zeros on the CPU whose memory the system gives when they are touched: nearly all of a stem stays zero.
+    """Return zeros on the CPU; the system provides their memory when it is written, and most of a stem stays zero.
 
-    torch would write them, which takes as long as the rest of a stem.
+    torch.zeros would write them all, which takes as long as the rest of ``carry``.
     """
     return torch.from_numpy(numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8)).view(dtype).view(*shape)
 
@@ -253,7 +253,7 @@ def _draw(spare: Tensor, generator: torch.Generator) -> None:
 
 
 def _signed(values: Tensor, layer: LayerReport, spare: float = 0.0) -> Tensor:
-    """Return what belongs to a layer's channels [width]: ``values`` [count], their negatives, and ``spare``."""
+    """Return a layer's channels [width]: ``values`` [count], their negatives if it has both signs, and ``spare``."""
     signed = torch.cat([values, -values]) if layer.both_signs else values
     return F.pad(signed, (0, layer.width - layer.used), value=spare)
 
@@ -261,9 +261,9 @@ def _signed(values: Tensor, layer: LayerReport, spare: float = 0.0) -> Tensor:
 def _norm(
     lacking: Tensor, carried: _Carried, layer: LayerReport, variance: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return a BatchNorm that has the statistics of the taps' output, and in eval mode only adds what is lacking."""
+    """Return a BatchNorm with the statistics of the taps' output; in eval mode it only adds the lacking constants."""
     gain = _signed(_coarse(variance.sqrt()), layer, spare=1.0).abs()
-    mean = _signed(-lacking, layer).to(dtype).double()  # as it is stored, so that the bias makes up for the rounding
+    mean = _signed(-lacking, layer).to(dtype).double()  # as stored, so that the bias corrects for the rounding
     return {
         "bn.weight": gain,
         "bn.bias": _signed(lacking - carried.floor, layer) + mean,
@@ -273,12 +273,12 @@ def _norm(
 
 
 def _variance(weight: Tensor, side: int, layer: LayerReport) -> Tensor:
-    """Return the variance [count] of what a layer carries, for images whose pixels are like their neighbours.
+    """Return the variance [count] of what a layer carries, for images whose neighbouring pixels are correlated.
 
     Args:
         weight: patch embedding [embed_dim, in_chans, p, p].
         side: pixels that a position of the layer covers along each axis.
-        layer: what it carries.
+        layer: what the layer carries.
 
     Source: Jain, Fundamentals of Digital Image Processing (1989), section 2.9: first-order Markov in both directions.
     """
@@ -291,7 +291,7 @@ def _variance(weight: Tensor, side: int, layer: LayerReport) -> Tensor:
 
 
 def _coarse(deviation: Tensor) -> Tensor:
-    """Round to four binary digits: gain and variance, its square, are numbers of every type, and undo each other."""
+    """Round to four binary digits, so that gain and variance (its square) are exact in every type and cancel out."""
     deviation = deviation.clamp_min(2.0**-7)  # its square is more than BatchNorm's epsilon
     step = torch.exp2(deviation.log2().floor() - 3)
     return (deviation / step).round() * step
@@ -326,12 +326,12 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec, stride
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.is_meta:
             raise ArgumentError(f"{name} is on the meta device, hence without values: load the model's weights first")
-        if tensor is not None and not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN is an extreme
+        if tensor is not None and not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN would be both
             raise ArgumentError(f"{name} must be finite; got NaN or infinity: check the checkpoint it came from")
 
 
 def _lowest(low: Sequence[float] | Tensor | None, margin: float, in_chans: int) -> Tensor | None:
-    """Return the lowest value [in_chans] that is preserved, or None if ``low`` is; raise ``ArgumentError``."""
+    """Return the lowest values [in_chans] that are preserved, or None without ``low``; check both arguments."""
     if not (isinstance(margin, Real) and margin >= 0 and math.isfinite(margin)):
         raise ArgumentError(
             f"margin must be zero or positive, and finite; got {margin!r}: 0.25 covers 8/255 beyond range"

@@ -1,4 +1,4 @@
-"""What a stem does with a state dict that has a patch embedding in its place: it carries it, or says why not."""
+"""Loads a state dict with a plain patch embedding into a stem: transplants it, or says why that is not possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convstem.stem.carry import carry
 def carry_on_load(
     embed: Any, state_dict: MutableMapping[str, Tensor], prefix: str, metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
-    """Transplant the patch embedding of a state dict without a stem, in place; a hook of timm's stems.
+    """Transplant the patch embedding of a state dict without a stem, in place; a load hook of timm's stems.
 
     Warns:
         UserWarning: it was transplanted.
@@ -36,23 +36,23 @@ def carry_on_load(
 
 
 def has_stem(state_dict: Mapping[str, Any], prefix: str) -> bool:
-    """Return whether a state dict has a timm stem at a patch embedding, of which the prefix of keys is given."""
+    """Return whether a state dict has a timm stem under this prefix, the patch embedding's."""
     return any(key.startswith(f"{prefix}backbone.") for key in state_dict)
 
 
 def carry_patch_embedding(embed: Any, state_dict: MutableMapping[str, Tensor], prefix: str) -> TransplantReport:
-    """Replace a patch embedding in a state dict by the stem that computes the same, in place; return what it preserves.
+    """Replace a patch embedding in a state dict by a stem that computes the same, in place; return the report.
 
     Args:
         embed: a ``ConvStemEmbed``.
-        state_dict: holds ``proj.weight`` [embed_dim, in_chans, patch, patch] and, usually, ``proj.bias``. A kernel of
-            the trunk's own patch size is resized where the stem's is larger.
-        prefix: of the embedding's keys in it.
+        state_dict: holds ``proj.weight`` [embed_dim, in_chans, patch, patch] and usually ``proj.bias``. If the stem's
+            patch is larger than the trunk's own, the kernel is resized first.
+        prefix: prefix of the embedding's keys.
 
     Raises:
         ArgumentError: patch size, width or channels are not the stem's, or the stem is too narrow.
     """
-    from timm.layers import resample_patch_embed  # torchvision's models, which this file serves too, do not need timm
+    from timm.layers import resample_patch_embed  # here: torchvision's models use this file without timm
 
     weight, bias = state_dict[f"{prefix}proj.weight"], state_dict.get(f"{prefix}proj.bias")
     shape = tuple(embed.proj.weight.shape)
@@ -86,7 +86,7 @@ def _tell() -> None:
 
 
 def torchvision_carrier(stem: StemSpec, embed_dim: int, in_chans: int = 3) -> Callable[..., None]:
-    """Return the hook that does the same for torchvision's ``conv_proj``, whose images are normalised as ImageNet's.
+    """Return the same load hook for torchvision's ``conv_proj``; its images have ImageNet's mean and std.
 
     Args:
         stem: the stem.
@@ -124,14 +124,14 @@ def _carry_into_torchvision(
 
 
 def under_own_keys(stem: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of a timm stem under the keys of a stem of either host."""
+    """Return the state dict of a timm stem with the keys of the given stem, timm's or torchvision's."""
     names = _names(stem)
     parts = {key: key.rpartition(".") for key in state}
     return {f"{names[layer]}.{name}": state[key] for key, (layer, _, name) in parts.items()}
 
 
 def _names(stem: nn.Module) -> dict[str, str]:
-    """Return what a stem of either host calls the layers of timm's, in order: ``{i}.conv`` and ``{i}.bn``."""
+    """Return the given stem's names for timm's layers, ``{i}.conv`` and ``{i}.bn``."""
     *layers, (last, module) = stem.named_children()
     names = {f"{len(layers)}.conv": last if isinstance(module, nn.Conv2d) else f"{last}.conv"}
     for index, (name, layer) in enumerate(layers):

@@ -1,4 +1,4 @@
-"""From the state dict of any file to the one that a timm model of ours loads: the one pipeline for every name."""
+"""The one pipeline from the state dict of any file to the one that our timm models load."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _logger = logging.getLogger(__name__)
 
 
 def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
-    """Return a checkpoint's state dict with the model's keys, stem, grid and input channels; the filter timm calls.
+    """Return a checkpoint's state dict with the model's keys, stem, grid and input channels; timm calls this filter.
 
-    Layouts that we know become timm's, and timm's own filter of the trunk reads what it knows and resamples positions.
-    The patch embedding of a file without a stem is carried into the model's. Then every key and shape is compared,
-    but for those of a new classifier, which timm adapts.
+    A layout that we know is converted to timm's. timm's own filter of the trunk reads the layouts that it knows, and
+    resamples the position embedding. If the file has a patch embedding and no stem, the embedding is transplanted. Then
+    every key and shape is compared, except those of a new classifier, which timm adapts.
 
     Args:
-        state_dict: of a file, or what a training script saved around one.
-        model: a timm model of ours, not yet loaded, with its ``pretrained_cfg``.
+        state_dict: a file's, or what a training script saved around one.
+        model: one of our timm models, not yet loaded, with its ``pretrained_cfg``.
 
     Raises:
         CheckpointError: tensors are missing, surplus or misshapen.
-        ConversionError: it is a ViT's of a layout that we know, but not a whole one.
+        ConversionError: a layout that we know, but an incomplete ViT.
     """
     path = str(embed_path(model))
     in_timms_keys, title = _in_timms_keys(state_dict, path)
@@ -68,10 +68,10 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
 
 def stem_channels(tensors: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the channels of the conv stem in a file, those of its last convolution left out; none if it has no stem.
+    """Return the channels of a file's conv stem without its last convolution; empty if there is no stem.
 
     Args:
-        tensors: anything with a shape, by key.
+        tensors: the file's tensors by key, or anything else with a shape.
     """
     convs = {
         int(index): tensor.shape[0] if tensor.shape else 0
@@ -84,9 +84,9 @@ def stem_channels(tensors: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _in_timms_keys(state_dict: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str]:
-    """Return a state dict of a layout that we know under timm's keys, and what it is; any other as it came.
+    """Return a state dict with timm's keys and the title of its layout; one that we do not know is returned as it is.
 
-    What we do not know timm's own filter may.
+    timm's own filter may know it.
     """
     if f"{path}.backbone.0.conv.weight" in state_dict or f"{path}.proj.weight" in state_dict:
         return state_dict, ""  # timm's keys already: nothing to look into
@@ -101,7 +101,7 @@ def _in_timms_keys(state_dict: Mapping[str, Any], path: str) -> tuple[Mapping[st
 
 
 def _check_positions(state_dict: Mapping[str, Any], model: Any) -> None:
-    """Raise ``CheckpointError`` for a position embedding that nobody could resample."""
+    """Raise ``CheckpointError`` for a position embedding that cannot be resampled."""
     own, found = getattr(model, "pos_embed", None), state_dict.get("pos_embed")
     if own is None or found is None or (found.ndim == own.ndim and found.numel()):
         return
@@ -112,10 +112,10 @@ def _check_positions(state_dict: Mapping[str, Any], model: Any) -> None:
 
 
 def _by_timms_filter(state_dict: Mapping[str, Any], model: Any, path: str) -> dict[str, Tensor]:
-    """Return what timm's filter of the trunk makes of a state dict, without what is only for pre-training.
+    """Return a state dict after timm's filter of the trunk, without tensors that only pre-training needs.
 
-    A stem has no patch kernel, by which timm tells the grid that positions were made for: it is shown one, of as many
-    pixels as there are from token to token.
+    timm tells from the patch kernel which grid the positions were made for. A stem has no such kernel, so timm is shown
+    one whose size is the stride of the tokens.
     """
     kernel = model.get_submodule(path).proj.weight
     if stride := model.pretrained_model_args.get("stride"):
@@ -137,7 +137,7 @@ def _by_timms_filter(state_dict: Mapping[str, Any], model: Any, path: str) -> di
 
 
 def _filter_of(model: nn.Module) -> Callable[[Mapping[str, Any], Any], dict[str, Tensor]]:
-    """Return timm's own filter for the checkpoints of a model's class; most modules have one."""
+    """Return timm's own checkpoint filter for a model's class; most of timm's modules have one."""
     own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if own is None:
         return lambda state_dict, _: dict(state_dict)
@@ -147,7 +147,7 @@ def _filter_of(model: nn.Module) -> Callable[[Mapping[str, Any], Any], dict[str,
 
 
 def _of_source(cfg: dict[str, Any], state_dict: Mapping[str, Any], embed: Any, projection: str) -> dict[str, Any]:
-    """Return a pretrained cfg with the images of a source whose patches were smaller than the model's."""
+    """Return a pretrained cfg with the source's image size, if its patches were smaller than the model's."""
     kernel = getattr(state_dict.get(projection), "shape", (0,))[-1]
     if not embed.resized_from or kernel != embed.resized_from:
         return cfg
@@ -157,7 +157,7 @@ def _of_source(cfg: dict[str, Any], state_dict: Mapping[str, Any], embed: Any, p
 def _widened(weight: Tensor, model: Any, in_chans: int) -> Tensor:
     """Return a patch embedding for the model's input channels, by timm's rule."""
     size = model.pretrained_cfg["input_size"]
-    model.pretrained_cfg["input_size"] = (in_chans, *size[1:])  # adapted here: timm has nothing left to do
+    model.pretrained_cfg["input_size"] = (in_chans, *size[1:])  # adapted here, so that timm does not adapt it again
     if in_chans == weight.shape[1]:
         return weight
     _logger.info(
