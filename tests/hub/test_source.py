@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""What a user may name as a source, spelt in every way, means the same to every verb, or is refused in one sentence."""
+"""Every spelling of a source means the same to every verb, or is refused in one sentence."""
 
 import argparse
 import re
@@ -95,7 +95,7 @@ def test_what_means_nothing(source: Any, error: type[Exception], message: str) -
 
 # ---- spellings x verbs -----------------------------------------------------------------------------------------------
 
-# What each verb answers to a spelling: ok, or one of ANSWERS.
+# Each verb's answer to a spelling: ok, or one of ANSWERS.
 GRID = """
                  load    transplant convert fold    export  push    pull    verify  card    show
 name             ok      ok         load    ok      ok      pull    ok      ok      ok      ok
@@ -121,7 +121,7 @@ gone.pth         gone    gone       gone    gone    gone    gone    gone    gone
 timm:name        scheme  scheme     scheme  scheme  scheme  scheme  scheme  scheme  scheme  scheme
 """
 
-ANSWERS = {  # a class of the error, and words of the remedy
+ANSWERS = {  # error class and words of the remedy
     "access": ("AccessDeniedError", "check the spelling"),
     "both": ("ArgumentError", "`convstem convert .* --out FOLDER --transplant`"),
     "card": ("ArgumentError", "show takes the name of a model. `convstem card"),
@@ -197,7 +197,7 @@ VALUES = {
 def answers(
     server: HubServer, client: Client, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, tuple[str | list[str], str]]]:
-    """What every verb says to every spelling: one of our models, and for transplant a model of timm's."""
+    """Each verb's answer to each spelling of one of our models (for transplant, of a timm model)."""
     root = tmp_path_factory.mktemp("sources")
     folders = {"ours": convstem.pull(NANO, out=root / "ours" / "m")}
     plain = randomise(timm.create_model(TINY.partition(".")[0], depth=1, num_classes=3, img_size=32))
@@ -232,7 +232,7 @@ def answers(
 
 
 def spellings(kind: str, name: str, here: Path) -> dict[str, str]:
-    """Return the first column of the grid as what is passed to a verb, in Python."""
+    """Return the grid's first column as Python expressions to pass to a verb."""
     bare = name.partition(".")[0]
     special = {
         "name": repr(bare),
@@ -249,7 +249,7 @@ def spellings(kind: str, name: str, here: Path) -> dict[str, str]:
 
 
 def grid() -> dict[str, dict[str, str]]:
-    """Return the grid by spelling and verb."""
+    """Return the grid's cells by spelling and verb."""
     head, *lines = GRID.strip("\n").splitlines()
     return {line[:17].strip(): dict(zip(head.split(), line[17:].split(), strict=True)) for line in lines}
 
