@@ -69,7 +69,7 @@ ARGUMENTS = [
 ]
 
 
-# The last three arguments are for our own architecture only. How timm resamples BEiT's relative positions is not tested.
+# The last three arguments are for our own architecture only. timm's resampling of BEiT's positions is not tested here.
 CASES = [(TI16, arguments) for arguments in ARGUMENTS]
 CASES += [(name, arguments) for name in SOURCES if name != TI16 for arguments in ARGUMENTS[:6]]
 CASES.remove(("beit_b16_convstem", {"img_size": 96}))

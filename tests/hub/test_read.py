@@ -289,7 +289,7 @@ def test_disk_full(hub: HubServer, client: Client, cache: str, repo: Callable[..
     assert "HubError: cannot store org/m@" in process.stderr
     assert "files may not become so large here; HF_HUB_CACHE chooses another folder" in process.stderr
     kept = [path.suffix for path in Path(cache).glob("models--*/blobs/*")]
-    assert set(kept) <= {".incomplete"}  # which huggingface_hub 0.x leaves for the next try
+    assert set(kept) <= {".incomplete"}  # huggingface_hub 0.x leaves it for the next try
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
 
 
@@ -300,7 +300,7 @@ def test_a_cache_that_cannot_be_written(
     Path(cache).write_text("a file")
     assert "cannot store org/m@" in fetch(client, cache).error
     Path(cache).unlink()
-    (tmp_path / "ours").write_text("a file")  # what was verified cannot be remembered
+    (tmp_path / "ours").write_text("a file")  # so notes on verified files cannot be kept
     call = f"from convstem.hub.read import fetch\nprint(fetch('org/m', cache_dir={cache!r}, revision={sha!r}).path)"
     for _ in range(2):
         process = run_python(call, **hub.env, CONVSTEM_CACHE=str(tmp_path / "ours"))
