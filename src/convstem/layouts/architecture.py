@@ -237,7 +237,7 @@ def _strides_of_layout(
 ) -> tuple[tuple[int, ...], int] | None:
     """Return the strides of known stems like this one, or those common to the layout; None if they are ambiguous."""
     own, *others = _possible_stems(sizes, spec, stride)
-    for alike in (_same_stem, _same_convolutions):  # ignore the norm second: it may have been folded
+    for alike in (_same_stem, _same_convolutions):  # the second ignores the norm, which may have been folded
         found = [own] if alike(stem, own) else [other for other in others if alike(stem, other)]
         strides = {(other.strides, other.last_stride) for other in found}
         if len(strides) == 1:

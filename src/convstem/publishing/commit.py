@@ -197,7 +197,7 @@ def _upload_failed(error: Exception, attempt: int) -> bool:
 
 
 def _after_failure(folder: Path, target: Target, parent: str, error: Exception) -> PushResult | None:
-    """Return the result if the commit was made but its reply lost. Raise if somebody else pushed first."""
+    """Return the result if the commit was made but its reply was lost. Raise if somebody else pushed first."""
     if status_of(error) not in CONFLICT and not is_transient(error):
         return None
     if target.create_pr:
