@@ -36,7 +36,7 @@ class Stored(NamedTuple):
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write contiguous tensors with a new file's usual permissions; safetensors alone makes it readable by its owner.
+    """Write contiguous tensors with a new file's usual permissions; safetensors' own files only their owner can read.
 
     Tensors that share memory, as in tied layers, are written once per name.
     """
