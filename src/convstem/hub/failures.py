@@ -43,7 +43,7 @@ def given(files: Iterable[Path]) -> None:
 
 
 def again_if_deleted(function: Function) -> Function:
-    """Call a function that fetches and uses files again if they were deleted in between.
+    """Decorate a function that fetches and uses files: it runs again if they were deleted in between.
 
     It raises ``HubError`` if that keeps happening.
     """

@@ -105,7 +105,7 @@ LARGEST_LIST = 512
 
 
 LARGEST_PATCH = 128
-"""Largest spacing of tokens in pixels. Times the tokens in a position embedding, it bounds the image size."""
+"""Largest spacing of tokens in pixels. With the tokens in a position embedding, it bounds the image size."""
 
 
 def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
