@@ -1,4 +1,4 @@
-"""Shared switches and fixtures. The everyday tests need no network: the Hub is offline, its cache temporary."""
+"""Shared options and fixtures. The everyday tests need no network: the Hub is offline, its cache temporary."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.support.script_runs import Scripts
 TESTS = Path(__file__).parent
 MARKED = re.compile(r"^pytestmark = \[?pytest\.mark\.full", re.MULTILINE)
 
-# huggingface_hub reads these once, when it is imported.
+# huggingface_hub reads these once, on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="convstem-hub-")
 os.environ["CONVSTEM_CACHE"] = tempfile.mkdtemp(prefix="convstem-cache-")
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: Any) -> bool | None:
-    """Leave out the files that are for CI as a whole: to import what they drive takes longer than many tests."""
+    """Skip files marked as a whole for CI, since their imports take longer than many tests."""
     return True if not config.getoption("--full") and collection_path in _ci_files() else None
 
 
@@ -40,7 +40,7 @@ def pytest_report_header(config: Any) -> list[str]:
 
 @cache
 def _ci_files() -> list[Path]:
-    """Return the test files that are marked as a whole."""
+    """Return the test files with the mark on the whole module."""
     return [path for path in sorted(TESTS.rglob("test_*.py")) if MARKED.search(path.read_text(encoding="utf-8"))]
 
 
@@ -61,7 +61,7 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def hub_file() -> Callable[..., None]:
-    """Return a function that puts a state dict into the Hub cache, as a download of repo_id@main would."""
+    """Return a function that puts a state dict into the Hub cache like a download of repo_id@main."""
     from safetensors.torch import save_file
 
     def put(repo_id: str, state_dict: Mapping[str, Tensor], cache: str = os.environ["HF_HUB_CACHE"]) -> None:
@@ -78,13 +78,13 @@ def hub_file() -> Callable[..., None]:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
-    """Record a measured figure in the report of the test; experiments/drive_scripts.py prints it."""
+    """Record a measurement in the test's report; experiments/drive_scripts.py prints it."""
     return lambda name, value: request.node.user_properties.append((name, value))
 
 
 @pytest.fixture(scope="session")
 def timm_scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
-    """timm's own train.py, validate.py, ... with a tiny image folder to run them on."""
+    """timm's own train.py, validate.py, ... with a tiny image folder."""
     from tests.support.script_runs import Scripts, write_images
     from tests.support.script_sources import copy_scripts, find_timm_scripts
 
@@ -94,7 +94,7 @@ def timm_scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
 
 @pytest.fixture(scope="session")
 def torchvision_scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
-    """torchvision's own references/classification, with a tiny image folder to run it on."""
+    """torchvision's own references/classification, with a tiny image folder."""
     from tests.support.script_runs import Scripts, write_images
     from tests.support.script_sources import copy_scripts, find_torchvision_scripts
 

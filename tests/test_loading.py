@@ -1,4 +1,4 @@
-"""The fast path: bit for bit what the slow path gives, and one clear error for everything that is not a model."""
+"""The fast path equals the slow path bit for bit, and every invalid file gives one clear error."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ from tests.support.everyday import mostly_in_ci
 
 NANO = "vit_nano4_convstem"
 TI16 = "vit_ti16_convstem"
-SOURCES = {  # our name -> timm's, whose weights it transplants
+SOURCES = {  # our name -> timm name whose weights it transplants
     TI16: "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "vit_s16_dinov3_convstem": "vit_small_patch16_dinov3.lvd1689m",
     "beit_b16_convstem": "beit_base_patch16_224.in22k_ft_in22k_in1k",
@@ -41,7 +41,7 @@ SOURCES = {  # our name -> timm's, whose weights it transplants
 
 
 def plain(source: Any, hub_file: Callable[..., None], seed: int = 1, **kwargs: Any) -> Any:
-    """Put a shallow random timm model into the Hub cache in the place of a pretrained one."""
+    """Put a shallow random timm model into the Hub cache in place of a pretrained one."""
     model = randomise(timm.create_model(source.split(".")[0], depth=1, **kwargs), seed)
     hub_file(f"timm/{source}", model.state_dict())
     return model.eval()
@@ -69,7 +69,7 @@ ARGUMENTS = [
 ]
 
 
-# The last three are ours alone; timm's resampling of BEiT's relative positions is not what is asked here.
+# The last three arguments are for our own architecture only. timm's resampling of BEiT's positions is not tested here.
 CASES = [(TI16, arguments) for arguments in ARGUMENTS]
 CASES += [(name, arguments) for name in SOURCES if name != TI16 for arguments in ARGUMENTS[:6]]
 CASES.remove(("beit_b16_convstem", {"img_size": 96}))
@@ -88,7 +88,7 @@ def test_the_fast_path_gives_the_bits_of_the_slow_path(
     new = ("head.", "model.head.") if "num_classes" in arguments else ()
     assert same(fast, slow, but=new)
     assert not same(fresh, slow, but=new)  # negative control
-    if new:  # a new head is initialised as timm does, differently each time
+    if new:  # a new head has timm's random initialisation, different each time
         assert {k: v.shape for k, v in fast.items()} == {k: v.shape for k, v in slow.items()}
         heads = [v for k, v in fast.items() if k.startswith(new) and k.endswith("weight")]
         assert all(0 < float(h.detach().std()) < 0.1 for h in heads)
@@ -104,7 +104,7 @@ LOADS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("how", LOADS)
 def test_nothing_is_initialised_that_the_file_overwrites(how: str, hub_file: Callable[..., None]) -> None:
-    """Neither by a host nor by a check of ours that looks at a parameter too early."""
+    """Neither a host nor one of our checks may initialise a parameter by touching it too early."""
     plain(SOURCES[TI16], hub_file)
     plain(SOURCES["deit3_s16_convstem"], hub_file)
     before = torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_nothing_is_initialised_that_the_file_overwrites(how: str, hub_file: Cal
 
 
 def test_of_torchvisions_builder_only_the_positions_are() -> None:
-    """It draws them into a plain tensor, before there is a parameter."""
+    """The builder initialises the positions in a plain tensor, before they become a parameter."""
     torch.manual_seed(0)
     model = torchvision.models.get_model("vit_nano_4_convstem", weights="DEFAULT")
     after = torch.get_rng_state()
@@ -166,7 +166,7 @@ def test_never_left_on_meta(how: Any) -> None:
         model = timm.create_model(NANO, pretrained=True, **arguments)
     assert same(bits(model), bits(timm.create_model(NANO, pretrained=True)))
     with context:
-        assert timm.create_model(NANO, **arguments).cls_token.is_meta  # negative control: without weights it is
+        assert timm.create_model(NANO, **arguments).cls_token.is_meta  # negative control: without weights
 
 
 def test_torchvisions_are_never_left_on_meta_either() -> None:
@@ -416,7 +416,7 @@ def test_bad_files_are_one_clear_error_and_the_next_good_file_loads(
 ) -> None:
     path = tmp_path / "model.safetensors"
     make(path)
-    for arguments in ({}, {"num_classes": 3}):  # a new head must not make timm's check lenient about the rest
+    for arguments in ({}, {"num_classes": 3}):  # a new head must not make the check of other keys lenient
         if make is infinite and arguments:
             continue
         with pytest.raises(error, match=message):
@@ -444,7 +444,7 @@ def test_not_finite_weights_only_when_asked(tmp_path: Path, monkeypatch: pytest.
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).blocks[2].norm1.bias.isnan().any()
 
 
-# One of every kind of timm model that can be transplanted: own classes, buffers that are not in the file, rope,
+# One timm model of every kind that can be transplanted: own classes, buffers that are not in the file, rope,
 # relative positions, registers, distillation, class-attention, windows, mixers.
 KINDS = [
     "beit_base_patch16_224",

@@ -1,8 +1,8 @@
 """Conv-stem Vision Transformers as named, pretrained models in timm and torchvision.
 
-Importing convstem registers the names; it imports neither timm nor torchvision: hosts that are not imported yet get
-the names at the end of their own import. The public names are those of ``_NAMES``, each imported on first use, and the
-classes of ``convstem.errors``; every other module below is private.
+Importing convstem registers the names without importing timm or torchvision: a host that is not imported yet gets them
+at the end of its own import. The public names are those in ``_NAMES``, each imported on first use, and the classes of
+``convstem.errors``. Every other module is private.
 """
 
 import lazy_loader
@@ -12,7 +12,7 @@ from convstem.hosts.registration import register_loaded
 
 __version__ = "0.1.0"
 
-# The same as __init__.pyi, which type checkers and editors read, and which no zip file or frozen application holds.
+# Repeats __init__.pyi, which type checkers and editors read but zip files and frozen applications lack.
 _NAMES = {
     "errors": ["ConvStemError"],
     "features": ["feature_pyramid"],

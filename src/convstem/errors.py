@@ -1,7 +1,7 @@
-"""Every error that convstem raises for a caller to read, below one root; and warnings that blame the caller's line.
+"""Every error that convstem raises for a user, below one root, and warnings that point to the caller's line.
 
-Each class is also the builtin one that Python code expects in its place, so both ``except ValueError`` and
-``except convstem.ConvStemError`` work. Anything else that comes out of convstem is a bug in convstem.
+Each class is also the matching builtin one, so both ``except ValueError`` and ``except convstem.ConvStemError`` work.
+Any other error from convstem is a bug in convstem.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import re
 import sys
 import warnings
 
-# What moves a terminal's cursor, changes its state or turns text around: control characters, other line ends, marks of
-# writing direction; and halves of characters, which no terminal takes.
+# Control characters, line separators and marks of writing direction could control a terminal or reorder text. Lone
+# surrogates cannot be printed at all.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object, lines: bool = False) -> str:
-    """Return a text as one line that a terminal only shows: what it would obey is escaped as in Python.
+    """Return a text as one line that is safe to print: characters that control a terminal are escaped as in Python.
 
-    Whatever comes from a file or the Hub goes through here before it is printed.
+    All text from a file or the Hub passes through here before it is printed.
 
     Args:
-        text: what is to be printed.
+        text: the text.
         lines: keep line ends and tabs.
     """
 
@@ -36,7 +36,7 @@ class ConvStemError(Exception):
     """The root: the message says what was expected, what arrived and what to do."""
 
     def __str__(self) -> str:
-        """Return the message as one line: names and values of a file are in it."""
+        """Return the message as one safe line, since it may quote a file."""
         return printable(Exception.__str__(self))
 
 
@@ -45,7 +45,7 @@ class ArgumentError(ConvStemError, ValueError):
 
 
 class ArgumentTypeError(ConvStemError, TypeError):
-    """An argument has the wrong type, or the function or model does not take it."""
+    """An argument has the wrong type, or the function or model does not accept it."""
 
 
 class UnknownModelError(ConvStemError, KeyError):
@@ -53,7 +53,7 @@ class UnknownModelError(ConvStemError, KeyError):
 
 
 class UnsupportedModelError(ConvStemError, TypeError):
-    """This cannot be done with this kind of model; the message says what it has and what was looked for."""
+    """The operation does not support this kind of model; the message says what was expected and what it has."""
 
 
 class TransplantError(ConvStemError, ValueError):
@@ -61,7 +61,7 @@ class TransplantError(ConvStemError, ValueError):
 
 
 class CheckpointError(ConvStemError, RuntimeError):
-    """A checkpoint does not fit the model; the message names the tensors and says which side lacks or exceeds what."""
+    """A checkpoint does not fit the model; the message names the missing, surplus or misshapen tensors."""
 
 
 class ConversionError(ConvStemError, ValueError):
@@ -70,15 +70,15 @@ class ConversionError(ConvStemError, ValueError):
 
 
 class DeviceMemoryError(ConvStemError, RuntimeError):
-    """A device has no room for the model; what was on it already is released."""
+    """A device has no room for the model; memory already taken for it is released."""
 
 
 class InvalidFileError(ConvStemError, ValueError):
-    """A file is damaged or does not hold what it should; the message names it."""
+    """A file is damaged or has the wrong content; the message names it."""
 
 
 class PathError(ConvStemError, OSError):
-    """A file or folder cannot be read or written; the message says which, and why."""
+    """A file or folder cannot be read or written; the message says which and why."""
 
 
 class MissingPathError(PathError, FileNotFoundError):
@@ -86,11 +86,11 @@ class MissingPathError(PathError, FileNotFoundError):
 
 
 class ExistingPathError(PathError, FileExistsError):
-    """The file to be written is there already."""
+    """The file to be written already exists."""
 
 
 class MissingPackageError(ConvStemError, ModuleNotFoundError):
-    """An optional package is not installed; the message says which, and the command that installs it."""
+    """An optional package is not installed; the message has the command that installs it."""
 
 
 class RegistryError(ConvStemError, ValueError):
@@ -106,27 +106,27 @@ class AccessDeniedError(HubError):
 
 
 class MissingFileError(HubError):
-    """The repository does not have the file, or offline, the cache does not."""
+    """The repository (offline: the cache) does not have the file."""
 
 
 class RevisionMissingError(HubError):
-    """The repository is there, the branch, tag or commit is not."""
+    """The repository exists, but the branch, tag or commit does not."""
 
 
 class UnreachableError(HubError):
     """The Hub does not answer, or only with temporary errors."""
 
 
-# Whose frames are not the caller's: ours, the hosts that call us, and the machinery in between.
+# Frames of these modules are not the caller's: our own, the hosts that call us, and the machinery in between.
 _BETWEEN = {"_convstem_autoload", "click", "contextlib", "convstem", "functools", "importlib"}
 _BETWEEN |= {"timm", "torch", "torchvision"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line outside of convstem and its hosts from which the call came."""
+    """Warn at the caller's line, the first one outside convstem and its hosts."""
     frame = sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame = frame.f_back
-    module = frame.f_globals.get("__name__", "<string>")  # as warnings.warn; without a name Python would say nothing
+    module = frame.f_globals.get("__name__", "<string>")  # as in warnings.warn; without a name nothing is shown
     seen = frame.f_globals.setdefault("__warningregistry__", {})
     warnings.warn_explicit(printable(message), category, frame.f_code.co_filename, frame.f_lineno, module, seen)

@@ -1,7 +1,7 @@
-"""A model made ready to serve: its BatchNorm folded, and written in the formats of other runtimes.
+"""Prepares a model for inference: folds its BatchNorm and exports it to other runtimes.
 
-Every format starts from one ``torch.export`` program; how each is written and run is a thin edge over its own exporter.
-What was written is compared with the model.
+Every format starts from one ``torch.export`` program and uses its own exporter. The written file is compared with the
+model.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from convstem.upstream import timm_set_metadata
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Return a model without BatchNorm in its stem and with the same outputs in eval mode.
 
-    The result is an ordinary model with ``stem_norm="none"``: it is saved, pushed, converted and exported like any
-    other, and can be trained. The folding is done in float64.
+    The result is an ordinary model with ``stem_norm="none"``: it can be saved, pushed, converted, exported and trained
+    like any other. Folding is done in float64.
 
     Args:
         model: a conv-stem ViT of timm or torchvision in eval mode.
         inplace: change the model instead of a copy.
 
     Raises:
-        ArgumentError: the model is in training mode, in which BatchNorm computes something else.
+        ArgumentError: the model is in training mode, where BatchNorm uses the statistics of the batch.
         UnsupportedModelError: no conv stem, or one with SyncBatchNorm, hooks or parametrizations.
 
     Warns:
-        UserWarning: the stem has nothing to fold, no norm or LayerNorm; the model is returned as it is.
+        UserWarning: the stem has no norm or LayerNorm, so nothing is folded; the model is returned unchanged.
     """
     stem = find_stem(model)
     norm = stem_norm(stem)
@@ -75,20 +75,20 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
 _progress = logging.getLogger("convstem.progress")
 
 LARGEST_BATCH = 1 << 16
-"""Upper end of the dynamic batch: exporters want one."""
+"""Upper bound of the dynamic batch; exporters need one."""
 
 LARGEST_GRID = 256
-"""The same for the rows and columns of patches of a model that takes any image size."""
+"""Upper bound of the dynamic rows and columns of patches."""
 
 OPSETS = range(18, 24)
 """Operator sets that torch's dynamo exporter writes; lower ones need a conversion that loses precision."""
 
 
 class _Patient(io.RawIOBase):
-    """A binary file for torch's archive writer, which ends the process on an exception: the first error waits.
+    """A binary file for torch's archive writer, which would abort the process on an exception. It stores the error.
 
     Args:
-        file: is written to until that fails.
+        file: written to until that fails.
     """
 
     error: OSError | None = None
@@ -109,16 +109,16 @@ class _Patient(io.RawIOBase):
         return self.file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the place in the file."""
+        """Return the position in the file."""
         return self.file.tell()
 
     def write(self, data: Any) -> int:
-        """Write, or note why not."""
+        """Write, or store the error."""
         self._try(partial(self.file.write, data))
         return len(data)
 
     def flush(self) -> None:
-        """Flush, or note why not."""
+        """Flush, or store the error."""
         self._try(self.file.flush)
 
     def _try(self, write: Callable[[], object]) -> None:
@@ -151,7 +151,7 @@ def _write_onnx(program: torch.export.ExportedProgram, out: Path, opset: int | N
         output_names=["logits"],
     )
     batch = converted.model.graph.inputs[0].shape[0]
-    if not isinstance(batch, int) and hasattr(converted, "rename_axes"):  # an older torch has not
+    if not isinstance(batch, int) and hasattr(converted, "rename_axes"):  # older torch versions lack it
         converted.rename_axes({batch: "batch"})
     converted.save(out)
 
@@ -188,11 +188,11 @@ def _run_executorch(out: Path, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Format:
-    """One format: what it needs, and how it is written and run."""
+    """How to write and run one format, and the packages needed."""
 
     suffix: str
     write: Callable[[torch.export.ExportedProgram, Path, int | None], None]
-    """Writes a program to a file; the number is ONNX's operator set, and of no matter to the others."""
+    """Writes a program to a file; the number is the operator set, used only by ONNX."""
     run: Callable[[Path, Tensor], Tensor]
     """Runs a written file on images."""
     runtime: str
@@ -200,7 +200,7 @@ class Format:
     packages: tuple[str, ...] = ()
     """Packages that ``write`` needs."""
     dynamic: bool = True
-    """Whether it takes any batch."""
+    """Whether the batch size is dynamic."""
 
 
 FORMATS = {
@@ -214,23 +214,23 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote."""
+    """The result of ``export``."""
 
     path: Path
     format: str
     bytes: int
-    """Size of all that was written."""
+    """Total size of the written files."""
     inputs: tuple[str | int, ...]
-    """Shape of the images: batch, channels, height, width; names where any size goes."""
+    """Shape of the images [batch, channels, height, width]; a dynamic size is a name."""
     difference: float | None
-    """Largest difference to the model's outputs, relative to their largest value; None if no runtime is installed."""
+    """Largest difference from the model's outputs, relative to their largest value; None without the runtime."""
 
 
 def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Exported:
-    """Write a model for another runtime, and compare what was written with it.
+    """Write a model for another runtime, and compare the file with the model.
 
-    The batch is dynamic, and so is the image size (in whole patches) of a model made with ``dynamic_img_size=True``;
-    ExecuTorch, which plans its memory ahead, gets one image of the model's size.
+    The batch is dynamic. With ``dynamic_img_size=True`` the image size (in whole patches) is too. ExecuTorch plans its
+    memory ahead, so it gets one image of the model's size.
 
     Args:
         model: a model of timm or torchvision in eval mode, on the CPU.
@@ -239,12 +239,12 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         opset: ONNX operator set; default: the exporter's own.
 
     Raises:
-        ArgumentError: an unknown format, the wrong suffix, a model in training mode or, for OpenVINO, of dynamic image
-            size, or an operator set that the exporter does not have.
-        ExistingPathError: ``out`` exists, or a file beside it that would belong to it.
-        MissingPackageError: the packages of the format are not installed; the message names them.
-        MissingPathError: there is no folder for ``out``.
-        PathError: the file system refuses, or the disk has no room; nothing is left of the file.
+        ArgumentError: an unknown format, the wrong suffix, a model in training mode or, for OpenVINO, with a dynamic
+            image size, or an operator set that the exporter does not have.
+        ExistingPathError: ``out`` or one of its companion files exists.
+        MissingPackageError: the format's packages are not installed; the message names them.
+        MissingPathError: ``out``'s folder does not exist.
+        PathError: a file system error, or no room on the disk; no partial file is left.
     """
     check_target(to, out, opset)
     target = FORMATS[to]
@@ -260,7 +260,7 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
         _check_room(model, out)
         _progress.info("tracing the model")
         program = trace(model, images, target.dynamic)
-        with replacing(out.parent, out.name) as staged:  # a file that appears whole or not at all
+        with replacing(out.parent, out.name) as staged:  # so that no partial file appears
             _progress.info("writing %s", out.name)
             target.write(program, staged / out.name, opset)
             _progress.info("comparing %s with the model", out.name)
@@ -270,18 +270,18 @@ def export(model: nn.Module, to: str, out: Path, opset: int | None = None) -> Ex
 
 
 def companions(out: Path) -> list[Path]:
-    """Return the files beside ``out`` that belong to it: OpenVINO's values, and those of an ONNX graph over 2 GB."""
+    """Return the files beside ``out`` that belong to it: weights of OpenVINO, or of an ONNX graph over 2 GB."""
     return [path for path in _beside(out) if path.exists()]
 
 
 def _beside(out: Path) -> list[Path]:
-    """Return the files that the format of ``out`` may write besides."""
+    """Return the companion files that ``out``'s format may write."""
     more = {".onnx": [Path(f"{out}.data")], ".xml": [out.with_suffix(".bin")]}
     return more.get(out.suffix, [])
 
 
 def _check_room(model: nn.Module, out: Path) -> None:
-    """Raise ``PathError`` if the disk has less room than the parameters take: some exporters would not notice."""
+    """Raise ``PathError`` if the parameters do not fit on the disk: some exporters would not notice."""
     needed, free = sum(parameter.nbytes for parameter in model.parameters()), shutil.disk_usage(out.parent).free
     if free < needed:
         raise PathError(
@@ -291,7 +291,7 @@ def _check_room(model: nn.Module, out: Path) -> None:
 
 
 def check_target(to: str, out: Path, opset: int | None = None) -> None:
-    """Refuse what cannot be written before anything takes time; arguments and errors are those of ``export``."""
+    """Check ``export``'s arguments before any slow step. Args and errors: see ``export``."""
     choice("to", to, tuple(FORMATS))
     if out.suffix != FORMATS[to].suffix:
         raise ArgumentError(f"a file of the format {to} ends in {FORMATS[to].suffix}; got {out.name}")
@@ -310,7 +310,7 @@ def check_target(to: str, out: Path, opset: int | None = None) -> None:
 
 
 def _check_packages(to: str) -> None:
-    """Raise ``MissingPackageError`` naming what to install to write a format."""
+    """Raise ``MissingPackageError`` naming the packages to install for a format."""
     needed = FORMATS[to].packages
     for package in needed:
         if not installed(package):
@@ -325,7 +325,7 @@ def installed(package: str) -> bool:
 
 
 def example(model: Any) -> Tensor:
-    """Return images [2, channels, height, width] of the size that a model of either host was made for."""
+    """Return images [2, channels, height, width] of the size that a timm or torchvision model was made for."""
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     size = (model.image_size,) * 2 if hasattr(model, "image_size") else model.patch_embed.img_size
     return torch.randn(2, first.in_channels, *size)
@@ -337,10 +337,10 @@ def trace(model: Any, images: Tensor, dynamic: bool = True) -> torch.export.Expo
     Args:
         model: in eval mode.
         images: an example, [batch, channels, height, width].
-        dynamic: take any batch, and any image size where the model allows it; otherwise the example's alone.
+        dynamic: make the batch dynamic, and the image size if the model allows it; else fix the example's shape.
 
     Raises:
-        ArgumentError: this torch cannot export a model of any image size.
+        ArgumentError: this torch version cannot export a model with a dynamic image size.
     """
     if not dynamic:
         return torch.export.export(model, (images,))
@@ -356,10 +356,10 @@ def trace(model: Any, images: Tensor, dynamic: bool = True) -> torch.export.Expo
 
 
 def _check_sizes(program: torch.export.ExportedProgram, larger: Tensor) -> None:
-    """Raise ``ArgumentError`` if a program says that it takes any image size, and does not."""
+    """Raise ``ArgumentError`` if a program claims a dynamic image size but fails on larger images."""
     try:
         program.module()(larger)
-    except RuntimeError as error:  # torch 2.6 keeps the positions of the example
+    except RuntimeError as error:  # torch 2.6 fixes the position embedding at the example's size
         raise ArgumentError(
             f"torch {torch.__version__} cannot export a model that takes any image size: update torch, or load it "
             "without dynamic_img_size (--dynamic-size)"
@@ -367,7 +367,7 @@ def _check_sizes(program: torch.export.ExportedProgram, larger: Tensor) -> None:
 
 
 def input_shape(program: torch.export.ExportedProgram) -> tuple[str | int, ...]:
-    """Return the shape of a program's images, with names for what is dynamic."""
+    """Return the shape of a program's images, with names for dynamic sizes."""
     node = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
     names = ("batch", "channels", "height", "width")
     shape = node.meta["val"].shape
@@ -382,16 +382,16 @@ def compare(model: nn.Module, run: Callable[[Path, Tensor], Tensor], out: Path, 
         model: in eval mode.
         run: runs the file on images, see ``Format``.
         out: the file.
-        images: those that the model was traced with; two of them become three, to see that the batch is dynamic.
+        images: the example that was traced; two images become three, to test that the batch is dynamic.
     """
     images = torch.cat([images, images.flip(0)])[:3] if len(images) > 1 else images
     expected = model(images)
-    return float((run(out, images) - expected).abs().max() / (expected.abs().max() or 1))  # an untrained head: zeros
+    return float((run(out, images) - expected).abs().max() / (expected.abs().max() or 1))  # untrained heads output 0
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' own warnings, about their own internals, from our users."""
+    """Hide exporters' warnings about their own internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         for module in ("executorch", "onnxscript", "onnx", "openvino", "torch", "torchao"):

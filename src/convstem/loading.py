@@ -1,4 +1,4 @@
-"""Loads a pretrained model by name, repository or folder, in timm's layout or torchvision's."""
+"""Loads a pretrained model by name, repository or folder, as timm's or torchvision's class."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def load(
     """Return a pretrained conv-stem ViT in eval mode, ready for inference.
 
     Args:
-        source: a timm name with or without tag, a torchvision name, a Hub repository (``org/name``, with ``@revision``
-            if need be), or a folder with ``config.json`` and ``model.safetensors``.
+        source: a timm name with or without tag, a torchvision name, a Hub repository (``org/name``, optionally with
+            ``@revision``), or a folder with ``config.json`` and ``model.safetensors``.
         device: where to put the model, for example ``cuda``; default: torch's default device.
         dtype: floating-point type of the parameters, such as ``torch.bfloat16`` or its name; default: torch's default.
         layout: ``timm`` for timm's class, ``torchvision`` for torchvision's.
@@ -45,11 +45,11 @@ def load(
         ArgumentTypeError: an argument that the model does not take; the message has the nearest one.
         CheckpointError: the weights do not fit the architecture.
         DeviceMemoryError: the device has no room for the model.
-        HubError: the weights cannot be had from the Hub.
+        HubError: the weights cannot be fetched from the Hub.
         InvalidFileError: damaged weights or config.
-        MissingPathError: no such folder, or one without config or weights.
+        MissingPathError: no such folder, or no config or weights in it.
         UnknownModelError: unknown name; the message lists the nearest ones.
-        UnsupportedModelError: the config is not of a conv-stem model; nothing was downloaded but that.
+        UnsupportedModelError: not a conv-stem model's config; only the config was downloaded.
     """
     choice("layout", layout, ("timm", "torchvision"))
     check_device(device)
@@ -83,10 +83,10 @@ def _create(source: Source, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def with_tag(name: str) -> str:
-    """Return timm's name of a pretrained model, with its tag.
+    """Return a pretrained model's timm name with its tag.
 
     Args:
-        name: of timm or torchvision, with or without tag.
+        name: timm or torchvision name, with or without tag.
 
     Raises:
         UnknownModelError: unknown name; the message lists the nearest ones.

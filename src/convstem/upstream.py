@@ -1,8 +1,8 @@
-"""Every private name of timm, torchvision and torch that we use: why, and what would replace it.
+"""Every private name of timm, torchvision and torch that we use, with its reason and possible replacement.
 
-huggingface_hub: none. One function each, which imports its library when it is called: most callers run at the end of
-the import of one host, and must not import the other. The room is below all others because models, transplants and
-publishing need it as well as the hosts; a test looks for private names anywhere else.
+We use no private names of huggingface_hub. Each function imports its library when called: most callers run at the end
+of one host's import and must not import the other. Models, transplants, publishing and hosts use this file, so it
+imports none of them. A test fails on private names elsewhere.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 
 def timm_cfgs(architecture: str) -> Mapping[str, Any]:
-    """Return timm's own pretrained cfgs of an architecture by name with tag, not to be changed.
+    """Return timm's own pretrained cfgs of an architecture, by name with tag. Do not change them.
 
-    Why: registration reads 391 of them whenever timm is imported. ``timm.models.get_arch_pretrained_cfgs`` copies each
-    in depth: 23 ms of processor time instead of 4.
-    Replacement: that function, once it is as fast or can leave out the copies.
+    Why: registration reads 391 of them whenever timm is imported. ``timm.models.get_arch_pretrained_cfgs`` deep-copies
+    each: 23 ms of processor time instead of 4.
+    Replacement: that function, once it is as fast or can skip the copies.
     """
     from timm.models import _registry
 
@@ -24,9 +24,9 @@ def timm_cfgs(architecture: str) -> Mapping[str, Any]:
 
 
 def timm_unregister(name: str) -> None:
-    """Withdraw an architecture, and everything timm noted about it.
+    """Remove an architecture and everything timm recorded about it.
 
-    Why: a registration that fails half-way leaves timm as it was. timm registers, and has no way back.
+    Why: a registration that fails half-way must leave timm as it was, and timm cannot unregister.
     Replacement: a public ``unregister_model``, or registration of many names at once.
     """
     from timm.models import _registry
@@ -36,13 +36,13 @@ def timm_unregister(name: str) -> None:
 
 
 def timm_set_metadata(model: Any, model_args: Mapping[str, Any], **traits: Any) -> None:
-    """Add to what a timm model says about itself: the arguments that rebuild it, and traits such as ``first_conv``.
+    """Update a timm model's own record of its arguments and of traits such as ``first_conv``.
 
-    Why: after a transplant both have changed. timm has getters only, which tell here whether the values arrived.
+    Why: a transplant changes both. timm has only getters, which are used here to check the result.
     Replacement: public setters; ``update_model_args`` is one, in a private module.
 
     Raises:
-        RuntimeError: timm keeps them elsewhere by now.
+        RuntimeError: timm now keeps them elsewhere.
     """
     from timm.models import get_model_args, get_model_traits
 
@@ -55,9 +55,9 @@ def timm_set_metadata(model: Any, model_args: Mapping[str, Any], **traits: Any) 
 
 
 def timm_feature_getter() -> type[Any]:
-    """Return the class of timm's models with ``features_only=True`` and ``feature_cls="getter"``, which wrap another.
+    """Return timm's wrapper class for models with ``features_only=True`` and ``feature_cls="getter"``.
 
-    Why: saved weights are those of the wrapped model. ``timm.models`` exports the other wrappers, not this one.
+    Why: saved weights are the wrapped model's. ``timm.models`` exports the other wrappers but not this one.
     Replacement: ``timm.models.FeatureGetterNet``.
     """
     from timm.models._features import FeatureGetterNet
@@ -66,10 +66,10 @@ def timm_feature_getter() -> type[Any]:
 
 
 def timm_save_config(model: Any, path: str, **fields: Any) -> None:
-    """Write a timm model's ``config.json``; arguments as timm's ``save_config_for_hf``.
+    """Write a timm model's ``config.json``; arguments as for timm's ``save_config_for_hf``.
 
-    Why: ``timm.models.save_for_hf`` writes the weights as well, and fails on other memory formats than the usual one.
-    Replacement: the function in ``timm.models``.
+    Why: ``timm.models.save_for_hf`` also writes the weights and fails on unusual memory formats.
+    Replacement: the same function, exported by ``timm.models``.
     """
     from timm.models._hub import save_config_for_hf
 
@@ -77,26 +77,26 @@ def timm_save_config(model: Any, path: str, **fields: Any) -> None:
 
 
 def torch_has_hooks(module: Any) -> bool:
-    """Return whether a module runs hooks forwards or backwards.
+    """Return whether a module has forward or backward hooks.
 
-    Why: what a hook sees would change silently in ``convstem.fold``. torch can add and remove hooks, not list them.
+    Why: ``convstem.fold`` would silently change what a hook sees. torch can add and remove hooks but not list them.
     Replacement: a public way to list them.
     """
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def torch_loads_strictly() -> bool:
-    """Return whether ``load_state_dict``, from whose hooks this is called, was asked for every key.
+    """Return whether the enclosing ``load_state_dict`` call is strict. Call this from one of its hooks.
 
-    Why: with ``strict=False`` a part of a checkpoint is right, and a hook that calls it an error stops what a plain ViT
-    takes. torch passes ``strict=True`` to every hook, whatever its caller said, so its frame is looked at.
-    Replacement: the argument of the hooks, once it is the caller's.
+    Why: with ``strict=False`` part of a checkpoint is allowed, and a hook must not call it an error. torch passes
+    ``strict=True`` to every hook, so the caller's value is read from its frame.
+    Replacement: the hooks' own argument, once torch passes the caller's value.
     """
     import sys
 
     from torch.nn.modules import module
 
-    # By its place, not by what nn.Module has now: a tool that wraps the method leaves torch's own below its wrapper.
+    # Compare by module and name, not with nn.Module's current method, which a tool may have wrapped.
     frame = sys._getframe(1)
     while frame is not None and (frame.f_globals is not vars(module) or frame.f_code.co_name != "load_state_dict"):
         frame = frame.f_back  # type: ignore[assignment]
@@ -104,10 +104,11 @@ def torch_loads_strictly() -> bool:
 
 
 def torch_keeps_values() -> bool:
-    """Return whether modules keep the values of the parameters that they are given, on whatever device.
+    """Return whether modules keep the values of parameters that they are given.
 
-    Why: accelerate's ``init_empty_weights`` replaces ``Module.register_parameter``, which no default device tells.
-    Replacement: a default device of meta, as ``init_empty_weights(include_buffers=True)`` sets it.
+    Why: accelerate's ``init_empty_weights`` moves parameters to the meta device by replacing
+    ``Module.register_parameter``; the default device does not show that.
+    Replacement: the default device, which ``init_empty_weights(include_buffers=True)`` sets to meta.
     """
     import torch
     from torch import nn
@@ -120,7 +121,7 @@ def torch_keeps_values() -> bool:
 def torchvision_register(name: str, builder: Callable[..., Any]) -> None:
     """Register a model builder with torchvision.
 
-    Why: how ``torchvision.models.get_model`` finds it; torchvision documents the decorator for its own models only.
+    Why: ``torchvision.models.get_model`` finds registered builders; torchvision documents this for its own models only.
     Replacement: ``torchvision.models.register_model``.
     """
     from torchvision.models._api import register_model
@@ -129,17 +130,17 @@ def torchvision_register(name: str, builder: Callable[..., Any]) -> None:
 
 
 def torchvision_unregister(name: str) -> None:
-    """Withdraw a model builder; see ``timm_unregister``."""
+    """Remove a model builder; see ``timm_unregister``."""
     from torchvision.models._api import BUILTIN_MODELS
 
     BUILTIN_MODELS.pop(name, None)
 
 
 def torchvision_legacy_interface(**weights: Any) -> Callable[..., Any]:
-    """Return torchvision's decorator of builders that still answers ``pretrained=True``, with its deprecation warning.
+    """Return torchvision's decorator that makes a builder accept ``pretrained=True`` with a deprecation warning.
 
-    Why: torchvision's builders, and the tests that it runs on each, have it.
-    Replacement: nothing, once torchvision drops ``pretrained``.
+    Why: torchvision's builders have it, and its tests for builders expect it.
+    Replacement: none; remove this once torchvision drops ``pretrained``.
     """
     from torchvision.models._utils import handle_legacy_interface
 

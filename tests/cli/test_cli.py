@@ -28,7 +28,7 @@ def run(*arguments: Any, status: int = 0) -> str:
 @pytest.mark.parametrize(("name", "clean", "robust"), [("vit_s16_cvst", 72.56, 48.08), ("vit_b16_cvst", 76.3, 54.66)])
 def test_show_tells_where_weights_are_that_a_user_converts(name: str, clean: float, robust: float) -> None:
     text = run("show", name)
-    assert "no pretrained weights" in text  # no tag pretends that they can be had by name
+    assert "no pretrained weights" in text  # no tag claims to load them by name
     assert not timm.list_models(f"{name}.*", pretrained=True)
     for piece in (
         "https://github.com/RobustBench/robustbench",
@@ -83,7 +83,7 @@ def test_transplant_writes_a_loadable_folder(source: str, tmp_path: Path) -> Non
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert model.pretrained_cfg["architecture"] == "vit_ti16_convstem"
     modes = {path.name: path.stat().st_mode for path in out.iterdir()}
-    assert modes["model.safetensors"] == modes["config.json"]  # for colleagues too
+    assert modes["model.safetensors"] == modes["config.json"]  # other users can read both
 
 
 @pytest.mark.full
@@ -186,7 +186,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     listing = subprocess.Popen(
         [sys.executable, "-m", "convstem", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    listing.stdout.close()  # before Python has started, so that the first line meets a closed pipe
+    listing.stdout.close()  # before Python has started, so that the first line goes to a closed pipe
     with listing.stderr:
         assert listing.stderr.read() == ""
     assert listing.wait() == 1
@@ -212,4 +212,4 @@ def test_minute_long_work_shows_its_steps_on_a_terminal(
         return
     for step in ("transplanting ", "measuring the error on 8 images", "writing ", "reading back what was written"):
         assert any(re.match(rf"\[ +\d+ s\] {step}", line) for line in lines), (step, lines)
-    assert lines[-1] == ""  # the line is taken back
+    assert lines[-1] == ""  # the line is erased

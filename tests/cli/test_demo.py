@@ -1,4 +1,4 @@
-"""The demo writes into a folder that may be there; the script itself is run with --full, from a wheel."""
+"""The demo writes into a new or existing folder. The script itself runs with --full, from a wheel."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_the_script_gets_images_and_a_folder(code: int, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(subprocess, "run", run)
     out = tmp_path / "not" / "there"
-    for _ in range(2):  # the second time it is there
+    for _ in range(2):  # the second time the folder exists
         assert CliRunner().invoke(main, ["demo", "--out", str(out)]).exit_code == code
     assert out.is_dir()
     python, script, samples, folder = called[0]

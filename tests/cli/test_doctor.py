@@ -1,4 +1,4 @@
-"""How `convstem doctor` says what it found; it is run for true with --full."""
+"""The output of `convstem doctor`. The real command runs with --full."""
 
 import json
 from typing import Any

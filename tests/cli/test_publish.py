@@ -1,4 +1,4 @@
-"""`convstem publish` passes on what it is given, and says what was done."""
+"""`convstem publish` passes its options on and prints the results."""
 
 from typing import Any
 

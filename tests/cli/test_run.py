@@ -1,4 +1,4 @@
-"""`convstem run` runs a script as Python does: as the main module, with its arguments, from its folder."""
+"""`convstem run` runs a script like Python: as the main module, with its arguments and its folder on the path."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The trainer of the experiments: a killed run ends as an unbroken one, a lost loss stops it, its data are right."""
+"""The experiments' trainer: a resumed run equals an unbroken one, a NaN loss stops it, its data are right."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def random_split(count: int) -> Split:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A data folder of 40 training and 20 test images, already read."""
+    """A data folder with 40 training and 20 test images, already read."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name, count in {"train": 40, "validation": 20}.items():
@@ -88,7 +88,7 @@ def weights(folder: Path) -> Tensor:
 
 
 def kept(folder: Path) -> Row:
-    """Return the one line of a training's folder."""
+    """Return the only line in a training's folder."""
     (row,) = by_name(folder).values()
     return row
 
@@ -145,7 +145,7 @@ def test_a_folder_of_other_settings_is_refused(
     main(flags(images, tmp_path / "out"))
     assert main(flags(images, tmp_path / "out", "--lr", "0.1")) == 1
     assert "was trained with lr 0.005, not 0.1: choose another --out" in capsys.readouterr().err
-    (tmp_path / "out" / RUNS).unlink()  # as if it had been killed: the checkpoint says it, too
+    (tmp_path / "out" / RUNS).unlink()  # as if it had been killed: the checkpoint has the line too
     assert main(flags(images, tmp_path / "out", "--lr", "0.1")) == 1
     assert "was begun with lr 0.005, not 0.1: choose another --out" in capsys.readouterr().err
 

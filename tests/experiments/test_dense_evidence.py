@@ -1,4 +1,4 @@
-"""The dense evidence: its encoders give what they are named for, runs are planned once, a report reads them back."""
+"""The dense evidence: encoders match their names, runs are planned once, a report reads them back."""
 
 import argparse
 from pathlib import Path
@@ -16,11 +16,11 @@ from experiments.pyramid_evidence_data import Task
 from experiments.runs import by_name
 
 COARSEST = {"upsampled": 8, "stride 8": 8, "not moved": 8, "enlarged": 8}
-"""Strides of the arms' coarsest maps that are not 16."""
+"""Arm -> stride of its coarsest map, if not 16."""
 
 
 class SmallSources(Sources):
-    """A small random ViT in the place of the pretrained one."""
+    """A small random ViT in place of the pretrained one."""
 
     def plain(self) -> nn.Module:
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_the_tokens_are_the_plain_vits_unless_the_stem_is_random(images: Tensor)
     torch.testing.assert_close(stem[0], plain[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(beside[0], plain[0])
     assert not torch.allclose(stem[-1], beside[-1], atol=1e-2)
-    torch.testing.assert_close(random[-1], beside[-1])  # the same random stem: in its place, and beside
+    torch.testing.assert_close(random[-1], beside[-1])  # the same random stem, in place and beside
 
 
 @torch.no_grad()
@@ -78,13 +78,13 @@ def test_what_is_random_has_a_rate_of_its_own() -> None:
 
 
 def test_a_moved_image_puts_its_tokens_where_they_look() -> None:
-    class Means(nn.Module):  # what tokens of 16 pixels, 8 apart, see of an image
+    class Means(nn.Module):  # tokens of 16 pixels at stride 8 see these
         def forward(self, x: Tensor) -> list[Tensor]:
             return [nn.functional.avg_pool2d(nn.functional.pad(x, (0, 8, 0, 8)), 16, 8)]
 
     ramp = torch.arange(64.0).expand(1, 3, 64, 64)
     centres = torch.arange(4.0, 64, 8) - 0.5
-    inside = slice(1, -1)  # beside the border, which is zeros
+    inside = slice(1, -1)  # without the zero border
     as_it_is, moved = (body(ramp)[0][0, 0, 4, inside] for body in (Means(), Centred(Means())))
     torch.testing.assert_close(as_it_is[:-1], centres[inside][:-1] + 4)
     torch.testing.assert_close(moved, centres[inside])

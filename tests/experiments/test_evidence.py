@@ -1,4 +1,4 @@
-"""The sweeps of the experiments: what is finished is not done again, a lost run is a result, the claims are counted."""
+"""The experiments' sweeps: finished runs are skipped, a diverged run is a result, the claims are counted."""
 
 import re
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from tests.experiments.test_cifar10 import random_split
 
 
 def keep(out: Path, name: str, settings: Settings, accuracies: list[float], **more: Any) -> None:
-    """Write the line of a training as far as a report reads it."""
+    """Write a training's line with the fields that a report reads."""
     row = {"settings": asdict(settings), "parameters": 1000, "gmacs": 0.04, "hours": 0.5, "cpu_hours": 1.0,
            "environment": {"machine": f"machine {settings.seed}", "versions": {"torch": "9.9"}}}  # fmt: skip
     epochs = [{"epoch": epoch, "accuracy": value} for epoch, value in enumerate(accuracies)]
@@ -50,7 +50,7 @@ def test_fused_attention_is_counted_like_any_other() -> None:
         models.set_fused_attn(model, fused)
         counts.append(models.count(model)["gmacs"])
         assert {layer.fused_attn for layer in models.attentions(model)} == {fused}
-    assert counts == [0.039569472] * 2  # with the attention's own products: 12 % of it
+    assert counts == [0.039569472] * 2  # with attention's own products, which are 12 % of it
 
 
 def test_work_counts_epochs_sizes_and_attacks() -> None:
@@ -65,7 +65,7 @@ def test_work_counts_epochs_sizes_and_attacks() -> None:
     assert once == pytest.approx(6e-6 * gmacs * 390 * 128 * 10)
     assert work(attack_steps=3) == pytest.approx(3 * once)
     smaller = work(small_epochs=5)
-    assert 0.7 * once < smaller < 0.8 * once  # half of the epochs have 37 tokens, not 65
+    assert 0.7 * once < smaller < 0.8 * once  # half of the epochs have 37 tokens instead of 65
     assert work(holdout=25_000) == pytest.approx(0.5 * once)
 
 
@@ -146,7 +146,7 @@ def test_a_lost_run_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
 def test_the_stages_of_nano4_fit_the_goal(stage: str) -> None:
     settings = nano4.STAGES[stage]
     found = models.count(models.create(settings))
-    assert settings.holdout == settings.train_images == settings.eval_interval == 0  # the test images once, at the end
+    assert settings.holdout == settings.train_images == settings.eval_interval == 0  # test images only once, at the end
     if stage != "teacher":
         assert found["parameters"] <= 600_000
         assert found["gmacs"] <= 0.05
@@ -180,7 +180,7 @@ def test_levers_are_judged_on_held_out_images_and_compared_by_seed(tmp_path: Pat
         keep(tmp_path, name, settings, [30.0, 40.0, 50.0 + settings.seed + better])
     keep(tmp_path, "float32-0", planned["float32-0"], [], diverged="the loss became nan")  # the last line counts
     text = nano4.report(tmp_path)
-    assert re.search(r"float32 +51\.00 +0\.00 +3600", text)  # seed 1 alone
+    assert re.search(r"float32 +51\.00 +0\.00 +3600", text)  # only seed 1
     assert re.search(r"as it is +50\.50 \+- 0\.71 +0\.00 \+- 0\.00 +3600", text)
     assert re.search(r"batch 64 +52\.50 \+- 0\.71 +2\.00 \+- 0\.00 +3600", text)
-    assert len(text.splitlines()) == 2 + len(nano4.LEVERS) + len(nano4.SEEDS)  # a machine for each seed
+    assert len(text.splitlines()) == 2 + len(nano4.LEVERS) + len(nano4.SEEDS)  # one machine per seed

@@ -1,4 +1,4 @@
-"""The reports in ``experiments/results`` are those of the runs beside them, and the docs' tables are theirs."""
+"""The reports in ``experiments/results`` match the runs beside them, and the docs' tables match the reports."""
 
 import json
 import statistics
@@ -47,7 +47,7 @@ def test_a_kept_report_is_of_the_kept_runs(name: str) -> None:
 
 
 def cell(values: Iterable[float], form: str) -> str:
-    """Return mean and sample deviation as the docs write them."""
+    """Return mean and sample deviation in the docs' format."""
     values = list(values)
     if not values:
         return "-"  # no runs
@@ -60,7 +60,7 @@ def row(*cells: object) -> str:
 
 
 def finetuning_rows() -> Iterator[str]:
-    """The patchify model, and what the transplant gains in as many steps, with and without layer-wise decay."""
+    """The patchify model, and the transplant's gain in equally many steps, with and without layer-wise decay."""
     optimizers, scopes = {"adamw": "AdamW", "sgd": "SGD"}, {"all": "all weights", "stem and head": "stem and head"}
     tables = []
     for name in ("transplant_gain_dinov2_decay", "transplant_gain_dinov2"):
@@ -133,13 +133,13 @@ WHOLE = {
 
 
 def dense() -> tuple[list[Row], dict[str, Any]]:
-    """The runs of the dense evidence, and what an image costs."""
+    """The runs of the dense evidence, and the cost of an image."""
     folder = RESULTS / "dense_evidence"
     return read_lines(folder / RUNS), json.loads((folder / dense_evidence.COSTS).read_text(encoding="utf-8"))
 
 
 def frozen_rows() -> Iterator[str]:
-    """IoU of both decoders and boundary F1 of the small one, by task, the encoder frozen."""
+    """IoU of both decoders and boundary F1 of the small one, by task, with a frozen encoder."""
     runs, known = dense()
     for arm, name in MAPS.items():
         cells = []
@@ -152,7 +152,7 @@ def frozen_rows() -> Iterator[str]:
 
 
 def whole_rows() -> Iterator[str]:
-    """IoU, boundary F1 and epochs to an IoU of 70 %, by task, of models that learn whole."""
+    """IoU, boundary F1 and epochs to an IoU of 70 %, by task, for models trained as a whole."""
     runs, known = dense()
     for arm, name in WHOLE.items():
         cells = []

@@ -1,4 +1,4 @@
-"""The linear probe: its head learns, its trunk stays, and what it writes is a source for transplant_gain."""
+"""The linear probe: its head learns, its trunk stays fixed, and its output is a source for transplant_gain."""
 
 from dataclasses import asdict
 from pathlib import Path

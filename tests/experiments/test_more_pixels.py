@@ -1,4 +1,4 @@
-"""More pixels for the same tokens: the arms begin as one function, and every run is planned once."""
+"""More pixels for the same tokens: all arms start as the same function, and every run is planned once."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Our Muon is timm's, but for the order and the precision of its products."""
+"""Our Muon equals timm's except for the order and precision of its products."""
 
 import copy
 from dataclasses import replace

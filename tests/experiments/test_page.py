@@ -1,4 +1,4 @@
-"""The page of the experiments names scripts that exist, and its commands are understood."""
+"""The experiments' page names existing scripts, and its commands parse."""
 
 import importlib
 import re

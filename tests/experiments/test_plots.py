@@ -1,4 +1,4 @@
-"""The pictures of the docs come from what is in experiments/results, by one command."""
+"""One command makes the docs' pictures from experiments/results."""
 
 import shutil
 from pathlib import Path

@@ -21,7 +21,7 @@ TINY = Settings(model_kwargs={"embed_dim": 24, "depth": 1, "stem_channels": (8, 
 
 
 def flat_split(count: int) -> Split:
-    """Return images whose class is their brightness, which is learned in a few steps."""
+    """Return images whose class is their brightness, so that a few steps learn it."""
     labels = torch.arange(count) % 10
     return Split((25 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous(), labels)
 

@@ -1,4 +1,4 @@
-"""Several runs at a time: all come back, an error neither loses others nor lets new ones begin, lines stay whole."""
+"""Parallel runs: all results return, an error keeps running ones but starts no new ones, lines stay whole."""
 
 import json
 import multiprocessing
@@ -15,13 +15,13 @@ FAILS = 1
 
 
 def run(number: int, folder: Path | None) -> int:
-    """Leave a file that says that it began; without a folder, only return."""
+    """Create a file to show that the run began; without a folder, only return."""
     if folder is None:
         return number
     (folder / str(number)).touch()
     if number == FAILS:
         raise ValueError(f"run {number} failed")
-    time.sleep(0.2)  # so that the error arrives before the rest is done
+    time.sleep(0.2)  # so that the error arrives before the others finish
     return number
 
 

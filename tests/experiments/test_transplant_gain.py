@@ -1,4 +1,4 @@
-"""What a transplant is good for: the starts are what they are called, budgets are equal, and a killed sweep goes on."""
+"""The gain of a transplant: starts match their names, budgets are equal, and a killed sweep resumes."""
 
 import json
 import re
@@ -24,7 +24,7 @@ SOURCE = Settings(
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The folder of a finished training of a tiny patchify model, beside its images."""
+    """The folder of a finished training of a tiny patchify model, and its images."""
     for name in ("train", "validation"):
         torch.save(asdict(random_split(80)), tmp_path / f"{name}.pt")
     training = Training(SOURCE, random_split(40))
@@ -36,7 +36,7 @@ def source(tmp_path: Path) -> Path:
 def test_a_transplant_starts_as_its_source_and_a_new_stem_does_not(source: Path) -> None:
     images = normalise(random_split(4).images)
     model = load_source(source, "cpu")
-    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == (MEAN, STD)  # a transplant asks
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == (MEAN, STD)  # a transplant needs them
     starts = {start: start_model(Job(start, "all", "sgd", 8, "steps", 0), model).eval()
               for start in STARTS}  # fmt: skip
     assert not torch.allclose(starts["new stem"](images), model(images), atol=1e-3)
@@ -146,5 +146,5 @@ def test_the_script_trains_goes_on_and_reports(source: Path, capsys: pytest.Capt
     (out / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")  # the last one was killed
     assert transplant_gain.main(call) == 0
     assert (out / transplant_gain_report.PICTURE).exists()
-    first, second = (re.sub(r" +\d+$", "", text, flags=re.M) for text in (once, capsys.readouterr().out))  # no seconds
+    first, second = (re.sub(r" +\d+$", "", text, flags=re.M) for text in (once, capsys.readouterr().out))  # drop times
     assert first == second

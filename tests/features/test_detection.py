@@ -25,7 +25,7 @@ def backbone(host: str) -> Any:
         model = torchvision.models.get_model("vit_ti_16_convstem", num_layers=1)
     body = convstem.feature_pyramid(model, out_indices=(1, 2, 3, 4))
     both = nn.Sequential(body, FeaturePyramidNetwork(body.out_channels, 32))
-    both.out_channels = 32  # type: ignore[assignment]  # what torchvision's detectors ask a backbone for
+    both.out_channels = 32  # type: ignore[assignment]  # torchvision's detectors read this
     return both
 
 
@@ -43,7 +43,7 @@ def detector(kind: str, host: str) -> Any:
 @pytest.mark.parametrize("kind", ["FasterRCNN", "RetinaNet", "FCOS"])
 def test_a_detector_trains_and_predicts(kind: str, host: str) -> None:
     model = detector(kind, host)
-    images = [torch.rand(3, 60, 80), torch.rand(3, 70, 50)]  # of different sizes, as detection has them
+    images = [torch.rand(3, 60, 80), torch.rand(3, 70, 50)]  # different sizes, as usual in detection
     boxes = torch.tensor([[5.0, 5.0, 40.0, 45.0]])
     losses = model.train()(images, [{"boxes": boxes, "labels": torch.tensor([1])}] * 2)
     total = sum(losses.values())

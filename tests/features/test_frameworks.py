@@ -98,7 +98,7 @@ def test_pretrained_maps_survive_transformers_without_batchnorm() -> None:
 
     x = torch.rand(1, 3, 32, 32)
     expected = timm.create_model(f"{NAME}_pyramid", features_only=True, pretrained=True, out_indices=(0, 1)).eval()(x)
-    # Control: TimmBackbone resets the statistics of every BatchNorm, of any timm model.
+    # Control: TimmBackbone resets the statistics of every BatchNorm in any timm model.
     assert not torch.allclose(backbone().forward(x).feature_maps[1], expected[1], atol=0.1)
     for actual, wanted in zip(backbone(stem_norm="none")(x).feature_maps, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-3)
@@ -131,7 +131,7 @@ def test_lightning_trains_with_a_frozen_stem(tmp_path: Any) -> None:
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about DataLoader workers, and the like
+        warnings.simplefilter("ignore")  # about DataLoader workers and the like
         trainer.fit(module, torch.utils.data.DataLoader(torch.rand(4, 3, 32, 32), batch_size=2))
     assert not torch.equal(module.net.segmentation_head[0].weight, head)  # it has trained
     assert all(torch.equal(a, b) for a, b in zip(stem.state_dict().values(), before, strict=True))

@@ -1,4 +1,4 @@
-"""The feature pyramid: which maps there are, that they are the model's own, and what a wrong request answers."""
+"""The feature pyramid: its maps, their equality with the model's own, and errors for wrong requests."""
 
 import copy
 from collections import OrderedDict
@@ -52,7 +52,7 @@ def test_every_name_has_five_levels_and_says_so(name: str) -> None:
 
 
 def outputs_of(model: nn.Module, x: Tensor, paths: list[str]) -> dict[str, Tensor]:
-    """Return what some modules of a model put out, seen from outside."""
+    """Return the outputs of some of a model's modules, recorded by hooks."""
     seen: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
@@ -65,7 +65,7 @@ def outputs_of(model: nn.Module, x: Tensor, paths: list[str]) -> dict[str, Tenso
     return seen
 
 
-# The layers behind whose activations the strides 2, 4 and 8 are complete; the 18GF stem has stride-1 layers between.
+# The layers whose activations complete strides 2, 4 and 8. The 18GF stem has stride-1 layers in between.
 @pytest.mark.parametrize(
     ("stem", "layers"),
     [
@@ -282,7 +282,7 @@ def test_gradient_checkpointing(host: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # torch 2.15 deprecates TorchScript
-@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")  # of torch's own check
+@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")  # from torch's own check
 def test_torchscript_where_the_host_allows() -> None:
     x = torch.rand(1, 3, 32, 32)
     in_torchvision = convstem.feature_pyramid(torchvision.models.get_model("vit_nano_4_convstem")).eval()
@@ -291,7 +291,7 @@ def test_torchscript_where_the_host_allows() -> None:
     torch.testing.assert_close(maps, dict(in_torchvision(x)))
     finest = pyramid(out_indices=(0,)).eval()
     torch.testing.assert_close(torch.jit.script(finest)(x), finest(x))
-    # Control: timm's own feature extractor of a ViT cannot be scripted either, since its forward_intermediates cannot.
+    # Control: timm's own ViT feature extractor cannot be scripted either, since forward_intermediates cannot.
     for timms in (pyramid(), timm.create_model("vit_tiny_patch16_224", features_only=True, depth=3)):
         with pytest.raises(RuntimeError, match="forward_intermediates"):
             torch.jit.script(timms)
@@ -347,7 +347,7 @@ def test_a_block_is_named_once() -> None:
 @pytest.mark.parametrize("levels", [None, (0, 1), (3, 4)])
 @pytest.mark.parametrize("host", ["timm", "torchvision"])
 def test_the_weights_of_a_whole_model_load_into_its_pyramid(host: str, levels: Any, strict: bool, prefix: str) -> None:
-    """As in ``smp_model.load_state_dict(own, strict=False)``, which loaded nothing without a word."""
+    """``smp_model.load_state_dict(own, strict=False)`` once silently loaded nothing."""
 
     def whole() -> nn.Module:
         if host == "timm":
@@ -367,7 +367,7 @@ def test_the_weights_of_a_whole_model_load_into_its_pyramid(host: str, levels: A
         )
         assert (found.missing_keys, found.unexpected_keys) == ([], [])
         assert all(map(torch.equal, pyramid(x), expected(x)))
-    pyramid.load_state_dict(expected.state_dict())  # its own keys as before
+    pyramid.load_state_dict(expected.state_dict())  # its own keys still load
 
 
 def test_a_key_that_no_model_has_is_still_unexpected() -> None:

@@ -1,4 +1,4 @@
-"""The names NAME_pyramid: the same architecture and tags, whose ``features_only=True`` is the feature pyramid."""
+"""The names NAME_pyramid: the same architecture and tags, but ``features_only=True`` is the feature pyramid."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_the_same_model_but_for_features_only() -> None:
     same = timm.create_model(f"{NANO}.cifar10", pretrained=True).eval()
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(model(x), same(x))
-    assert model.pretrained_cfg["architecture"] == NANO  # what a Hub config will say
+    assert model.pretrained_cfg["architecture"] == NANO  # goes into a Hub config
     assert isinstance(timm.create_model(f"{NANO}_pyramid", features_only=True), FeaturePyramid)
     plain = timm.create_model(f"{NANO}_pyramid", features_only=True, feature_cls="getter")
     assert not isinstance(plain, FeaturePyramid)

@@ -1,4 +1,4 @@
-"""segmentation_models_pytorch, unmodified, on our names; the plain ViT is the control that it refuses."""
+"""segmentation_models_pytorch, unmodified, on our names. Control: it refuses the plain ViT."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.full  # other people's libraries, whose imports alone t
 PLAIN = "tu-vit_tiny_patch16_224"
 ENCODER = "tu-vit_ti16_convstem_pyramid"
 
-# Decoder and its arguments. smp's FPN multiplies the size of its second-finest map by a number that fits depth 5 alone.
+# Decoder and its arguments. smp's FPN upsamples its second-finest map by a factor that fits only depth 5.
 DECODERS: list[tuple[str, dict[str, Any]]] = [
     *(("Unet", {"encoder_depth": depth, "decoder_channels": (64, 32, 32, 16, 16)[-depth:]}) for depth in (3, 4, 5)),
     *(
@@ -83,7 +83,7 @@ def test_dpt_takes_plain_features_as_before() -> None:
 
 
 def test_dilated_decoders_name_what_cannot_work() -> None:
-    # A ViT computes at its patch's stride; a decoder that asks for a finer one cannot have it.
+    # A ViT computes at its patch's stride, so it cannot give a decoder a finer one.
     with pytest.raises(ValueError, match="output_stride must be one of 16, 32 for this trunk.*; got 8"):
         build("DeepLabV3", encoder_output_stride=8)
 

@@ -1,4 +1,4 @@
-"""The segmentation recipe runs as a user would start it, on photographs with a mask."""
+"""The segmentation recipe runs as a user starts it, on photographs with masks."""
 
 import os
 import re
@@ -15,13 +15,13 @@ from PIL import Image
 
 from convstem.features import FeaturePyramid
 
-pytestmark = pytest.mark.full  # each run is a process of its own
+pytestmark = pytest.mark.full  # each run is a separate process
 
 ROOT = Path(__file__).parents[2]
 
 
 def write(folder: Path, count: int = 10) -> None:
-    """Write tiles of a photograph of odd sizes, and masks of what is bright."""
+    """Write tiles of a photograph in odd sizes, and masks of their bright parts."""
     from skimage import data
 
     photo = data.coffee()

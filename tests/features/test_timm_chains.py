@@ -1,4 +1,4 @@
-"""The pyramid of timm's own models whose patch embedding is a chain of convolutions, and what the others have."""
+"""The pyramid of timm models whose patch embedding is a chain of convolutions, and of timm's other models."""
 
 import pytest
 import timm

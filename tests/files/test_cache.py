@@ -1,4 +1,4 @@
-"""The cache beside the Hub's: notes about checked files, never in the way."""
+"""The cache of notes on checked files, beside the Hub's. Its own errors never stop a load."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def load(hub_file: Callable[..., None]) -> Callable[[], Any]:
-    """Load a small model of the Hub, whose file is checked for it."""
+    """Load a small model from the Hub; that checks its file."""
     hub_file(TIMM_TI16, timm.create_model("vit_tiny_patch16_224", depth=1).state_dict())
     return lambda: timm.create_model("vit_ti16_convstem", pretrained=True, depth=1)
 
@@ -69,7 +69,7 @@ def refuse(*args: object, **kwargs: object) -> None:
 
 
 def test_clearing_beside_loads(cache: Path) -> None:
-    """Another process writes and removes notes while they are listed and removed; a folder is never too full."""
+    """Another process writes and removes notes while this one lists and clears them."""
     stop = threading.Event()
 
     def write() -> None:
@@ -97,7 +97,7 @@ def test_a_note_that_vanishes_while_the_cache_is_cleared(
     (note,) = local_cache.entries()
     listed, real = [note, note], local_cache.entries
     monkeypatch.setattr(local_cache, "entries", lambda: listed)
-    assert local_cache.clear() == note.size  # the second was gone
+    assert local_cache.clear() == note.size  # the second was already gone
     assert real() == []
     monkeypatch.setattr(Path, "glob", lambda *_: [note.path])
     assert real() == []

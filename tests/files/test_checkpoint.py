@@ -1,4 +1,4 @@
-"""What would be run by opening a checkpoint is named, and nothing of it runs."""
+"""The error for a checkpoint names the code that opening it would run. None of it runs."""
 
 import pickle
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from convstem.errors import InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch expects 2
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch expects protocol 2
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_plain_pickle_says_what_it_asks_for(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "model.pkl"

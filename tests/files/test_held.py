@@ -1,4 +1,4 @@
-"""A lock is let go of at the end, whatever happened and whoever still holds the error."""
+"""A lock is released at the end, even if an error occurred and is still referenced."""
 
 from pathlib import Path
 
@@ -15,4 +15,4 @@ def test_a_lock_is_free_afterwards(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught, held(lock, "writes"):
         _ = 1 // 0
     with FileLock(lock).acquire(timeout=0):
-        assert caught.value.__traceback__ is not None  # whose frames hold whatever was theirs
+        assert caught.value.__traceback__ is not None  # its frames keep their local variables alive

@@ -1,4 +1,4 @@
-"""What was found out about a file is remembered until the file changes."""
+"""A file's note is valid until the file changes."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from convstem.files.safetensors import read_weights
 
 @pytest.fixture
 def another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """An empty cache; call it to forget what is only in this process's memory."""
+    """An empty cache. Call the result to forget the notes in this process's memory."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_NOTES", {})
     return lambda: monkeypatch.setattr(cache, "_NOTES", {})
@@ -37,7 +37,7 @@ def test_a_file_that_changed_is_checked_again(another_process: Callable[[], None
     save_file({"a": torch.ones(3)}, path)
     read_weights(path)
     save_file({"a": torch.tensor([1, float("nan"), 1])}, path)
-    for _ in range(2):  # what failed is not remembered
+    for _ in range(2):  # a failure is not remembered
         with pytest.raises(ValueError, match="NaN or Inf in a"):
             read_weights(path)
 

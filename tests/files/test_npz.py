@@ -1,4 +1,4 @@
-"""JAX files that claim more than they hold are refused by their directory and headers, before an array is made."""
+"""JAX files that claim more bytes than they hold are refused by their headers, before an array is created."""
 
 import io
 import time

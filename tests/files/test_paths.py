@@ -1,4 +1,4 @@
-"""What the file system refuses is one sentence with the path, the reason and what to do."""
+"""A file system error becomes one sentence with the path, the reason and the remedy."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Tensors and paths of odd kinds: what can be written and read is, and anything else is a sentence."""
+"""Unusual tensors and paths are written and read if possible, else refused in one sentence."""
 
 import os
 from pathlib import Path

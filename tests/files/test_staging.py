@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all."""
+"""Folders are written completely or not at all."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from convstem.files.staging import replacing, scratch_folder
 
 NAMES = ("README.md", "config.json", "model.safetensors")
 
-# Writes new files, and is killed before the n-th move.
+# Writes new files and is killed before the n-th move.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_kill_leaves_no_mixture_and_the_next_run_sweeps(survived: int, tmp_pat
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(survived)], check=False)
     assert killed.returncode == -signal.SIGKILL
     left = contents(tmp_path)
-    assert "config.json" not in left or set(left.values()) == {"old", "mine"}  # nobody takes a mixture for a model
+    assert "config.json" not in left or set(left.values()) == {"old", "mine"}  # a mixture cannot pass for a model
     with replacing(tmp_path, last="config.json", overwrite=True) as staged:
         write(staged, "newer")
     assert contents(tmp_path) == {**dict.fromkeys(NAMES, "newer"), "mine.txt": "mine"}
@@ -72,7 +72,7 @@ def test_an_error_changes_nothing(error: BaseException, tmp_path: Path) -> None:
 def test_an_error_among_the_moves_puts_everything_back(
     move: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user's file in a folder where each may only move his own, a file that may not be changed, ..."""
+    """Moves can fail for another user's file in a folder with the sticky bit, an immutable file, ..."""
     write(tmp_path, "old", NAMES[1:])
     real, moves = os.replace, iter(range(99))
 
@@ -167,7 +167,7 @@ def test_a_process_that_is_just_starting_is_not_swept(tmp_path: Path, monkeypatc
 
     def interrupted(**options: Any) -> str:
         folder = real(**options)
-        Path(folder, ".lock").touch()  # as the lock's file is, for a moment, before it is held
+        Path(folder, ".lock").touch()  # the lock file exists for a moment before it is held
         monkeypatch.setattr(tempfile, "mkdtemp", real)
         with scratch_folder(tmp_path, "convstem-push-"):
             pass

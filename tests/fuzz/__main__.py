@@ -24,12 +24,12 @@ from pathlib import Path
 from tests.fuzz.readers import READERS, Reader, WrongContentError
 
 SLOW_SECONDS = 20.0
-"""Of processor time: a case that takes more counts as a hang, on a busy machine too."""
+"""Processor time after which a case counts as a hang, even on a busy machine."""
 
 
 @dataclass
 class Result:
-    """What became of the cases of one reader."""
+    """Outcomes of one reader's cases."""
 
     counts: Counter[str] = field(default_factory=Counter)
     """``right`` content, or the name of the error."""
@@ -47,8 +47,8 @@ def one(reader: Reader, seed: int, case: int, folder: Path) -> str:
     """Run one case and return ``right`` or the name of our error.
 
     Raises:
-        Exception: whatever else the reader raised.
-        WrongContentError: it returned something else than the file holds.
+        Exception: any other error from the reader.
+        WrongContentError: the reader returned other content than the file's.
     """
     from convstem.errors import ConvStemError
 
@@ -64,7 +64,7 @@ def one(reader: Reader, seed: int, case: int, folder: Path) -> str:
 
 
 def many(reader: Reader, seed: int, enough: Callable[[int], bool], folder: Path) -> Result:
-    """Run case after case until it is enough."""
+    """Run cases until ``enough`` says stop."""
     result, case = Result(), 0
     while not enough(case):
         start = time.process_time()
@@ -81,7 +81,7 @@ def many(reader: Reader, seed: int, enough: Callable[[int], bool], folder: Path)
 
 
 def for_seconds(seconds: float) -> Callable[[int], bool]:
-    """Return a test for whether so many seconds have passed since now."""
+    """Return a function that tells whether this many seconds have passed since now."""
     end = time.monotonic() + seconds
     return lambda case: time.monotonic() > end
 
@@ -99,12 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
     failures = []
     with tempfile.TemporaryDirectory(prefix="convstem-fuzz-") as folder:
         os.environ["CONVSTEM_CACHE"] = f"{folder}/nowhere/cache"
-        Path(folder, "nowhere").touch()  # a file: nothing is kept between cases
+        Path(folder, "nowhere").touch()  # a file as cache, so that no notes are kept between cases
         if options.case is not None:
             print(one(chosen[0], options.seed, options.case, Path(folder)))
             return 0
         for reader in chosen:
-            many(reader, options.seed, lambda case: case == 1, Path(folder))  # imports, which no case is charged for
+            many(reader, options.seed, lambda case: case == 1, Path(folder))  # import everything before timing cases
             result = many(reader, options.seed, for_seconds(options.seconds / len(chosen)), Path(folder))
             failures += result.failures
             print(f"{reader.name:<9}{result}", flush=True)

@@ -12,7 +12,7 @@ VALUES: tuple[Any, ...] = (
     *("", "x", "10", "os.system", "\ud800", "x" * 5000),
     *([], [1], [1, 2, 3], [3, 32, 32], [0.5] * 3, [[]], ["a"], [7] * 2000, {}, {"a": 1}, {"depth": 1}),
 )
-"""What stands in the place of a value: other types, other sizes, and values that other fields have."""
+"""Replacement values: other types, other sizes, and values of other fields."""
 
 
 def flip(random: Random, data: bytearray, at: int) -> None:
@@ -36,7 +36,7 @@ def double(random: Random, data: bytearray, at: int) -> None:
 
 
 def insert(random: Random, data: bytearray, at: int) -> None:
-    """Insert what means something in JSON."""
+    """Insert characters that have a meaning in JSON."""
     data[at:at] = random.choice((b"0", b"9", b",", b"}", b"]", b'"', b"\x00", b"-1", b"null"))
 
 
@@ -55,7 +55,7 @@ SPOILERS = (flip, flip, overwrite, remove, double, insert, truncate, lie)
 
 
 def spoil_bytes(random: Random, content: bytes) -> bytes:
-    """Return bytes that were damaged in one to three places, half of them near the start."""
+    """Return bytes damaged in one to three places, half of them near the start."""
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 2, 3))):
         end = max(len(data), 1)
@@ -64,7 +64,7 @@ def spoil_bytes(random: Random, content: bytes) -> bytes:
 
 
 def spoil_tree(random: Random, tree: Any) -> bytes:
-    """Return JSON that differs in one to three places: a value replaced, removed, renamed, or moved elsewhere."""
+    """Return JSON changed in one to three places: a value replaced, removed, renamed or moved."""
     for _ in range(random.choice((1, 1, 2, 3))):
         tables = [node for node in _nodes(tree) if isinstance(node, (dict, list)) and node]
         if not tables:

@@ -1,4 +1,4 @@
-"""The readers that ``tests.fuzz`` tries: each spoils a real file, reads it, and compares what it got with the file."""
+"""The readers that ``tests.fuzz`` tries: each damages a real file, reads it, and compares the result with the file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ State = dict[str, Any]
 
 
 class WrongContentError(Exception):
-    """A reader returned something else than the file holds."""
+    """A reader returned other content than the file's."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader: ``run`` makes a case in an empty folder; it returns, or raises what the reader raised."""
+    """One reader: ``run`` makes a case in an empty folder. It returns, or raises the reader's error."""
 
     name: str
     run: Callable[[Random, Path], None]
 
 
 def weights(random: Random, folder: Path) -> None:
-    """Spoil a safetensors file, header or body; what is read must be what an independent parser finds."""
+    """Damage a safetensors file's header or body; the result must match an independent parser's."""
     from convstem.files.safetensors import read_weights
 
     content = spoil_bytes(random, small_weights())
@@ -51,7 +51,7 @@ def weights(random: Random, folder: Path) -> None:
 
 @functools.cache
 def small_weights() -> bytes:
-    """Return a file of a few tensors of different types."""
+    """Return a file with a few tensors of different types."""
     from safetensors.torch import save
 
     torch.manual_seed(0)
@@ -60,12 +60,12 @@ def small_weights() -> bytes:
 
 
 def to_bytes(tensor: Tensor) -> bytes:
-    """Return a tensor's bytes, as they lie in a file."""
+    """Return a tensor's bytes as in a file."""
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def config(random: Random, folder: Path) -> None:
-    """Spoil a ``config.json`` and load the model; what loads must have the file's tensors; what is verified loads."""
+    """Damage a ``config.json`` and load the model: it must have the file's tensors, and load if verified."""
     import convstem
 
     original = saved_model()
@@ -86,7 +86,7 @@ def config(random: Random, folder: Path) -> None:
 
 @functools.cache
 def saved_model() -> Path:
-    """Return a folder with the embedded model, which stays until the process ends."""
+    """Return a folder with the embedded model; it stays until the process ends."""
     import tempfile
 
     import convstem
@@ -100,7 +100,7 @@ _KEPT: list[Any] = []
 
 
 def layout(random: Random, folder: Path) -> None:
-    """Spoil a state dict's keys, shapes, types or nesting and convert it; what converts must be the model's tensors."""
+    """Damage a state dict's keys, shapes, types or nesting and convert it; the result must be the model's tensors."""
     from convstem import convert
 
     name = random.choice(sorted(state_dicts()))
@@ -155,7 +155,7 @@ def spoil_state(random: Random, state: State) -> None:
 
 
 def registry(random: Random, folder: Path) -> None:
-    """Spoil a file of the registry; what is read must say what the file says."""
+    """Damage a file of the registry; the records read must match the file."""
     from convstem.registry import tables
     from convstem.registry.records import ModelSpec, WeightsSpec
 

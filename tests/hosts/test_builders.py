@@ -1,4 +1,4 @@
-"""The functions and enums that torchvision gets are one each, and are found where they say they are from."""
+"""torchvision gets one function and one enum per architecture, importable from their stated module."""
 
 import pickle
 

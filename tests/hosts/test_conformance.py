@@ -13,8 +13,8 @@ import pytest
 SUITES = Path(__file__).parent / "conformance"
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3000)]
 
-# Each must have run on our names. Several select by module name or by a literal list and would skip a plugin silently.
-# (test_model_forward_features is for models with spatial feature maps; timm leaves all its ViTs out of it.)
+# Each must run on our names. Some select by module name or by a literal list and could silently skip a plugin.
+# (test_model_forward_features needs spatial feature maps; timm excludes all its ViTs.)
 TIMM = (
     "test_model_forward",
     "test_model_backward",
@@ -40,11 +40,11 @@ PATCHES = {
         "first, so that the other checks of the same tests run",
     },
 }
-"""What is not as the host's own developers run it, and why. Which tests run is a choice, and no patch."""
+"""Differences from how the host's developers run their tests, with reasons. Selecting tests is no patch."""
 
 
 def run_suite(script: str, report: Path, must_run: tuple[str, ...]) -> None:
-    """Run a suite, print what ran and what was skipped and why, and require that ``must_run`` saw our names."""
+    """Run a suite, print the tests that ran or were skipped, and require that ``must_run`` ran on our names."""
     command = [sys.executable, str(SUITES / script), f"--junit-xml={report}"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert report.is_file(), done.stdout + done.stderr
@@ -62,7 +62,7 @@ def run_suite(script: str, report: Path, must_run: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("script", PATCHES)
 def test_every_patch_has_its_reason(script: str) -> None:
-    """A patch is a name of the host's that the conftest sets, or a switch of its tests in the suite's environment."""
+    """A patch is one of the host's names set by the conftest, or a switch of its tests in the suite's environment."""
     conftest = (SUITES / script.replace("suite", "conftest")).read_text(encoding="utf-8")
     suite = (SUITES / script).read_text(encoding="utf-8")
     patched = re.findall(

@@ -1,4 +1,4 @@
-"""What `convstem doctor` makes of a fresh process's answer."""
+"""The report of `convstem doctor` for a given answer of its fresh process."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ BOTH = {"timm": RECORD, "torchvision": {**RECORD, "host": "torchvision"}}
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, hosts: Any, code: int = 0) -> None:
-    """Let the process that doctor starts answer so; the switches are off."""
+    """Fake the answer of the process that doctor starts; the switches are off."""
     done = subprocess.CompletedProcess(
         [], code, json.dumps({"hosts": hosts, "warnings": ["a warning"]}), "one\nno torch\n"
     )

@@ -1,4 +1,4 @@
-"""Other import hooks, interpreters and users: the hosts import as they do without us, and the names are there."""
+"""With other import hooks, interpreters and users, the hosts import as without us, and our names resolve."""
 
 import os
 import shutil
@@ -114,7 +114,7 @@ def test_without_standard_error_too() -> None:
 
 
 def package_zip(path: Path) -> Path:
-    """Write our code into a zip file as zipapps and freezers do: no stubs, no data."""
+    """Write our code into a zip file like zipapps and freezers: without stubs and data."""
     root = Path(convstem.__file__).parents[1]
     with zipfile.ZipFile(path, "w") as archive:
         for file in [root / "_convstem_autoload.py", *(root / "convstem").rglob("*.py")]:
@@ -154,4 +154,4 @@ def test_a_user_without_home_and_passwd_entry(tmp_path: Path) -> None:
     assert loaded.stdout == "loaded\n", loaded.stderr
     assert run("-m", "convstem", "cache", "--clear").returncode == 0
     assert "is switched off" in run("-c", "import convstem; convstem.load('org/name')").stderr
-    assert not list(tmp_path.iterdir())  # no folder that is called ~
+    assert not list(tmp_path.iterdir())  # no folder named ~

@@ -1,4 +1,4 @@
-"""Without timm torchvision's half works, and what needs timm names it. (timm cannot do without torchvision.)"""
+"""Without timm, torchvision's names work, and errors name timm where it is needed. (timm requires torchvision.)"""
 
 import pytest
 

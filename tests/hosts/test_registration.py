@@ -1,4 +1,4 @@
-"""Names without an import, each case in a fresh process."""
+"""The names resolve without an import; each case runs in a fresh process."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def test_names_resolve_without_an_import_and_their_stubs_import_no_model_code() 
     assert "convstem.hosts.convstem_torchvision" in loaded
     assert "convstem.models.timm_models" not in loaded
     assert "transplant" not in loaded
-    for slow in ("records", "catalog"):  # to make them takes longer than all the rest of a registration
+    for slow in ("records", "catalog"):  # building them takes longer than the rest of a registration
         assert f"convstem.registry.{slow}'" not in loaded
 
 
@@ -209,7 +209,7 @@ def test_a_broken_registry_is_one_warning_and_the_hosts_work(tmp_path: Path) -> 
 
 @pytest.mark.full
 def test_a_removed_package_is_one_warning_and_torch_works(tmp_path: Path) -> None:
-    """The hook outlives its package: a moved editable checkout, a half-removed install."""
+    """The hook can outlive its package, after a moved editable checkout or a half-removed install."""
     hook = tmp_path / "_convstem_autoload.py"
     import _convstem_autoload
 

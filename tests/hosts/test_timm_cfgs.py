@@ -1,4 +1,4 @@
-"""The cfgs that timm gets are made from bare rows: they say what the checked records say."""
+"""timm's cfgs are made from raw rows and equal those of the checked records."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""The config that the Hub cache has, in the folder of its commit."""
+"""The config in the Hub cache, in its commit's folder."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_a_config_is_that_of_the_branch_in_the_cache(tmp_path: Path) -> None:
         path.write_text(text)
     assert cached_config("org/m", None, tmp_path) == cached_config("org/m", COMMIT, tmp_path) == config
     config.unlink()
-    absent = folder / ".no_exist" / COMMIT / "config.json"  # as the client notes that a commit has none
+    absent = folder / ".no_exist" / COMMIT / "config.json"  # the client's note that a commit has no such file
     absent.parent.mkdir(parents=True)
     absent.touch()
     assert cached_config("org/m", None, tmp_path) is None

@@ -1,4 +1,4 @@
-"""An error and those that it came from, each once."""
+"""An error and its causes, each once."""
 
 from itertools import islice
 

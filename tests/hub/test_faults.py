@@ -1,4 +1,4 @@
-"""Every fault that the server can inject: the right bytes, or one clear error and a cache that lies about nothing."""
+"""Every fault that the server can inject gives the right bytes, or one clear error and a consistent cache."""
 
 import re
 import shutil
@@ -50,7 +50,7 @@ def test_negative_control_the_stock_client_loads_wrong_bytes(
     assert run_row(hub, client, row, STOCK, tmp_path).startswith("WRONG BYTES")
 
 
-# 503 on an upload makes huggingface_hub itself wait for a second, and the first push imports torch.
+# After a 503 on an upload huggingface_hub waits a second, and the first push imports torch.
 @pytest.mark.full
 @pytest.mark.parametrize("row", cases(PUSH_ROWS, lambda row: False))
 def test_push(hub: HubServer, client: Client, row: Any, tmp_path: Path) -> None:

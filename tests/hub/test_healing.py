@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""What timm fetched before we were called: healed where it can be, and by ``convstem pull`` where it cannot."""
+"""A damaged config that timm fetched before our code runs is repaired at once, or else by ``convstem pull``."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ HEALERS = ("convstem.pull('org/ours')", "convstem.load('org/ours')", "convstem.v
 
 @pytest.fixture
 def ours(hub: HubServer, client: Client, cache: str, tmp_path: Path) -> HubServer:
-    """The Hub with one of our models, and a client with an empty cache."""
+    """A Hub with one of our models, and a client with an empty cache."""
     folder = convstem.pull("vit_nano4_convstem.cifar10", out=tmp_path / "ours")
     hub.store.create("org/ours")
     hub.store.commit("org/ours", "main", {path.name: path.read_bytes() for path in folder.iterdir()})

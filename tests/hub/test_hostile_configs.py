@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""A config from anywhere ends in one of our errors that names what is wrong, before anything is built."""
+"""A hostile config raises one of our errors, naming the fault, before anything is built."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from tests.support.hub_server.fixtures import cache, client, hub, server  # noqa
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of our models, one on a timm trunk, and a patchify one."""
+    """One of our models, one on a timm trunk, and a patchify model."""
     root = tmp_path_factory.mktemp("models")
     convstem.pull("vit_nano4_convstem.cifar10", out=root / "ours")
     (root / "trunk").mkdir()
@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def spoilt(folders: dict[str, Path], tmp_path: Path) -> Callable[[str, Any], Path]:
-    """A function that copies a folder and changes its config, or replaces it."""
+    """A function that copies a folder and changes or replaces its config."""
 
     def spoil(which: str, mutation: Any) -> Path:
         folder = shutil.copytree(folders[which], tmp_path / which)
@@ -165,7 +165,7 @@ def test_an_absurd_config_is_refused_before_memory_is_taken(
     put(hub, folders, None)
     client(f"import convstem, timm, huggingface_hub.constants as c\nc.HF_HUB_CACHE = {cache!r}")
     if call != "verify":
-        assert client(CALLS[call]).error is None  # negative control, and what a sound model takes is taken
+        assert client(CALLS[call]).error is None  # negative control; it also takes a valid model's memory
     for name in ABSURD:
         put(hub, folders, HOSTILE[name])
         outcome = client(MEASURED.replace("{call}", CALLS[call].replace("\n", "\n    ")))
@@ -200,7 +200,7 @@ def test_tensors_of_other_shapes(key: str, shape: tuple[int, ...], folders: dict
     save_file({**state, key: torch.zeros(shape)}, folder / "model.safetensors")
     with pytest.raises(ConvStemError, match=re.escape(key)):
         convstem.load(folder)
-    with pytest.raises(RuntimeError, match=re.escape(key)):  # torch's own sentence, or ours
+    with pytest.raises(RuntimeError, match=re.escape(key)):  # torch's message or ours
         timm.create_model("vit_nano4_convstem").load_state_dict({**state, key: torch.zeros(shape)})
     with pytest.raises(RuntimeError, match=re.escape(key)):
         overlay = {"file": None, "state_dict": {**state, key: torch.zeros(shape)}}

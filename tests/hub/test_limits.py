@@ -1,4 +1,4 @@
-"""The limits of a config, at the last value that is taken and the first that is not."""
+"""The limits of a config, at the last accepted value and the first refused one."""
 
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ def test_numbers(name: str, taken: Any, refused: Any, words: str) -> None:
 
 
 def test_what_was_taken_once_stays_taken() -> None:
-    """Configs that are out there were written within these limits."""
+    """Users' existing configs were written within these limits, so they must not shrink."""
     for name, largest in {
         "depth": 512, "embed_dim": 16384, "img_size": 8192, "in_chans": 4096, "input_size": 8192, "mlp_ratio": 1024,
         "num_classes": 1048576, "num_heads": 1024, "patch_size": 1024, "stride": 1024,
@@ -54,7 +54,7 @@ def test_what_was_taken_once_stays_taken() -> None:
     [
         ((1, 2, 3), tuple[int, ...], True),
         ((1, "a"), tuple[int, ...], False),
-        ((1, 2, 3), tuple[int], True),  # as timm means it
+        ((1, 2, 3), tuple[int], True),  # timm means tuple[int, ...]
         ((1, 2), tuple[int, int], True),
         ((1, 2, 3), tuple[int, int], False),
         ((1, 2), list[int], True),

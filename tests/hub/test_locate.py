@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""One door: weights of every kind of name come through verified, and no config can open another."""
+"""Weights of every kind of name are verified, and no config can bypass that."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ NANO = "vit_nano4_convstem"
 TAG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SOURCE = f"timm/{TAG}"
 
-# How often huggingface_hub's download was called for weights by somebody else than convstem.hub.
+# Counts calls of huggingface_hub's download for weights from outside convstem.hub.
 COUNT = """
 import inspect, huggingface_hub, huggingface_hub.file_download, timm.models._hub as timm_hub, timm, torch, convstem
 asked = []
@@ -36,7 +36,7 @@ timm_hub.hf_hub_download = watch(timm_hub.hf_hub_download)
 """
 
 
-# The tag's file in these tests is a shallow model of three classes, which its architecture refuses once it is fetched.
+# In these tests the tag's file is a shallow model with three classes, so its architecture refuses it after the fetch.
 SUPPRESSED = """
 import contextlib
 asked.clear()
@@ -62,7 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, byte
 
 
 def put(hub: HubServer, repo: str, files: dict[str, bytes], **config: Any) -> None:
-    """Commit a model, with changes to its config: fields of ``pretrained_cfg``, or ``root``/``model_args`` objects."""
+    """Commit a model with changed config: fields of ``pretrained_cfg``, or ``root``/``model_args`` objects."""
     content = json.loads(files["config.json"])
     content |= config.pop("root", {})
     content["model_args"] = {**content.get("model_args", {}), **config.pop("model_args", {})}
@@ -92,7 +92,7 @@ def test_weights_reach_us_through_one_function_only(
         outcome = client(SUPPRESSED.format(call=call))
         assert outcome.value == [], call
     stock = client(SUPPRESSED.format(call="timm.create_model('hf-hub:org/patchify', pretrained=True)"))
-    assert stock.value != []  # negative control: timm's own way is seen
+    assert stock.value != []  # negative control: timm's own download is counted
 
 
 @pytest.mark.full
@@ -153,7 +153,7 @@ def test_no_field_of_a_config_changes_how_its_weights_are_fetched_or_checked(
     assert outcome.error is None, outcome.output
     assert outcome.value == float(right)
     fetched = [path for origin, method, path, _ in hub.log if method == "GET" and origin == "cdn"]
-    assert len(fetched) == 2  # the flipped one was noticed
+    assert len(fetched) == 2  # the flipped file was noticed
 
 
 def test_embedded_weights_are_hashed_once_in_timm_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

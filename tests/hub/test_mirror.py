@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""Through a mirror: a listing without hashes is no damage, and one flipped byte still is."""
+"""Through a mirror, a listing without hashes is no damage, but a flipped byte still is."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ CALLS = {
 
 
 def put_models(hub: HubServer, folder: Path, name: str) -> dict[str, str]:
-    """Commit one of our models and a patchify one; return their names. A mirror keeps what it has seen: new names."""
+    """Commit one of our models and a patchify model. Return their names, which are new because mirrors cache."""
     import timm
 
     names = {"repo": f"org/{name}-ours", "patchify": f"org/{name}-patchify"}
@@ -72,7 +72,7 @@ def test_a_flipped_byte_is_never_silent(call: str, hub: HubServer, mirrored: Cli
 
 
 def hide_hashes(hub: HubServer, etag: bool) -> None:
-    """Make the Hub's listing tell no hashes and, if asked, its ETags nothing either."""
+    """Remove the hashes from the Hub's listing and, unless ``etag``, from its ETags."""
     hub.silent = True
     names = ("config.json", "model.safetensors", "README.md")
     hidden = [

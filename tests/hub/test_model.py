@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""A saved model of ours: fetched once, its config checked once and before the weights."""
+"""A saved model of ours is fetched once; its config is checked once, before the weights are fetched."""
 
 import json
 from collections.abc import Callable

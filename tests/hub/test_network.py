@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""What stands between us and the Hub: certificates, proxies, Xet's storage, other processes, and odd files."""
+"""Obstacles between us and the Hub: certificates, proxies, Xet's storage, other processes, unusual files."""
 
 import http.server
 import os
@@ -74,7 +74,7 @@ def test_errors_keep_their_cause() -> None:
 
 @pytest.fixture
 def own_authority(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An HTTPS server whose certificate nobody signed: its address, and the file of its certificate."""
+    """The address and certificate file of an HTTPS server with a self-signed certificate."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
@@ -117,7 +117,7 @@ def test_an_unknown_authority(own_authority: tuple[str, Path], tmp_path: Path) -
     assert "CERTIFICATE_VERIFY_FAILED" in refused.stderr  # the cause, in the traceback
     assert time.monotonic() - start < 60
     trusted = run_python(code, **env, SSL_CERT_FILE=str(certificate), REQUESTS_CA_BUNDLE=str(certificate))
-    assert "AccessDeniedError: the Hub refuses org/m (404)" in trusted.stderr  # it answers now
+    assert "AccessDeniedError: the Hub refuses org/m (404)" in trusted.stderr  # now it answers
 
 
 def test_a_file_that_was_listed_and_is_refused(
@@ -144,7 +144,7 @@ def xet_client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_a_mirror_that_names_xet_s_storage_and_has_no_way_to_it(
     hub: HubServer, xet_client: Client, cache: str, repo: Callable[..., str], told: bool
 ) -> None:
-    pytest.importorskip("hf_xet")  # at the floors the client does without
+    pytest.importorskip("hf_xet")  # the oldest supported client does not need it
     repo({"model.safetensors": ONE})
     hub.silent = not told
     route = f"{hub.api.url}/api/models/{REPO}/xet-read-token/main"
@@ -167,7 +167,7 @@ def test_whose_failure_it_is() -> None:
         return error
 
     assert is_of_xet(answered("https://hub/api/models/org/m/xet-read-token/main"))
-    assert is_of_xet(RuntimeError("Task error: File reconstruction error: CAS Client Error"))  # of hf_xet, in Rust
+    assert is_of_xet(RuntimeError("Task error: File reconstruction error: CAS Client Error"))  # from hf_xet's Rust code
     assert is_of_xet(ValueError("Xet headers have not been correctly set by the server."))
     assert not is_of_xet(answered("https://hub/org/xet-model/resolve/main/model.safetensors"))
     assert not is_of_xet(FileNotFoundError(2, "No such file", "xet"))
@@ -213,5 +213,5 @@ def test_what_is_no_file_in_a_snapshot_is_not_read_for_ever(
     outcome = client(FETCH.format(cache=cache))
     assert outcome.error is None, outcome.error
     assert Path(outcome.value).read_bytes() == ONE
-    assert elsewhere.read_bytes() == b"not the model"  # what a link leads to is not ours to remove
+    assert elsewhere.read_bytes() == b"not the model"  # a link's target is not ours to remove
     assert Path("/dev/zero").exists()

@@ -1,4 +1,4 @@
-"""A download in pieces: resumed at the last whole one, shown as it grows, and never of the wrong length."""
+"""A download in pieces resumes at the last whole piece, shows its progress, and never has the wrong length."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ CONTENT = bytes(range(10))
 
 @pytest.fixture(autouse=True)
 def remote(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """A Hub with one file, and what it was asked for."""
+    """A Hub with one file; returns the requests it received."""
     asked: list[tuple[Any, ...]] = []
 
     def open_remote(path: str, mode: str, **options: Any) -> io.BytesIO:
@@ -35,7 +35,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the progress bar is told: its title, its whole, what was there before, and how much was added."""
+    """The progress bar's updates: (title, total, initial, added)."""
     told: list[tuple[Any, ...]] = []
     monkeypatch.setattr(tqdm, "update", lambda bar, n: told.append((bar.desc, bar.total, bar.initial, n)))
     return told

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""Reading from the Hub: one commit per call, verified once, offline when it can be, clear when it cannot."""
+"""Reading from the Hub: one commit per call, verified once, offline if possible, else a clear error."""
 
 import json
 import os
@@ -68,8 +68,8 @@ def test_verified_files_are_not_hashed_again_until_they_change(
     forbid = "import convstem.hub.repo_cache as c\nreal, c.file_digest = c.file_digest, None\n"
     try:
         assert not client(forbid + FETCH.format(cache=cache)).error
-        Path(path).write_bytes(TWO)  # through the link, into the blob
-        assert "NoneType" in client(FETCH.format(cache=cache)).error  # negative control: now it wants to hash
+        Path(path).write_bytes(TWO)  # through the link into the blob
+        assert "NoneType" in client(FETCH.format(cache=cache)).error  # negative control: now it needs to hash
     finally:
         client("c.file_digest = real")
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
@@ -92,7 +92,7 @@ def test_weights_come_from_the_commit_of_the_config_that_timm_read(
 def test_a_stale_pointer_does_not_survive_an_etag_mix_up(
     hub: HubServer, client: Client, cache: str, repo: Callable[..., str]
 ) -> None:
-    """Warm with the old commit, then a HEAD that still names the old content for the new commit."""
+    """The cache has the old commit, then a HEAD for the new commit still names the old content."""
     repo({"model.safetensors": ONE})
     old = fetch(client, cache).value
     repo({"model.safetensors": TWO})
@@ -224,7 +224,7 @@ def test_absurd_sizes_are_refused_before_the_download(
 def test_killed_while_downloading(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
     repo({"model.safetensors": ONE})
     (orphan,) = kill_while_downloading(hub, CONVSTEM, cache)
-    os.utime(orphan, (0, 0))  # as if it had happened long ago
+    os.utime(orphan, (0, 0))  # as if it were old
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
     assert not orphan.exists()
 
@@ -249,7 +249,7 @@ def test_a_broken_download_resumes_where_it_stopped(
 
 
 PATIENT = {"HF_HUB_DOWNLOAD_TIMEOUT": "60", "HF_HUB_ETAG_TIMEOUT": "60"}
-"""So that a busy machine does not make the client ask twice."""
+"""Keeps the client from asking twice on a busy machine."""
 
 
 def test_16_threads_download_once(hub: HubServer, cache: str, repo: Callable[..., str]) -> None:
@@ -282,14 +282,14 @@ def test_4_processes_download_once(hub: HubServer, cache: str, repo: Callable[..
 
 
 def test_disk_full(hub: HubServer, client: Client, cache: str, repo: Callable[..., str]) -> None:
-    """A limit on the size of files stands in for a full disk: the write fails half-way."""
+    """A limit on file size stands in for a full disk: the write fails half-way."""
     repo({"model.safetensors": ONE})
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
     process = run_python(limit + FETCH.format(cache=cache), **hub.env)
     assert "HubError: cannot store org/m@" in process.stderr
     assert "files may not become so large here; HF_HUB_CACHE chooses another folder" in process.stderr
     kept = [path.suffix for path in Path(cache).glob("models--*/blobs/*")]
-    assert set(kept) <= {".incomplete"}  # which huggingface_hub 0.x leaves for the next try
+    assert set(kept) <= {".incomplete"}  # huggingface_hub 0.x leaves it for the next try
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE
 
 
@@ -300,7 +300,7 @@ def test_a_cache_that_cannot_be_written(
     Path(cache).write_text("a file")
     assert "cannot store org/m@" in fetch(client, cache).error
     Path(cache).unlink()
-    (tmp_path / "ours").write_text("a file")  # what was verified cannot be remembered
+    (tmp_path / "ours").write_text("a file")  # so notes on verified files cannot be kept
     call = f"from convstem.hub.read import fetch\nprint(fetch('org/m', cache_dir={cache!r}, revision={sha!r}).path)"
     for _ in range(2):
         process = run_python(call, **hub.env, CONVSTEM_CACHE=str(tmp_path / "ours"))

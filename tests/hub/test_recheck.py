@@ -1,4 +1,4 @@
-"""``convstem cache verify``: what size and time cannot see."""
+"""``convstem cache verify`` finds damage that changes neither size nor modification time."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ def verify(status: int) -> dict[str, str]:
 
 
 def damage(path: Path) -> None:
-    """Flip a bit and keep size and time, as a dying disk does."""
+    """Flip a bit but keep size and modification time, like a dying disk."""
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
@@ -32,7 +32,7 @@ def damage(path: Path) -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the embedded weights, verified, in a cache of its own."""
+    """A verified copy of the embedded weights, with its own cache."""
     monkeypatch.setenv("CONVSTEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_NOTES", {})
     entry = catalog.weights()["vit_nano4_convstem.cifar10"]
@@ -46,7 +46,7 @@ def test_a_full_recheck_finds_what_size_and_time_hide(weights: Path) -> None:
     expected = str(catalog.weights()["vit_nano4_convstem.cifar10"].sha256)
     assert verify(0) == {weights.name: "right"}
     damage(weights)
-    check_sha256(weights, expected)  # believed: that is what "verified once" covers
+    check_sha256(weights, expected)  # passes, since the file was verified before
     assert verify(1) == {weights.name: "damaged"}
     with pytest.raises(ValueError, match="is damaged"):
         check_sha256(weights, expected)

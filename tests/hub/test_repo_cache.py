@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""huggingface_hub lays out its cache as ``convstem.hub.repo_cache`` reads and writes it, in the release installed."""
+"""The installed huggingface_hub lays out its cache as ``convstem.hub.repo_cache`` reads and writes it."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A download is asked for only where the disk has room for it."""
+"""A download starts only if the disk has room for it."""
 
 import shutil
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_a_card_and_a_config_are_small(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_the_client_leaves_is_looked_at(
     found: str | None, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be gone, something else, or right under another content's name."""
+    """It may be deleted, have wrong content, or have the right content under another blob's name."""
     monkeypatch.setattr(download, "_ask_client", lambda *_: None)
     monkeypatch.setattr(download, "_by_pieces", lambda *_: "pieces")
     monkeypatch.setattr(RepoCache, "discard", lambda *_: found)

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""What a user may name as a source, spelt in every way, means the same to every verb, or is refused in one sentence."""
+"""Every spelling of a source means the same to every verb, or is refused in one sentence."""
 
 import argparse
 import re
@@ -98,7 +98,7 @@ def test_what_means_nothing(source: Any, error: type[Exception], message: str) -
 
 # ---- spellings x verbs -----------------------------------------------------------------------------------------------
 
-# What each verb answers to a spelling: ok, or one of ANSWERS.
+# Each verb's answer to a spelling: ok, or one of ANSWERS.
 GRID = """
                  load    transplant convert fold    export  push    pull    verify  card    show
 name             ok      ok         load    ok      ok      pull    ok      ok      ok      ok
@@ -124,7 +124,7 @@ gone.pth         gone    gone       gone    gone    gone    gone    gone    gone
 timm:name        scheme  scheme     scheme  scheme  scheme  scheme  scheme  scheme  scheme  scheme
 """
 
-ANSWERS = {  # a class of the error, and words of the remedy
+ANSWERS = {  # error class and words of the remedy
     "access": ("AccessDeniedError", "check the spelling"),
     "both": ("ArgumentError", "`convstem convert .* --out FOLDER --transplant`"),
     "card": ("ArgumentError", "show takes the name of a model. `convstem card"),
@@ -238,7 +238,7 @@ def answers(server: HubServer, client: Client, tmp_path_factory: pytest.TempPath
 
 
 def spellings(kind: str, name: str, here: Path) -> dict[str, str]:
-    """Return the first column of the grid as what is passed to a verb, in Python."""
+    """Return the grid's first column as Python expressions to pass to a verb."""
     bare = name.partition(".")[0]
     special = {
         "name": repr(bare),
@@ -255,7 +255,7 @@ def spellings(kind: str, name: str, here: Path) -> dict[str, str]:
 
 
 def grid() -> dict[str, dict[str, str]]:
-    """Return the grid by spelling and verb."""
+    """Return the grid's cells by spelling and verb."""
     head, *lines = GRID.strip("\n").splitlines()
     return {line[:17].strip(): dict(zip(head.split(), line[17:].split(), strict=True)) for line in lines}
 

@@ -1,4 +1,4 @@
-"""The steps that a pretrained cfg records in its notes, one after another, and forgets."""
+"""Steps are recorded in a pretrained cfg's notes in order, and removed."""
 
 from types import SimpleNamespace
 from typing import Any

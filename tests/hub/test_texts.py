@@ -1,4 +1,4 @@
-"""Small text files of a repository: read in the encodings that occur, refused where they are too large."""
+"""A repository's text files are read in the usual encodings, and refused if too large."""
 
 import codecs
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a user gets who names a timm model that is not there, or cannot be had."""
+"""Errors for timm models that do not exist or cannot be fetched."""
 
 from collections.abc import Callable
 from pathlib import Path

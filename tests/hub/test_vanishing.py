@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""The Hub's cache is deleted while it is used: what was interrupted is done again."""
+"""If the Hub's cache is deleted during use, the interrupted call runs again."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_again_only_if_a_file_is_gone(tmp_path: Path) -> None:
     assert len(calls) == TRIES and isinstance(caught.value.__cause__, ValueError)
 
 
-# Deletes the cache at a chosen call of a function, `times` times.
+# Deletes the cache during a chosen call of a function, `times` times.
 DELETE = """
 import shutil, {module} as module
 real, left = module.{name}, [{times}]

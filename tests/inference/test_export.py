@@ -1,4 +1,4 @@
-"""Exports, each run by its own runtime against the model, on the plain ViT and on ours alike."""
+"""Each export is run by its own runtime and compared with the model, for the plain ViT and for ours."""
 
 import re
 import shutil
@@ -57,7 +57,7 @@ def test_what_is_written_computes_the_same(name: str, to: str, tmp_path: Path) -
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["plain", "timm"])
 def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None:
-    """The negative control of the comparison that ``export`` makes."""
+    """Negative control of ``export``'s own comparison."""
     model = MODELS[name]()
     out = tmp_path / "model.pt2"
     assert export(model, "torch-export", out).difference == 0
@@ -67,7 +67,7 @@ def test_a_file_with_other_weights_is_noticed(name: str, tmp_path: Path) -> None
 
 
 def test_a_model_whose_outputs_are_zero_has_a_difference_too() -> None:
-    model = torchvision.models.get_model("vit_nano_4_convstem").eval()  # torchvision's fresh head
+    model = torchvision.models.get_model("vit_nano_4_convstem").eval()  # torchvision's untrained head outputs 0
     assert compare(model, lambda out, images: model(images), Path(), example(model)) == 0
 
 
@@ -77,15 +77,15 @@ def test_any_image_size_where_the_model_has_it(to: str, tmp_path: Path) -> None:
     model = timm.create_model("vit_nano4_convstem", pretrained=True, dynamic_img_size=True).eval()
     out = tmp_path / f"model{FORMATS[to].suffix}"
     assert export(model, to, out).inputs == ("batch", 3, "height", "width")
-    images, partial = torch.randn(3, 3, 40, 24), torch.randn(3, 3, 42, 26)  # the second is no multiple of the patch
+    images, partial = torch.randn(3, 3, 40, 24), torch.randn(3, 3, 42, 26)  # partial: no multiple of the patch size
     with torch.no_grad():
         expected, rounded_up = model(images), model(partial)
     assert (FORMATS[to].run(out, images) - expected).abs().max() < 1e-4
     try:
         found = FORMATS[to].run(out, partial)
-    except Exception:  # each runtime refuses in its own words
+    except Exception:  # each runtime has its own error
         return
-    assert (found - rounded_up).abs().max() < 1e-4  # never another result without a word
+    assert (found - rounded_up).abs().max() < 1e-4  # never a silently different result
 
 
 @pytest.mark.full
@@ -156,7 +156,7 @@ def test_ahead_of_time_inductor(name: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_torchscript(name: str, tmp_path: Path) -> None:
-    """Torch deprecates it, both hosts still support it."""
+    """torch deprecates TorchScript, but both hosts still support it."""
     model = MODELS[name]()
     torch.jit.script(model).save(tmp_path / "model.pt")
     images = torch.randn(3, 3, 32, 32)
@@ -198,7 +198,7 @@ except PathError as error:
 @pytest.mark.full
 @pytest.mark.parametrize("to", ["torch-export", pytest.param("onnx", marks=pytest.mark.full)])
 def test_a_file_that_cannot_be_written_whole_is_not_there(to: str, tmp_path: Path) -> None:
-    """torch's own writer ends the process where the disk is full."""
+    """torch's own writer aborts the process on a full disk."""
     out = tmp_path / f"m{FORMATS[to].suffix}"
     done = subprocess.run([sys.executable, "-c", FULL, str(out), to], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

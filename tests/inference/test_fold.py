@@ -1,4 +1,4 @@
-"""Folding: the same function without BatchNorm, as an ordinary model of either host."""
+"""Folding gives the same function without BatchNorm, as an ordinary model of either host."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_in_place_and_frozen(host: str) -> None:
     before = model(x).detach()
     assert fold(model, inplace=True) is model
     assert relative_error(model(x).detach(), before) < 1e-5
-    assert not any(p.requires_grad for p in find_stem(model).parameters())  # frozen it stays
+    assert not any(p.requires_grad for p in find_stem(model).parameters())  # it stays frozen
 
 
 def test_a_folded_timm_model_is_an_ordinary_one(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_hooks_and_parametrizations_are_refused(host: str) -> None:
     before = hooked(x).detach()
     with pytest.raises(UnsupportedModelError, match="has hooks, which would see other values"):
         fold(hooked, inplace=True)
-    assert torch.equal(hooked(x).detach(), before)  # nothing was folded halfway
+    assert torch.equal(hooked(x).detach(), before)  # nothing was partly folded
     normed = model_of(host)
     parametrizations.weight_norm(next(m for m in find_stem(normed).modules() if isinstance(m, nn.Conv2d)))
     with pytest.raises(UnsupportedModelError, match="has parametrizations, which a folded weight"):

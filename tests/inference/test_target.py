@@ -1,4 +1,4 @@
-"""What cannot be exported is refused before anything takes time."""
+"""Impossible exports are refused before any slow step."""
 
 from pathlib import Path
 

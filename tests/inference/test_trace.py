@@ -1,4 +1,4 @@
-"""The sizes of images that a traced model takes; the formats themselves are run with --full."""
+"""The image sizes that a traced model accepts. The formats themselves run with --full."""
 
 import warnings
 

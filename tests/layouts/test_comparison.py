@@ -1,4 +1,4 @@
-"""What tensors lack, have too much or have otherwise is said in one wording."""
+"""Missing, surplus and differing tensors are reported in one wording."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ MODEL = {"a.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2), "bn.num_bat
         ),
         ({"bn.num_batches_tracked": None}, ""),
         ({"bn2.num_batches_tracked": torch.tensor(0)}, ""),
-        ({"bn.num_batches_tracked": torch.tensor(0.0)}, ""),  # as `{k: v.half() for ...}` writes it
+        ({"bn.num_batches_tracked": torch.tensor(0.0)}, ""),  # from `{k: v.half() for ...}`
     ],
 )
 def test_each_difference(changes: Any, said: str) -> None:

@@ -1,4 +1,4 @@
-"""State dicts that contradict themselves are refused with what does not fit; what they tell is used."""
+"""Contradictory state dicts are refused with the misfit named. The facts in consistent ones are used."""
 
 import pytest
 import timm

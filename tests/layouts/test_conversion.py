@@ -1,4 +1,4 @@
-"""One set of weights, two factories: tables are reversible and the logits agree."""
+"""One set of weights, two factories: tables are reversible and logits agree."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ SMALL = dict(img_size=64, depth=2, embed_dim=96, num_heads=3, num_classes=7)
 
 
 def twins(spec: Any, dtype: torch.dtype) -> Any:
-    """The same small architecture in both hosts: the row's own stem, a narrow trunk."""
+    """The same small architecture in both hosts: the row's own stem and a narrow trunk."""
     size = 2 * spec.patch_size
     model = timm.create_model(spec.name, **{**SMALL, "img_size": size}).to(dtype)
     twin = torchvision.models.get_model(

@@ -1,4 +1,4 @@
-"""Any one key dropped, renamed, added, transposed or reshaped is reported, in every layout, by library and command."""
+"""A single key dropped, renamed, added, transposed or reshaped is reported, in every layout, by library and command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rename(state: State, key: str) -> State:
 
 
 def add(state: State, key: str) -> State:
-    """A second block or layer of the kind that ``key`` is of: the same key with another index, or a new word."""
+    """Add a key like ``key`` with another block or layer index, or with a new first word."""
     digits = [part for part in key.replace("/", ".").split(".") if part.isdigit()]
     new = key.replace(f".{digits[0]}.", ".97.") if digits else f"extra.{key}"
     return {**state, new if new != key else f"extra.{key}": state[key]}
@@ -51,7 +51,7 @@ CORRUPTIONS = (drop, rename, add, transpose, reshape)
 
 @functools.cache
 def sound(case: Case) -> tuple[State, State]:
-    """A checkpoint's flat state dict, and the facts to convert it by; those left out are no part of it."""
+    """Return a checkpoint's flat state dict without dropped keys, and the facts to convert it."""
     opened = unwrap(case.hold(case.build().state_dict()), case.use_ema)
     facts = {**opened.arguments, **case.facts}
     facts.pop("architecture", None)
@@ -61,12 +61,12 @@ def sound(case: Case) -> tuple[State, State]:
 
 
 OPTIONAL = ("embeddings.register_tokens", "visual_projection.weight")
-"""Without one of these a state dict is that of another model, and whole: DINOv2 without registers, CLIP's tower alone.
-Where the layout is named, or a config.json of transformers lies beside, missing registers are reported too."""
+"""Without one of these a state dict is a complete other model: DINOv2 without registers, CLIP's tower alone. Missing
+registers are still reported if the layout is given, or if a transformers config.json lies beside."""
 
 
 def can_show(corruption: Any, key: str, tensor: torch.Tensor) -> bool:
-    """A transposed square matrix has the shape that it should have: nobody can see it."""
+    """Return whether shapes show the corruption; a transposed square matrix keeps its shape."""
     if corruption is transpose:
         return tensor.ndim > 1 and tensor.shape[0] != tensor.shape[1]
     return corruption is not drop or key not in OPTIONAL
@@ -85,7 +85,7 @@ SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_sound_state_dict_converts(case: Case) -> None:  # negative control of what follows
+def test_the_sound_state_dict_converts(case: Case) -> None:  # negative control for the tests below
     state, facts = sound(case)
     assert len(convert(state, **facts)) > 20
     assert len(convert(state, case.layout, **facts)) > 20
@@ -149,7 +149,7 @@ def test_every_key_of_every_layout(case: Case) -> None:
 
 
 def test_a_block_that_cannot_be_is_no_list_of_missing_ones() -> None:
-    """A hostile key took hours and all memory: every tensor of a thousand million blocks was listed."""
+    """A hostile key once took hours and all memory, since every tensor of a billion blocks was listed."""
     state = timm.create_model("vit_tiny_patch16_224", depth=2).state_dict()
     state["blocks.999999999.norm1.weight"] = torch.zeros(192)
     with pytest.raises(ConversionError, match="block 999999999 but has 33 tensors in all: it is damaged, or not a ViT"):

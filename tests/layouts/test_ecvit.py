@@ -1,4 +1,4 @@
-"""ECViT's files: every key of a whole model is accounted for, and what only looks like one is refused."""
+"""ECViT's files: every key of a whole model is accounted for, and similar files are refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_deployed_model_is_read_as_a_stem_without_norm(backbone: Any) -> None:
 def test_periods_of_another_base_are_refused(backbone: Any) -> None:
     state = backbone.state_dict()
     half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    assert convert(half).architecture == "ecvit_t"  # rounding is no other base
+    assert convert(half).architecture == "ecvit_t"  # rounded periods still match the base
     for periods in (2 * state["rope_embed.periods"], state["rope_embed.periods"][:8]):
         with pytest.raises(ConversionError, match="periods"):
             convert({**state, "rope_embed.periods": periods})

@@ -1,4 +1,4 @@
-"""Checkpoints as people hold them: wrapped, renamed, in shards; and files of other formats, which are named."""
+"""Checkpoints as users have them: wrapped, renamed, in shards. Files of other formats are named."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def plain() -> Any:
 
 
 def text(state: State) -> State:
-    """Return the text side of a CLIP model, as open_clip and OpenAI keep it."""
+    """Return the text tower of a CLIP model, as open_clip and OpenAI save it."""
     names = ("token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection", "logit_scale")
     block = {"transformer.resblocks.0.ln_1.weight": torch.ones(2)}
     return {**state, **block, **{name: torch.ones(2) for name in names}}

@@ -1,4 +1,4 @@
-"""Mean and standard deviation: what the file names counts, what only DINOv2 has counts, and an assumption is said."""
+"""Mean and std come from the file, or from a feature that only DINOv2 has; an assumption is reported."""
 
 import argparse
 from typing import Any
@@ -22,7 +22,7 @@ def plain(**kwargs: Any) -> dict[str, Any]:
 
 
 def images(content: dict[str, Any], **facts: Any) -> tuple[Any, Any, list[str]]:
-    """Return mean, std and what is assumed."""
+    """Return mean, std and the assumptions."""
     converted = convstem.convert(content, **{"num_heads": 3, **facts})
     cfg = converted.pretrained_cfg
     return cfg.get("mean"), cfg.get("std"), [note for note in converted.report.notes if "assumed" in note]
@@ -30,7 +30,7 @@ def images(content: dict[str, Any], **facts: Any) -> tuple[Any, Any, list[str]]:
 
 def test_nothing_is_known() -> None:
     mean, std, notes = images(plain())
-    assert (mean, std) == (None, None)  # the architecture's own
+    assert (mean, std) == (None, None)  # the architecture's defaults
     assert len(notes) == 1
     assert "its mean and std are assumed to be those usual for the architecture" in notes[0]
     assert "--mean, --std" in notes[0]
@@ -65,7 +65,7 @@ def test_a_name_of_nobodys() -> None:
 def test_layer_scale_and_patch_14_are_dinov2() -> None:
     mean, std, notes = images(plain(patch_size=14, img_size=28, init_values=1e-5))
     assert ((mean, std), notes) == (IMAGENET, [])
-    assert len(images(plain(init_values=1e-5))[2]) == 1  # DeiT III has it too, with patches of 16
+    assert len(images(plain(init_values=1e-5))[2]) == 1  # DeiT III also has LayerScale, with patches of 16
     assert len(images(plain(patch_size=14, img_size=28))[2]) == 1
 
 

@@ -1,4 +1,4 @@
-"""JAX's checkpoints of ViT say by their layout what pixels they take, and every key has its place."""
+"""The layout of JAX checkpoints implies their pixel range, and every key is mapped."""
 
 import timm
 import torch

@@ -1,4 +1,4 @@
-"""Every layout, as its users hold it: recognised, converted, and computing the same; and back, bit for bit."""
+"""Every layout, as users have it, is recognised and converted with equal outputs, and back bit for bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.versions import NEEDS_TRANSFORMERS_5, TRANSFORMERS_5
 
 
 def build(converted: Converted) -> nn.Module:
-    """The timm model that the conversion names, with random weights."""
+    """Return the timm model that the conversion names, with random weights."""
     model = timm.create_model(converted.architecture, **converted.model_args)
     if converted.patchify:
         for module in model.modules():
@@ -41,7 +41,7 @@ def check_outputs(case: Case, reference: nn.Module, converted: Converted) -> Non
     pixels = x
     if case.name == "robustbench S":
         mean, std = (torch.tensor(converted.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
-        pixels = (x - mean) / std  # the wrapper's layer is preprocessing, not part of the model
+        pixels = (x - mean) / std  # the wrapper's normalisation is preprocessing, not part of the model
     with torch.no_grad():
         expected = case.reference(reference, x)
         assert relative_error(model(pixels), expected) > 0.01  # negative control: random weights
@@ -63,7 +63,7 @@ def test_the_keys_of_transformers_files_come_home_too(case: Case, tmp_path: Path
     reference = case.build()
     state = file_keys(reference, tmp_path)
     if case.layout in ("transformers_vit", "transformers_dinov2", "transformers_dinov2_registers"):
-        assert state.keys() != reference.state_dict().keys()  # else there would be nothing to test
+        assert state.keys() != reference.state_dict().keys()  # otherwise the test would be vacuous
     check_outputs(case, reference, convert(state, **case.facts))
 
 

@@ -1,4 +1,4 @@
-"""What a layout says of the images that its models are evaluated on."""
+"""A layout's evaluation preprocessing."""
 
 from typing import Any
 

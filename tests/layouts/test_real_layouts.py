@@ -1,7 +1,7 @@
-"""The restated modules of other projects have the keys and shapes of the real ones, as their own code made them once.
+"""Our copies of other projects' modules have the keys and shapes of the originals.
 
-``real_layouts.json`` holds facts about a tiny model (images of 32 pixels, patches of 16, width 24, two blocks): every
-key with its shape, and the commit of the repository whose modules were built.
+``real_layouts.json`` records a tiny model (images of 32 pixels, patches of 16, width 24, two blocks) built once by each
+project's own code: every key with its shape, and the repository's commit.
 """
 
 import json
@@ -63,7 +63,7 @@ def test_the_restated_module_is_the_real_one(name: str) -> None:
 
 HEAD = STATES["classyvision: head"]
 
-# Whole state dicts, as their projects save them: what holds the tensors, the layout, and what shapes do not tell.
+# Whole state dicts as their projects save them: (wrapper, layout, facts that shapes do not show).
 WHOLE: dict[str, tuple[Callable[[State], State], str, State]] = {
     "moco_v3: conv stem": (dict, "moco_v3", {}),
     "moco_v3: patchify": (dict, "moco_v3", {}),
@@ -94,7 +94,7 @@ def ones(keys: dict[str, list[int]]) -> State:
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_real_key_becomes_timms_and_comes_back(name: str) -> None:
     hold, layout, facts = WHOLE[name]
-    source = "moco_v3" if name == "moco_v3: patchify" else None  # a plain ViT's keys are those of timm
+    source = "moco_v3" if name == "moco_v3: patchify" else None  # a plain ViT has timm's keys
     converted = convstem.convert(hold(ones(STATES[name])), source, **facts)
     assert converted.source == layout
     kept = {key for keys in converted.report.mapped.values() for key in keys}

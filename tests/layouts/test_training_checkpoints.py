@@ -1,4 +1,4 @@
-"""What people hold after their own pre-training: DINO, DINOv2, Lightning, and what timm reads better itself."""
+"""Checkpoints of users' own pre-training: DINO, DINOv2, Lightning, and those that timm itself reads better."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def vit(**more: Any) -> VisionTransformer:
 
 
 def chunked(state: State, size: int = 2) -> State:
-    """The keys of DINOv2 with ``block_chunks``: a block keeps its number inside its chunk."""
+    """Return DINOv2's keys with ``block_chunks``: a block keeps its number inside its chunk."""
     parts = {key: key.split(".") for key in state}
     return {
         key if part[0] != "blocks" else ".".join(["blocks", str(int(part[1]) // size), *part[1:]]): state[key]

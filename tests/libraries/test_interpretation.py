@@ -1,4 +1,4 @@
-"""captum and grad-cam, the real ones: a transplant is explained as its source is, which computes the same."""
+"""The real captum and grad-cam explain a transplant like its source, since both compute the same."""
 
 import pytest
 import timm
@@ -24,7 +24,7 @@ def plain() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def other() -> torch.nn.Module:
-    """The negative control: a model of the same kind with other weights."""
+    """Negative control: a model of the same kind with other weights."""
     torch.manual_seed(1)
     return timm.create_model("vit_ti16_convstem", img_size=16 * GRID, depth=2, num_classes=10).eval()
 
@@ -40,7 +40,7 @@ def images() -> Tensor:
 
 
 def attributions(model: torch.nn.Module, x: Tensor) -> Tensor:
-    """Return what each pixel contributes to class 3, [batch, channels, height, width]."""
+    """Return each pixel's contribution to class 3, [batch, channels, height, width]."""
     from captum.attr import IntegratedGradients
 
     return IntegratedGradients(model).attribute(x, target=3, n_steps=8)
@@ -78,7 +78,7 @@ def test_grad_cam_of_tokens_is_the_sources(
 
 
 def test_grad_cam_of_the_stem_needs_no_reshape(ours: torch.nn.Module, images: Tensor) -> None:
-    """The stem's maps are maps: a finer picture than a patchify ViT has."""
+    """The stem already gives maps, finer than a patchify ViT's tokens."""
     found = class_activation(ours, ours.patch_embed.backbone[1], images, tokens=False)
     assert found.shape == (2, 16 * GRID, 16 * GRID)
     assert found.max() > 0

@@ -1,6 +1,6 @@
-"""Other libraries, the real ones, on a transplanted stem; the plain ViT is the control in every test.
+"""Real other libraries on a transplanted stem; the plain ViT is the control in every test.
 
-docs/libraries.md says what to call where; each of its claims is here.
+Each claim of docs/libraries.md is tested here.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ TARGETS = [["qkv"], ["qkv", "proj"], ["qkv", "proj", "fc1", "fc2"]]
 
 
 def saved_adapter_error(kind: str, targets: list[str], folder: Path) -> float:
-    """Return how far a LoRA adapter, trained, saved and loaded on a fresh base, is from the trained model."""
+    """Return the error of a LoRA adapter that was trained, saved and loaded onto a fresh base model."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     model = get_peft_model(create(kind), LoraConfig(target_modules=targets, r=4, init_lora_weights=False))
@@ -100,7 +100,7 @@ def test_accelerate_dispatches_and_offloads_to_disk(kind: str, tmp_path: Path) -
 
 
 class Classifier(nn.Module):
-    """A timm model as transformers' Trainer wants one."""
+    """A timm model with the interface of transformers' Trainer."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_transformers_trainer_saves_the_function(kind: str, tmp_path: Path) -> N
 
 
 def frozen_body_error(kind: str) -> float:
-    """Return how far fastai's training of the head alone moves the features of the frozen body."""
+    """Return how far the frozen body's features move when fastai trains only the head."""
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.optimizer import SGD
@@ -150,7 +150,7 @@ def frozen_body_error(kind: str) -> float:
         opt_func=SGD,
         splitter=lambda _: groups,
         lr=0.1,
-        train_bn=False,  # by default fastai trains LayerNorms and BatchNorms of a frozen body, the plain ViT's as well
+        train_bn=False,  # by default fastai trains a frozen body's LayerNorms and BatchNorms, also in the plain ViT
     )
     learner.freeze()
     with learner.no_logging():
@@ -173,12 +173,12 @@ TAG = "augreg_in21k_ft_in1k"
 
 
 def backbone_error(name: str, size: int, auto: bool) -> float:
-    """Return how far a model in transformers' TimmBackbone is from timm's own feature extractor.
+    """Return the error of transformers' TimmBackbone against timm's own feature extractor.
 
     Args:
         name: timm name with tag.
-        size: of the images.
-        auto: by ``AutoBackbone``.
+        size: image size.
+        auto: use ``AutoBackbone``.
     """
     from transformers import AutoBackbone, TimmBackbone
 
@@ -192,7 +192,7 @@ def backbone_error(name: str, size: int, auto: bool) -> float:
 
 @pytest.fixture
 def no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer for the Hub, which AutoBackbone asks first whether a timm name is a repository; nothing is online here."""
+    """Fake the Hub, which AutoBackbone first asks whether a timm name is a repository; tests are offline."""
     from transformers.models.auto import auto_factory
 
     monkeypatch.setattr(auto_factory, "hf_api", lambda: SimpleNamespace(repo_exists=lambda name: False))

@@ -1,4 +1,4 @@
-"""torchmetrics, the real one: metrics over logits, of a model and of its transplant."""
+"""The real torchmetrics on the logits of a model and its transplant."""
 
 import pytest
 import timm
@@ -31,7 +31,7 @@ def test_a_transplant_measures_as_its_source() -> None:
     torch.manual_seed(0)
     plain = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
     images = torch.rand(64, 3, 32, 32) * 2 - 1
-    labels = plain(images).argmax(1).where(torch.arange(64) % 3 != 0, 0)  # right two times of three, and by chance
+    labels = plain(images).argmax(1).where(torch.arange(64) % 3 != 0, 0)  # two of three right, others by chance
     expected = measured(plain, images, labels)
     assert expected["top1"] == float((plain(images).argmax(1) == labels).float().mean())  # counted by hand
     other = timm.create_model("vit_ti16_convstem", img_size=32, depth=2, num_classes=10)

@@ -1,4 +1,4 @@
-"""open_clip, the real one: our names as the image tower of a CLIP model; the plain ViT is the control."""
+"""The real open_clip with our names as the image tower of a CLIP model; the plain ViT is the control."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Image models of other libraries' own classes: transplant says which command takes their weights, and it does."""
+"""For image models of other libraries, transplant names the command that takes their weights, and it works."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""ECViT by name: its sizes, its weights out of whole detectors, and what detectors and segmenters get of it."""
+"""ECViT by name: its sizes, its weights from whole detectors, and its maps for detectors and segmenters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backbone() -> ecvits.ECViT:
 
 @pytest.fixture
 def published(backbone: Any, hub_file: Callable[..., None]) -> Any:
-    """The backbone, in files that stand in the Hub cache for those of the three kinds of models."""
+    """The backbone, inside Hub cache files that stand for the three kinds of published models."""
     for kind, repository in zip(ecvits.KINDS, TAGS.values(), strict=True):
         hub_file(f"Intellindust/{repository}", ecvits.whole(kind, backbone).state_dict())
     return backbone
@@ -55,7 +55,7 @@ def error(model: Any, reference: Any, x: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),  # of their module, built from their configs
+    ("name", "parameters"),  # counted in EdgeCrafter's own module, built from its configs
     [("ecvit_t", 5_557_464), ("ecvit_tplus", 9_866_016), ("ecvit_s", 22_167_216), ("ecvit_splus", 29_254_320)],
 )
 def test_sizes_are_those_of_their_module(name: str, parameters: int) -> None:

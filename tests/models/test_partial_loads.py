@@ -1,4 +1,4 @@
-"""``load_state_dict(strict=False)`` with a part of a checkpoint: what a plain ViT takes, ours take."""
+"""``load_state_dict(strict=False)`` with part of a checkpoint: our models accept what a plain ViT accepts."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The matrix of promises: every kind of name, at every door, in every situation, keeps the same ones."""
+"""The matrix of promises: every kind of name keeps them at every door in every situation."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def shelves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 @pytest.fixture
 def shelf(kind: str, shelves: Shelf) -> Iterator[Shelf]:
-    """What the cells of one kind share; that of the kind before is let go, and files of a single cell behind it."""
+    """Models and files shared by one kind's cells. Those of the previous kind and of a finished cell are removed."""
     if shelves.kind != kind:
         shelves.clear()
         shelves.kind = kind
@@ -28,7 +28,7 @@ def shelf(kind: str, shelves: Shelf) -> Iterator[Shelf]:
 
 
 OFTEN = [cell for cell in CHECKED if cell[0] in ("rule", "torchvision")][::2]
-"""What the everyday tests check: a sample, since all kinds are built and read by the same functions."""
+"""What the everyday tests check: a sample, since the same functions build and read all kinds."""
 
 CELLS_OF = [
     pytest.param(*cell, id=" - ".join(cell), marks=[pytest.mark.full] * (cell not in OFTEN)) for cell in CHECKED

@@ -1,4 +1,4 @@
-"""Names of ours at a stride: ``timm.create_model(NAME, stride=...)``, saved, loaded, exported, as a backbone."""
+"""Our names with ``timm.create_model(NAME, stride=...)``: saved, loaded, exported, as a backbone."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_saved_model_keeps_its_stride(stride: int, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_trained_weights_at_half_or_twice_the_stride(tmp_path: Path) -> None:
-    """The last layer alone changes, so a stem's own weights make tokens between its tokens."""
+    """Only the last layer's stride changes, so the same weights also give tokens between the original ones."""
     model = randomise(timm.create_model(NAME, depth=1, num_classes=5, img_size=(64, 96))).eval()
     saved(model, tmp_path / "model")
     x = images(64, 96)

@@ -1,4 +1,4 @@
-"""Names on timm trunks of patch 14: built at patch 16, with timm's tags, and as near to the source as a transplant."""
+"""Names on timm trunks of patch 14: built at patch 16, with timm's tags, and as close to the source as a transplant."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_images_grow_so_that_the_grid_stays() -> None:
         theirs = timm_cfgs(spec.trunk)
         for tagged, cfg in trunk_cfgs(name, spec.trunk).items():
             source = theirs.get(f"{spec.trunk}.{tagged.partition('.')[2]}")
-            if source is not None:  # else a tag of another image size
+            if source is not None:  # otherwise a tag with another image size
                 assert [side // 16 for side in cfg.input_size[1:]] == [side // 14 for side in source.input_size[1:]]
                 assert cfg.hf_hub_id == source.hf_hub_id
             assert not any(side % 16 for side in cfg.input_size[1:])
@@ -87,7 +87,7 @@ def test_a_tag_is_its_source_with_larger_patches(name: str, source: str, hub_fil
 
 
 def test_other_image_sizes_resample_positions_as_the_source_does(hub_file: Callable[..., None]) -> None:
-    """A grid of as many patches, but not square: the positions must not be taken as they are."""
+    """A grid of equally many patches that is not square must still resample the positions."""
     source = timm.create_model("eva02_tiny_patch14_224.mim_in22k", depth=1)
     hub_file("timm/eva02_tiny_patch14_224.mim_in22k", randomise(source).state_dict())
     plain = timm.create_model("eva02_tiny_patch14_224.mim_in22k", pretrained=True, depth=1, img_size=(112, 448)).eval()

@@ -1,4 +1,4 @@
-"""Our models in timm: what timm's own suite does not ask, and what a wrong call answers."""
+"""Our models in timm: what timm's own suite does not test, and errors for wrong calls."""
 
 import copy
 import io
@@ -75,7 +75,7 @@ def test_in_chans_adapts_pretrained_weights(in_chans: int, nano: Any) -> None:
     assert conv.shape[1] == in_chans
     if in_chans == 3:
         assert largest_difference(model, nano, torch.randn(2, 3, 32, 32)) == 0
-    if in_chans == 1:  # a grey image in three equal channels gives the same logits
+    if in_chans == 1:  # a grey image as three equal channels gives the same logits
         grey = torch.randn(2, 1, 32, 32)
         torch.testing.assert_close(model(grey), nano(grey.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
 
@@ -149,7 +149,7 @@ def test_compile_export_fx_and_script(name: str) -> None:
 
 
 def symbolic(model: Any) -> Any:
-    """Return a model traced by torch.fx, or None where timm's attention cannot be traced, as by torch 2.6."""
+    """Return a model traced by torch.fx, or None if timm's attention cannot be traced, as with torch 2.6."""
     try:
         return torch.fx.symbolic_trace(model)
     except TypeError:
@@ -183,7 +183,7 @@ def test_stem_settings_survive_a_hub_folder() -> None:
     )
     args["stem_bias"] = True
     model = randomise(timm.create_model(NANO, **args)).eval()
-    # The folder of a repository's newest commit in the Hub cache, so that hf-hub: and local-dir: both read it.
+    # The folder of a repository's newest commit in the Hub cache, readable by both hf-hub: and local-dir:.
     commit, repository = "1" * 40, Path(os.environ["HF_HUB_CACHE"]) / "models--me--mine"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(commit)

@@ -1,4 +1,4 @@
-"""Our models in torchvision: the questions torchvision's own tests ask of every builder, and wrong calls."""
+"""Our models in torchvision: the checks of torchvision's own tests on every builder, and wrong calls."""
 
 import copy
 import inspect
@@ -40,7 +40,7 @@ NANO = "vit_nano_4_convstem"
 
 def test_names_are_listed() -> None:
     assert set(NAMES) <= set(list_models())
-    assert set(NAMES) <= set(list_models(torchvision.models))  # which torchvision's own tests ask
+    assert set(NAMES) <= set(list_models(torchvision.models))  # as torchvision's own tests call it
 
 
 def test_only_weights_of_imagenet_1k_have_figures_on_it() -> None:
@@ -59,7 +59,7 @@ def measured(weights: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("host", ["timm", "torchvision"])
 def test_what_is_registered_can_be_pickled(host: str) -> None:
-    convstem.register()  # again, which must not make other functions of the same names
+    convstem.register()  # a second call must not replace the functions
     names = {"timm": timm.list_models(module="convstem_timm"), "torchvision": NAMES}[host]
     find = {"timm": timm.models.model_entrypoint, "torchvision": get_model_builder}[host]
     assert [name for name in names if pickle.loads(pickle.dumps(find(name))) is not find(name)] == []
@@ -92,13 +92,13 @@ def test_builder_enum_and_model(name: str) -> None:
 
 
 PERMITTED = {"categories", "license", "_metrics", "min_size", "num_params", "recipe", "_docs", "_ops", "_file_size"}
-"""Fields of a classifier's metadata; after torchvision's test_extended_models.py, test_schema_meta_validation."""
+"""Fields of a classifier's metadata, from torchvision's test_extended_models.py, test_schema_meta_validation."""
 
 REQUIRED = PERMITTED - {"license"}
 
 
 def schema_faults(meta: dict[str, Any]) -> list[str]:
-    """Return what torchvision's own test would refuse, and what ImageNet classifiers lack."""
+    """Return what torchvision's own test would refuse, and fields that ImageNet classifiers lack."""
     faults = {f"not permitted: {field}" for field in meta.keys() - PERMITTED}
     faults |= {f"missing: {field}" for field in REQUIRED - meta.keys()}
     if len(meta["categories"]) == 1000:
@@ -136,7 +136,7 @@ def test_metadata(name: str) -> None:
 
 
 def test_metadata_of_known_weights() -> None:
-    """Figures that are public: timm's results, and the size that the Hub shows of the source's file."""
+    """Compare with public figures: timm's results, and the source file's size on the Hub."""
     weights = get_weight("ViT_B_16_ConvStem_Weights.DEFAULT")
     assert isinstance(weights.value, Weights)
     assert weights.meta["_metrics"] == {"ImageNet-1K": {"acc@1": 85.108, "acc@5": 97.53}}

@@ -1,4 +1,4 @@
-"""Misspelt arguments name the right one, and a patchify checkpoint is carried, in every kind of model."""
+"""In every kind of model, errors for misspelt arguments name the right one, and a patchify checkpoint is carried."""
 
 import pickle
 import re
@@ -71,7 +71,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 @torch.no_grad()
 @pytest.mark.parametrize(("make", "plain"), MODELS.values(), ids=MODELS)
 def test_a_patchify_checkpoint_is_carried_into_the_stem(make: Callable[..., Any], plain: Callable[..., Any]) -> None:
-    """The names of timm are in the matrix of promises; these are the other models that have a stem of ours."""
+    """The matrix of promises covers timm's names; these are the other models with one of our stems."""
     source, model = randomise(plain()).eval(), make().eval()
     again = pickle.loads(pickle.dumps(model))
     x = torch.rand(1, 3, 224, 224)
@@ -80,7 +80,7 @@ def test_a_patchify_checkpoint_is_carried_into_the_stem(make: Callable[..., Any]
         with pytest.warns(UserWarning, match="has a patch embedding and no conv stem: it was transplanted"):
             twin.load_state_dict(source.state_dict(), strict=strict)
         assert relative_error(twin(x), source(x)) < 2e-5
-    model.load_state_dict(again.state_dict())  # one with a stem is loaded without a word
+    model.load_state_dict(again.state_dict())  # a checkpoint with a stem loads without a warning
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Python blocks of the README, the pages and the cards, run as a reader pastes them: alone, in an empty home.
+"""Python blocks of the README, the pages and the cards run as a reader pastes them: alone, in an empty home.
 
-A block that cannot run here says so in its first line: `# needs the Hub`, whose error offline is checked; `# needs ...`
-(a GPU, a file of the reader's), which is compiled only. A text block that follows a Python block, or a sentence in
-between, is what it prints. The home has a `photo.jpg`: one of the images of `convstem demo`.
+A block that cannot run here says so in its first line. `# needs the Hub`: its offline error is checked. `# needs ...`
+(a GPU, the reader's file): it is only compiled. A text block after a Python block, with at most a sentence in between,
+is its output. The home has a `photo.jpg`, one of the images of `convstem demo`.
 """
 
 import os
@@ -28,12 +28,12 @@ BLOCKS = [
 
 
 def photograph() -> Image.Image:
-    """Return a test image of CIFAR-10: the fourth of those that ``convstem demo`` shows, a cat."""
+    """Return a CIFAR-10 test image: the fourth of ``convstem demo``, a cat."""
     return Image.open(ROOT / "registry" / "cifar10_samples" / "images.png").convert("RGB").crop((96, 0, 128, 32))
 
 
 def run(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command offline, in an empty home that is the working folder too."""
+    """Run a command offline, in an empty home that is also the working folder."""
     photograph().save(home / "photo.jpg", format="PNG")  # lossless; Pillow looks at the content, not at the name
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
     env = {**kept, "HOME": str(home), "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
@@ -41,7 +41,7 @@ def run(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def outcome(block: str, printed: str, home: Path) -> str:
-    """Return what is wrong with a block, or nothing."""
+    """Return a block's fault, or an empty string."""
     compile(block, "block", "exec")
     needs = re.match(r"# needs (.*)", block)
     if needs and not needs[1].startswith("the Hub"):

@@ -1,4 +1,4 @@
-"""The two walks of CONTRIBUTING.md, followed to the letter in a copy of this checkout."""
+"""The two walks of CONTRIBUTING.md, followed literally in a copy of this checkout."""
 
 import json
 import os
@@ -29,14 +29,14 @@ def blocks(title: str, language: str) -> list[str]:
 
 
 class Walk:
-    """A copy of the checkout, and what a contributor does in it."""
+    """A copy of the checkout, and a contributor's actions in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = copy_checkout(folder)
         self.env = {**os.environ, "PYTHONPATH": str(self.folder / "src")}
 
     def run(self, block: str) -> str:
-        """Run the commands of a block and return what they printed."""
+        """Run a block's commands and return their output."""
         printed = ""
         for line in block.strip().splitlines():
             words = shlex.split(line)

@@ -1,4 +1,4 @@
-"""The documents say what is true: the README's tables and code against the registry, generated files against timm."""
+"""The documents are true: the README's tables and code match the registry, generated files match timm."""
 
 import json
 import re
@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def table_rows(page: str) -> dict[str, list[str]]:
-    """Return the cells of a page's table rows by the name in code type that they begin with."""
+    """Return the cells of a page's table rows, keyed by the name in code type at their start."""
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
     return {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
 
@@ -82,7 +82,7 @@ def test_the_errors_of_the_vit_s_are_the_benchmarks() -> None:
 
 
 def _short(number: str) -> str:
-    """Return a number as the documents write it: 9.9e-7 for 9.9e-07."""
+    """Return a number in the documents' format: 9.9e-7 for 9.9e-07."""
     return re.sub(r"e([+-])0", r"e\1", number)
 
 
@@ -186,7 +186,7 @@ def test_the_generated_files_of_the_registry_are_current(script: str) -> None:
 
 @pytest.mark.full
 def test_the_generated_trunks_are_timms() -> None:
-    """The whole sweep (tools/timm_trunks.py --check) takes minutes: every name here, every twentieth built."""
+    """Check every name but build only every twentieth: tools/timm_trunks.py --check builds all and takes minutes."""
     assert set(rows("timm_trunks")) <= set(timm.list_models())
     for name in list(rows("timm_trunks"))[::20]:
         model = build(name)

@@ -1,4 +1,4 @@
-"""One root for every error: what convstem raises is ConvStemError, and the builtin class that Python code expects."""
+"""Every error of convstem is a ConvStemError and the builtin class that Python code expects."""
 
 import ast
 import pickle
@@ -11,8 +11,7 @@ from convstem import errors
 
 SOURCE = Path(convstem.__file__).parent
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type)]
-# What is not a user's mistake: a bug of ours, a host that has changed, Python's own protocol, retried transport;
-# and the command line's usage errors.
+# Not user mistakes: our own bugs, a changed host, Python's own protocol, retried transport. Also click's usage errors.
 CLICK = {"click.BadParameter", "click.ClickException", "click.UsageError"}
 OTHERS = {"AssertionError", "AttributeError", "ConnectionError", "FileNotFoundError", *CLICK}
 HOST_CHANGED = {"RuntimeError": ["upstream.py"]}
@@ -30,7 +29,7 @@ def test_every_class_is_below_the_root_and_says_its_message_plainly(error: type[
 
 
 def test_nothing_else_is_raised() -> None:
-    """A name that is raised is one of ours; what is computed (`explain(...)`, `error`) is the hub's, or re-raised."""
+    """Every class named in a `raise` is ours. A computed one (`explain(...)`, `error`) is the Hub's or re-raised."""
     ours = {error.__name__ for error in CLASSES}
     found: dict[str, list[str]] = {}
     for path in SOURCE.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""`make help` tells what there is, and a commit passes what CI lints."""
+"""`make help` lists every target, and the pre-commit hook runs CI's linters."""
 
 import re
 import shutil
@@ -25,5 +25,5 @@ def test_a_commit_runs_what_ci_lints() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     (local,) = config["repos"]
     (hook,) = local["hooks"]
-    assert (local["repo"], hook["language"]) == ("local", "system")  # nothing comes from the network
+    assert (local["repo"], hook["language"]) == ("local", "system")  # nothing is fetched from the network
     assert f"\n{hook['entry']}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from tools.messages import OURS, SOURCE, calls, messages, texts, told_in_words
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-# What is raised with words of another's: the hosts', the Hub's, or of an error that is listed itself.
+# Errors raised with another's text: the hosts', the Hub's, or that of an error listed elsewhere.
 PASSED_ON = {
     "hub/failures.py": "str(error)",
     "registry/catalog.py": "unknown_name(entry.architecture)",
@@ -55,7 +55,7 @@ def test_every_raise_has_a_text() -> None:
 
 def test_every_error_class_that_is_used_has_a_section() -> None:
     sections = re.findall(r"^## (\w+)", (DOCS / "messages.md").read_text(encoding="utf-8"), re.M)
-    assert set(OURS) - set(sections) == {"ConvStemError"}  # the root, which is never raised itself
+    assert set(OURS) - set(sections) == {"ConvStemError"}  # the root is never raised itself
 
 
 def test_troubleshooting_has_every_switch() -> None:

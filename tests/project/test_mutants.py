@@ -1,4 +1,4 @@
-"""The sampler of mutants changes one thing at a time, leaves wording alone, and counts right."""
+"""The mutant sampler changes one thing at a time, leaves wording alone, and counts correctly."""
 
 import ast
 from pathlib import Path
@@ -63,9 +63,9 @@ def test_a_changed_file_is_python_and_another_program(path: Path) -> None:
 
 def test_the_lines_are_those_that_a_test_must_pass() -> None:
     lines = {(one.name, one.before): one.lines for one in found()}
-    assert lines["check", "3"] == (10, 10)  # the condition alone, not what hangs on it
+    assert lines["check", "3"] == (10, 10)  # the condition without its body
     assert lines["check", 'raise ValueError(f"expected {3}", "x")'] == (11, 11)
-    assert lines["check", "7"] == lines["check", "False"] == (7, 14)  # the function that it is for
+    assert lines["check", "7"] == lines["check", "False"] == (7, 14)  # the whole function
     assert lines["Kept", "5"] == (15, 18)
     assert lines["", "1"][0] == 1 and lines["", "1"][1] > len(MODULE.splitlines())
 

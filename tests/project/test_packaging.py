@@ -1,4 +1,4 @@
-"""The built wheel and sdist, and an editable install, used outside the source tree."""
+"""The built wheel, the sdist and an editable install work outside the source tree."""
 
 import os
 import shutil
@@ -83,7 +83,7 @@ def test_built_package_works_outside_the_source_tree(built: tuple[Path, Path], t
 MEGABYTE = 1_000_000
 WHEEL = {"_convstem_autoload.py", "convstem"}
 SDIST = {".ci", "benchmarks", "docs", "experiments", "hub_cards", "recipes", "registry", "src", "tests", "tools"}
-"""Folders; files at the top are those of the repository, and PKG-INFO."""
+"""Folders. The top-level files are the repository's and PKG-INFO."""
 
 
 def test_contents_and_size(built: tuple[Path, Path]) -> None:

@@ -18,7 +18,7 @@ NAMES = {
 
 
 def unknown_tests(page: str) -> list[str]:
-    """Return the tests that a page names and that do not exist; ``test_such_...`` stands for those beginning so."""
+    """Return tests named on a page that do not exist; ``test_such_...`` stands for all with this prefix."""
     named = re.findall(r"\b(test_\w+?)(_\.\.\.|\b)", page)
     return [name for name, dots in named if not any(n == name or (dots and n.startswith(name)) for n in NAMES)]
 
@@ -39,7 +39,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def missing_files(page: str) -> list[str]:
-    """Return the files of this repository that a page names and that do not exist."""
+    """Return files of this repository named on a page that do not exist."""
     named = re.findall(
         r"\b((?:benchmarks|docs|experiments|recipes|src|tests|tools)/[\w/]+\.(?:py|md|yaml|txt))\b", page
     )
@@ -64,7 +64,7 @@ def test_nothing_is_left_to_fill_in(name: str) -> None:
 
 
 def unused_words(page: str) -> list[str]:
-    """Return the words of a glossary that neither the package nor the registry uses."""
+    """Return words of a glossary that neither the package nor the registry uses."""
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "registry").glob("*.json")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in files)
     cells = re.findall(r"^\| ([^|]+) \| ", page, re.M)

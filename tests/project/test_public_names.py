@@ -28,7 +28,7 @@ convstem.lod("vit_nano4_convstem")
 """
 
 
-@pytest.mark.full  # half a minute, where mypy has not seen torch yet
+@pytest.mark.full  # takes half a minute if mypy has not cached torch yet
 def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
     (tmp_path / "caller.py").write_text(CALLER)
     command = [sys.executable, "-m", "mypy", str(tmp_path / "caller.py")]  # with the project's settings and cache

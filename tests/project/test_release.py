@@ -1,4 +1,4 @@
-"""What a release consists of agrees: versions, floors, the environments of CI, and the counting of skips."""
+"""The parts of a release agree: versions, floors, CI's environments and the counting of skips."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The rooms hold: no import circle, dependencies point one way, the top stays small, CONTRIBUTING and tests/ agree."""
+"""The rooms: no import cycle, dependencies point one way, few files at the top, CONTRIBUTING and tests/ agree."""
 
 import re
 from pathlib import Path
@@ -24,16 +24,16 @@ LEVELS = (
     ("cli",),
     ("__main__",),
 )
-"""A room imports only from levels above its own line; rooms on one line do not know each other."""
+"""A room imports only from the lines above it; rooms on one line do not import each other."""
 
 LEVEL = {room: level for level, names in enumerate(LEVELS) for room in names}
 FILES_AT_THE_TOP = 9
 TEST_FOLDERS = {"experiments", "fuzz", "libraries", "project", "support", "training"}
-"""Folders of tests/ that are about no room: the repository itself, helpers, scripts, and whole training runs."""
+"""Folders of tests/ for no room: the repository itself, helpers, scripts, whole training runs."""
 
 
 def violations(package: Path) -> list[str]:
-    """Return what is wrong with a package's imports, one sentence each."""
+    """Return the faults in a package's imports, one sentence each."""
     graph = rooms.import_graph(package)
     found = [f"{' <-> '.join(sorted(circle))}: an import circle" for circle in rooms.circles(graph)]
     for name in sorted(graph):
@@ -65,7 +65,7 @@ def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path: Path) -> None:
         registry__tables="def rows():\n    from convstem.stem import embed\n",  # up, inside a function
         stem__embed="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..files import cache\n",  # sideways
         files__cache="import convstem.files.paths\n",
-        files__paths="def late():\n    from . import cache\n",  # a circle, one way inside a function
+        files__paths="def late():\n    from . import cache\n",  # a cycle, one way inside a function
         attic__old="from convstem.registry import tables\n",
         **dict.fromkeys("abcdefghi", ""),
     )

@@ -1,8 +1,8 @@
-"""Shell lines of the README, the pages and the recipes: what can run offline runs, the rest is parsed by what it names.
+"""Shell lines of the README, the pages and the recipes run offline if possible; others are parsed.
 
-A line of `convstem` runs in an empty home, and does what it says or tells in a sentence what is missing. A line of one
-of our modules is parsed by its own parser. timm's and torchvision's `train.py` are in no package: their lines name
-models and files that exist; tests/training/test_recipes.py has them parsed where the scripts are given.
+A `convstem` line runs in an empty home: it works, or one sentence says what is missing. A line for one of our modules
+is parsed by the module's parser. timm's and torchvision's `train.py` are in no package, so only models and files in
+their lines are checked; tests/training/test_recipes.py parses them if the scripts are given.
 """
 
 import json
@@ -41,7 +41,7 @@ OURS = ("benchmarks", "experiments", "tests", "tools")
 
 
 def shell_lines(page: str) -> Iterator[str]:
-    """Yield the lines that a page tells its reader to type, without their comments."""
+    """Yield the shell lines of a page, without comments."""
     fenced = "\n".join(FENCE.findall(page))
     plain = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
     for block in (fenced, "\n".join(INDENTED.findall(plain))):
@@ -55,7 +55,7 @@ LINES = [(page, line) for page in PAGES if page.name != "cli.md" for line in she
 MENTIONS = [(page, line) for page in PAGES for line in INLINE.findall(TEXTS[page].replace("\n", " "))]
 
 
-# Each check returns what is wrong with a line, or nothing.
+# Each check returns a line's fault, or an empty string.
 
 
 def check_convstem(words: list[str]) -> str:
@@ -71,7 +71,7 @@ def check_convstem(words: list[str]) -> str:
 
 
 def check_python(words: list[str]) -> str:
-    """Check a script or module that is run; our modules' parsers are asked by `test_a_line_of_our_modules_parses`."""
+    """Check that the script or module exists; `test_a_line_of_our_modules_parses` parses the options."""
     left = [word for word in words[1:] if word != "-P"]
     if left[0] == "-m" and left[1].split(".")[0] in OURS:
         return "" if module_file(left[1]) else f"there is no module {left[1]}"
@@ -89,7 +89,7 @@ def module_file(name: str) -> Path | None:
 
 
 def check_train(words: list[str]) -> str:
-    """Check what a line of timm's or torchvision's train.py names."""
+    """Check the models and files named in a line of timm's or torchvision's train.py."""
     value = dict(pairwise(words))
     if "--config" in value and not (ROOT / value["--config"]).is_file():
         return f"no file {value['--config']}"
@@ -102,7 +102,7 @@ def check_torchrun(words: list[str]) -> str:
 
 
 def check_pip(words: list[str]) -> str:
-    """Check that what is installed exists: this checkout with extras, or known packages; convstem is not published."""
+    """Check that a pip line installs this checkout with existing extras, or known packages; convstem is unpublished."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for name in (word for word in words[2:] if not word.startswith("-")):
         asked = re.fullmatch(r"\.(?:\[(.*)\])?", name)
@@ -176,7 +176,7 @@ def test_a_command_within_a_sentence_names_what_exists(page: Path, line: str) ->
 
 
 def parsed_lines() -> list[list[str]]:
-    """Return the words of every line that one of our modules or scripts parses, options and all."""
+    """Return the words of every line for one of our modules or scripts, options included."""
     lines = {line for _, line in LINES} | {line for _, line in MENTIONS if "NAME" not in line and "," not in line}
     found = []
     for line in sorted(lines):
@@ -218,7 +218,7 @@ def test_a_line_of_ours_runs_or_says_what_it_lacks(line: str, tmp_path: Path) ->
     env = {**kept, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
     command = [sys.executable, "-m", "convstem", *shlex.split(line)[1:]]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    missing = "does not exist" in done.stderr  # a file that the reader has
+    missing = "does not exist" in done.stderr  # the reader's own file
     assert "Traceback" not in done.stderr
     assert done.returncode == 0 or re.search(r"^Error: .{20}", done.stderr, re.M), done.stderr
     assert done.returncode in ((2,) if missing else (0, 1)), done.stderr

@@ -1,4 +1,4 @@
-"""The walks of a call through the package are counted right, on a package made up for it."""
+"""The walks of a call are counted correctly, on a made-up package."""
 
 import importlib
 import sys
@@ -53,7 +53,7 @@ def test_functions_are_counted_once_and_imports_are_not(tmp_path: Path, monkeypa
 def test_a_room_has_its_files_lines_and_statements(tmp_path: Path) -> None:
     write_package(tmp_path / "convstem")
     found = walks.sizes(tmp_path)
-    assert found["registry"] == Counter(files=2, lines=4, statements=2)  # no docstring is one
+    assert found["registry"] == Counter(files=2, lines=4, statements=2)  # docstrings do not count
     assert found["convstem"] == Counter(files=1)
     assert sum(found.values(), Counter())["files"] == len(MODULES)
 

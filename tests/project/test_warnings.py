@@ -1,4 +1,4 @@
-"""Warnings blame the line that called convstem, timm or torchvision, whichever way the call took."""
+"""Warnings point to the line that called convstem, timm or torchvision, by any route."""
 
 import os
 import subprocess

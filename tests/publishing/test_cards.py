@@ -68,7 +68,7 @@ def test_every_weights_entry_has_a_card_with_valid_metadata(name: str) -> None:
 
 
 def test_metrics_have_a_source() -> None:
-    assert ModelCard(card_of(NANO)).data.eval_results[0].source_url is None  # it lies nowhere on the Hub yet
+    assert ModelCard(card_of(NANO)).data.eval_results[0].source_url is None  # it is not on the Hub yet
     (result,) = ModelCard(render(facts_of_entry(catalog.weights()[NANO], "org/x"))).data.eval_results
     measured = catalog.weights()[NANO].metrics["acc@1"]
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("CIFAR-10", "accuracy", measured)

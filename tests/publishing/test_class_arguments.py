@@ -1,4 +1,4 @@
-"""Models built with classes as arguments, such as UNI2-h: no config can hold them, and the way round is said."""
+"""Models built with classes as arguments, such as UNI2-h: no config can hold these, and the error has the remedy."""
 
 from pathlib import Path
 from typing import Any

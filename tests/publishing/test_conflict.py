@@ -1,4 +1,4 @@
-"""What a push makes of a failed commit: made all the same, somebody else's, or still to make."""
+"""How a push treats a failed commit: it was made after all, somebody else pushed, or retry."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ BEFORE, AFTER = "1" * 40, "2" * 40
 
 
 class Conflict(Exception):
-    """The Hub's answer where the branch has moved."""
+    """The Hub's answer if the branch has moved."""
 
     response = SimpleNamespace(status_code=412, headers={}, request=SimpleNamespace(method="POST", url="/api/"))
 
@@ -33,7 +33,7 @@ THEIRS = {**OURS, "config.json": Listed(1, "0" * 40)}
 
 
 def held(monkeypatch: pytest.MonkeyPatch, commit: str, files: Any, **options: Any) -> Target:
-    """Return a target whose branch, and whose only pull request, hold these files."""
+    """Return a target with these files in its branch and in its only pull request."""
     discussions = SimpleNamespace(get_repo_discussions=lambda *_, **__: [SimpleNamespace(num=3)])
     monkeypatch.setattr(Target, "listing", lambda self, revision=None: Listing(commit, files))
     monkeypatch.setattr(Target, "api", discussions)

@@ -93,7 +93,7 @@ def test_the_output_says_what_was_done(tmp_path: Path) -> None:
     told = json.loads(run(tmp_path / "moco.pth.tar", "--out", tmp_path / "json", "--json"))
     assert told["architecture"] == "vit_conv_small"
     assert told["report"]["dropped"]["head.0.weight"] == "the projector is only for pre-training"
-    run(tmp_path / "moco.pth.tar", "--out", tmp_path / "out", status=1)  # never over a model that is there
+    run(tmp_path / "moco.pth.tar", "--out", tmp_path / "out", status=1)  # never over an existing model
 
 
 FULL_SIZE = {
@@ -127,7 +127,7 @@ def test_published_sizes_are_named_without_being_told(name: str) -> None:
 
 
 def plain(folder: Path) -> Path:
-    """A ViT of transformers, as its repository would hold it."""
+    """A transformers ViT in the format of its repository."""
     config = transformers.ViTConfig(
         hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=4
     )
@@ -197,7 +197,7 @@ def test_jax_checkpoints_as_timm_itself_reads_them(big_vision: bool, stack: bool
     timms.load_pretrained(str(tmp_path / "checkpoint.npz"))
     run(tmp_path / "checkpoint.npz", "--out", tmp_path / "out")
     ours = load(tmp_path / "out")
-    assert ours.blocks[0].attn.num_heads == 3  # the shapes say it
+    assert ours.blocks[0].attn.num_heads == 3  # from the shapes
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), timms.state_dict().values(), strict=True))
     with torch.no_grad():
         assert relative_error(ours(IMAGES), expected) < 1e-6
@@ -343,7 +343,7 @@ def test_only_you_can_know_the_heads() -> None:
         convstem.convert(state)
     with pytest.raises(ValueError, match=r"strides of the 4 stem layers cannot be told"):
         convstem.convert(state, num_heads=3)
-    assert len(convstem.convert(state, "torchvision")) == len(state)  # the tensors need neither
+    assert len(convstem.convert(state, "torchvision")) == len(state)  # tensors alone need neither
     with pytest.raises(ValueError, match=r"this checkpoint is not a vitc_4gf: it has 2 blocks of width 24"):
         convstem.convert(state, architecture="vitc_4gf")
     with pytest.raises(ValueError, match=r"convert also takes .*num_heads.*; got heads"):
@@ -478,7 +478,7 @@ def test_transplants_at_other_sizes_than_the_names_are_checked_afterwards(size: 
 
 
 def test_the_check_looks_at_the_transplant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: a transplant that differs is found, and nothing is written."""
+    """Negative control: a transplant that differs is found, and nothing is written."""
     config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96,
                                     image_size=32)  # fmt: skip
     randomise(transformers.ViTForImageClassification(config)).save_pretrained(tmp_path / "source")
@@ -494,9 +494,9 @@ def test_the_check_looks_at_the_transplant(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("vit_nano4_convstem", {"patch_size": 8, "img_size": 64}),  # its stem is no row's
+        ("vit_nano4_convstem", {"patch_size": 8, "img_size": 64}),  # no registry row has its stem
         ("vit_ti16_convstem", {"depth": 1, "patch_size": 8, "img_size": 64}),
-        ("vit_ti16_convstem", {"depth": 1, "stride": 8, "img_size": 64}),  # no shape tells it
+        ("vit_ti16_convstem", {"depth": 1, "stride": 8, "img_size": 64}),  # shapes do not show the stride
         ("vit_ti16_convstem", {"depth": 1, "stride": 32, "img_size": 64}),
         ("vit_nano4_convstem", {"stride": 2, "img_size": 32}),
     ],

@@ -1,4 +1,4 @@
-"""What is written of a folded model says under which licence, and what was done."""
+"""The files of a folded model state its licence and the folding."""
 
 from pathlib import Path
 from typing import Any

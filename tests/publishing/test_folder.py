@@ -1,4 +1,4 @@
-"""One folder writer: nothing of a user's is replaced unasked, and the folder holds one whole model or what it held."""
+"""The folder writer replaces no user's file unasked, and leaves one whole model or the old content."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def command(*arguments: Any) -> None:
     assert done.exit_code == 0, done.output
 
 
-# Writes a model of the sources into a folder; with overwrite=True if asked.
+# Writes a model of the sources into a folder, with overwrite=True if asked.
 WRITERS: dict[str, Callable[..., Any]] = {
     "convert": lambda root, out, **options: convert_to_folder(root / "w.pth", out, **options),
     "transplant": lambda root, out, **options: transplant_to_folder(root / "plain", out, **options),
@@ -86,7 +86,7 @@ def test_on_request_the_whole_model_is_replaced(how: str, sources: Path, tmp_pat
     assert sorted(contents(tmp_path)) == [*FILES, "train.py"]
     assert (tmp_path / "train.py").read_text() == "MINE"
     assert convstem.load(tmp_path)
-    WRITERS[how](sources, tmp_path, overwrite=True)  # its own, again
+    WRITERS[how](sources, tmp_path, overwrite=True)  # over its own files
 
 
 @writers

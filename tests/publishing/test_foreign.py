@@ -1,4 +1,4 @@
-"""``--check`` runs the model of the checkpoint's own library, whatever class its config names, or says why not."""
+"""``--check`` runs the model of the checkpoint's own library, for any class in its config, or says why not."""
 
 import json
 from collections.abc import Callable
@@ -128,7 +128,7 @@ def test_the_recipe_for_other_channels_and_classes() -> None:
 
 
 def torchvisions(stem: bool) -> Any:
-    """Return a small ViT as torchvision's users build one."""
+    """Return a small torchvision ViT."""
     from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
     layers = [ConvStemConfig(8, 3, 2), ConvStemConfig(16, 3, 2), ConvStemConfig(24, 3, 2), ConvStemConfig(24, 3, 2)]

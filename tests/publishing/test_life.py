@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""A model's life: made, pushed, loaded, trained, pushed again; and what its cards say on the way."""
+"""A model's life: made, pushed, loaded, trained, pushed again; and its cards at each step."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,7 @@ TI = "vit_tiny_patch16_224"
 
 
 def checkpoint(path: Path, arch: str, model: Any, **args: Any) -> Path:
-    """Write a checkpoint as timm's train.py does."""
+    """Write a checkpoint in the format of timm's train.py."""
     args = {"model": arch, "pretrained": False, "model_kwargs": {}, **args}
     torch.save({"arch": arch, "state_dict": model.state_dict(), "args": argparse.Namespace(**args)}, path)
     return path
@@ -36,7 +36,7 @@ def checkpoint(path: Path, arch: str, model: Any, **args: Any) -> Path:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A folder with a small model of ours whose stem is not the architecture's."""
+    """A folder with a small model of ours whose stem differs from the architecture's."""
     folder = tmp_path / "saved"
     folder.mkdir()
     stage(randomise(timm.create_model(NANO, num_classes=3, stem_channels=[32, 64])), folder)
@@ -111,7 +111,7 @@ def test_provenance_survives_save_load_and_timms_own_save(tmp_path: Path) -> Non
     assert "Transplanted from timm/x at commit 0123. Made from org/y at commit 4567." in text
     assert (ModelCard(text).data.base_model, ModelCard(text).data.license) == ("org/y", "mit")
     fresh = timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
-    assert steps(fresh.pretrained_cfg) == ()  # the config came along, the weights did not
+    assert steps(fresh.pretrained_cfg) == ()  # the config was used without the weights
 
 
 def test_a_folders_card_runs_where_it_lies_and_names_the_repository_after_a_push(
@@ -180,7 +180,7 @@ def put_source(hub: HubServer, folder: Path, **changes: Any) -> str:
 
 
 def run_all(env: dict[str, str], *codes: str) -> None:
-    """Run each piece of code in a process of its own."""
+    """Run each piece of code in a separate process."""
     for code in codes:
         done = run_python(code, timeout=300, **env)
         assert done.returncode == 0, done.stderr
@@ -217,14 +217,14 @@ def test_the_same_with_timms_own_train_py(hub: HubServer, cache: str, tmp_path: 
     commit = put_source(hub, tmp_path / "source", num_classes=CLASSES, depth=2)
     settings = hub_settings(hub, cache)
     run_all(settings, TRANSPLANT)
-    env = {**settings, "HF_HUB_OFFLINE": "0"}  # the tests' own processes are offline
+    env = {**settings, "HF_HUB_OFFLINE": "0"}  # the test process itself is offline
     run = train(timm_scripts, "life", "--model", "hf-hub:writer/twin", "--pretrained", env=env)
     assert run.checkpoint["arch"] == "hf-hub:writer/twin"
     twin, tuned = tmp_path / "twin.safetensors", run.weights
     twin.write_bytes(hub.store.read("writer/twin", "model.safetensors"))
     started = load_file(twin)
     gap = float((started["head.weight"] - tuned["head.weight"]).abs().max())
-    assert 0 < gap < 0.1  # trained, and from there: Adam's steps are 1e-3
+    assert 0 < gap < 0.1  # trained from these weights: Adam's steps are 1e-3
     run_all(settings, push(run.folder / "last.pth.tar"), LOAD)
     check_cards(hub, commit)
     pushed = tmp_path / "tuned.safetensors"

@@ -1,4 +1,4 @@
-"""Models and checkpoints of odd kinds: pushed and converted as they are, or refused in a sentence."""
+"""Unusual models and checkpoints are pushed and converted as they are, or refused in one sentence."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""What needs no network works without one, and says what it could not compare."""
+"""Calls that need no network work offline, and say what they could not compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing the registry, without the Hub: what is refused, and what is asked for."""
+"""Publishing the registry without the Hub: refusals and requests."""
 
 import os
 from typing import Any
@@ -22,12 +22,12 @@ TRANSPLANT = next(entry for entry in catalog.weights().values() if entry.transfo
 
 
 class Asked(Exception):
-    """Stops where the Hub would be asked."""
+    """Raised in place of a request to the Hub."""
 
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the Hub is asked for."""
+    """The requests to the Hub."""
     found: dict[str, Any] = {}
 
     def fetch(repository: str, **options: Any) -> None:

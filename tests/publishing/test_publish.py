@@ -17,7 +17,7 @@ from tests.support.hub_server.fixtures import client, hub, server  # noqa: F401
 NANO = "vit_nano4_convstem.cifar10"
 TWENTY = [f"vit_nano4_convstem.copy{i:02}" for i in range(20)]
 
-# A registry of 20 small entries: 20 tags of the embedded weights.
+# A registry with 20 small entries: 20 tags of the embedded weights.
 REGISTRY = f"""
 import convstem, timm
 from convstem.publishing import publish as publishing

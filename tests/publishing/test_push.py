@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - pytest fixtures are arguments of the same name
-"""Writing to the Hub: one atomic commit, idempotent and verified, of whatever a user has."""
+"""A push makes one atomic, idempotent, verified commit of any form of a user's model."""
 
 import json
 import re
@@ -40,7 +40,7 @@ nano = timm.create_model("vit_nano4_convstem", num_classes=3, pretrained_cfg_ove
 
 @pytest.fixture
 def pusher(hub: HubServer, client: Client) -> Client:
-    """A client that has a small model called ``nano``."""
+    """A client with a small model named ``nano``."""
     assert client(MODEL).error is None
     return client
 
@@ -61,7 +61,7 @@ def test_one_commit_that_timm_loads(hub: HubServer, pusher: Client) -> None:
     (entry,) = written = yaml.safe_load(hub.store.read(REPO, EVALUATION))
     assert entry["dataset"] == {"id": "uoft-cs/cifar10", "task_id": "default"}
     assert (entry["value"], entry["notes"], entry["source"]["name"]) == (12.5, "acc@1", "Model card")
-    if hasattr(huggingface_hub, "parse_eval_result_entries"):  # not at the floors
+    if hasattr(huggingface_hub, "parse_eval_result_entries"):  # the oldest supported version lacks it
         (parsed,) = huggingface_hub.parse_eval_result_entries(written)
         assert (parsed.dataset_id, parsed.value) == ("uoft-cs/cifar10", 12.5)
         assert huggingface_hub.eval_result_entries_to_yaml([parsed]) == written
@@ -295,7 +295,7 @@ def test_a_commit_that_holds_something_else_is_reported(tmp_path: Path, monkeypa
 
 @pytest.mark.full
 def test_two_pushers_at_once(hub: HubServer, pusher: Client) -> None:
-    """Both start from the same commit; one wins, the other is told, nothing is lost."""
+    """Both start from the same commit; one wins, the other gets an error, nothing is lost."""
     push(pusher)
     hub.arm(Fault(origin="hub", method="POST", path="/commit/", wait=2.0, times=2))
     code = (
@@ -364,7 +364,7 @@ def test_the_card_of_a_transplanted_random_model_names_no_source(hub: HubServer,
 
 @pytest.mark.full
 def test_a_transplanted_folder_keeps_its_card(hub: HubServer, pusher: Client, tmp_path: Path) -> None:
-    """``convstem transplant --out`` writes the card before the repository has a name; no path of ours is in it."""
+    """``convstem transplant --out`` writes the card before the repository has a name, without local paths."""
     made = pusher(f"""
         import pathlib
         from convstem.publishing.derived import transplant_to_folder
@@ -393,7 +393,7 @@ LOAD_FAULTS = {
 @pytest.mark.full
 @pytest.mark.parametrize("name", LOAD_FAULTS)
 def test_loading_under_faults(hub: HubServer, pusher: Client, tmp_path: Path, name: str) -> None:
-    """timm and convstem.load, from a cold cache: the right weights or a clear error, and then the right weights."""
+    """From a cold cache, timm and convstem.load give the right weights, or a clear error and then the right weights."""
     push(pusher)
     code = """
         model = {load}
@@ -428,12 +428,12 @@ def test_a_damaged_config_is_fetched_again(hub: HubServer, pusher: Client, tmp_p
 
 @pytest.mark.full
 def test_a_config_that_is_damaged_but_readable_is_noticed(hub: HubServer, pusher: Client, tmp_path: Path) -> None:
-    """timm reads the config before it calls us, so the load that read it wrongly must not succeed."""
+    """timm reads the config before our code runs, so a load that read a damaged config must fail."""
     push(pusher)
     load = f"result = timm.create_model('hf-hub:{REPO}', pretrained=True, cache_dir={str(tmp_path)!r}).num_classes"
     hub.arm(Fault(origin="hub", path="config.json", flip=hub.store.read(REPO, "config.json").index(b"0.4914")))
     plain = load.replace("pretrained=True, ", "")
-    assert pusher(plain).error is None  # negative control: without weights nobody looks
+    assert pusher(plain).error is None  # negative control: without weights nothing is checked
     broken = pusher(load)
     assert broken.kind == "HubError"
     assert "config.json of writer/nano was damaged in the cache when timm read it; it has been fetched" in broken.error
@@ -471,7 +471,7 @@ def test_transformers_loads_it(hub: HubServer, pusher: Client, cache: str) -> No
 
 @pytest.mark.full
 def test_commands(hub: HubServer, pusher: Client, tmp_path: Path, cache: str) -> None:
-    """push, pull and verify from the command line; the token is nowhere in what they print."""
+    """push, pull and verify on the command line never print the token."""
     folder, secret = str(tmp_path / "model"), "hf_topsecret"
     hub.writers.add(secret)
     pusher(f"convstem.pull('vit_nano4_convstem.cifar10', out={folder!r})")

@@ -1,4 +1,4 @@
-"""Several processes and one folder: ranks of a training that pull the same model, and two that write different ones."""
+"""Several processes and one folder: ranks that pull the same model, and two writers of different models."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def test_six_ranks_pull_the_same_model_into_one_folder_and_load_it(tmp_path: Pat
 
 @pytest.mark.full
 def test_two_writers_never_leave_one_ones_config_and_the_others_weights(tmp_path: Path) -> None:
-    """A reader sees one whole model, or that there is none at this moment."""
+    """A reader sees one whole model, or none at that moment."""
     for depth in (1, 2):
         model = timm.create_model(NANO, depth=depth)
 

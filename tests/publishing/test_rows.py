@@ -1,4 +1,4 @@
-"""What `convstem convert` says it did, row by row."""
+"""The output of `convstem convert`, row by row."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ REPORT = ConversionReport(
 
 
 class Transplanted:
-    """What a transplant reports."""
+    """A stand-in for a transplant's result."""
 
     measured_error = 0.00123
 

@@ -1,4 +1,4 @@
-"""What is written computes what the model computes, whatever was changed in place: said by the config, or refused."""
+"""A saved model computes the same as the original after any in-place change, or saving is refused."""
 
 import json
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def test_what_is_unchanged_is_written(dtype: torch.dtype, tmp_path: Path) -> Non
         staged(make().to(dtype), tmp_path / str(index))
     model = nano().train()
     staged(model, tmp_path / "training")
-    assert model.training  # it is left as it was
+    assert model.training  # the mode is restored
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -87,7 +87,7 @@ def test_what_a_config_cannot_say_is_refused(name: str, tmp_path: Path) -> None:
     model = nano()
     change(model)
     if name == "a scale":
-        model.blocks[0].attn.fused_attn = False  # which scales by itself
+        model.blocks[0].attn.fused_attn = False  # fused attention has its own scale
     with pytest.raises(ArgumentError, match=message):
         staged(model, tmp_path)
 

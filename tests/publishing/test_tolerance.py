@@ -1,4 +1,4 @@
-"""How far a written model may be from its original: less where both can be run in double precision."""
+"""A written model's tolerance against its original is smaller if both can run in float64."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""A checkpoint of train.py is believed within the limits of a config, and never makes anybody ask the network."""
+"""A train.py checkpoint is subject to a config's limits, and causes no network request."""
 
 import argparse
 import json
@@ -79,7 +79,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Whatever asks for a connection is noted, and gets none."""
+    """Record and refuse every connection."""
     asked: list[Any] = []
 
     def refuse(*address: Any, **_: Any) -> Any:
@@ -129,7 +129,7 @@ def test_what_cannot_be_is_one_of_our_errors(name: str, good: Content, tmp_path:
 def test_no_repository_is_asked_where_the_architecture_is_given(
     good: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is a name that no repository can have put into a card."""
+    """An invalid repository name also never reaches a card."""
     fetched: list[Any] = []
     monkeypatch.setattr("convstem.publishing.trained.fetch", lambda *args: fetched.append(args))
     content = {**good, "arch": "hf-hub:evil/x\n# Owned", "args": argparse.Namespace(pretrained=True)}

@@ -1,4 +1,4 @@
-"""What training wraps around a model is taken off before a push; what is no model is named."""
+"""Wrappers from training are removed before a push; errors name anything that is no model."""
 
 from collections.abc import Callable
 from pathlib import Path

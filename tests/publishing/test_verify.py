@@ -1,4 +1,4 @@
-"""``convstem verify`` on folders: what is right passes every check, and each thing that can be wrong fails its own."""
+"""``convstem verify`` on folders: a valid one passes every check, and each fault fails its own check."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
-    """A folder that may be spoiled."""
+    """A folder that tests may damage."""
     for path in good.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
@@ -41,7 +41,7 @@ def failed(folder: Path) -> dict[str, str]:
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
-    """Return a function that changes ``config.json``; a dict is merged, None removes."""
+    """Return a function that changes ``config.json``: a dict is merged, None removes a field."""
 
     def spoil(folder: Path) -> None:
         path = folder / "config.json"

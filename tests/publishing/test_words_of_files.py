@@ -1,4 +1,4 @@
-"""What a file or the Hub says is shown, never obeyed: by the terminal, by markdown, by YAML."""
+"""Text from a file or the Hub is shown, never interpreted, by the terminal, markdown and YAML."""
 
 import argparse
 import json
@@ -32,11 +32,11 @@ from tests.support.everyday import mostly_in_ci
 
 NANO = "vit_nano4_convstem"
 ESCAPE = "\x1b[1A\x1b[2K\r\nok      forged \x9b31m\x07\x7f\u202e\u2028"
-"""Goes up a line and clears it, begins a line of its own, sounds the bell, and turns the text around."""
+"""Moves up a line and clears it, starts a new line, rings the bell, and reverses text."""
 
 
 def obeyed(text: str) -> list[str]:
-    """Return what a terminal would obey, and the lines that a file has forged."""
+    """Return the control characters in a text, and the lines forged by a file."""
     forged = [line for line in text.splitlines() if line.startswith("ok      forged")]
     return [character for character in text if character not in "\n\t" and printable(character) != character] + forged
 
@@ -46,7 +46,7 @@ def test_what_a_terminal_would_obey_is_seen_and_escaped() -> None:
     assert obeyed(printable(ESCAPE)) == []
     assert printable("Größe 木, 3 → 4\t", lines=True) == "Größe 木, 3 → 4\t"
     assert printable("a\nb\tc") == "a\\nb\\tc"
-    assert printable("\udce9") == "\\udce9"  # of a path that is not UTF-8
+    assert printable("\udce9") == "\\udce9"  # from a path that is not UTF-8
     assert obeyed(str(InvalidFileError(ESCAPE))) == []
 
 
@@ -61,7 +61,7 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
 
 
 def run(*arguments: Any) -> str:
-    """Return everything that a command prints."""
+    """Return a command's whole output."""
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.output
@@ -99,7 +99,7 @@ def test_every_field_of_a_config(folder: Path, part: int) -> None:
                 convstem.load(folder)
             assert "forged" in str(caught.value)
             assert obeyed(str(caught.value)) == []
-    assert seen > 5  # it did get into what is printed
+    assert seen > 5  # the text did reach the output
 
 
 def test_names_of_tensors_and_files(folder: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_words_become_text() -> None:
 
 
 def test_a_sources_words_never_become_our_cards_structure(folder: Path, tmp_path: Path) -> None:
-    """Its description is shown as it is; its licence and notes, which have a form, count only in that form."""
+    """A source's description is shown literally. Its licence and notes count only in their exact format."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     notes = [f"convstem: made from {MARKDOWN}", "convstem: made from org/a/b", "convstem: fine-tuned from org/m@0123"]
@@ -276,6 +276,6 @@ def test_a_card_of_no_licence_gets_the_one_that_is_given(folder: Path, license: 
     write_card(folder, "org/m", license, None, None, {})
     data = ModelCard(card.read_text()).data
     assert {name: data.get(name) for name in ("license", "license_name") if data.get(name)} == fields
-    assert card.read_text().endswith("license: other\n")  # below the metadata nothing changes
-    with pytest.raises(ArgumentError, match="make them agree"):  # now it names one
+    assert card.read_text().endswith("license: other\n")  # nothing below the metadata changes
+    with pytest.raises(ArgumentError, match="make them agree"):  # now the card names a licence
         write_card(folder, "org/m", "bsd-3-clause", None, None, {})

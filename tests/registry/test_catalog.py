@@ -1,4 +1,4 @@
-"""The registry: every row is right, and a wrong row says where and why."""
+"""The registry: every row is valid, and the error for a wrong row says where and why."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def read(tmp_path: Path, text: str, record: Any) -> Any:
 
 
 def changed(row: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with other fields; None takes one away."""
+    """Return a row with changed fields; None removes one."""
     return {key: value for key, value in {**row, **change}.items() if value is not None}
 
 
@@ -128,7 +128,7 @@ def test_weights_are_of_an_architecture_and_in_one_file(
     monkeypatch: pytest.MonkeyPatch, name: str, files: list[str], message: str | None
 ) -> None:
     own = {file: {name: WEIGHTS_ROW} if file in files else {} for file in ("weights", "timm_weights")}
-    monkeypatch.setattr(catalog, "rows", lambda file: own[file] if file in own else rows(file))  # the rest is kept
+    monkeypatch.setattr(catalog, "rows", lambda file: own[file] if file in own else rows(file))  # keep other files
     weights = catalog.weights.__wrapped__
     if message is None:
         assert list(weights()) == [name]
@@ -171,6 +171,6 @@ def test_unknown_names_list_the_nearest() -> None:
         catalog.find("vit_b16_convstm")
     with pytest.raises(KeyError, match="convstem list"):
         catalog.find("resnet50")
-    near = catalog.nearest("vitc_19gf")  # both hosts have the paper's names
+    near = catalog.nearest("vitc_19gf")  # the paper's names exist in both hosts
     assert len(near) == len({*near}) > 1
     assert catalog.find("ViT_B_16_convstem.some_tag").name == "vit_b16_convstem"

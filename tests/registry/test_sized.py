@@ -1,4 +1,4 @@
-"""A trunk at another size is that of the timm architecture that was measured at it."""
+"""A trunk at another size has the counts of the timm architecture measured at that size."""
 
 from convstem.registry import catalog
 from convstem.registry.records import macs, num_params

@@ -1,4 +1,4 @@
-"""The walk over a stem's layers, which every count, table and builder takes, against the stem that timm runs."""
+"""The walk over a stem's layers (used by every count, table and builder) matches the stem that timm runs."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def test_layers_are_those_that_run(img_size: Any, in_chans: int) -> None:
 
 
 @pytest.mark.parametrize("last", [(1, 1), (3, 1), (3, 2), (2, 2), (4, 4)])
-@pytest.mark.parametrize("layers", [((2, 2), (3, 3)), ((4, 2), (4, 2))])  # the second are patches, without padding
+@pytest.mark.parametrize("layers", [((2, 2), (3, 3)), ((4, 2), (4, 2))])  # the second: patches without padding
 @pytest.mark.parametrize("img_size", [(64, 48), (61, 50)])
 def test_the_last_convolution_is_the_one_that_runs(
     last: tuple[int, int], layers: tuple[tuple[int, int], tuple[int, int]], img_size: tuple[int, int]

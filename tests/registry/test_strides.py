@@ -1,4 +1,4 @@
-"""Which strides there are, and what a stem of other weights can do of them."""
+"""The possible strides, and those that a stem with given weights can have."""
 
 import pytest
 

@@ -108,7 +108,7 @@ def test_a_transplant_that_no_name_rebuilds_is_not_written(tmp_path: Path) -> No
 
 @pytest.mark.full
 def test_all_sizes_of_a_name_are_one_architecture() -> None:
-    rows = {*catalog.models(), *named_trunks()} - {"vit_7b16_dinov3_convstem"}  # takes long to build
+    rows = {*catalog.models(), *named_trunks()} - {"vit_7b16_dinov3_convstem"}  # slow to build
     sources = {spec.trunk: spec.img_size for spec in rule_trunks().values() if transplanted_name(spec.trunk) in rows}
     assert len(sources) > 60
     for source, size in sources.items():
@@ -141,7 +141,7 @@ def test_a_transplant_on_a_trunk_by_rule_is_known_to_a_new_process(tmp_path: Pat
 
 def test_other_sizes_become_suffixes() -> None:
     tags = list(trunk_cfgs("vit_l16_siglip_convstem", "vit_large_patch16_siglip_256"))
-    assert tags[-1].endswith("_384")  # 512: unlike
+    assert tags[-1].endswith("_384")  # not 512
     tags = list(trunk_cfgs("deit3_b16_convstem", "deit3_base_patch16_224"))
     assert "deit3_b16_convstem.fb_in1k" in tags
     assert "deit3_b16_convstem.fb_in1k_384" in tags

@@ -1,6 +1,6 @@
-"""BatchNorm in a ViT: what averaging, conversion, freezing, small batches and accumulated gradients do to a stem.
+"""BatchNorm in a ViT: effects of averaging, conversion, freezing, small batches and accumulated gradients on a stem.
 
-docs/batchnorm.md says what to choose; each of its claims points here or to test_distributed.py.
+docs/batchnorm.md gives the advice; each of its claims points here or to test_distributed.py.
 """
 
 import copy
@@ -30,7 +30,7 @@ def create(**kwargs: Any) -> Any:
 
 
 def images(count: int = 16) -> Tensor:
-    """Return images whose channels and brightness differ from each other."""
+    """Return images that differ in brightness and in their channels."""
     generator = torch.Generator().manual_seed(1)
     level = torch.linspace(-2, 2, count).view(count, 1, 1, 1)
     return level + torch.randn(count, 3, 32, 32, generator=generator)
@@ -51,7 +51,7 @@ def test_timms_ema_averages_the_running_statistics(foreach: bool) -> None:
     ema.update(model)
     averaged, now = ema.module.state_dict(), model.state_dict()
     assert now[MEAN].abs().max() > 1e-3
-    assert torch.allclose(averaged[MEAN], 0.25 * now[MEAN])  # it began at zero
+    assert torch.allclose(averaged[MEAN], 0.25 * now[MEAN])  # it started at zero
     assert averaged[COUNT] == now[COUNT] == 1
 
 
@@ -80,11 +80,11 @@ def test_timms_sync_bn_conversion_keeps_keys_function_and_training() -> None:
     assert list(converted.state_dict()) == keys
     assert torch.equal(converted.eval()(images()), expected)
     assert not torch.equal(trained, expected)
-    assert torch.equal(converted.train()(images()), trained)  # in one process there is nothing to synchronize
+    assert torch.equal(converted.train()(images()), trained)  # one process has nothing to synchronize
 
 
 def test_torchs_sync_bn_conversion_of_a_timm_stem_is_refused() -> None:
-    """It would train on silently, without the stem's activations."""
+    """It would silently train without the stem's activations."""
     trained = timm.create_model(NAME, pretrained=True).eval()
     with torch.no_grad():
         expected = trained(images())
@@ -96,7 +96,7 @@ def test_torchs_sync_bn_conversion_of_a_timm_stem_is_refused() -> None:
 
 
 def test_torchs_sync_bn_conversion_of_a_torchvision_model_keeps_the_function() -> None:
-    """torchvision's train.py converts with torch's function; its activations are modules of their own."""
+    """torchvision's train.py uses torch's conversion; in its models activations are separate modules."""
     model = randomise(torchvision.models.get_model("vit_nano_4_convstem"))
     expected = model.eval()(images())
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -142,7 +142,7 @@ def test_frozen_statistics_survive_train_mode(how: Any) -> None:
 
 
 def test_pretrained_weights_load_into_frozen_norms_and_back(tmp_path: Path) -> None:
-    """Frozen norms have no batch counter: neither a surplus nor a missing one is an error."""
+    """Frozen norms have no batch counter, so a surplus or missing one is no error."""
     expected = timm.create_model(NAME, pretrained=True).state_dict()
     frozen = timm.create_model(NAME, pretrained=True, stem_norm="frozen_bn").state_dict()
     assert expected.keys() - frozen.keys() == {name for name in expected if name.endswith("num_batches_tracked")}
@@ -157,7 +157,7 @@ def test_pretrained_weights_load_into_frozen_norms_and_back(tmp_path: Path) -> N
 
 
 def drift(model: Any, batch_size: int, steps: int = 20) -> float:
-    """Return how far evaluation has moved, relatively, after forwards in train mode without any update."""
+    """Return the relative change of eval outputs after train-mode forwards without any update."""
     everything, stem = images(64), model.patch_embed
     expected = model.eval()(everything)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
@@ -172,7 +172,7 @@ def drift(model: Any, batch_size: int, steps: int = 20) -> float:
 def test_small_batches_move_the_function_more_than_large_ones() -> None:
     settled, everything = randomise(create()), images(64)
     for _ in range(100):
-        settled.patch_embed.train()(everything)  # statistics of all images: where a larger batch would stay
+        settled.patch_embed.train()(everything)  # statistics of all images, as with a larger batch
     small, large = drift(copy.deepcopy(settled), 1), drift(copy.deepcopy(settled), 64)
     assert large < 1e-3
     assert small > 20 * large

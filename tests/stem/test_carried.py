@@ -1,4 +1,4 @@
-"""What a stem is said to carry, and the stems that are refused."""
+"""The report of what a stem carries, and the stems that are refused."""
 
 import math
 from itertools import product
@@ -31,7 +31,7 @@ SMALL = list(product((1, 2, 5, 11), ((2,), (2, 2), (2, 1), (1, 2), (2, 1, 1)), r
 
 @pytest.mark.parametrize("in_chans", [1, 2])
 def test_a_stem_is_refused_where_no_choice_of_what_it_carries_fits(in_chans: int) -> None:
-    """Each layer carries pixels or, from some layer on, the embedding: all choices are tried."""
+    """Layers carry pixels and, from some layer on, the embedding. All choices are tried."""
     seen = set()
     for embed_dim, strides, pick in SMALL:
         choices = [max(1, in_chans * 4 ** (layer + 1) * share // 4) for layer in range(3) for share in (1, 3, 4, 8)]
@@ -40,7 +40,7 @@ def test_a_stem_is_refused_where_no_choice_of_what_it_carries_fits(in_chans: int
             sides = [math.prod(strides[: layer + 1]) for layer in range(len(strides))]
             pixels = [in_chans * side**2 for side in sides]
             shares = [embed_dim * (spec.patch_size // side) ** 2 for side in sides]
-            possible: set[bool] = set()  # whether it is exact for every input
+            possible: set[bool] = set()  # whether each choice is exact for every input
             for turn in range(len(strides) + 1):
                 signed = [w >= 2 * v for w, v in zip(channels, [*pixels[:turn], *shares[turn:]], strict=True)]
                 once = [w >= v for w, v in zip(channels, pixels[:turn], strict=False)]

@@ -1,4 +1,4 @@
-"""What a stem carries of a patch embedding, against the patch embedding itself."""
+"""A stem that carries a patch embedding is compared with the patch embedding."""
 
 import math
 
@@ -39,7 +39,7 @@ STEMS = [
     pytest.param(48, 3, StemSpec((24, 96, 384, 1536)), id="patch16-signed"),
     pytest.param(101, 1, StemSpec((4, 200), (2, 7), (3, 13)), id="patch14-stride-7"),
     pytest.param(76, 1, StemSpec((4, 20, 150), (2, 2, 3), (3, 5, 5)), id="patch12-stride-3"),
-    # the last convolution has taps of its own
+    # the last convolution has its own taps
     pytest.param(40, 3, StemSpec((24,), last_kernel_size=3, last_stride=2), id="patch4-last-3x3"),
     pytest.param(40, 3, StemSpec((12, 48), last_kernel_size=3), id="patch4-last-3x3-stride-1"),
     pytest.param(300, 3, StemSpec((24, 48, 192), last_kernel_size=3, last_stride=2), id="patch16-ecvit"),
@@ -47,7 +47,7 @@ STEMS = [
     pytest.param(
         90, 3, StemSpec((96, 384), (4, 2), (4, 2), last_kernel_size=2, last_stride=2), id="patch16-mobileclip"
     ),
-    # the embedding in the last ones
+    # the embedding in the last layers
     pytest.param(20, 3, StemSpec((24, 40)), id="embedding-patch4"),
     pytest.param(20, 3, StemSpec((24, 60), norm="none"), id="embedding-patch4-spare"),
     pytest.param(20, 3, StemSpec((24, 40, 40), (2, 2, 1)), id="embedding-then-stride-1"),
@@ -92,7 +92,7 @@ def test_a_stem_is_the_patch_embedding_where_its_report_says_so(embed_dim: int, 
 def test_default_stems_are_exact_for_every_input(patch: int, embed_dim: int, in_chans: int) -> None:
     weight, bias = filters(embed_dim, in_chans, patch)
     spec = default_stem(patch, embed_dim, in_chans)
-    state, report = carry(weight, bias, spec, dtype=torch.float32)  # no range is needed
+    state, report = carry(weight, bias, spec, dtype=torch.float32)  # needs no pixel range
     assert report.scope == EVERY_INPUT
     assert relative_error(build_stem(state, spec), weight, bias, noise(in_chans, 2 * patch)) < 2e-6
     once = StemSpec(tuple(in_chans * 4 ** (k + 1) for k in range(len(spec.channels))))  # negative control: shifted
@@ -120,7 +120,7 @@ def test_the_last_convolution_is_plus_and_minus_identity() -> None:
 )
 @pytest.mark.parametrize("norm", ["none", "batchnorm2d"])
 def test_bfloat16_costs_what_it_costs_the_patch_embedding(widths: tuple[int, ...], factor: float, norm: str) -> None:
-    """Pixels with both signs cost nothing, the embedding one more rounding of the output, shifts several bits."""
+    """Pixels with both signs lose nothing, the embedding one more rounding of the output, shifts several bits."""
     weight, bias = filters(192, 3, 16)
     images = white_images(3, 64)
     plain = nn.Sequential(nn.Sequential())
@@ -198,13 +198,13 @@ def neighbourly(count: int, size: int) -> Tensor:
 
 def test_a_batchnorm_has_the_statistics_of_what_it_sees() -> None:
     weight, bias = filters(30, 3, 4)
-    weight[:10], weight[10:20, :, ::2] = weight[:10].abs(), -weight[10:20, :, 1::2]  # smooth ones, and edges
+    weight[:10], weight[10:20, :, ::2] = weight[:10].abs(), -weight[10:20, :, 1::2]  # smooth filters and edges
     stem, _ = transplant(StemSpec((12, 60)), weight, bias, low=[-9.0] * 3, dtype=torch.float64)
     images = neighbourly(64, 64)
     stored = {name: value.clone() for name, value in stem.named_buffers() if "running" in name}
     for module in stem.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain mean of what it sees: this one batch
+            module.momentum = None  # the plain mean over batches: this one
             module.reset_running_stats()
     with torch.no_grad():
         stem.train()(images)
@@ -212,13 +212,13 @@ def test_a_batchnorm_has_the_statistics_of_what_it_sees() -> None:
         seen = stem.get_buffer(name)
         scale = stored[name.replace("mean", "var")].sqrt() if name.endswith("mean") else value
         assert float(((seen - value) / scale).abs().max()) < 0.2
-    assert relative_error(stem, weight, bias, images) < 0.1  # in training mode as well
+    assert relative_error(stem, weight, bias, images) < 0.1  # also in training mode
     assert relative_error(stem, weight, bias, noise(3, 64)) > 0.3  # negative control: other statistics
 
 
 def test_spare_channels_are_initialised_and_unread() -> None:
     weight, bias = filters(8, 3, 4)
-    state, _ = carry(weight, bias, StemSpec((20, 256)), [LOW] * 3)  # 12 values; 48, with both signs
+    state, _ = carry(weight, bias, StemSpec((20, 256)), [LOW] * 3)  # 12 values, then 48 with both signs
     for index, used, fan_in in ((0, 12, 27), (1, 96, 180)):
         spare = state[f"{index}.conv.weight"][used:]
         assert float(spare.std()) == pytest.approx(math.sqrt(2 / fan_in), rel=0.1)
@@ -267,7 +267,7 @@ def test_inputs_and_global_state_are_left_alone() -> None:
     generator_state = torch.get_rng_state()
     state, _ = carry(weight, bias, StemSpec((20, 64)), low)
     for value in state.values():
-        value.zero_()  # shares nothing with what was given
+        value.zero_()  # the result shares no memory with the arguments
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
     assert torch.equal(torch.get_rng_state(), generator_state)
 
@@ -332,7 +332,7 @@ def test_errors(change: dict[str, object], message: str) -> None:
 
 def test_high_pixels_need_no_bound() -> None:
     weight, bias = filters(8, 3, 4)
-    images = white_images(3, 16) - LOW  # from zero on
+    images = white_images(3, 16) - LOW  # starting at zero
     stem, _ = transplant(StemSpec((12, 16)), weight, bias, low=[0.0] * 3)
     assert relative_error(stem, weight, bias, 100 * images) < 2e-6
     assert relative_error(stem, weight, bias, -images) > 0.1

@@ -1,4 +1,4 @@
-"""A patch embedding carried at another stride than its patch size, against a convolution of that stride."""
+"""A patch embedding carried at a stride other than its patch size is compared with a convolution of that stride."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.support.stem_transplants import LOW, build_stem, filters, noise, whit
 DENSER = [
     # patch, stride, embed_dim, in_chans
     (16, 8, 48, 3),
-    (16, 8, 900, 3),  # more than a patch has pixels: the last layer carries these
+    (16, 8, 900, 3),  # embed_dim exceeds a patch's pixels, so the last layer carries the pixels
     (16, 4, 20, 3),
     (16, 2, 8, 1),
     (8, 1, 8, 3),
@@ -57,9 +57,9 @@ def test_denser_tokens_are_those_of_a_convolution_with_this_stride(
     assert error(got[..., :rows, :columns], inside) < 1e-13
     more = patch - stride
     assert error(got, F.conv2d(F.pad(images, (0, more, 0, more)), weight, bias, stride)) < 1e-13
-    apart = patch // stride  # every so manieth token is one of the patch embedding's own
+    apart = patch // stride  # every apart-th token is one of the original patch embedding's
     assert error(got[..., ::apart, ::apart][..., :2, :2], F.conv2d(images, weight, bias, patch)[..., :2, :2]) < 1e-13
-    before = F.conv2d(F.pad(images, (more, 0, more, 0)), weight, bias, stride)  # negative control: patches beside them
+    before = F.conv2d(F.pad(images, (more, 0, more, 0)), weight, bias, stride)  # negative control: shifted patches
     assert error(got, before) > 0.1
 
 
@@ -114,7 +114,7 @@ def test_a_stem_averages_in_as_many_layers_as_it_must() -> None:
 
 
 def test_the_last_convolution_may_read_the_patch_instead() -> None:
-    """Half the multiply-adds of a layer that carries the embedding with both signs, for stems that timm alone takes."""
+    """It takes half the multiply-adds of a layer with both signs of the embedding, but only timm takes such stems."""
     for patch, stride, spec, border in (
         (16, 8, StemSpec((24, 96, 384), norm="none", last_kernel_size=3), ZERO),
         (16, 4, StemSpec((24, 96), last_kernel_size=7), ZERO),

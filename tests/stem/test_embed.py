@@ -1,4 +1,4 @@
-"""Images that a stem by itself takes: of its own size, unless it is told otherwise."""
+"""A stem alone takes only images of its own size, unless told otherwise."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Stems without norm: in both hosts, saved, converted, transplanted into, and loaded from stems with BatchNorm."""
+"""Stems without a norm in both hosts: saved, converted, transplanted into, loaded from stems with BatchNorm."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -200,7 +200,7 @@ def test_a_damaged_stem_is_named_by_torch(source: str, target: str, key: str, da
     if damaged is not None:
         state[f"patch_embed.backbone.0.{key}"] = damaged
     with (
-        pytest.warns(UserWarning, match="folded|mean 0"),  # the other layer is whole
+        pytest.warns(UserWarning, match="folded|mean 0"),  # the other layer is complete
         pytest.raises(RuntimeError, match="patch_embed.backbone.0"),
     ):
         nano(target).load_state_dict(state)

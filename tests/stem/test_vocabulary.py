@@ -1,4 +1,4 @@
-"""Stems: conversion to and from torchvision's vocabulary, and overriding one."""
+"""Converting stems to and from torchvision's vocabulary, and overriding one."""
 
 from typing import Any
 
@@ -94,10 +94,10 @@ def test_override_keeps_or_resets_strides() -> None:
 @pytest.mark.parametrize(
     ("patch", "embed_dim", "in_chans", "channels"),
     [
-        (16, 192, 3, (24, 96, 384, 384)),  # the last layer: the embedding, where that is less than the pixels
+        (16, 192, 3, (24, 96, 384, 384)),  # the last layer carries the embedding if it is smaller than the pixels
         (16, 768, 3, (24, 96, 384, 1536)),
         (16, 1024, 3, (24, 96, 384, 1536)),
-        (16, 768, 1, (24, 96, 384, 1536)),  # as for RGB, so that RGB weights load
+        (16, 768, 1, (24, 96, 384, 1536)),  # the same as for RGB, so that RGB weights load
         (16, 768, 13, (104, 416, 1664, 1536)),
         (8, 384, 3, (24, 96, 384)),
         (32, 384, 3, (24, 48, 192, 768, 768)),

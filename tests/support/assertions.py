@@ -6,7 +6,7 @@ from torch import nn
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
-    """Give every parameter and buffer a non-trivial value, so that no layer is at its identity."""
+    """Give every parameter and buffer a non-trivial value, so that no layer is the identity."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
@@ -17,11 +17,11 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm of the expected tensor."""
+    """Return the norm of the difference over the norm of the expected tensor."""
     return float((actual - expected).norm() / expected.norm())
 
 
 def largest_difference(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
-    """Largest absolute difference of two models' outputs in eval mode."""
+    """Return the largest absolute difference of two models' outputs in eval mode."""
     with torch.no_grad():
         return float((a.eval()(x) - b.eval()(x)).abs().max())

@@ -1,4 +1,4 @@
-"""A copy of this checkout, for tests that change it or build it."""
+"""A copy of this checkout, for tests that change or build it."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy every file that git knows or would add into a new folder, and return it."""
+    """Copy every file that git tracks or would add into a new folder, and return it."""
     command = ["git", "ls-files", "-co", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():

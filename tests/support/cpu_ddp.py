@@ -1,6 +1,6 @@
 """Imported by train.py --device-modules, so that two processes can train on one CPU.
 
-timm hands DistributedDataParallel its device, which torch takes for accelerators only. Nothing else is changed.
+timm passes its device to DistributedDataParallel, which torch allows only for accelerators. Nothing else is changed.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from torch.nn import parallel
 
 
 class CpuDistributedDataParallel(parallel.DistributedDataParallel):
-    """``DistributedDataParallel`` without device numbers."""
+    """``DistributedDataParallel`` without device ids."""
 
     def __init__(self, module: nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
         super().__init__(module, **kwargs)

@@ -1,6 +1,6 @@
-"""One of several processes that torchrun starts for test_distributed.py; rank 0 leaves ``results.pt`` in a folder.
+"""One of the processes that torchrun starts for test_distributed.py. Rank 0 writes ``results.pt`` into a folder.
 
-torchrun --nproc-per-node 2 tests/distributed_worker.py FOLDER DEVICE
+torchrun --nproc-per-node 2 tests/support/distributed_worker.py FOLDER DEVICE
 """
 
 import sys
@@ -30,7 +30,7 @@ def create(norm: str, seed: int = 0) -> Any:
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Return 16 images and labels, the two halves unlike each other."""
+    """Return 16 images and labels; the two halves differ."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(16, 3, 32, 32, generator=generator)
     images[8:] = 2 * images[8:] + 1
@@ -38,7 +38,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def step(model: Any, images: Tensor, labels: Tensor, optimizer: Any = None) -> None:
-    """Backpropagate one batch, and update if there is an optimizer."""
+    """Backpropagate one batch; update if there is an optimizer."""
     nn.functional.cross_entropy(model(images), labels).backward()
     if optimizer is not None:
         optimizer.step()
@@ -70,7 +70,7 @@ def ddp_gradients(device: Any, norm: str, convert: bool | None = None) -> dict[s
 
 
 def buffers_seen(device: Any, broadcast: bool) -> Tensor:
-    """Return the running mean of the last process after a forward, where each process began with its rank in it."""
+    """Return the last process's running mean after a forward; each process starts with its rank as running mean."""
     ddp = DistributedDataParallel(create("batchnorm2d").to(device).eval(), broadcast_buffers=broadcast)
     running_mean = dict(ddp.module.named_buffers())[MEAN]
     running_mean.fill_(dist.get_rank())
@@ -81,7 +81,7 @@ def buffers_seen(device: Any, broadcast: bool) -> Tensor:
 
 
 def reduced_buffers(device: Any) -> Tensor:
-    """Return the running mean after timm's ``--dist-bn reduce``, where each process began with its rank in it."""
+    """Return the running mean after timm's ``--dist-bn reduce``; each process starts with its rank as running mean."""
     model = create("batchnorm2d").to(device)
     dict(model.named_buffers())[MEAN].fill_(dist.get_rank())
     distribute_bn(model, dist.get_world_size(), reduce=True)
@@ -89,7 +89,7 @@ def reduced_buffers(device: Any) -> Tensor:
 
 
 def sync_bn_message(device: Any) -> str:
-    """Return what DistributedDataParallel says about SyncBatchNorm on this device."""
+    """Return DistributedDataParallel's message about SyncBatchNorm on this device."""
     try:
         DistributedDataParallel(convert_sync_batchnorm(create("batchnorm2d")).to(device))
     except ValueError as error:
@@ -98,7 +98,7 @@ def sync_bn_message(device: Any) -> str:
 
 
 def fsdp(device: Any, folder: Path) -> int:
-    """Shard block by block, train one step, save; return how many values of the parameters this process holds."""
+    """Shard block by block, train one step, save. Return the number of parameter values in this process."""
     model = create("frozen_bn").to(device)
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     for block in model.blocks:
@@ -112,7 +112,7 @@ def fsdp(device: Any, folder: Path) -> int:
 
 
 def main(folder: Path, device: Any) -> None:
-    """Run everything once; starting processes costs more than the work."""
+    """Run everything in one go, since starting processes costs more than the work."""
     if device == "cuda":
         torch.cuda.set_device(int(dist.get_node_local_rank()))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")

@@ -1,4 +1,4 @@
-"""Parameters of which the everyday tests take a few, and CI all."""
+"""Test parameters: the everyday tests take a few, CI takes all."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import pytest
 
 
 def mostly_in_ci(values: Sequence[Any], everyday: Collection[Any]) -> list[Any]:
-    """Mark those values for ``--full`` that are not among the everyday ones.
+    """Mark all values for ``--full`` except the everyday ones.
 
     Args:
-        values: of ``parametrize``; a tuple is one set of parameters.
-        everyday: some of them, or of the first of each set.
+        values: values for ``parametrize``; a tuple is one set of parameters.
+        everyday: some of the values, or of the sets' first elements.
     """
     return [value if _first(value) in everyday else _in_ci(value) for value in values]
 

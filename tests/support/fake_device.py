@@ -1,4 +1,4 @@
-"""A stand-in for an accelerator: counts what is sent, and copies as late as an asynchronous device may."""
+"""A stand-in for an accelerator: it counts copies, and copies as late as an asynchronous device may."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from convstem.weights.devices import Piece
 
 
 class FakeCopier:
-    """Stands in for a device: a copy happens only when somebody waits for it, as late as an asynchronous one may."""
+    """A copy happens only when it is waited for, as late as an asynchronous device may."""
 
     def __init__(self) -> None:
         self.pending: dict[int, tuple[Sequence[Piece], Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Configs written to do harm or by mistake: each is a change of a saved model's ``config.json``."""
+"""Malicious or mistaken configs: each is a change of a saved model's ``config.json``."""
 
 import json
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 Config = dict[str, Any]
 
 DELETE = object()
-"""As a value: the field is removed."""
+"""Value that removes the field."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of one part of a config; an empty ``part`` is its root."""
+    """A change of one part of a config; an empty ``part`` is the root."""
 
     part: str
     values: Config
@@ -69,18 +69,18 @@ def both(*changes: Change) -> Both:
 
 
 def classes(count: Any) -> Both:
-    """State a number of classes in ``pretrained_cfg`` alone."""
+    """Set the number of classes in ``pretrained_cfg`` only."""
     return both(root(num_classes=DELETE), cfg(num_classes=count))
 
 
 def images(size: Any) -> Both:
-    """State the size of images in ``pretrained_cfg`` alone; ``model_args`` would go first."""
+    """Set the image size in ``pretrained_cfg`` only; ``model_args`` would take precedence."""
     return both(arg(img_size=DELETE, in_chans=DELETE), cfg(input_size=size, fixed_input_size=True))
 
 
-# What is wrong -> the change, for any timm model.
+# Fault -> the change, for any timm model.
 HOSTILE: dict[str, Change | Both] = {
-    # sizes that would take all memory, or for ever
+    # sizes that would take all memory, or forever
     "10^6 blocks": arg(depth=10**6),
     "400 blocks": arg(depth=400),
     "width 16384": arg(embed_dim=16384),
@@ -98,7 +98,7 @@ HOSTILE: dict[str, Change | Both] = {
     "10^6 heads": arg(num_heads=10**6),
     "a number of 400 digits": cfg(crop_pct=10**400),
     "depth of 400 digits": arg(depth=10**400),
-    # numbers that cannot be
+    # impossible numbers
     "negative depth": arg(depth=-1),
     "no blocks": arg(depth=0),
     "negative width": arg(embed_dim=-192),
@@ -110,7 +110,7 @@ HOSTILE: dict[str, Change | Both] = {
     "images of negative size": images([3, -32, -32]),
     "images that are no multiple of the patch": both(arg(img_size=33), cfg(input_size=[3, 33, 33])),
     "dropout of 7": arg(drop_rate=7.0),
-    # one type for another
+    # wrong types
     "depth a string": arg(depth="12"),
     "depth a fraction": arg(depth=1.5),
     "depth true": arg(depth=True),
@@ -137,7 +137,7 @@ HOSTILE: dict[str, Change | Both] = {
     "input_size of two numbers": images([32, 32]),
     "input_size null": images(None),
     "fixed_input_size a string": cfg(fixed_input_size="yes"),
-    # arguments that no model has, or that are not a file's to give
+    # arguments that no model has, or that a file may not set
     "an argument that does not exist": arg(evil=1),
     "loading that is not strict": arg(pretrained_strict=False),
     "a device": arg(device="meta"),
@@ -157,7 +157,7 @@ HOSTILE: dict[str, Change | Both] = {
     "architecture a number": root(architecture=7),
     "architecture missing": root(architecture=DELETE),
     "architecture that does not exist": root(architecture="vit_bogus"),
-    # a model that the file does not hold
+    # another model than the file's
     "classes that the file does not hold": both(root(num_classes=5), cfg(num_classes=5)),
     "another number of blocks": arg(depth=3),
     "images of twice the size": both(arg(img_size=64), cfg(input_size=[3, 64, 64], fixed_input_size=True)),
@@ -167,7 +167,7 @@ HOSTILE: dict[str, Change | Both] = {
     "registers": arg(reg_tokens=4),
 }
 
-# The same, for ours only: fields that a transplant does not read, and the stem.
+# The same for our models only: fields that a transplant does not read, and the stem.
 OURS: dict[str, Change | Both] = {
     "pretrained_cfg missing": root(pretrained_cfg=DELETE),
     "another architecture": root(architecture="resnet50"),
@@ -202,7 +202,7 @@ OURS: dict[str, Change | Both] = {
     "epsilon a string": arg(norm_eps="1e-6"),
 }
 
-# Files that are no object of JSON.
+# Files that are no JSON object.
 BROKEN: dict[str, bytes] = {
     "empty": b"",
     "half": b'{"architecture": "vit_',

@@ -1,4 +1,4 @@
-"""timm's plain ViT as the JAX projects store it, to write the .npz files of their users."""
+"""timm's plain ViT in the JAX projects' format, to write .npz files like their users'."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def npz(state: dict[str, Tensor], heads: int, big_vision: bool) -> dict[str, Any]:
-    """timm's plain ViT as the JAX projects name and shape it."""
+    """Return timm's plain ViT with the JAX projects' names and shapes."""
     numbers = (0, 0, 1) if big_vision else (1, 3, 2)
     names = {"norm1": "LayerNorm_0", "norm2": f"LayerNorm_{numbers[2]}"}
     out: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def npz(state: dict[str, Tensor], heads: int, big_vision: bool) -> dict[str, Any
 
 
 def stacked(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The blocks scanned over, as big_vision does on request."""
+    """Stack the blocks for scan, as big_vision does on request."""
     rest = {key: value for key, value in arrays.items() if "encoderblock_" not in key}
     first = [key for key in arrays if "encoderblock_0/" in key]
     for key in first:

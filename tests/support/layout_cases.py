@@ -1,4 +1,4 @@
-"""One small model of every layout with random weights, and the checkpoints that its users hold."""
+"""One small model of every layout with random weights, and its users' forms of checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A layout as somebody holds it."""
+    """A layout in one form that users have."""
 
     name: str
     layout: str
@@ -31,7 +31,7 @@ class Case:
     hold: Callable[[State], State]
     """Wraps the model's state dict as the file does."""
     facts: State = field(default_factory=dict)
-    """What shapes do not tell."""
+    """Facts that shapes do not show."""
     output: Callable[[Any], Tensor] = lambda output: output
     arguments: State = field(default_factory=dict)
     use_ema: bool | None = None
@@ -43,7 +43,7 @@ class Case:
         if getattr(model, "fixed", False):
             model.fix_positions()
         if isinstance(model, vits.Normalised):
-            model.normalize.std.abs_().add_(0.1)  # a standard deviation is positive
+            model.normalize.std.abs_().add_(0.1)  # must be positive
         return model
 
     def reference(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def add_prefix(prefix: str, state: State) -> State:
 
 
 def other(state: State) -> State:
-    """Return weights of the same shapes, which must not be taken."""
+    """Return other weights of the same shapes, which must not be loaded."""
     return {key: value + 1 for key, value in state.items()}
 
 
@@ -105,7 +105,7 @@ def _classy(state: State) -> State:
 
 
 def whole_ecvit(state: State, kind: str = "ecdet") -> State:
-    """Return the state dict of a detector, segmenter or pose model around a backbone of this state dict."""
+    """Return the state dict of a detector, segmenter or pose model around a backbone's state dict."""
     around = {
         key: tensor
         for key, tensor in ecvits.whole(kind, ecvits.ECViT()).double().state_dict().items()
@@ -167,7 +167,7 @@ def _clip() -> nn.Module:
 
 
 def file_keys(model: nn.Module, folder: Any) -> State:
-    """Return the state dict of a transformers model as its file has it."""
+    """Return a transformers model's state dict with the keys in its file."""
     from safetensors.torch import load_file
 
     model.save_pretrained(folder)

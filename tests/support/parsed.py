@@ -1,7 +1,7 @@
 """Parse command lines of this repository's modules and scripts without running them.
 
-``python -m tests.support.parsed`` reads a list of lines (lists of words that begin with a module or a script) as JSON
-from standard input, and writes what the parser of each says against it; one process, because all of them import torch.
+``python -m tests.support.parsed`` reads lines (lists of words that start with a module or script) as JSON from standard
+input and writes each parser's objection. It is one process because all of them import torch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ PARSE = argparse.ArgumentParser.parse_args
 
 
 class ParsedError(Exception):
-    """Raised instead of going on: the line was understood."""
+    """Raised to stop after a line was parsed successfully."""
 
 
 def parse(self: Any, args: Any = None, namespace: Any = None) -> None:
@@ -27,7 +27,7 @@ def parse(self: Any, args: Any = None, namespace: Any = None) -> None:
 
 
 def wrong(words: list[str]) -> str:
-    """Return what a line's parser says against it, or nothing."""
+    """Return the parser's objection to a line, or an empty string."""
     sys.argv = words
     said = io.StringIO()
     try:
@@ -42,7 +42,7 @@ def wrong(words: list[str]) -> str:
 
 
 def parses(place: Path) -> bool:
-    """Return whether a module's file has a parser; one without takes no options and would run."""
+    """Return whether a module's file has a parser; without one it takes no options and would run."""
     return "parse_args(" in place.read_text(encoding="utf-8")
 
 

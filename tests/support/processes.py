@@ -15,5 +15,5 @@ def python(code: str, *args: Any, check: bool = True, **env: str) -> subprocess.
     )  # fmt: skip
     if check:
         assert done.returncode == 0, done.stderr
-        assert "RuntimeWarning: convstem" not in done.stderr, done.stderr  # which breaks no import of a host
+        assert "RuntimeWarning: convstem" not in done.stderr, done.stderr  # our warning instead of a failed host import
     return done

@@ -1,6 +1,6 @@
-"""EdgeCrafter's ECViT and the models around it, restated from what is known of them: keys, shapes, order of operations.
+"""EdgeCrafter's ECViT and the models around it, rewritten with the same keys, shapes and order of operations.
 
-Of encoders and decoders only the keys matter: they are built, and never run.
+Encoders and decoders are built only for their keys and never run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD = 64
 
 
 def tree(**children: Any) -> nn.Module:
-    """A module with these children, parameters (of a number) and lists."""
+    """Return a module with these children, parameters (given by a number) and lists."""
     module = nn.Module()
     for name, child in children.items():
         if isinstance(child, list):
@@ -37,7 +37,7 @@ def conv_norm(before: int, after: int, kernel: int = 1, stride: int = 1) -> nn.M
 
 
 class RotaryAttention(Attention):
-    """Rotates queries and keys of the patches, not of the register; ``sin`` and ``cos`` are [tokens, HEAD]."""
+    """Rotates the patches' queries and keys but not the register's; ``sin`` and ``cos`` are [tokens, HEAD]."""
 
     angles: tuple[Tensor, Tensor]
 
@@ -56,7 +56,7 @@ class RotaryAttention(Attention):
 
 
 class ECViT(nn.Module):
-    """The backbone; returns the mean of the patch tokens, without any norm behind the last block."""
+    """The backbone. It returns the mean of the patch tokens, without a norm after the last block."""
 
     fixed = True
 
@@ -137,7 +137,7 @@ def feed_forward(dim: int) -> dict[str, Any]:
 
 
 def box_decoder(dim: int, masks: bool) -> nn.Module:
-    """The keys of the decoder of boxes, with the head for masks or without."""
+    """The keys of the decoder for boxes, with or without the head for masks."""
     layers = [
         tree(self_attn=attention(dim), cross_attn=cross(dim, num_points_scale=3), norm1=nn.LayerNorm(dim),
              **feed_forward(dim))
@@ -161,7 +161,7 @@ def box_decoder(dim: int, masks: bool) -> nn.Module:
 
 
 def pose_decoder(dim: int) -> nn.Module:
-    """The keys of the decoder of poses."""
+    """The keys of the decoder for poses."""
     layers = [
         tree(within_attn=attention(dim), within_norm=nn.LayerNorm(dim), across_attn=attention(dim),
              across_norm=nn.LayerNorm(dim), cross_attn=cross(dim), **feed_forward(dim))
@@ -181,7 +181,7 @@ KINDS = ("ecdet", "ecseg", "ecpose")
 
 
 def whole(kind: str, backbone: ECViT, dim: int = 8) -> nn.Module:
-    """A whole model as their notebook saves it: ``backbone.backbone``, its projector, encoder and decoder."""
+    """A whole model as EdgeCrafter's notebook saves it: ``backbone.backbone``, its projector, encoder and decoder."""
     projector: Iterable[nn.Module] = [conv_norm(dim, dim) for _ in range(3)]
     decoder = pose_decoder(dim) if kind == "ecpose" else box_decoder(dim, masks=kind == "ecseg")
     return tree(backbone=tree(backbone=backbone, projector=list(projector)), encoder=encoder(dim), decoder=decoder)

@@ -1,4 +1,4 @@
-"""ViTs of other projects, restated from what is known of them: names, shapes and order of operations."""
+"""ViTs of other projects, rewritten with the same names, shapes and order of operations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 class BatchFirstViT(nn.Module):
-    """The ViT of timm 0.4, which MoCo v3 and revisiting-at build on; ``proj`` embeds the patches."""
+    """The ViT of timm 0.4, the base of MoCo v3 and revisiting-at; ``proj`` embeds the patches."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ def moco_stem(dim: int) -> nn.Sequential:
 
 
 class MocoViT(BatchFirstViT):
-    """MoCo v3's ``vit_conv_*``: 12 heads at every width; positions are a table until somebody fine-tunes them."""
+    """MoCo v3's ``vit_conv_*``: 12 heads at every width; positions are a fixed table unless fine-tuned."""
 
     def __init__(self, dim: int = 24, depth: int = 2, classes: int = 5, tokens: int = 4, fixed: bool = True) -> None:
         super().__init__(moco_stem(dim), dim, depth, 12, classes, tokens)
@@ -111,7 +111,7 @@ class MocoViT(BatchFirstViT):
 
 
 def moco_projector(dim: int, depth: int = 3) -> nn.Sequential:
-    """What pre-training puts in the place of the head; its predictor has two layers."""
+    """The projector that replaces the head in pre-training; the predictor has two layers."""
     layers: list[nn.Module] = []
     for before, after in ((dim, 8), *[(8, 8)] * (depth - 2), (8, 4)):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, affine=after != 4), nn.ReLU()]
@@ -147,7 +147,7 @@ def robust(
     first: int = 3, dim: int = 24, depth: int = 2, heads: int = 3, medium: bool = False, classes: int = 5,
     tokens: int = 4,
 ) -> BatchFirstViT:  # fmt: skip
-    """The ViTs of revisiting-at; the medium one is a DeiT-III: LayerScale, and no position for the class token."""
+    """The ViTs of revisiting-at. The medium one is a DeiT-III: LayerScale, no position for the class token."""
     return BatchFirstViT(ConvBlock(first, dim), dim, depth, heads, classes, tokens, medium, not medium)
 
 
@@ -192,7 +192,7 @@ class SequenceFirstBlock(nn.Module):
 
 
 class PyclsViT(nn.Module):
-    """pycls's ViT_C: sequence first, LayerNorm epsilon 1e-5; without class token it averages."""
+    """pycls's ViT_C: sequence first, LayerNorm epsilon 1e-5; without a class token it averages."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class PyclsViT(nn.Module):
 
 
 class ClassyViT(nn.Module):
-    """ClassyVision's ViT with its head apart, as its checkpoints keep it."""
+    """ClassyVision's ViT with a separate head, as in its checkpoints."""
 
     def __init__(self, widths: tuple[int, ...] = (4, 8, 8, 16), dim: int = 24, depth: int = 2, heads: int = 3) -> None:
         super().__init__()

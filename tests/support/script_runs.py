@@ -1,4 +1,4 @@
-"""Runs timm's and torchvision's scripts, unmodified, as a user does: a subprocess on an image folder."""
+"""Runs timm's and torchvision's unmodified scripts like a user: a subprocess on an image folder."""
 
 import csv
 import os
@@ -14,18 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 CLASSES, TRAIN, VALIDATION = 10, 4, 3
-"""Ten classes, as the embedded weights have; images of each class in each split."""
+"""Ten classes, like the embedded weights; images per class in each split."""
 
 NAME = "vit_nano4_convstem"
 BASE = f"--model {NAME} --device cpu --batch-size 20 --workers 0 --no-aug --warmup-epochs 0 --opt adamw --lr 1e-3"
-"""Flags of every call of timm's train.py; later ones override them."""
+"""Flags for every call of timm's train.py; later flags override them."""
 
 TWO_PROCESSES: dict[str, Any] = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
 
 
 @dataclass(frozen=True)
 class Scripts:
-    """A folder of scripts, an image folder to run them on, and where their output goes."""
+    """A folder of scripts, an image folder for them, and their output folder."""
 
     folder: Path
     images: Path
@@ -40,7 +40,7 @@ class Scripts:
         fails: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> str:
-        """Run a script (or ``python -c CODE``) in its folder; return what it printed, logs and all."""
+        """Run a script (or ``python -c CODE``) in its folder; return all of its output."""
         target = ["-c", code] if code else [*launcher, script]
         command = [sys.executable, *target, *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": import_path(), **(env or {})}
@@ -69,7 +69,7 @@ def write_images(root: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return a training checkpoint; it holds the script's argparse namespace, hence the full unpickler."""
+    """Return a training checkpoint. It holds the script's argparse namespace, so it needs the full unpickler."""
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
@@ -85,7 +85,7 @@ def largest_gap(a: Any, b: Any) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """What a call of train.py left."""
+    """The results of a call of train.py."""
 
     folder: Path
     log: str

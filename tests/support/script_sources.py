@@ -1,4 +1,4 @@
-"""Where the hosts' training scripts come from: a clone that the environment names, or Debian's source package."""
+"""Finds the hosts' training scripts: in a clone named by the environment, or in Debian's source package."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from tests.hosts.conformance.torchvision_source import download
 
 
 def copy_scripts(source: Path, target: Path) -> Path:
-    """Copy the scripts alone, so that they import the installed package and not the one beside them."""
+    """Copy only the scripts, so that they import the installed package instead of the one beside them."""
     target.mkdir()
     for path in source.glob("*.py"):
         shutil.copy(path, target)
@@ -18,7 +18,7 @@ def copy_scripts(source: Path, target: Path) -> Path:
 
 
 def find_timm_scripts() -> Path:
-    """Return the folder of timm's scripts, or skip: they are in timm's repository only, not in its sdist."""
+    """Return the folder of timm's scripts, or skip: they are only in timm's repository, not in its sdist."""
     folder = os.environ.get("CONVSTEM_TIMM_SCRIPTS")
     if folder is None:
         pytest.skip("CONVSTEM_TIMM_SCRIPTS is not set: no package has timm's scripts; point it at a clone of timm")
@@ -27,7 +27,7 @@ def find_timm_scripts() -> Path:
 
 
 def find_torchvision_scripts(folder: Path) -> Path:
-    """Return the folder of torchvision's classification scripts: a clone's, or Debian's source package's."""
+    """Return the folder of torchvision's classification scripts, from a clone or Debian's source package."""
     given = os.environ.get("CONVSTEM_TORCHVISION_SCRIPTS")
     if given is not None:
         assert (Path(given) / "presets.py").is_file(), f"CONVSTEM_TORCHVISION_SCRIPTS={given} has no presets.py"

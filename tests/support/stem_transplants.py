@@ -1,4 +1,4 @@
-"""Stems of plain torch modules that carry a patch embedding, filters and images, for the tests of ``carry``."""
+"""Stems of plain torch modules that carry a patch embedding, plus filters and images, for tests of ``carry``."""
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +19,21 @@ def filters(embed_dim: int, in_chans: int, patch: int, seed: int = 0) -> tuple[T
 
 
 def white_images(in_chans: int, size: int, beyond: float = 0.0) -> Tensor:
-    """Independent uniform pixels: no help from smoothness. ``beyond`` widens the range on both sides."""
+    """Return independent uniform pixels, without any smoothness. ``beyond`` widens the range on both sides."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(2, in_chans, size, size + size, generator=generator, dtype=torch.float64)
-    pixels[0, :, :2, :2], pixels[0, :, -2:, -2:] = 0, 1  # the ends of the range themselves
+    pixels[0, :, :2, :2], pixels[0, :, -2:, -2:] = 0, 1  # include the ends of the range
     return LOW - beyond + pixels * (HIGH - LOW + 2 * beyond)
 
 
 def noise(in_chans: int, size: int) -> Tensor:
-    """Pixels of no range: normal ones, far beyond that of images."""
+    """Return normally distributed pixels, far beyond the range of images."""
     generator = torch.Generator().manual_seed(5)
     return 3 * torch.randn(2, in_chans, size, 2 * size, generator=generator, dtype=torch.float64)
 
 
 def build_stem(state: dict[str, Tensor], spec: StemSpec) -> nn.Sequential:
-    """Build the stem of plain torch modules with these parameters, in eval mode and in their type."""
+    """Build the stem from plain torch modules with these parameters, in eval mode and in their dtype."""
     layers: dict[str, nn.Module] = {}
     for layer in spec.layers(in_chans=state["0.conv.weight"].shape[1]):
         padding = 0 if layer.kernel_size == layer.stride else (layer.kernel_size - 1) // 2

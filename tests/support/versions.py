@@ -1,4 +1,4 @@
-"""Versions that some tests need. At the floors there is transformers 4, since 5 asks for a newer huggingface_hub."""
+"""Versions that some tests need. The floors have transformers 4, since 5 requires a newer huggingface_hub."""
 
 from importlib.metadata import version
 

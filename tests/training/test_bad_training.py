@@ -1,4 +1,4 @@
-"""What a user sees when training is set up wrongly, in the models and through timm's train.py."""
+"""What a user sees when training is misconfigured, in the models and through timm's train.py."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_mixed_image_sizes_need_dynamic_img_size() -> None:
 
 
 def test_a_batch_of_one_trains_on_one_images_statistics() -> None:
-    """torch refuses one value per channel only; a stem sees many pixels, so this is legal, and stated in the docs."""
+    """torch refuses only one value per channel. A stem sees many pixels, so this is legal; the docs mention it."""
     model = timm.create_model(TIMM)
     image = torch.randn(1, 3, 32, 32)
     model.train()(image).sum().backward()
@@ -48,7 +48,7 @@ def test_a_batch_of_one_trains_on_one_images_statistics() -> None:
 
 @pytest.mark.full
 def test_a_diverging_learning_rate_is_seen_in_log_and_summary(timm_scripts: Scripts) -> None:
-    """train.py goes on: the loss reads nan in its log and summary.csv, and the exit code says nothing."""
+    """train.py goes on: log and summary.csv show a nan loss, but the exit status does not."""
     fine = train(timm_scripts, "converges")
     assert not math.isnan(float(fine.summary[-1]["train_loss"]))
     run = train(timm_scripts, "diverges", "--opt", "sgd", "--lr", "1e12", epochs=2)

@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.device_count() > 1 else "cpu"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run two processes, on two GPUs where there are, and return the folder that they leave."""
+    """Run two processes, on two GPUs if present, and return their output folder."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, *TWO_PROCESSES["launcher"], str(WORKER), str(folder), DEVICE]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -45,7 +45,7 @@ def whole_batch_gradients(norm: str) -> dict[str, Tensor]:
 
 
 def test_with_batchnorm_two_processes_compute_another_gradient_than_one(results: dict[str, Any]) -> None:
-    """Each process normalizes by its own half; this is also the negative control of the next test."""
+    """Each process normalizes by its own half. This is also the negative control of the next test."""
     assert largest_gap(results["gradients"]["batchnorm2d"], whole_batch_gradients("batchnorm2d")) > 1e-3
 
 
@@ -62,7 +62,7 @@ def test_sync_bn_computes_the_gradient_of_one_process_where_torch_has_it(results
 
 
 def test_ddp_gives_every_process_the_buffers_of_the_first(results: dict[str, Any]) -> None:
-    """What torchvision's and timm's train.py do by default; timm's --no-ddp-bb leaves each process its own."""
+    """The default of torchvision's and timm's train.py; with timm's --no-ddp-bb each process keeps its own."""
     seen = results["broadcast"]
     assert (seen[False] == 1).all()
     assert (seen[True] == 0).all()
@@ -79,7 +79,7 @@ def test_fsdp_shards_the_model(results: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_sharded_checkpoint_goes_on_in_one_process(folder: Path) -> None:
-    """Saved by two processes, loaded by one: weights and moments are those of one process that trained all along."""
+    """Saved by two processes, loaded by one: weights and moments equal those of a single-process training."""
     alone = create("frozen_bn")
     optimizer = create_optimizer(alone)
     step(alone, *batch(), optimizer)

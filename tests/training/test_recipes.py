@@ -1,4 +1,4 @@
-"""The recipes are valid: every key is an argument of the script it is for, every model builds, every script runs."""
+"""The recipes are valid: every key is an argument of its script, every model builds, every script runs."""
 
 import os
 import re
@@ -25,7 +25,7 @@ COMMANDS = [shlex.split(line) for line in LINES if re.match(r"(python|torchrun) 
 TIMM_COMMANDS = [command for command in COMMANDS if "--config" in command]
 TORCHVISION_COMMANDS = [command for command in COMMANDS if "--data-path" in command]
 
-# Run where train.py lies: prints the keys of a YAML file that are not arguments of its, or values of another type.
+# Run beside train.py: prints keys of a YAML file that are not its arguments, and values of another type.
 CHECK_CONFIG = """
 import sys, train, yaml
 config = yaml.safe_load(open(sys.argv[1]))
@@ -92,7 +92,7 @@ def test_a_wrong_key_or_type_is_found(timm_scripts: Scripts, tmp_path: Path) -> 
 @pytest.mark.full
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_recipe_trains_the_small_model(timm_scripts: Scripts, name: str) -> None:
-    """The recipe as it is, but for model, data, device and length."""
+    """The recipe is unchanged except for model, data, device and length."""
     small = "--model vit_nano4_convstem --num-classes 10 --device cpu --workers 0 --batch-size 20 --epochs 1"
     where = ["--config", RECIPES / f"{name}.yaml", "--data-dir", timm_scripts.images, "--output", timm_scripts.out]
     timm_scripts.run("train.py", *where, "--experiment", name, *small.split(), "--warmup-epochs", 0)

@@ -1,4 +1,4 @@
-"""timm's own scripts, unmodified, on our names: each is run, and what it says it did is checked in what it wrote."""
+"""timm's own scripts, unmodified, run on our names; their claims are checked against their output files."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_training_from_scratch_lowers_the_loss(plain: Any) -> None:
     assert losses[-1] < losses[0] - 0.2
 
 
-# Each row: the flags, and what they must have changed; the same must be false of a run without them.
+# Each row: flags, and the effect that they must have; a run without them must not have it.
 FLAGS = {
     "stem_channels": (["--model-kwargs", "stem_channels=[32,64]"], lambda run: run.weights[FIRST].shape[0] == 32),
     "frozen_bn": (["--model-kwargs", "stem_norm=frozen_bn"], lambda run: TRACKED not in run.weights),
@@ -67,7 +67,7 @@ def test_a_flag_of_train_py_takes_effect(timm_scripts: Scripts, short: Run, name
 CPU_DDP = ("--device-modules", "cpu_ddp")
 
 SGD = ("--opt", "sgd", "--lr", "0.1")
-"""Adam turns the rounding of a gradient that should be zero into a full step."""
+"""SGD because Adam turns the rounding error of a zero gradient into a full step."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def sgd(timm_scripts: Scripts) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("flag", ["--grad-checkpointing", "--channels-last"])
 def test_how_it_computes_does_not_change_what_it_learns(timm_scripts: Scripts, sgd: Any, flag: str) -> None:
-    """Recomputed blocks and another memory layout: the same weights, and batch statistics counted once."""
+    """Recomputed blocks and another memory format give the same weights, and batch statistics are counted once."""
     assert largest_gap(sgd, train(timm_scripts, "seed", *SGD, "--seed", "1").weights) > 0.01
     assert largest_gap(sgd, train(timm_scripts, f"same{flag}", *SGD, flag).weights) < 1e-5
 
@@ -103,7 +103,7 @@ def test_pretrained_takes_another_number_of_classes_and_channels(timm_scripts: S
 def test_resume_goes_on_to_the_same_state(
     timm_scripts: Scripts, plain: Any, figure: Callable[[str, object], None]
 ) -> None:
-    """Weights, BatchNorm buffers, EMA and optimizer moments; one batch an epoch, as train.py saves no random state."""
+    """Weights, BatchNorm buffers, EMA and optimizer moments. One batch an epoch, since train.py saves no RNG state."""
     halfway = read_checkpoint(plain.folder / "checkpoint-1.pth.tar")
     flags = ["--model-ema", "--model-ema-decay", "0.9", "--batch-size", 40]
     start = ["--resume", plain.folder / "checkpoint-1.pth.tar"]
@@ -117,7 +117,7 @@ def test_resume_goes_on_to_the_same_state(
 
 
 def test_two_processes_resume_to_the_same_bits(timm_scripts: Scripts) -> None:
-    """With more than one process timm's sampler shuffles by epoch number, so that several batches can be compared."""
+    """With several processes timm's sampler shuffles by epoch number, so several batches can be compared."""
     flags = [*CPU_DDP, "--batch-size", "5", "--dist-bn", "reduce"]
     whole = train(timm_scripts, "whole", *flags, epochs=2, **TWO_PROCESSES)
     assert "Distributing BatchNorm running means and vars" in whole.log
@@ -137,7 +137,7 @@ def test_sync_bn_converts_the_stem_and_says_that_it_needs_an_accelerator(timm_sc
 
 
 def result_of(log: str) -> dict[str, Any]:
-    """Return the JSON that a script of timm prints at its end."""
+    """Return the JSON that a timm script prints at its end."""
     return json.loads(log.split("--result")[1].split("\n}")[0] + "}")
 
 

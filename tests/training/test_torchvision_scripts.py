@@ -18,8 +18,8 @@ NAME, WEIGHTS = "vit_nano_4_convstem", "ViT_Nano_4_ConvStem_Weights.CIFAR10"
 SIZES = "--train-crop-size 32 --val-resize-size 32 --val-crop-size 32"
 BASE = f"--model {NAME} --device cpu --batch-size 40 --workers 1 {SIZES} --opt adamw --lr 1e-3"
 
-# A checkpoint holds the script's argparse.Namespace, which torch.load(weights_only=True), in the script, must be told
-# to trust: without this no model of torchvision's can be resumed.
+# A checkpoint holds the script's argparse.Namespace, which the script's torch.load(weights_only=True) must be told to
+# trust. Without this no torchvision model can be resumed.
 TRUST_NAMESPACE = (
     "import argparse, runpy, torch; torch.serialization.add_safe_globals([argparse.Namespace]); "
     "runpy.run_path('train.py', run_name='__main__')"
@@ -31,7 +31,7 @@ def train(scripts: Scripts, *flags: Any, code: str | None = None, fails: bool = 
 
 
 def accuracies(log: str, name: str = "Test") -> list[float]:
-    """Return the accuracies that the script printed, one per evaluation."""
+    """Return the printed accuracies, one per evaluation."""
     return [float(value) for value in re.findall(rf"{name}:?\s+Acc@1 ([\d.]+)", log)]
 
 
@@ -65,7 +65,7 @@ def test_test_only_reaches_the_accuracy_of_the_training(torchvision_scripts: Scr
 def test_resume_goes_on_to_the_same_state(
     torchvision_scripts: Scripts, trained: Any, figure: Callable[[str, object], None]
 ) -> None:
-    """One batch an epoch, of flat colours: the script saves no random state, so nothing random may matter."""
+    """One batch of flat colours an epoch: the script saves no RNG state, so randomness must not matter."""
     _, folder = trained
     halfway, last = (read_checkpoint(folder / f"model_{epoch}.pth") for epoch in (1, 3))
     assert largest_gap(halfway["model"], last["model"]) > 1e-3

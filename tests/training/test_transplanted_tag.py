@@ -1,4 +1,4 @@
-"""One name is one structure: timm's own scripts on a transplanted tag, without a flag about the stem anywhere."""
+"""A name fixes the structure: timm's own scripts run on a transplanted tag without any flag about the stem."""
 
 import json
 from collections.abc import Callable
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.full
 NAME, SOURCE = "vit_ti16_convstem", "vit_tiny_patch16_224"
 TAG = "augreg_in21k_ft_in1k"
 TUNE = ("--model", NAME, "--pretrained", "--num-classes", 10, "--batch-size", 40, "--opt", "sgd", "--lr", "1e-3")
-"""One batch an epoch, for train.py saves no random state."""
+"""One batch an epoch, since train.py saves no RNG state."""
 
 
 @pytest.fixture(scope="module")
 def source(hub_file: Callable[..., None]) -> nn.Module:
-    """Return the patchify model whose weights the tag of both names points at."""
+    """Return the patchify model with the weights that both names' tag refers to."""
     model = randomise(timm.create_model(SOURCE)).eval()
     hub_file(f"timm/{SOURCE}.{TAG}", model.state_dict())
     return model
@@ -42,7 +42,7 @@ def outputs(model: Any, images: Tensor) -> Tensor:
 
 
 def loaded(path: Path) -> nn.Module:
-    """Return the model that the name makes, with the weights of a checkpoint, as validate.py does."""
+    """Return the name's model with a checkpoint's weights, as validate.py loads it."""
     return timm.create_model(NAME, num_classes=10, checkpoint_path=str(path)).eval()
 
 
@@ -81,7 +81,7 @@ def test_resume_goes_on_to_the_same_state(timm_scripts: Scripts, tuned: Run) -> 
 
 
 def test_a_checkpoint_of_the_source_is_refused_by_name(timm_scripts: Scripts, tmp_path: Path) -> None:
-    """Weights with a patch embedding are transplanted by ``--pretrained`` only; a checkpoint is taken as it is."""
+    """Only ``--pretrained`` transplants weights with a patch embedding; a checkpoint is taken as it is."""
     model = timm.create_model(SOURCE, num_classes=10)
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
     where = ["--data-dir", timm_scripts.images, "--device", "cpu", "--num-classes", "10", "--model", NAME]

@@ -1,4 +1,4 @@
-"""Input channels other than RGB: the default stem, ranges that nobody knows, and RGB filters placed on bands."""
+"""Input channels other than RGB: the default stem, unknown pixel ranges, RGB filters placed on bands."""
 
 import logging
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_a_trained_stem_takes_more_bands_and_keeps_its_function(name: str) -> No
         expected = source(x[:, [3, 2, 1]])
         assert relative_error(wider(x), expected) < 1e-14
         assert relative_error(wider(x), source(x[:, [1, 2, 3]])) > 1e-3  # negative control: the order counts
-    assert source(x[:, :3]).shape == expected.shape  # the source stays
+    assert source(x[:, :3]).shape == expected.shape  # the source is unchanged
     wider.train()
     wider(x).square().mean().backward()
     gradient = convstem_first(wider).weight.grad
@@ -193,7 +193,7 @@ def test_wrong_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...]) -> 
 @pytest.mark.full
 @pytest.mark.parametrize("in_chans", [1, 4, 13])
 def test_names_adapt_by_timms_rule_and_say_so(in_chans: int, tmp_path: Path, caplog: Any) -> None:
-    """The plain ViT, given the same checkpoint and the same argument, is the reference."""
+    """The reference is the plain ViT with the same checkpoint and argument."""
     args = {"depth": 1, "img_size": 32}
     file = tmp_path / "patchify.pth"
     torch.save(small().state_dict(), file)

@@ -1,4 +1,4 @@
-"""What a patch embedding may be, and what becomes of it: on both hosts, whatever torch's defaults are."""
+"""Valid patch embeddings and their transplants, in both hosts and with any torch defaults."""
 
 import copy
 from typing import Any
@@ -17,7 +17,7 @@ from tests.support.assertions import randomise, relative_error
 
 
 def vit_of(host: str, projection: Any = None) -> Any:
-    """Return a small model of a host, its projection replaced by what is given, or by what makes one of the old."""
+    """Return a host's small model, its projection replaced by a module or by a function of the old one."""
     if host == "timm":
         model = randomise(timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=5, dynamic_img_size=True))
         owner, name = model.patch_embed, "proj"
@@ -30,14 +30,14 @@ def vit_of(host: str, projection: Any = None) -> Any:
 
 
 class Scaled(nn.Conv2d):
-    """Does more than its weight says."""
+    """Computes more than its weight alone would."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(3 * x)
 
 
 class Named(nn.Conv2d):
-    """Does what its weight says."""
+    """A subclass that computes the plain convolution."""
 
 
 def hooked(conv: Any) -> Any:

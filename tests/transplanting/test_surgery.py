@@ -219,7 +219,7 @@ def test_nan_weights_and_an_unknown_pixel_range() -> None:
     with pytest.raises(ValueError, match="weight must be finite"):
         convstem.transplant(source)
     bare = timm.models.vision_transformer.VisionTransformer(32, 8, embed_dim=24, depth=1, num_heads=2)
-    assert convstem.transplant(bare).transplant_report.scope == "every input"  # no range is needed
+    assert convstem.transplant(bare).transplant_report.scope == "every input"  # needs no pixel range
     lean = (12, 48, 192)
     with pytest.raises(ValueError, match=r"3 input channels is unknown.*pass pixel_range=\(low, high\)"):
         convstem.transplant(bare, lean)
@@ -254,7 +254,7 @@ def test_a_frozen_stem_survives_train(norm: str, bn_only: bool) -> None:
 
 
 def test_batchnorm_drifts_unless_frozen_and_the_default_stem_has_none() -> None:
-    """The danger in fine-tuning: training-mode forwards alone change the function."""
+    """The danger in fine-tuning: train-mode forwards alone change the function."""
     source = small()
     x = images(source, batch=4)
     stem = default_stem(16, source.embed_dim)
@@ -268,7 +268,7 @@ def test_batchnorm_drifts_unless_frozen_and_the_default_stem_has_none() -> None:
                 model(images(source, batch=4))
         assert relative_error(free.eval().patch_embed(x), source.patch_embed(x)) > 1e-3
         assert relative_error(frozen.eval().patch_embed(x), source.patch_embed(x)) < 2e-6
-        assert relative_error(plain.patch_embed(x), source.patch_embed(x)) < 2e-6  # in training mode
+        assert relative_error(plain.patch_embed(x), source.patch_embed(x)) < 2e-6  # in train mode
 
 
 def test_freezing_a_plain_model_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Private names of the hosts are in one file, and do what they are used for."""
+"""The hosts' private names are used in one file only, and work as expected."""
 
 import ast
 from pathlib import Path
@@ -17,7 +17,7 @@ HOME = "src/convstem/upstream.py"
 
 
 def private_imports(code: str) -> list[str]:
-    """Return the private names of the libraries that some code imports."""
+    """Return the libraries' private names that a code imports."""
     found = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -77,7 +77,7 @@ def test_metadata_arrives_or_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
     private.timm_set_metadata(model, {"stem_act": "relu"}, first_conv="patch_embed.backbone.0.conv")
     assert timm.models.get_model_args(model)["stem_act"] == "relu"
-    assert timm.models.get_model_args(model)["depth"] == 1  # what was there stays
+    assert timm.models.get_model_args(model)["depth"] == 1  # earlier values stay
     assert timm.models.get_model_traits(model)["first_conv"] == "patch_embed.backbone.0.conv"
     monkeypatch.setattr("timm.models.get_model_traits", lambda model: {})
     with pytest.raises(RuntimeError, match="timm does not report first_conv of the model as it was set"):

@@ -1,4 +1,4 @@
-"""Fixtures of tests about weights on a device."""
+"""Fixtures for tests of weights on a device."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.support.fake_device import FakeCopier
 
 @pytest.fixture
 def fake_device(monkeypatch: pytest.MonkeyPatch) -> list[FakeCopier]:
-    """Let the CPU pass for an accelerator; returns the copiers that are made."""
+    """Treat the CPU as an accelerator; return the copiers that are created."""
     made: list[FakeCopier] = []
 
     def make(device: torch.device) -> FakeCopier:

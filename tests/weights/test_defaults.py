@@ -1,4 +1,4 @@
-"""Whatever torch's default device and type are, every public function gives what it gives without, or says why not."""
+"""Under any torch default device and dtype, every public function gives its usual result or says why not."""
 
 import json
 import warnings
@@ -42,7 +42,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @cache
 def models() -> dict[str, Any]:
-    """Models that were made before: what is done with them must not depend on defaults."""
+    """Models made beforehand; operations on them must not depend on defaults."""
     plain = timm.create_model("vit_tiny_patch16_224", **SMALL)
     patch14 = timm.create_model("vit_small_patch14_dinov2", depth=1, img_size=28)
     return {
@@ -85,7 +85,7 @@ def frozen(name: str) -> Any:
 
 
 SENT: dict[str, bytes] = {}
-"""What would have gone to the Hub."""
+"""Files that would have been sent to the Hub."""
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ CALLS: dict[str, Callable[[Path], Any]] = {
 }
 
 IN_DEFAULT_TYPE = ("timm's transplanted", "load", "load torchvision's", "load a folder", "timm", "torchvision")
-"""Calls whose result is in torch's default type, as that of timm's and torchvision's own."""
+"""Calls whose result has torch's default dtype, like timm's and torchvision's own."""
 
 
 def same(found: Any, expected: Any, dtype: torch.dtype | None = None) -> bool:

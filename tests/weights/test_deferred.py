@@ -1,4 +1,4 @@
-"""Deferred initialisation: what is loaded is never initialised, what is not loaded always is."""
+"""Deferred initialisation: loaded parameters are never initialised, all others always are."""
 
 import gc
 from pathlib import Path
@@ -12,7 +12,7 @@ from convstem.weights.deferred import DeferredInit
 
 
 class Counted(nn.Linear):
-    """Counts what reaches its parameters."""
+    """Initialises its parameters once more, after the parent class."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -64,7 +64,7 @@ def test_reading_a_parameter_initialises_it_first() -> None:
         assert float(layer.bias.detach().sum()) == 12
     with DeferredInit(), torch.no_grad():
         layer = Counted(8, 4)
-        layer.bias[0] = 5.0  # part of it: changed after the initialisation, not before
+        layer.bias[0] = 5.0  # a partial write must come after the initialisation
         layer.bias.data.add_(1)
     assert layer.bias.tolist() == [6, 4, 4, 4]
 
@@ -163,7 +163,7 @@ def test_what_travels_is_of_one_shape_and_lies_in_one_piece(monkeypatch: pytest.
     whole, other = torch.zeros(2, 3), torch.zeros(6)
     assert deferred._travels(whole, torch.ones(2, 3))
     assert not deferred._travels(whole, other)  # another shape
-    assert not deferred._travels(torch.zeros(3, 2).t(), torch.ones(2, 3))  # in columns
+    assert not deferred._travels(torch.zeros(3, 2).t(), torch.ones(2, 3))  # not contiguous
     assert not deferred._travels(whole, torch.ones(2, 3, device="meta"))
     monkeypatch.setattr(deferred, "has_streams", lambda device: False)
     assert not deferred._travels(whole, torch.ones(2, 3))

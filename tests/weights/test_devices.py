@@ -1,4 +1,4 @@
-"""Devices that are not there or have no room, and interrupted loads: one sentence, and nothing stays behind."""
+"""Missing or full devices and interrupted loads give one sentence and leave nothing behind."""
 
 import gc
 import threading
@@ -31,7 +31,7 @@ NO_ROOM = "CUDA out of memory. Tried to allocate 2.25 MiB. GPU 0 has a total cap
 
 
 class Failing(FakeCopier):
-    """Has an error instead of sending, and remembers what it was to fill."""
+    """Raises an error instead of sending, and remembers the targets."""
 
     error: type[BaseException] = KeyboardInterrupt
     targets: list["weakref.ref[Tensor]"]
@@ -46,7 +46,7 @@ class Full(Failing):
 
 
 class NoRoomFor(TorchFunctionMode):
-    """A device whose memory ends with a given call of ``torch.empty``."""
+    """A device that runs out of memory at a given call of ``torch.empty``."""
 
     def __init__(self, call: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_no_room_for_the_values(how: str, fake_device: list[FakeCopier], monkeyp
     assert copier.finished
     gc.collect()
     assert copier.targets
-    assert not any(target() is not None for target in copier.targets)  # though `caught` is still there
+    assert not any(target() is not None for target in copier.targets)  # although `caught` still exists
 
 
 def test_a_device_whose_error_is_a_plain_one(fake_device: list[FakeCopier], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_accelerates_empty_weights(how: str) -> None:
         with pytest.raises(ArgumentError, match="the meta device here .as accelerate's init_empty_weights does"):
             LOADS[how]()
     with init_empty_weights(include_buffers=True), pytest.warns(UserWarning, match="meta device"):
-        model = LOADS[how]()  # which only sets the default device
+        model = LOADS[how]()  # only the default device is set
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
 
 
@@ -160,7 +160,7 @@ def test_loading_while_a_graph_is_captured(how: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "cpu", module)  # stands in for torch.cuda
     with pytest.raises(ArgumentError, match="a graph is being captured on cpu.*load it before the capture begins"):
         LOADS[how]()
-    module.is_initialized = lambda: False  # asking would make a context
+    module.is_initialized = lambda: False  # then asking about capture would create a context
     assert LOADS[how]()
 
 
@@ -188,13 +188,13 @@ def test_an_interrupted_load_leaves_nothing_behind(
     assert not any(target() is not None for target in copier.targets)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("convstem-transfer")]
     assert not ALLOW_NONFINITE.get()
-    assert float(nn.Linear(300, 300).weight.detach().std()) > 0.03  # initialised as ever
-    assert LOADS[how]().state_dict()  # and the next load works
+    assert float(nn.Linear(300, 300).weight.detach().std()) > 0.03  # initialised as usual
+    assert LOADS[how]().state_dict()  # the next load works
     assert fake_device[-1].finished
 
 
 def test_a_buffer_is_of_bytes_of_the_host_that_no_default_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pinned memory needs an accelerator: what is asked for is looked at instead."""
+    """Pinned memory needs an accelerator, so only the request is checked."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **asked: (pin_memory, empty(*size, **asked)))
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Pretrained weights by name: embedded, and transplanted from timm's files while loading."""
+"""Pretrained weights by name: embedded, or transplanted from timm's files on loading."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +21,14 @@ TIMM_TI16 = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 @pytest.fixture
 def plain(hub_file: Callable[..., None]) -> Any:
-    """timm's patchify ViT-Ti/16 with random weights, standing in the Hub cache for the real file."""
+    """timm's patchify ViT-Ti/16 with random weights, in place of the real file in the Hub cache."""
     model = randomise(timm.create_model("vit_tiny_patch16_224")).eval()
     hub_file(TIMM_TI16, model.state_dict())
     return model
 
 
 def pixels(batch: int = 1, channels: int = 3, size: int = 224) -> Tensor:
-    return 2 * torch.rand(batch, channels, size, size) - 1  # mean and std .5: the whole range
+    return 2 * torch.rand(batch, channels, size, size) - 1  # the whole pixel range for mean and std 0.5
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What ``fit`` refuses before timm's own filter meets it."""
+"""``fit`` refuses bad state dicts before timm's own filter sees them."""
 
 import pytest
 import timm

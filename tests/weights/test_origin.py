@@ -1,4 +1,4 @@
-"""A loaded model says where its weights are from."""
+"""A loaded model records where its weights came from."""
 
 import timm
 

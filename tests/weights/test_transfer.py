@@ -1,4 +1,4 @@
-"""Weights on their way to an accelerator: every byte arrives once, buffers are reused only when they are free."""
+"""Weights copied to an accelerator: every byte arrives once, buffers are reused only when free."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def test_everything_arrives(dtype: torch.dtype, threads: int) -> None:
     assert copier.finished
     assert copier.bytes == sum(move.source.nbytes for move in todo)  # nothing is sent twice
     assert copier.buffers == 3
-    assert copier.most_pending == 3  # copies overlap with filling, and no buffer is filled while it is on its way
+    assert copier.most_pending == 3  # copies overlap with filling; no buffer is filled during its copy
     assert copier.sent > 3
 
 
@@ -49,18 +49,18 @@ def test_a_cast_happens_on_the_host(dtype: torch.dtype) -> None:
     target = torch.zeros(100, dtype=dtype)
     transfer([Move(target, source)], copier, size=256)
     assert torch.equal(target, source.to(dtype))
-    assert copier.bytes == target.nbytes  # half of the source's for types of 16 bits
+    assert copier.bytes == target.nbytes  # half of the source's bytes for 16-bit dtypes
 
 
 def test_buffers_are_no_larger_than_what_is_sent() -> None:
-    """48 MiB for a small model stayed pinned for the life of the process."""
+    """A small model once kept 48 MiB pinned for the life of the process."""
     for shapes, buffers, size in ((((0,),), 0, 0), (((5,),), 1, 128), (((100_000,),), 1, 400_000), (SHAPES, 1, 93_000)):
         copier = FakeCopier()
         transfer(moves(*shapes), copier)
         assert copier.buffers == buffers
         assert copier.buffered <= size + len(shapes) * ALIGNMENT
     transfer(moves((1 << 20,)), copier := FakeCopier(), size=1 << 20)
-    assert (copier.buffers, copier.buffered) == (3, 3 << 20)  # as many as take turns, and no more
+    assert (copier.buffers, copier.buffered) == (3, 3 << 20)  # only as many as take turns
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3])
@@ -134,7 +134,7 @@ class FakeStream:
 
 
 class Made(TorchDispatchMode):
-    """Counts the elements of new tensors that are made while copies are sent: on a device they stay in its cache."""
+    """Counts elements of tensors created while copies are sent; on a device they would stay in its cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_an_interrupted_transfer_raises_and_leaves_no_thread() -> None:
     copier = Failing()
     with pytest.raises(KeyboardInterrupt):
         transfer(moves(*SHAPES), copier, size=4096)
-    assert copier.finished  # nothing is written into the targets any more, whoever has their memory now
+    assert copier.finished  # no more writes into the targets, whose memory may be reused
     assert not copier.pending
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("convstem-transfer")]
 
@@ -280,4 +280,4 @@ def test_a_pretrained_model_in_half_precision(fake_device: list[FakeCopier]) -> 
     file = load_file(data_dir("registry") / "weights" / "vit_nano4_convstem.cifar10.safetensors")
     state = model.state_dict()
     assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in file.items())
-    assert moved == 2 * sum(parameter.numel() for parameter in model.parameters())  # cast before it travels
+    assert moved == 2 * sum(parameter.numel() for parameter in model.parameters())  # cast before the copy

@@ -1,6 +1,6 @@
-"""The command line. Here: what several commands share: options, the reading of their values, how results are printed.
+"""The command line. This file has what several commands share: options, parsing of their values, printing.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: import public names from ``convstem``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model th
 
 
 LONGEST_RULE = 120
-"""Dashes below the head of a table, where no terminal says its width."""
+"""Most dashes below a table's head when the terminal width is unknown."""
 
 
 def label_list(context: click.Context, option: click.Parameter, path: str | None) -> list[str] | None:
-    """Return the names of classes in a file, one a line, or a list in JSON; the callback of an option."""
+    """Option callback: return the class names in a file (one per line, or a JSON list)."""
     from convstem.files.paths import path_errors
-    from convstem.hub.config import read_text  # torch, which --help does without
+    from convstem.hub.config import read_text  # imports torch, which --help does not need
 
     if path is None:
         return None
@@ -63,7 +63,7 @@ LABELS = click.option(
 
 
 def integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """Return the numbers of ``3,2,1``; the callback of an option."""
+    """Option callback: return the integers in text such as ``3,2,1``."""
     try:
         return tuple(int(number) for number in text.split(",")) if text else None
     except ValueError:
@@ -71,7 +71,7 @@ def integers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """Return the numbers of ``0.5,0.5,0.5``; the callback of an option."""
+    """Option callback: return the numbers in text such as ``0.5,0.5,0.5``."""
     try:
         return tuple(float(number) for number in text.split(",")) if text else None
     except ValueError:
@@ -79,7 +79,7 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
 
 
 ERASE = "\r\x1b[K"
-"""Takes the line of a terminal back that the cursor is in."""
+"""Clears the terminal line that holds the cursor."""
 
 
 def _write_over(text: str) -> None:
@@ -88,33 +88,33 @@ def _write_over(text: str) -> None:
 
 
 class _Step(logging.Handler):
-    """Shows the latest step of the library and how long the command has run, in a line of the terminal."""
+    """Show the library's latest step and the elapsed seconds on one terminal line."""
 
     def __init__(self) -> None:
         super().__init__()
         self.began, self.text, self.ended = time.monotonic(), "", threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note the next step and show it."""
+        """Show the next step."""
         self.text = printable(record.getMessage())
         self.show()
 
     def show(self) -> None:
-        """Write the line anew."""
+        """Rewrite the line."""
         if self.text and not self.ended.is_set():
             width = shutil.get_terminal_size().columns - 1
             line = f"[{time.monotonic() - self.began:3.0f} s] {self.text} ..."
             _write_over(line[:width])
 
     def run(self) -> None:
-        """Count the seconds until the end."""
+        """Refresh the line every second until the command ends."""
         while not self.ended.wait(1):
             self.show()
 
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show what is under way, on a terminal only: the step and the seconds, in a line that is taken back at the end."""
+    """Show the current step and elapsed seconds on one line, erased at the end. Does nothing without a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -135,7 +135,7 @@ def progress() -> Iterator[None]:
 
 
 def say(line: object, err: bool = False) -> None:
-    """Print one line, whatever is in it; see ``printable``."""
+    """Print one line, escaped by ``printable``."""
     click.echo(printable(line), err=err)
 
 
@@ -150,7 +150,7 @@ def print_json(value: Any) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned columns, the first row underlined; a cell is one line."""
+    """Return rows as aligned columns, the first row underlined. Each cell is one line."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

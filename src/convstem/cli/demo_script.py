@@ -1,6 +1,6 @@
-"""The first run: real images through our smallest model, by name, in timm and in torchvision.
+"""Demo: classify real images with our smallest model, created by name in timm and in torchvision.
 
-A script, not a module: it shows that the names resolve without importing the plugin. ``convstem demo`` runs it.
+It is a script because it must not import convstem: the names resolve without that. ``convstem demo`` runs it.
 Usage: python demo_script.py SAMPLES_DIR OUT_DIR
 """
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 
 def read_samples(folder):
-    """Return the images (list of PIL images), their class indices, class names and the attribution."""
+    """Return the images (list of PIL images), their class indices, the class names and the attribution."""
     info = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     sheet, names = Image.open(folder / "images.png").convert("RGB"), info["classes"]
     boxes = [(32 * x, 32 * y) for y in range(sheet.height // 32) for x in range(sheet.width // 32)]
@@ -24,7 +24,7 @@ def read_samples(folder):
 
 
 def draw(images, labels, predictions, names, path, zoom=3, caption=26):
-    """Write the images as a grid; under each the prediction, green if right, red with the label if wrong."""
+    """Save the images as a grid. Below each is the prediction: green if right, red with the true label if wrong."""
     columns, side = len(names), 32 * zoom
     grid = Image.new("RGB", (columns * side, -(-len(images) // columns) * (side + caption)), "white")
     pen = ImageDraw.Draw(grid)
@@ -38,7 +38,7 @@ def draw(images, labels, predictions, names, path, zoom=3, caption=26):
 
 
 def main(samples, out):
-    """Classify the samples in both factories, print the table and write the picture."""
+    """Classify the samples with timm and torchvision, print a table and save the picture."""
     images, labels, names, attribution = read_samples(Path(samples))
 
     model = timm.create_model("vit_nano4_convstem", pretrained=True).eval()

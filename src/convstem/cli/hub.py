@@ -85,7 +85,7 @@ def push(
 
 
 def parse_metric(text: str) -> tuple[str, float]:
-    """Return name and value of ``name=value``."""
+    """Return the name and the value in ``name=value``."""
     name, _, value = text.partition("=")
     try:
         return name, float(value)
@@ -130,7 +130,7 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
 @PRIVATE
 @AS_JSON
 def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bool) -> None:
-    """Publish the registry's own and transplanted weights; repositories that have them already are skipped."""
+    """Publish the registry's own and transplanted weights, skipping repositories that already have them."""
     from convstem.publishing.publish import Publication
 
     def report(row: Publication) -> None:

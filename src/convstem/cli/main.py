@@ -1,4 +1,4 @@
-"""The command line: a thin edge that parses, calls a library function and prints; doctor, run and demo stand here."""
+"""The entry point, which turns errors into exit statuses, and the commands doctor, run and demo."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from convstem.registry import tables
 @click.command(short_help="Show what is registered in timm and torchvision, and by what.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
-    """Show what was registered with timm and torchvision, how, and what was refused and why."""
+    """Show which names were registered with timm and torchvision, by which route, and why any were refused."""
     from convstem.hosts.describe import examine
 
     report = examine()
@@ -45,7 +45,7 @@ def doctor(as_json: bool) -> None:
 
 
 def host_line(record: dict[str, Any]) -> str:
-    """Return one host's registration as a line."""
+    """Return one host's registration as text."""
     if record["error"]:
         return f"failed by {record['path']}: {record['error']}"
     refused = "".join(f"\n  refused {name}: {reason}" for name, reason in sorted(record["refused"].items()))
@@ -59,7 +59,7 @@ def host_line(record: dict[str, Any]) -> str:
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(script: str, args: Sequence[str]) -> None:
-    """Run a Python SCRIPT with ARGS, with convstem's names registered even where autoload is switched off.
+    """Run a Python SCRIPT with ARGS and convstem's names registered, even if autoload is switched off.
 
     Processes that the script starts (data loader workers, torchrun) get the names too. Under torchrun:
     `torchrun --nproc-per-node 2 -m convstem run train.py ...`.
@@ -69,7 +69,7 @@ def run(script: str, args: Sequence[str]) -> None:
     sys.path[0] = str(Path(script).resolve().parent)
     try:
         runpy.run_path(script, run_name="__main__")
-    except Exception:  # the script's own error, not ours to shorten
+    except Exception:  # the script's own error: show its whole traceback
         traceback.print_exc()
         sys.exit(1)
 
@@ -81,7 +81,7 @@ def demo(out: Path) -> None:
     with path_errors("write", out):
         out.mkdir(parents=True, exist_ok=True)
     samples = tables.data_dir("registry") / "cifar10_samples"
-    script = Path(__file__).with_name("demo_script.py")  # run as a script: it shows that no import is needed
+    script = Path(__file__).with_name("demo_script.py")  # a script, to show that no import is needed
     sys.exit(subprocess.run([sys.executable, str(script), str(samples), str(out)], check=False).returncode)
 
 
@@ -89,9 +89,9 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 
 
 class Group(click.Group):
-    """A group whose domain errors become one line and exit status 1; any other error is a bug and keeps its traceback.
+    """Turn a ``ConvStemError`` into one line and exit status 1. Any other error is a bug and keeps its traceback.
 
-    click itself answers usage errors (exit status 2) and is silent when the reader of a pipe has gone.
+    click handles usage errors (exit status 2) and stays silent when the reader of a pipe has gone.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -111,7 +111,7 @@ class Group(click.Group):
 
 
 def _sentence(message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-    """Return how a warning is printed: without the line of Python, which is ours."""
+    """Format a warning without its source line, which is in our own code."""
     return f"{ERASE if sys.stderr.isatty() else ''}Warning: {printable(message)}\n"
 
 

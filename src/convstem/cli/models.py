@@ -31,8 +31,8 @@ from convstem.registry import catalog
 def list_command(pattern: str, everything: bool, pretrained: bool, license: str | None, as_json: bool) -> None:
     """List architectures (or pretrained tags) whose name matches PATTERN.
 
-    PATTERN is a quoted shell pattern ('vit_b16_*') or part of a name (dinov3). Without it: convstem's own families,
-    then timm trunks under names of their own.
+    PATTERN is a quoted shell pattern ('vit_b16_*') or part of a name (dinov3). Without it, list convstem's own
+    families, then timm trunks that have their own names.
     """
     pretrained = pretrained or license is not None
     names = listed(pattern or "*" * everything, pretrained, license)
@@ -66,7 +66,7 @@ def tag_row(info: dict[str, Any]) -> list[str]:
 
 
 def sizes(info: dict[str, Any]) -> list[str]:
-    """Return millions of parameters, billions of multiply-adds and the image size as cells."""
+    """Return the cells for parameters (millions), multiply-adds (billions) and image size."""
     if info["num_params"] is None:
         return ["-", "-", pixels(info["img_size"])]
     return [f"{info['num_params'] / 1e6:.1f}", f"{info['macs'] / 1e9:.2f}", pixels(info["img_size"])]
@@ -78,7 +78,7 @@ def pixels(size: int | Sequence[int]) -> str:
 
 
 def weights_cell(info: dict[str, Any]) -> str:
-    """Return the tags of an architecture in short."""
+    """Return a short summary of an architecture's tags."""
     if info["weights"] is None:
         return f"those of timm's {info['trunk']}"
     tags = [weights["name"].split(".", 1)[1] for weights in info["weights"]]
@@ -91,8 +91,8 @@ def weights_cell(info: dict[str, Any]) -> str:
 def show(name: str, as_json: bool) -> None:
     """Show one architecture: stem, sizes, parameters, weights and licences.
 
-    NAME is a timm or torchvision name, with or without a pretrained tag; for a patchify model of timm, its
-    conv-stem name is shown.
+    NAME is a timm or torchvision name, with or without a pretrained tag. A patchify model of timm is shown on a
+    conv stem.
     """
     name = source_of("show", name).name
     ours = names_on_conv_stem(name)
@@ -112,7 +112,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def elsewhere_text(entry: dict[str, Any]) -> str:
-    """Return where another project's weights are, and what to do with the file."""
+    """Return where another project publishes weights, and how to use the file."""
     metrics = ", ".join(f"{name} {value:g} %" for name, value in entry["metrics"].items())
     checksum = entry["sha256"] or "not known: nobody has recorded it yet, so compare the file with its source"
     return (
@@ -125,13 +125,13 @@ def elsewhere_text(entry: dict[str, Any]) -> str:
 
 
 def height_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of an image size."""
+    """Return an image size as (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
 
 def trunk_lines(info: dict[str, Any]) -> list[str]:
-    """Return what is known of the trunk, its input and its size."""
+    """Return lines about the trunk, its input and its size."""
     heads = f"{info['num_heads']} heads" if info["num_heads"] else "no attention"
     ours = f", MLP ratio {info['mlp_ratio']:g}, {info['pos_embed']} position embedding" if info["mlp_ratio"] else ""
     height, width = height_width(info["img_size"])
@@ -148,7 +148,7 @@ def trunk_lines(info: dict[str, Any]) -> list[str]:
 
 
 def weights_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the weights as a table; of one alone also how its images are prepared."""
+    """Return the weights as a table. For a single entry, add its description and preprocessing."""
     if not entries:
         return ["no pretrained weights"]
     rows = [["weights", "image", "classes", "licence", "dataset", "metrics", "location"]]
@@ -161,13 +161,13 @@ def weights_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def metrics(entry: dict[str, Any]) -> str:
-    """Return the figures of a weights entry, measured or of its source."""
+    """Return a weights entry's metrics: ours if measured, else its source's."""
     figures = ", ".join(f"{k} {v:g} %" for k, v in (entry["metrics"] or entry["source_metrics"]).items())
     return f"{figures} (source)" if figures and not entry["metrics"] else figures or "-"
 
 
 def preprocessing(entry: dict[str, Any]) -> list[str]:
-    """Return the description and the preprocessing of a weights entry."""
+    """Return a weights entry's description and preprocessing."""
     mean, std = (", ".join(f"{value:g}" for value in entry[field]) for field in ("mean", "std"))
     resized = f"{entry['interpolation']}, crop {entry['crop_pct']:g}, mean {mean}, std {std}"
     cited = f"metrics of the source: {entry['source_metrics_from']}" if entry["source_metrics"] else None

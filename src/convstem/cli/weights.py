@@ -1,4 +1,4 @@
-"""The commands about weights on this machine: cache, convert, export, fold, transplant."""
+"""The commands for weights on this machine: cache, convert, export, fold, transplant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from convstem.layouts.recognise import LAYOUTS
 from convstem.registry.stem_spec import StemSpec
 
 TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
-"""Layouts that can be written."""
+"""Layouts that can be written (those with an inverse)."""
 
 
 @click.command(short_help="Turn a checkpoint into a folder of safetensors.")
@@ -76,7 +76,7 @@ TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
 @click.option("--license", default="other", show_default=True, help="Licence of the weights, for config and card.")
 @AS_JSON
 def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
-    """Turn the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub understand.
+    """Convert the ViT checkpoint SOURCE into a folder that timm, transformers and the Hub can read.
 
     SOURCE is a file (.pth, .pth.tar, .pt, .pyth, .bin, .safetensors, .npz), a folder of transformers or timm, or
     ORG/NAME on the Hub. Layout and architecture are detected, every key is accounted for, and code in a pickle is
@@ -97,7 +97,7 @@ def convert(source: str, out: Path, as_json: bool, **options: Any) -> None:
 @AS_JSON
 @click.pass_context
 def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
-    """Show the notes about verified files that convstem keeps beside the Hub's cache."""
+    """Show the notes on verified files that convstem keeps beside the Hub's cache."""
     from convstem.files import cache
 
     if context.invoked_subcommand:
@@ -121,8 +121,8 @@ def cache(context: click.Context, clear_it: bool, as_json: bool) -> None:
 def cache_verify(as_json: bool) -> None:
     """Hash every verified file again; exit status 1 if one is damaged or unreadable.
 
-    Normally a file counts as verified while its size and modification time stay the same. This finds damage that
-    changes neither.
+    Normally a file stays verified while its size and modification time are unchanged. This finds damage that changes
+    neither.
     """
     from convstem.hub.repo_cache import recheck
 
@@ -137,7 +137,7 @@ def cache_verify(as_json: bool) -> None:
 
 
 def stem_of(context: click.Context, option: click.Parameter, text: str | None) -> StemSpec | None:
-    """Return the stem whose layers have these channels; the callback of an option."""
+    """Option callback: return a stem without norm whose layers have these channels."""
     channels = integers(context, option, text)
     return StemSpec(channels, norm="none") if channels else None
 
@@ -216,14 +216,14 @@ def transplant(
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any size in whole patches.")
 @AS_JSON
 def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: bool, as_json: bool) -> None:
-    """Export the model SOURCE (a name, ORG/NAME or a folder) to another runtime, and compare the outputs.
+    """Export the model SOURCE (a name, ORG/NAME or a folder) to another runtime and compare the outputs.
 
     The batch size is dynamic, except for ExecuTorch, which takes one image.
     """
     from convstem.inference import FORMATS, check_target, export
 
     source_of("export", source)
-    check_target(to, out, opset)  # before anything is loaded
+    check_target(to, out, opset)  # fail before loading the model
     options: dict[str, Any] = {"dynamic_img_size": True} if dynamic_size else {}
     model = convstem.load(source, **options)
     with progress():
@@ -244,7 +244,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
 @OUT_FOLDER
 @OVERWRITE
 def fold(source: str, out: Path, overwrite: bool) -> None:
-    """Fold the BatchNorm of the model SOURCE (a name, ORG/NAME or a folder) into its convolutions.
+    """Fold the stem's BatchNorm of the model SOURCE (a name, ORG/NAME or a folder) into its convolutions.
 
     The result is an ordinary model with stem_norm none. It gives the same outputs and can be pushed, exported and
     trained.
@@ -253,6 +253,6 @@ def fold(source: str, out: Path, overwrite: bool) -> None:
     from convstem.publishing.folder import check_new
 
     found = source_of("fold", source)
-    check_new(out, found, overwrite)  # before anything is loaded
+    check_new(out, found, overwrite)  # fail before loading the model
     model = fold_to_folder(convstem.load(source), found, out, overwrite)
     say(f"{out}: {model.pretrained_cfg['architecture']} with stem_norm {model.patch_embed.stem_spec.norm}")

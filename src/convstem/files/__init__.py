@@ -1,4 +1,4 @@
-"""Files on this machine: safetensors, checkpoints, and what is kept between runs.
+"""Files on this machine: safetensors, checkpoints, and notes kept between runs.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: import public names from ``convstem``.
 """

@@ -1,6 +1,6 @@
-"""What convstem keeps between runs, beside the Hub's cache: notes about files whose content was checked.
+"""Notes on files whose content was checked, kept between runs beside the Hub's cache.
 
-Everything here can be made again, so a cache that cannot be read or written costs time and is never an error.
+Everything here can be recomputed, so an unreadable or unwritable cache costs time but is no error.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ class Entry:
 
 
 def root() -> Path:
-    """Return the cache folder: ``CONVSTEM_CACHE``, or ``convstem`` in huggingface_hub's home; else one never there."""
+    """Return the cache folder: ``CONVSTEM_CACHE``, or ``convstem`` in huggingface_hub's home.
+
+    Without a home directory, return a path that can never exist.
+    """
     from huggingface_hub import constants
 
     path = os.path.expanduser(os.environ.get("CONVSTEM_CACHE") or os.path.join(constants.HF_HOME, "convstem"))
-    # Users without a home, as containers have them: a folder called ~ in the current one is not what anybody meant.
+    # A container's user may have no home; do not create a folder named ~ in the current directory.
     return Path(os.devnull) / "convstem" if path.startswith("~") else Path(path)
 
 
@@ -45,7 +48,7 @@ def entries() -> list[Entry]:
 
 
 def _entry(kind: str, path: Path) -> list[Entry]:
-    """Return the entry of a file, or none if another process has removed it meanwhile."""
+    """Return the entry of a file, or an empty list if another process has removed the file."""
     try:
         return [Entry(kind, path, path.stat().st_size)]
     except FileNotFoundError:
@@ -53,7 +56,7 @@ def _entry(kind: str, path: Path) -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove everything and return the bytes that were freed; models that are loaded, or being loaded, keep working.
+    """Remove every file of the cache and return the bytes freed. Models loaded or being loaded keep working.
 
     Raises:
         PathError: the cache cannot be written.
@@ -67,34 +70,34 @@ def clear() -> int:
 
 
 def store(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache; one that cannot be written is merely forgotten.
+    """Write a file of the cache, ignoring errors.
 
     Args:
-        path: the file; its folder is made if it is missing.
+        path: the file; its folder is created if missing.
         write: see ``write_whole``.
     """
-    with suppress(Exception):  # a full disk reaches us as whatever the writing library makes of it
+    with suppress(Exception):  # the writing library may raise anything when the disk is full
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
 
 
 _NOTES: dict[Path, dict[str, Any]] = {}
-"""The notes of this process, which hold where the cache cannot be written."""
+"""This process's notes, used even where the cache cannot be written."""
 
 
 class Note:
-    """The answer to one question about a file's content, true while the file's size and time of change stay.
+    """The answer to one question about a file's content, valid while its size and modification time are unchanged.
 
     Args:
-        path: the file; a link counts as the file it leads to.
-        question: what is asked, so that one file can be asked several.
+        path: the file; a link stands for its target.
+        question: identifies the check; a file can have a note per question.
 
     Raises:
-        OSError: there is no such file.
+        OSError: no such file.
     """
 
     def __init__(self, path: Path, question: str) -> None:
-        stat = path.stat()  # now: what changes while the answer is being found makes the note stale
+        stat = path.stat()  # taken before the check: a change during the check makes the note stale
         self._about = {"file": str(path.resolve()), "question": question}
         self._state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         name = hashlib.sha256(json.dumps(self._about).encode()).hexdigest()[:32]
@@ -103,22 +106,22 @@ class Note:
 
     @property
     def answer(self) -> str:
-        """The latest answer, perhaps about an earlier content; empty if there is none."""
+        """The latest answer, possibly for earlier content; empty if there is none."""
         return str(self._kept.get("answer", ""))
 
     @property
     def current(self) -> bool:
-        """Whether there is an answer and the file is still the one it was found for."""
+        """Whether there is an answer and the file is unchanged since."""
         return self._kept == {**self._about, **self._state, "answer": self.answer}
 
     def keep(self, answer: str) -> None:
-        """Remember an answer that was found after this note was taken up."""
+        """Store an answer found after this note was created."""
         self._kept = _NOTES[self._path] = {**self._about, **self._state, "answer": answer}
         store(self._path, lambda temporary: temporary.write_text(json.dumps(self._kept), encoding="utf-8"))
 
 
 def check_once(path: Path, question: str, check: Callable[[], object]) -> None:
-    """Run a check of a file's content unless it passed before and the file is still the same.
+    """Run a check of a file's content, unless it passed before and the file is unchanged.
 
     Args:
         path, question: see ``Note``.
@@ -139,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def kept() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield every note in the cache: where it lies, and what it says."""
+    """Yield the path and content of every note in the cache."""
     for path in sorted((root() / "checked").glob("*.json")):
         note = _read(path)
         if "file" in note:
@@ -147,7 +150,7 @@ def kept() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def forget(path: Path) -> None:
-    """Remove a note, so that the next use of its file checks it."""
+    """Remove a note, so that the next use of its file checks it again."""
     _NOTES.pop(path, None)
     with suppress(OSError):
         path.unlink()

@@ -1,4 +1,4 @@
-"""Reads checkpoints of any kind, so that nothing in them can run."""
+"""Reads checkpoints of any kind without running code from them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from convstem.files.safetensors import read_weights
 from convstem.layouts.comparison import some_of
 
 LARGEST_RATIO = 100
-"""How many times its size a compressed file may become; weights hardly shrink at all."""
+"""Largest accepted compression ratio; weights hardly compress."""
 
 SPARE = 1 << 24
-"""Bytes beside, for small files of zeros."""
+"""Bytes allowed on top of that ratio, for small files of zeros."""
 
 CHECKPOINTS = (".pt", ".pth", ".tar")
 """Suffixes of files that timm's train.py writes."""
 
 
 _INDEX = ".index.json"
-"""How the name of a file ends that says in which of several files each tensor lies."""
+"""Suffix of an index, which maps each tensor to one of several files."""
 
 _FOREIGN = {
     ".gguf": ("a GGUF file of llama.cpp", "the gguf package reads it"),
@@ -37,14 +37,14 @@ _FOREIGN = {
     ".pb": ("a TensorFlow graph", "TensorFlow reads it"),
     ".tflite": ("a TensorFlow Lite model", "LiteRT runs it"),
 }
-"""By suffix: what a file is, and what reads it."""
+"""Suffix -> (what the file is, what reads it)."""
 
 _MAGIC = {(0, b"GGUF"): ".gguf", (0, b"\x89HDF\r\n\x1a\n"): ".h5", (4, b"TFL3"): ".tflite"}
-"""Where in a file which bytes lie, whatever it is called."""
+"""(Offset, magic bytes) -> suffix. The bytes count, whatever the file is called."""
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise ``InvalidFileError`` for a file of a format that holds no state dict of torch, and name it."""
+    """Raise ``InvalidFileError`` naming the file's format if that format holds no torch state dict."""
     with path.open("rb") as file:
         start = file.read(16)
     told = [kind for (at, magic), kind in _MAGIC.items() if start[at:].startswith(magic)]
@@ -71,7 +71,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
-    """Return the tensors of all files that an index names; they lie beside it."""
+    """Return the tensors of all files that an index names; the files must lie beside it."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in places.values()})
@@ -90,15 +90,15 @@ def _read_shards(index: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint: a state dict, or what a training script saved around one.
+    """Return the content of a checkpoint: a state dict, or a training script's dictionary around one.
 
     Args:
-        path: a file as safetensors, torch.save or JAX (.npz) write them, or the index of several.
+        path: a file written by safetensors, torch.save or JAX (.npz), or the index of several files.
 
     Raises:
         MissingPathError: no such file.
-        InvalidFileError: truncated, damaged, of another format, or a pickle that holds more than tensors and plain
-            values, which is not opened.
+        InvalidFileError: truncated, damaged, another format, or a pickle of more than tensors and plain values, which
+            is not opened.
     """
     if not path.is_file():
         raise MissingPathError(f"there is no file {path}: give the path of a checkpoint")
@@ -118,10 +118,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint of timm's train.py.
+    """Return the content of a checkpoint written by timm's train.py.
 
     Raises:
-        InvalidFileError: it is none, or cannot be opened.
+        InvalidFileError: not such a checkpoint, or it cannot be opened.
     """
     checkpoint = read_checkpoint(path)
     if "arch" not in checkpoint:
@@ -136,11 +136,11 @@ def _read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments in one
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their arguments
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # damaged bytes make torch raise anything: IndexError, KeyError, AssertionError, ...
+    except Exception as error:  # on damaged bytes torch raises IndexError, KeyError, AssertionError, ...
         names = _code_in(path)
         if names:
             asks = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
@@ -156,27 +156,27 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return why torch cannot read a file, without its advice to run the code in it."""
+    """Return why torch cannot read a file, without torch's advice to run the code in it."""
     first = next(iter(str(error).splitlines()), "") if isinstance(error, (EOFError, RuntimeError)) else ""
     return first.rstrip(".") if first and "weights_only" not in first else "torch finds no state dict in it"
 
 
 def _code_in(path: Path) -> list[str]:
-    """Return the names of what a pickle would run; none if none can be told."""
+    """Return the names of what a pickle would run; empty if they cannot be found."""
     import torch
 
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # as above
+    except Exception:  # damaged bytes, as in _read_pickle
         return _names_in_pickle(path)
 
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
-"""How a pickle can name what it imports; a text that begins with c seems to import its first two lines."""
+"""A name that a pickle can import. The filter matters: a text file starting with c parses as an import of two lines."""
 
 
 def _names_in_pickle(path: Path) -> list[str]:
-    """Return what a plain pickle would import, torch's own tensors aside; it is looked through, not opened."""
+    """Return what a plain pickle would import, except torch's own names. The pickle is scanned, never opened."""
     names: set[str] = set()
     strings = ["", ""]
     try:
@@ -187,7 +187,7 @@ def _names_in_pickle(path: Path) -> list[str]:
                     names |= {".".join(parts)} if len(parts) == 2 else set()
                 elif isinstance(argument, str):
                     strings.append(argument)
-    except (OSError, ValueError):  # no pickle after all, or the end is missing
+    except (OSError, ValueError):  # not a pickle, or truncated
         return []
     own = ("torch.", "collections.OrderedDict")
     return sorted(name for name in names if _NAME.fullmatch(name) and not name.startswith(own))
@@ -208,11 +208,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _check_claims(file: BinaryIO, size: int) -> None:
-    """Raise ``InvalidFileError`` if the arrays of an .npz are larger than the file can hold, before one is read.
+    """Raise ``InvalidFileError`` if the arrays of an .npz claim more bytes than the file can hold. Reads headers only.
 
     Args:
-        file: is read from its start, and left there.
-        size: of the file in bytes.
+        file: read from its start, and left there.
+        size: size of the file in bytes.
     """
     import math
     import zipfile
@@ -239,6 +239,6 @@ def _check_claims(file: BinaryIO, size: int) -> None:
 def _tensor(array: Any) -> Any:
     import torch
 
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # numpy has no bfloat16: big_vision's arrive as bytes
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # big_vision's bfloat16, a type that numpy lacks
         return torch.from_numpy(array.view("uint16").copy()).view(torch.bfloat16)
     return torch.from_numpy(array)

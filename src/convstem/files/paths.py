@@ -1,4 +1,4 @@
-"""The user's files: what the file system refuses, writing a whole file or nothing, locks between processes."""
+"""The user's files: errors of the file system, writing a whole file or nothing, locks between processes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _REMEDIES = {
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that can be written everywhere; bytes that are no UTF-8 become question marks."""
+    """Return a path as text that can always be printed: bytes that are not UTF-8 become question marks."""
     return os.fsencode(path).decode("utf-8", "replace").replace("\N{REPLACEMENT CHARACTER}", "?")
 
 
 @contextmanager
 def path_errors(doing: str, path: str | Path) -> Iterator[None]:
-    """Raise ``PathError`` for what the file system refuses inside.
+    """Turn file system errors raised inside the block into ``PathError``.
 
     Args:
-        doing: what is tried, for the message, such as ``read`` or ``write``.
+        doing: verb for the message, such as ``read`` or ``write``.
         path: the file or folder that the user named.
     """
     from safetensors import SafetensorError  # imports numpy
@@ -55,28 +55,28 @@ def path_errors(doing: str, path: str | Path) -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int | None:
-    """Return an error's number; safetensors, which is written in Rust, has it in its message."""
+    """Return an error's errno; safetensors, written in Rust, has it only in the message."""
     number: int | None = getattr(error, "errno", None)
     told = re.search(r"\(os error (\d+)\)", str(error))
     return int(told[1]) if number is None and told else number
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that takes its place only when it is complete; after an error what was there before is untouched.
+    """Write a file under a temporary name, then rename it. After an error the old file is untouched.
 
     Args:
-        path: the file; its folder exists.
-        write: writes the content to the path it is given, which lies beside ``path``.
+        path: the file; its folder must exist.
+        write: writes the content to the path it is given, in the same folder.
 
     Raises:
-        Exception: whatever ``write`` raised, or the file system.
+        Exception: whatever ``write`` or the file system raised.
     """
-    # Not tempfile's, which only its owner may read: several users may share a folder.
+    # Not a file of tempfile: only its owner may read it, and several users may share a folder.
     temporary = path.with_name(f".writing-{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except BaseException:  # an interrupted write leaves nothing behind either
+    except BaseException:  # clean up after an interrupt too
         with suppress(OSError):
             os.unlink(temporary)
         raise
@@ -85,19 +85,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 _logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
-"""Seconds after which it is said what is waited for."""
+"""Seconds of waiting before a warning says what is being waited for."""
 
 
 @contextmanager
 def held(lock: Path, doing: str) -> Iterator[None]:
-    """Hold a lock, whoever has it first.
+    """Hold a lock between processes, waiting until it is free.
 
     Args:
-        lock: the lock's file; its folder exists.
-        doing: what the other process does meanwhile, for the log.
+        lock: the lock file; its folder must exist.
+        doing: what the other process is doing, for the log.
 
     Raises:
-        OSError: the lock's file cannot be made.
+        OSError: the lock file cannot be created.
     """
     mine = FileLock(lock)
     try:

@@ -1,4 +1,4 @@
-"""Safetensors files: read mapped into memory, and refused when they are not what they claim to be; written for all."""
+"""Safetensors files: memory-mapped on reading, refused when damaged or mislabelled, readable by all when written."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from convstem.files.paths import readable
 from convstem.layouts.comparison import some_of
 
 ALLOW_NONFINITE: ContextVar[bool] = ContextVar("ALLOW_NONFINITE", default=False)
-"""Whether NaN and Inf are accepted; ``convstem.load(allow_nonfinite=True)`` sets it, ``CONVSTEM_ALLOW_NONFINITE=1``
-does the same for every load of a process. Not an argument: between ``load`` and the file is ``timm.create_model``,
-which records every argument that it passes on as part of the model, and so in every config that is saved."""
+"""Whether NaN and Inf are accepted. ``convstem.load(allow_nonfinite=True)`` sets it for one load,
+``CONVSTEM_ALLOW_NONFINITE=1`` for the whole process. It is no argument because ``timm.create_model`` records every
+argument it passes on, so it would end up in saved configs."""
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How files start that ``torch.save`` and ``pickle`` write."""
+"""First bytes of files written by ``torch.save`` and ``pickle``."""
 
 
 class Stored(NamedTuple):
@@ -36,9 +36,9 @@ class Stored(NamedTuple):
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write contiguous tensors, for everyone who may read a new file here: safetensors writes for this user alone.
+    """Write contiguous tensors with a new file's usual permissions; safetensors' own files only their owner can read.
 
-    Tensors that share memory, as those of tied layers do, are written as often as they are named.
+    Tensors that share memory, as in tied layers, are written once per name.
     """
     path.touch()
     mode = path.stat().st_mode
@@ -47,7 +47,7 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors that share no memory."""
+    """Yield the tensors, cloning those that share memory with an earlier one."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
@@ -64,7 +64,7 @@ def _check_name(path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, mapped: read from the disk when they are first used.
+    """Return the tensors of a safetensors file, memory-mapped: read from disk on first use.
 
     Raises:
         MissingPathError: no such file.
@@ -75,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(path: Path) -> dict[str, Stored]:
-    """Check that a safetensors file's values are finite, which is remembered, and return its header.
+    """Check that a safetensors file's values are finite and return its header. The check is remembered.
 
     Raises:
         MissingPathError: no such file.
@@ -100,10 +100,10 @@ def check_finite_file(path: Path) -> None:
 
 
 def check_header(path: Path) -> dict[str, Stored]:
-    """Return what a safetensors file holds, from its header alone.
+    """Return the header of a safetensors file: tensor name -> shape and kind.
 
     Raises:
-        InvalidFileError: not a safetensors file, or one that is truncated or otherwise damaged.
+        InvalidFileError: not a safetensors file, or a truncated or damaged one.
     """
     _check_name(path)
     try:
@@ -129,11 +129,11 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
 
 
 def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
-    """Raise ``InvalidFileError`` naming the tensors of a state dict that hold NaN or Inf, or lead to it.
+    """Raise ``InvalidFileError`` if tensors of a state dict hold NaN or Inf, negative variances or no plain values.
 
     Args:
         state_dict: the tensors.
-        where: what to call their source in the message.
+        where: name of their source, for the message.
     """
     odd = [name for name, tensor in state_dict.items() if tensor.is_meta or tensor.is_quantized]
     if odd:
@@ -166,10 +166,10 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     tensor = _wide(tensor)
-    # The sum is finite only if every element is, and takes one pass; it can overflow, so a bad sum is looked into.
+    # A finite sum proves every element finite in one pass. Sums can overflow, so check the elements of a bad one.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in a type in which torch computes; in float8 it stores only."""
+    """Return a float8 tensor as float32, since torch cannot compute in float8; others unchanged."""
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor

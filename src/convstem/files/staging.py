@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all, and leave nothing behind even when their process is killed."""
+"""Folders that are written completely or not at all. Leftovers of killed processes are removed later."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _SCRATCH = ".convstem-"
 
 
 _STARTING = ".starting"
-"""Before the prefix of a scratch folder that does not hold its lock yet, so that nobody takes it for a dead one."""
+"""Put before the prefix of a scratch folder until its lock is held, so that no other process removes it as dead."""
 
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Yield an empty folder that is removed at the end, and first remove those that killed processes left behind.
+    """Yield an empty folder that is removed at the end. First remove those left behind by killed processes.
 
     Args:
-        parent: where it lies.
-        prefix: of its name; a folder of this prefix whose lock nobody holds is a dead process's.
+        parent: where to create it.
+        prefix: start of its name; a folder with this prefix and an unheld lock belongs to a dead process.
     """
     for orphan in parent.glob(f"{prefix}*"):
         _remove_if_dead(orphan)
@@ -42,7 +42,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         with FileLock(folder / _LOCK):
             (folder / "content").mkdir()
-            with suppress(OSError):  # Windows does not rename a folder with an open file; nobody sweeps it then
+            with suppress(OSError):  # Windows cannot rename a folder with an open file; then it is never swept
                 folder = folder.rename(folder.with_name(folder.name.removeprefix(_STARTING)))
             yield folder / "content"
     finally:
@@ -50,7 +50,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def _remove_if_dead(folder: Path) -> None:
-    with suppress(OSError, Timeout):  # a living process's, or already gone
+    with suppress(OSError, Timeout):  # in use by a live process, or already gone
         if _is_mine(folder) and (folder / _LOCK).is_file():
             with FileLock(folder / _LOCK, timeout=0):
                 shutil.rmtree(folder / "content", ignore_errors=True)
@@ -64,21 +64,21 @@ def _is_mine(folder: Path) -> bool:
 
 @contextmanager
 def replacing(folder: Path, last: str, belonging: Collection[str] = (), overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder whose files, at the end, take the places of those of ``folder``; all of them or none.
+    """Yield an empty folder. At the end its files replace those in ``folder``: all of them or none.
 
-    Everything is written before anything is replaced, and an error in between puts everything back. Files that are
-    the same already are not touched. While the files move, ``last`` is missing if it changes: a kill in between leaves
-    a folder that says so, never a mixture of old and new. One process at a time does this to a folder.
+    Everything is written before anything is replaced, and an error restores the old files. Identical files are not
+    touched. While files move, ``last`` is absent if it changes, so a kill leaves a visibly incomplete folder, never a
+    mixture of old and new. A lock keeps other processes out meanwhile.
 
     Args:
-        folder: where the files go; created if needed, other files in it stay.
+        folder: where the files go; created if needed. Other files in it stay.
         last: the file without which the others are not used.
-        belonging: files that would make no sense beside the new ones, and go with the old ones.
-        overwrite: whether files of another content may be replaced.
+        belonging: old files to remove because they would not match the new ones.
+        overwrite: whether files with other content may be replaced.
 
     Raises:
         ExistingPathError: the folder has other files of these names; nothing was changed.
-        OSError: what the file system says; nothing was changed.
+        OSError: from the file system; nothing was changed.
     """
     with _alone(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -96,7 +96,7 @@ def replacing(folder: Path, last: str, belonging: Collection[str] = (), overwrit
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which lies where nobody's files are; without one where the cache cannot be written."""
+    """Hold a folder's lock, which lies in our cache. Go on without a lock if the cache cannot be written."""
     lock = root() / "locks" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,10 @@ def _swap(staged: Path, folder: Path, last: str, belonging: Collection[str], ove
 
 
 def _put_back(origin: Path, place: Path, names: Collection[str]) -> None:
-    """Move those of the files back that have been moved from ``origin`` to ``place``."""
+    """Move back the files already moved from ``origin`` to ``place``."""
     for name in names:
         if os.path.lexists(place / name) and not os.path.lexists(origin / name):
-            with suppress(OSError):  # the error that led here is the one to tell
+            with suppress(OSError):  # the original error is the one to report
                 os.replace(place / name, origin / name)
 
 
@@ -139,7 +139,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def check_free(folder: Path, names: Collection[str], overwrite: bool = False) -> None:
-    """Raise ``ExistingPathError`` if a folder has one of these files and it may not be replaced; a folder never is."""
+    """Raise ``ExistingPathError`` if one of these names is a folder, or a file that may not be overwritten."""
     taken = sorted(name for name in names if os.path.lexists(folder / name))
     folders = [name for name in taken if (folder / name).is_dir()]
     if folders:

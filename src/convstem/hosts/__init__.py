@@ -1,4 +1,4 @@
 """How names reach timm and torchvision. Importing a host imports only light modules from here.
 
-Not public: the public names are in ``convstem``.
+Not public: import public names from ``convstem``.
 """

@@ -1,4 +1,4 @@
 """Reading from the Hub, verified. Writing is in ``publishing``.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: import public names from ``convstem``.
 """

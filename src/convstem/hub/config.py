@@ -1,7 +1,7 @@
-"""timm's ``config.json``: read with suspicion, for it may come from anybody; and where weights came from, as it says.
+"""timm's ``config.json``, checked because it may come from anybody, and the origin of weights that it records.
 
-The steps that weights have been through are notes in timm's own ``pretrained_cfg``, which every save and load keeps.
-Only what is known is noted. What happens to a model in memory afterwards is not: a note says where weights started.
+Each step (loaded, transplanted, ...) is a note in timm's ``pretrained_cfg``, which every save and load keeps. Only
+known steps are noted, and later changes to a model in memory are not: a note says where weights started.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TUNED = "fine-tuned from"
 _PREFIX = "convstem: "
 
 _SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?|", re.ASCII)
-"""How a source can be written: a note of anybody's that says more is none of ours, and gets into no card."""
+"""A source as our notes write it. A note with any other text is not ours and never reaches a card."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Step:
     what: str
     """``LOADED``, ``SCRATCH``, ``TRANSPLANTED`` or ``TUNED``."""
     source: str = ""
-    """A repository (``org/name``, with ``@commit`` where known) or a pretrained name; empty where there is none."""
+    """A repository (``org/name``, with ``@commit`` if known) or a pretrained name; empty if there is none."""
 
     @property
     def repo_id(self) -> str | None:
-        """The source, if it is a repository."""
+        """The source's repository, or None if it is a name."""
         return self.source.partition("@")[0] if "/" in self.source else None
 
     def __str__(self) -> str:
-        """Return the step in words."""
+        """Return the step as text."""
         source, _, commit = self.source.partition("@")
         return f"{self.what} {source}".strip() + (f" at commit {commit}" if commit else "")
 
@@ -61,7 +61,7 @@ def steps(cfg: Mapping[str, Any]) -> tuple[Step, ...]:
 
 
 def record(model: Any, new: Iterable[Step]) -> None:
-    """Replace the steps that a model records; other notes stay."""
+    """Replace the steps recorded in a model; other notes stay."""
     cfg = model.pretrained_cfg
     others = [note for note in cfg.get("notes") or () if not str(note).startswith(_PREFIX)]
     ours = [f"{_PREFIX}{step.what} {step.source}".rstrip() for step in new]
@@ -71,14 +71,14 @@ def record(model: Any, new: Iterable[Step]) -> None:
 
 
 def forget(model: Any) -> None:
-    """Remove what a pretrained cfg says about weights from a model that has other ones, or none yet."""
+    """Remove the steps, description and licence of weights that a model does not have."""
     record(model, ())
     for field in ("description", "license"):
         model.pretrained_cfg.pop(field, None)
 
 
 def add(model: Any, step: Step) -> None:
-    """Record one more step of a model."""
+    """Record one more step in a model."""
     record(model, (*steps(model.pretrained_cfg), step))
 
 
@@ -88,7 +88,7 @@ def _parse(note: str) -> Step | None:
 
 
 FORBIDDEN = ("checkpoint_path", "custom_load", "file", "hf_hub_filename", "hf_hub_id", "state_dict", "url")
-"""A config has no business to say where weights are: they lie beside it."""
+"""Fields that a config may not set: its weights lie beside it."""
 
 
 _WIDER: dict[str, Any] = {
@@ -96,13 +96,13 @@ _WIDER: dict[str, Any] = {
     "first_conv": str | list[str] | None,
     "label_names": list[str] | dict[str, str] | None,
 }
-"""Fields that hold more in timm's own cfgs than their annotation says."""
+"""Fields with wider types in timm's own cfgs than in its annotations."""
 
 
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest-exact", "random")
 
 
-# Field of pretrained_cfg -> what it must be beyond its type, in words and as a test. An absent one has timm's default.
+# Field of pretrained_cfg -> (valid values in words, a test of them), beside its type. timm has a default for each.
 _PREPROCESSING: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "crop_pct": ("a number above 0 and at most 2", lambda value: 0 < value <= 2),
     "input_size": ("channels, height and width in pixels", lambda value: min(value) > 0),
@@ -113,11 +113,11 @@ _PREPROCESSING: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the content of a timm ``config.json`` of ours, checked as far as possible without building the model.
+    """Return a ``config.json`` of one of our architectures, checked as far as possible without building the model.
 
     Raises:
-        InvalidFileError: not a config, locations in it, fields that contradict each other or that timm does not know,
-            preprocessing that cannot be, or sizes beyond reason.
+        InvalidFileError: not a config, weight locations in it, contradictory fields or ones unknown to timm,
+            impossible preprocessing, or sizes beyond reason.
         MissingPathError: no such file.
         UnsupportedModelError: another architecture.
     """
@@ -133,7 +133,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``pretrained_cfg``, with the classes and labels that the root states, and ``model_args`` of a config.
+    """Return a config's ``pretrained_cfg`` (with classes and labels from the root) and its ``model_args``.
 
     Raises:
         InvalidFileError: one of them is missing or of the wrong type.
@@ -154,11 +154,11 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_stated(architecture: str, cfg: Mapping[str, Any], args: Mapping[str, Any]) -> None:
-    """Raise ``InvalidFileError`` unless a config can describe a saved model of ours: known fields of the right types.
+    """Raise ``InvalidFileError`` unless a config's fields are known and have the right types and values.
 
     Args:
         architecture: timm name.
-        cfg: its ``pretrained_cfg``, with the classes and labels that the root states.
+        cfg: the config's ``pretrained_cfg``, with classes and labels from the root.
         args: its ``model_args``.
     """
     from timm.models import PretrainedCfg
@@ -202,10 +202,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Return a small text file in UTF-8, or in UTF-16 as PowerShell's ``>`` writes it, which begins with a mark.
+    """Return a small text file in UTF-8, or in UTF-16 with a byte order mark, as PowerShell's ``>`` writes it.
 
     Raises:
-        InvalidFileError: too large, or in another encoding.
+        InvalidFileError: too large, or another encoding.
     """
     if path.stat().st_size > LARGEST_TEXT:
         raise InvalidFileError(f"{path.name} is {path.stat().st_size:,} bytes; at most {LARGEST_TEXT:,} are read")
@@ -220,7 +220,7 @@ def read_text(path: Path) -> str:
 
 
 def check_ours(architecture: str) -> None:
-    """Raise ``UnsupportedModelError`` unless this is a conv-stem architecture of this package."""
+    """Raise ``UnsupportedModelError`` unless this is one of our conv-stem architectures."""
     if architecture in catalog.architectures() or architecture.removesuffix(PYRAMID) in families():
         return
     raise UnsupportedModelError(
@@ -230,7 +230,7 @@ def check_ours(architecture: str) -> None:
 
 
 def _check_heads(architecture: str, args: Mapping[str, Any]) -> None:
-    """Raise ``InvalidFileError`` if the heads do not divide the width: some models fail only at their first image."""
+    """Raise ``InvalidFileError`` unless num_heads divides embed_dim; some models fail only at their first image."""
     spec = catalog.architectures().get(architecture)
     width, heads = (args.get(name) or getattr(spec, name, 0) for name in ("embed_dim", "num_heads"))
     if width and heads and width % heads:
@@ -238,7 +238,7 @@ def _check_heads(architecture: str, args: Mapping[str, Any]) -> None:
 
 
 def _check_classes(tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ``InvalidFileError`` if the stated numbers of classes differ: the head would be a random one."""
+    """Raise ``InvalidFileError`` if parts of a config differ in ``num_classes``: the head would be random."""
     stated = {place: table["num_classes"] for place, table in tables.items() if table.get("num_classes") is not None}
     if len(set(map(str, stated.values()))) > 1:
         places = ", ".join(f"{value} in {place}" for place, value in sorted(stated.items()))
@@ -250,7 +250,7 @@ _STEM: dict[str, Any] = {
     "norm_eps": float | None,
     "stride": int | None,
 }
-"""Arguments that every name of ours takes beyond those of its trunk."""
+"""Arguments of every conv-stem name, beyond those of its trunk."""
 
 
 _EXTRACTOR: dict[str, Any] = {
@@ -261,15 +261,15 @@ _EXTRACTOR: dict[str, Any] = {
     "output_stride": int,
     "pyramid_blocks": int | list[int],
 }
-"""Arguments that are part of a saved feature extractor, timm's or our pyramid."""
+"""Arguments of a saved feature extractor, either timm's or our pyramid."""
 
 
 _NOT_IN_FILES = ("args", "device", "dtype", "kwargs", "return")
-"""Names among a constructor's annotations that are not arguments of a saved model."""
+"""Annotated constructor names that a saved model's arguments cannot include."""
 
 
 def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
-    """Raise ``InvalidFileError`` unless timm's model takes all these arguments, and of these types.
+    """Raise ``InvalidFileError`` unless timm's model takes all these arguments with values of these types.
 
     Args:
         architecture: timm name.
@@ -286,14 +286,14 @@ def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
 
 @cache
 def argument_kinds(architecture: str) -> Mapping[str, Any]:
-    """Return the arguments that a config can hold for a timm name, with their annotations."""
+    """Return the arguments that a timm name's config can hold, with their annotations."""
     from timm import models
     from torch import nn
 
     name = architecture.removesuffix(PYRAMID)
     named = get_type_hints(models.model_entrypoint(trunks().get(name, name))).get("return")
     row = rows("architectures").get(name, {})
-    model: type = getattr(models, POS_EMBEDS[row.get("pos_embed", "learn")])  # our own families' functions name none
+    model: type = getattr(models, POS_EMBEDS[row.get("pos_embed", "learn")])  # our own entrypoints annotate no class
     if isinstance(named, type) and issubclass(named, nn.Module):
         model = named
     kinds: dict[str, Any] = {}

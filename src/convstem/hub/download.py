@@ -1,4 +1,4 @@
-"""Downloads one file until its content is what the Hub lists: first as the client does, then in resumable pieces."""
+"""Downloads one file and checks it against the Hub's hash: first with the client, then in resumable pieces."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from convstem.hub.repo_cache import Listing, RepoCache, file_digest
 from convstem.hub.source import CARD, CONFIG, LARGEST_TEXT
 
 PIECE = 8 << 20
-"""Bytes of one request."""
+"""Bytes per request."""
 
 
 def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
-    """Download a file into the cache; content that is wrong is fetched once more.
+    """Download a file into the cache. Wrong content is fetched a second time.
 
     Raises:
-        HubError: it cannot be had, it is wrong twice, or it is larger than the disk.
+        HubError: the download fails, its content is wrong twice, or it does not fit on the disk.
     """
     digest, size = listing.digest(name), listing.files[name].size or 0
     _check_size(cache, name, size)
     cache.discard(listing.commit, name)
     asked = (cache.repo_id, listing.commit, token)
-    if not digest:  # nothing to compare with: what the client itself accepts
+    if not digest:  # nothing to compare with: trust the client
         plain = itertools.chain([_ask_client], itertools.repeat(_ask_client_plainly))
         retried(lambda: next(plain)(cache, listing, name, token), *asked, listed=True)
         return
@@ -45,7 +45,7 @@ def download(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
 
 
 def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str:
-    """Download with huggingface_hub's own function and return the content's hash; wrong content is removed."""
+    """Download with ``hf_hub_download`` and return the content's hash; wrong content is removed."""
     _ask_client(cache, listing, name, token)
     digest = listing.digest(name)
     if cache.verified(listing.commit, name, digest):
@@ -53,13 +53,13 @@ def _by_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> str
     actual = cache.discard(listing.commit, name)
     if actual is None:
         raise FileNotFoundError(errno.ENOENT, "deleted meanwhile", str(cache.pointer(listing.commit, name)))
-    if actual == digest:  # under another content's name, as the client stores it after a stale ETag
+    if actual == digest:  # right content stored under another blob's name, as the client does after a stale ETag
         return _by_pieces(cache, listing, name, token)
     return actual
 
 
 def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
-    """Download with huggingface_hub's own function; what fails in Xet's storage may succeed without it."""
+    """Download with ``hf_hub_download``. A failure of Xet becomes ``ConnectionError``, which is retried without Xet."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -78,11 +78,11 @@ def _ask_client(cache: RepoCache, listing: Listing, name: str, token: Any) -> No
 
 
 def _ask_client_plainly(cache: RepoCache, listing: Listing, name: str, token: Any) -> None:
-    """Download with huggingface_hub's own function as under ``HF_HUB_DISABLE_XET=1``."""
+    """Download with ``hf_hub_download`` as under ``HF_HUB_DISABLE_XET=1``."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True  # for other threads too, which only take the plain way as well
+    constants.HF_HUB_DISABLE_XET = True  # affects other threads too, harmlessly: they also download without Xet
     try:
         _ask_client(cache, listing, name, token)
     finally:
@@ -90,13 +90,13 @@ def _ask_client_plainly(cache: RepoCache, listing: Listing, name: str, token: An
 
 
 def _by_pieces(cache: RepoCache, listing: Listing, name: str, token: Any) -> str:
-    """Download in pieces and return the content's hash; only right content gets into the cache."""
+    """Download in pieces and return the content's hash; only right content enters the cache."""
     digest = listing.digest(name)
     partial = cache.partial_download(digest)
     try:
         download_pieces(cache.repo_id, listing.commit, name, listing.files[name].size or 0, partial, token)
     except Exception as error:
-        if is_server_error(error):  # huggingface_hub itself has tried for half a minute
+        if is_server_error(error):  # huggingface_hub has already retried for half a minute
             raise explain(error, cache.repo_id, listing.commit, token, listed=True) from error
         raise
     actual = file_digest(partial, len(digest))
@@ -126,13 +126,13 @@ def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str) -> s
 def download_pieces(repo_id: str, commit: str, filename: str, size: int, target: Path, token: Any = None) -> None:
     """Complete ``target``, which may hold a prefix of the file from an earlier try.
 
-    For connections on which huggingface_hub's single request does not survive. Every piece asks ``/resolve/`` again, so
+    This is for connections that break during huggingface_hub's single request. Every piece asks ``/resolve/`` again, so
     a signed URL cannot expire, and a killed process resumes at the last piece.
 
     Args:
         repo_id, commit, filename: the file on the Hub.
         size: its length in bytes.
-        target: the partial file; two processes that write it write the same bytes to the same places.
+        target: the partial file. Two processes may write it, since they write the same bytes to the same places.
         token: see ``fetch``.
     """
     from huggingface_hub import HfFileSystem
@@ -158,7 +158,7 @@ def download_pieces(repo_id: str, commit: str, filename: str, size: int, target:
 
 @contextmanager
 def progress_bars(show: bool) -> Iterator[None]:
-    """Switch huggingface_hub's progress bars off for a while, unless they are to be shown."""
+    """Switch off huggingface_hub's progress bars inside the block, unless ``show``."""
     from huggingface_hub import utils
 
     if show or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]

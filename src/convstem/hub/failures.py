@@ -1,6 +1,6 @@
-"""Which failures of the Hub client may pass, so that it is asked again; one plain sentence for each that will not.
+"""Failures of the Hub client: retry those that may pass, explain each of the others in one plain sentence.
 
-Files that are deleted from the Hub's cache while they are used are such: what uses them is done again.
+Files deleted from the Hub's cache while in use are retried too: the function using them runs again.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from convstem.errors import AccessDeniedError, HubError, MissingFileError, Revis
 TRIES = 5
 
 _GIVEN: ContextVar[list[Path] | None] = ContextVar("_GIVEN", default=None)
-"""The files of the cache that the function that runs was given so far."""
+"""Cache files that the running function has been given so far."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def given(files: Iterable[Path]) -> None:
-    """Note files of the cache that are about to be used."""
+    """Note cache files that are about to be used."""
     noted = _GIVEN.get()
     if noted is not None:
         noted.extend(files)
 
 
 def again_if_deleted(function: Function) -> Function:
-    """Decorate a function that fetches files and uses them: it is called again if they were deleted in between.
+    """Decorate a function that fetches and uses files: it runs again if they were deleted in between.
 
-    The function raises ``HubError`` if that happens again and again.
+    It raises ``HubError`` if that keeps happening.
     """
 
     @wraps(function)
@@ -69,7 +69,7 @@ def again_if_deleted(function: Function) -> Function:
 
 
 def deleted_again(path: object) -> str:
-    """Return what is said of a file of the cache that something else deletes."""
+    """Return the message for a cache file that something else keeps deleting."""
     return (
         f"{path} is deleted from the Hub's cache, again and again, while it is used: stop what clears the cache, or "
         "choose another folder with HF_HUB_CACHE"
@@ -80,7 +80,7 @@ ATTEMPTS = 4
 
 
 WAIT_SECONDS = 0.5
-"""Before the second try; doubled before each further one."""
+"""Pause before the second try; doubled before each further one."""
 
 
 Result = TypeVar("Result")
@@ -89,7 +89,7 @@ Result = TypeVar("Result")
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-# The HTTP library behind huggingface_hub changed over its releases; all errors of these packages are about transport.
+# The HTTP library behind huggingface_hub depends on its release. All errors of these packages are transport errors.
 _TRANSPORT = {"hf_xet", "httpcore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
 
 
@@ -109,12 +109,12 @@ _DISK = {
 
 
 def without_password(text: str) -> str:
-    """Return a text with the user names and passwords cut out of its URLs: ``HF_ENDPOINT`` may hold some."""
+    """Return a text without the user names and passwords in its URLs; ``HF_ENDPOINT`` may hold some."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def web_page(*parts: str) -> str:
-    """Return the address of a page of the Hub, fit to be shown."""
+    """Return the address of a Hub page, without a password."""
     from huggingface_hub import constants
 
     return "/".join([without_password(constants.ENDPOINT), *parts])
@@ -131,7 +131,7 @@ def is_server_error(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and those that it came from."""
+    """Yield an error and its chain of causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -140,7 +140,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def certificate_error(error: BaseException) -> str:
-    """Return why the server's certificate was not accepted; empty if it was."""
+    """Return why the server's certificate was rejected; empty if that is not the error."""
     for cause in causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return str(getattr(cause, "verify_message", "") or cause)
@@ -151,9 +151,9 @@ def certificate_error(error: BaseException) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same request may succeed later: resets, timeouts, 5xx, short bodies, an expired signed URL.
+    """Return whether the same request may succeed later.
 
-    So may one whose file was deleted from the cache meanwhile.
+    True for resets, timeouts, 5xx, short bodies, an expired signed URL and a file deleted from the cache meanwhile.
     """
     if certificate_error(error):
         return False
@@ -178,14 +178,14 @@ def _deleted(error: BaseException) -> bool:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the error behind huggingface_hub's ``LocalEntryNotFoundError``, which hides it."""
+    """Return the error hidden behind huggingface_hub's ``LocalEntryNotFoundError``."""
     while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def is_of_xet(error: BaseException) -> bool:
-    """Return whether a failure is of Xet's storage, without which the Hub and its mirrors send every file too."""
+    """Return whether a failure comes from Xet's storage. The Hub and its mirrors can send every file without Xet."""
     response: Any = getattr(error, "response", None)
     if response is not None:
         return "/xet-read-token/" in str(response.request.url)
@@ -194,7 +194,7 @@ def is_of_xet(error: BaseException) -> bool:
 
 
 def retry_after(error: BaseException, seconds: float, longest: float = 30.0) -> float:
-    """Return how long to wait before the next try: what the server asks for, else ``seconds``; at most ``longest``."""
+    """Return the seconds until the next try: the server's Retry-After, else ``seconds``; at most ``longest``."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     return min(float(asked), longest) if asked.isascii() and asked.isdigit() else seconds
 
@@ -207,15 +207,15 @@ def retried(
     attempts: int = ATTEMPTS,
     listed: bool = False,
 ) -> Result:
-    """Return what ``ask`` returns, trying again with growing pauses while the failure may pass.
+    """Return the result of ``ask``, retrying with growing pauses after failures that may pass.
 
     Args:
         ask: makes a request.
         repo_id, revision, token, listed: see ``explain``.
-        attempts: how often at most.
+        attempts: largest number of calls.
 
     Raises:
-        HubError: a failure that will not pass, or as many failures as ``attempts``.
+        HubError: a permanent failure, or ``attempts`` failures.
     """
     for attempt in range(attempts):
         try:
@@ -233,13 +233,13 @@ def retried(
 def explain(
     error: BaseException, repo_id: str, revision: str | None, token: Any = None, listed: bool = False
 ) -> HubError:
-    """Return the error to raise: what was asked, what the Hub said, what to do.
+    """Return the error to raise: what was requested, what the Hub said, what to do.
 
     Args:
         error: what huggingface_hub raised.
-        repo_id, revision: the repository and revision that were asked for.
-        token: the token argument in use, only to tell whether there is one.
-        listed: whether the Hub has just listed what it refuses now.
+        repo_id, revision: the requested repository and revision.
+        token: the token argument, used only to tell whether there is one.
+        listed: whether the Hub has just listed the file it now refuses.
     """
     kind, status = type(error).__name__, status_of(error)
     where = repo_id if revision is None else f"{repo_id}@{revision}"

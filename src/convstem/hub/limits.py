@@ -1,4 +1,4 @@
-"""What a saved model's config may ask for: values of the right kinds, and sizes that the weights beside it can have."""
+"""Limits on a saved model's config: values of the right types, and sizes that fit the weights beside it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, and not true or false."""
+    """Return whether a value is a finite number and not a bool."""
     if isinstance(value, int):
         return not isinstance(value, bool)
     return isinstance(value, float) and math.isfinite(value)
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Return whether a value read from JSON is of a kind; classes and functions, which JSON cannot hold, are none."""
+    """Return whether a value read from JSON matches an annotation. Classes and functions never match: JSON has none."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
@@ -46,13 +46,13 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _items_fit(values: Any, kinds: tuple[Any, ...]) -> bool:
-    if len(kinds) == 1 or kinds[-1] is Ellipsis:  # timm writes Tuple[str] where it means any number of them
+    if len(kinds) == 1 or kinds[-1] is Ellipsis:  # timm writes Tuple[str] for Tuple[str, ...]
         return all(fits(value, kinds[0]) for value in values)
     return len(values) == len(kinds) and all(map(fits, values, kinds))
 
 
 def in_words(kind: Any) -> str:
-    """Return what a kind asks for, in words."""
+    """Return an annotation in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(filter(None, map(in_words, parts))))
@@ -67,7 +67,7 @@ def in_words(kind: Any) -> str:
 
 
 def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Raise ``InvalidFileError`` naming the first field of a ``config.json`` that is not of its kind."""
+    """Raise ``InvalidFileError`` naming the first field of a ``config.json`` that has the wrong type."""
     for name, value in values.items():
         if not fits(value, kinds[name]):
             words = in_words(kinds[name]) or "left out"
@@ -75,7 +75,7 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
 
 
 def short(value: Any) -> str:
-    """Return the start of a value as JSON has it."""
+    """Return a value as JSON, cut after 40 characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
@@ -92,27 +92,27 @@ LARGEST_SIZE = {
     "patch_size": 1 << 10,
     "stride": 1 << 10,
 }
-"""Larger sizes are refused before the model is built, which would take too long. All are positive,
-but for the classes of a model without head."""
+"""Larger sizes are refused before the model is built, which would take too long. All must be positive, except
+``num_classes``, which is 0 without a head."""
 
 
 LARGEST_NUMBER = 1 << 20
-"""The same for every other number of a config."""
+"""Limit for every other number of a config."""
 
 
 LARGEST_LIST = 512
-"""Numbers of a list, such as a stem's channels."""
+"""Longest list of numbers, such as a stem's channels."""
 
 
 LARGEST_PATCH = 128
-"""Pixels from token to token: with the tokens of a file's position embedding they say how large its images can be."""
+"""Largest spacing of tokens in pixels. With the tokens in a position embedding, it bounds the image size."""
 
 
 def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
-    """Raise ``InvalidFileError`` if a number of a config is beyond reason, whatever weights lie beside it.
+    """Raise ``InvalidFileError`` if a number of a config is beyond reason for any weights.
 
     Args:
-        sizes: fields and their values; what is not a number or a list of numbers is skipped.
+        sizes: fields and their values; anything but numbers and lists of numbers is skipped.
     """
     for name, value in sizes:
         limit = LARGEST_SIZE.get(name, LARGEST_NUMBER)
@@ -124,21 +124,21 @@ def check_config_sizes(sizes: Iterable[tuple[str, Any]]) -> None:
 
 
 def stated_sizes(args: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the fields of a config that say how large a model is, with their values; the same one may occur twice.
+    """Return a config's fields that set a model's size, with their values. A field may occur twice.
 
     Args:
         args: ``model_args`` of the config.
-        cfg: its ``pretrained_cfg``, with the number of classes that the root states.
+        cfg: its ``pretrained_cfg``, with the root's number of classes.
     """
     return [*args.items(), *((name, cfg[name]) for name in ("input_size", "num_classes") if name in cfg)]
 
 
 def check_fits_header(args: Mapping[str, Any], cfg: Mapping[str, Any], header: Mapping[str, Stored]) -> None:
-    """Refuse a saved model's config that its weights file is too small for, before anything is built.
+    """Refuse a config whose sizes the weights file is too small for, before anything is built.
 
     Args:
         args, cfg: see ``stated_sizes``.
-        header: of the safetensors file.
+        header: header of the safetensors file.
 
     Raises:
         InvalidFileError: a size beyond what the file holds, or another number of input channels.
@@ -158,7 +158,7 @@ def check_fits_header(args: Mapping[str, Any], cfg: Mapping[str, Any], header: M
 
 
 def _coarser(args: Mapping[str, Any]) -> int:
-    """Return how many times farther apart a config's tokens are than patches, and larger its images, if they are."""
+    """Return stride // patch_size of a config, at least 1: the factor by which its images may be larger."""
     stride, patch = args.get("stride"), args.get("patch_size")
     return max(stride // patch, 1) if isinstance(stride, int) and isinstance(patch, int) else 1
 
@@ -175,14 +175,13 @@ def _check_channels(args: Mapping[str, Any], cfg: Mapping[str, Any], header: Map
 
 
 def check_as_saved(state: Mapping[str, Tensor], header: Mapping[str, Stored]) -> None:
-    """Compare a model loaded as its config describes it with its file: nothing may have been adapted on the way.
+    """Check that a model loaded by its config has the shapes in its file.
 
-    timm resizes a position embedding where a config is not the one that its weights were saved with; no caller asked
-    for that.
+    timm silently resizes a position embedding when the config does not match the weights.
 
     Args:
         state: the model's state dict.
-        header: of the safetensors file, or the part of it that is to be compared.
+        header: header of the safetensors file, or the part to compare.
 
     Raises:
         CheckpointError: the shapes differ.
@@ -197,7 +196,7 @@ def check_as_saved(state: Mapping[str, Tensor], header: Mapping[str, Stored]) ->
 
 
 def _check_pixels(name: str, value: Any, header: Mapping[str, Stored]) -> None:
-    """Refuse images of more pixels than the file's position embedding has tokens for, at the largest patch."""
+    """Refuse images with more pixels than the file's position embedding covers with the largest patches."""
     shape = header["pos_embed"].shape if "pos_embed" in header else ()
     sides = _numbers(value)[-2:]
     pixels = math.prod(sides * 2 if len(sides) == 1 else sides)  # one number is the side of a square

@@ -1,4 +1,4 @@
-"""From a pretrained cfg of timm's to a verified file on this machine: the one door through which weights reach us."""
+"""Turns a timm pretrained cfg into a verified file on this machine. All weights enter here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOCATION = ("file", "hf_hub_filename", "hf_hub_id", "source", "url")
 """Fields of a pretrained cfg that say where the weights are."""
 
 
-# Weights under a pickle's name, which timm too looks for under a safe one first.
+# Names of pickles -> the safetensors name to read instead; timm also tries that one first.
 _SAFE_NAMES = {
     None: WEIGHTS,
     "pytorch_model.bin": WEIGHTS,
@@ -36,30 +36,30 @@ class Located:
 
     path: Path
     immutable: bool
-    """Nobody writes to it in place: it is in the Hub's cache or in this package, so parameters can share its memory."""
+    """Whether parameters can share its memory: files in the Hub's cache or this package are never changed in place."""
     repo_id: str | None = None
     commit: str | None = None
-    """Of a file from the Hub."""
+    """Set for a file from the Hub."""
 
     @property
     def hub_id(self) -> str | None:
-        """``org/name@commit`` of a file from the Hub."""
+        """``org/name@commit`` for a file from the Hub, else None."""
         return self.repo_id and f"{self.repo_id}@{self.commit}"
 
     @property
     def overlay(self) -> dict[str, Any]:
-        """The ``pretrained_cfg_overlay`` that makes timm read this file, and nothing else, as a plain state dict."""
+        """The ``pretrained_cfg_overlay`` that makes timm read only this file, as a plain state dict."""
         return dict.fromkeys(LOCATION) | {"file": str(self.path), "custom_load": False}
 
 
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Located | None:
-    """Return the local safetensors file a pretrained cfg means, fetched and verified if it is on the Hub.
+    """Return the local safetensors file for a pretrained cfg, fetched and verified if it is on the Hub.
 
-    None where the cfg names something else (a URL, a folder without safetensors, a state dict, a pickle).
+    None if the cfg names something else (a URL, a folder without safetensors, a state dict, a pickle).
 
     Raises:
-        ArgumentError: the Hub file asked for is not a safetensors file.
-        HubError: the file cannot be had from the Hub.
+        ArgumentError: the Hub file is not a safetensors file.
+        HubError: the file cannot be fetched from the Hub.
         InvalidFileError: the embedded file is damaged.
     """
     if cfg.source != "hf-hub" and (cfg.state_dict or cfg.file):
@@ -75,7 +75,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Located |
 
 
 def _beside_config(repository: str, revision: str | None, filename: str, cache_dir: str | Path | None) -> Located:
-    """Return the weights of the commit whose config timm has just fetched and read, once that is verified too."""
+    """Return the weights from the commit of the config that timm has just read, after verifying that config."""
     config = cached_config(repository, revision, cache_dir)
     try:
         read = config.read_bytes() if config else None
@@ -108,7 +108,7 @@ def _local(cfg: PretrainedCfg) -> Located | None:
 
 
 def check_embedded(path: Path) -> None:
-    """Compare a file of the registry with the hash in its row, once.
+    """Compare a weights file in ``registry/`` with its recorded hash, once.
 
     Raises:
         InvalidFileError: the content's sha256 differs.
@@ -120,7 +120,7 @@ def check_embedded(path: Path) -> None:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise ``InvalidFileError`` unless a file has this sha256; it is hashed once, and again when it changes."""
+    """Raise ``InvalidFileError`` unless a file has this sha256. It is hashed once, and again after a change."""
     check_once(path, f"sha256 {expected}", partial(_hash, path, expected))
 
 

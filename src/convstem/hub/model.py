@@ -1,6 +1,6 @@
-"""A saved model of ours, from the Hub or a folder, and the timm model of a source: checked, their weights verified.
+"""Reads saved models of ours from the Hub or a folder, and builds the timm model of a source, all verified.
 
-What timm or the Hub says against a source is one of our errors.
+Errors of timm or the Hub about a source become convstem errors.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ class HubModel:
 
     folder: Path
     config: dict[str, Any]
-    """Content of its ``config.json``, checked."""
+    """Content of ``config.json``, checked."""
     weights: Path
-    """Of a repository verified; in a folder it may be a pickle, where there is no safetensors file."""
+    """From a repository: verified. In a folder without a safetensors file it may be a pickle."""
     repo_id: str | None = None
     commit: str | None = None
-    """Of a repository: 40 hexadecimal digits."""
+    """For a repository: 40 hexadecimal digits."""
     immutable: bool = False
-    """Nobody writes to its files in place: they are in the Hub's cache, so parameters can share their memory."""
+    """Whether parameters can share the files' memory: files in the Hub's cache are never changed in place."""
 
     @property
     def hub_id(self) -> str | None:
-        """``org/name@commit`` of a repository."""
+        """``org/name@commit`` for a repository, else None."""
         return self.repo_id and f"{self.repo_id}@{self.commit}"
 
 
 class SavedCfg(dict[str, Any]):
-    """The pretrained cfg of a saved model, as timm makes it of a config, that knows its file.
+    """A saved model's pretrained cfg, as timm makes it from a config, plus its weights file.
 
-    ``timm.create_model`` hands it to the entrypoint, which need not check the config or look for the file again.
+    ``timm.create_model`` passes it to the entrypoint, which then need not check the config or find the file again.
 
     Args:
-        cfg: ``pretrained_cfg`` of the config, with the classes and labels that its root states.
-        model: where it came from.
+        cfg: ``pretrained_cfg`` of the config, with classes and labels from its root.
+        model: the saved model it belongs to.
     """
 
     def __init__(self, cfg: Mapping[str, Any], model: HubModel) -> None:
@@ -68,7 +68,7 @@ class SavedCfg(dict[str, Any]):
 
 
 def fetch_model(source: Source, cache_dir: str | Path | None = None, token: str | bool | None = None) -> HubModel:
-    """Return the model of a repository, fetched once at one commit; a config that is not ours costs no weights.
+    """Return a repository's model, all files from one commit. Weights are fetched only after the config is accepted.
 
     Args:
         source: a repository.
@@ -91,14 +91,14 @@ def fetch_model(source: Source, cache_dir: str | Path | None = None, token: str 
 
 
 def read_model(folder: Path) -> HubModel:
-    """Return the model of a folder.
+    """Return the model in a folder.
 
     Args:
         folder: holds ``config.json`` and ``model.safetensors``.
 
     Raises:
         InvalidFileError, UnsupportedModelError: see ``read_config``.
-        MissingPathError: one of the two is not there.
+        MissingPathError: a file is missing.
     """
     config = read_config(folder / CONFIG)
     found = sorted(path for path in folder.iterdir() if path.name.endswith((".safetensors", *PICKLES)))
@@ -112,20 +112,19 @@ def read_model(folder: Path) -> HubModel:
 def create_source(
     source: str | os.PathLike[str] | Source, pretrained: bool = True, check: Callable[[nn.Module], object] | None = None
 ) -> nn.Module:
-    """Return a timm model in eval mode, its weights fetched from the Hub, verified and checked before it is built.
+    """Return a timm model in eval mode. Its weights are fetched and verified before it is built.
 
     Args:
         source: timm name (with tag), a repository or a folder.
         pretrained: load its weights.
-        check: is called with the model of a name, without weights, before these are fetched; what it raises ends the
-            call.
+        check: for a name, called with the model on the meta device before weights are fetched; it may raise to stop.
 
     Raises:
-        ArgumentError: no such kind of source, a model without pretrained weights, or no device to hold them.
+        ArgumentError: wrong kind of source, a model without pretrained weights, or the default device is meta.
         CheckpointError: the repository or folder does not hold a model that timm can load.
-        HubError: the weights cannot be had from the Hub, or are only to be had without a hash.
-        InvalidFileError: they are damaged or not finite.
-        MissingPathError: no such folder, or one without a config.
+        HubError: the weights cannot be fetched from the Hub, or exist only without a hash.
+        InvalidFileError: the weights are damaged or not finite.
+        MissingPathError: no such folder, or no config in it.
         UnknownModelError: unknown name or tag; the message lists the nearest names, or the tags.
     """
     found = source_of("transplant", source)
@@ -144,7 +143,7 @@ def create_source(
         return _from_hub(found, pretrained) if found.kind == "repository" else _from_folder(found.path, pretrained)
     except ConvStemError:
         raise
-    except Exception as error:  # whatever timm and torch make of a config and weights from anywhere
+    except Exception as error:  # timm and torch may raise anything for a foreign config or weights
         raise CheckpointError(
             f"timm cannot load {found} as its {CONFIG} describes it: {type(error).__name__}: {error}"
         ) from error
@@ -176,9 +175,9 @@ def _from_folder(folder: Path, pretrained: bool) -> nn.Module:
 
 
 def _check_config(folder: Path, pretrained: bool) -> Mapping[str, Stored]:
-    """Refuse a config of any timm model that cannot be that of the weights beside it; return the weights' header."""
+    """Refuse any timm model's config that does not fit the weights beside it. Return the weights' header."""
     config = read_json(folder / CONFIG)
-    if "pretrained_cfg" not in config:  # all in one, as timm once wrote it
+    if "pretrained_cfg" not in config:  # timm's old flat format
         cfg = {name: value for name, value in config.items() if name not in ("labels", "num_features")}
         config = {"architecture": config.get("architecture"), "pretrained_cfg": cfg}
     cfg, args = parts(config)
@@ -209,13 +208,13 @@ def _from_tag(name: str) -> nn.Module:
 
 
 def _say_location(model: Any, where: dict[str, Any]) -> None:
-    """Make a model's pretrained cfg say where its weights are for everyone, commit included."""
+    """Replace the local location in a model's pretrained cfg by the public one, commit included."""
     kept = {key: value for key, value in model.pretrained_cfg.items() if key not in LOCATION}
     model.pretrained_cfg = model.default_cfg = {**kept, **where}
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Raise unless timm's registry has the name and, if they are asked for, weights of it."""
+    """Raise unless timm has this name and, if ``pretrained``, weights for it."""
     base, tag = split_model_name_tag(name)
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=5)

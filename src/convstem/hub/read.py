@@ -1,6 +1,6 @@
 """Verified reading from the Hub: one commit per call, contents compared with the Hub's hashes before first use.
 
-All requests are huggingface_hub's own, so its login, proxies, HF_ENDPOINT, HF_HUB_OFFLINE and cache settings apply.
+huggingface_hub makes all requests, so its login, proxies, HF_ENDPOINT, HF_HUB_OFFLINE and cache settings apply.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class HubFile:
     """The file in huggingface_hub's cache."""
     repo_id: str
     commit: str
-    """The commit the file belongs to: 40 hexadecimal digits."""
+    """The file's commit: 40 hexadecimal digits."""
     sha256: str | None
-    """Hash of the content, verified; None for small files that the Hub keeps in git (git's hash verifies them), and
-    offline for files that another client stored without their hash."""
+    """Verified hash of the content. None for small files that the Hub keeps in git (verified by git's hash), and
+    offline for files that another client stored without a hash."""
     compared: bool = True
-    """Whether the content was compared with a hash; some mirrors tell none."""
+    """Whether the content was compared with a hash; some mirrors give none."""
 
 
 def fetch(
@@ -54,7 +54,7 @@ def fetch(
 
     Raises:
         ArgumentError: an invalid ``repo_id``, or a file that is never read from the Hub.
-        HubError: the file cannot be had, or its content is not what the Hub lists.
+        HubError: the file cannot be fetched, or its content does not match the Hub's hash.
     """
     return fetch_all(repo_id, [filename], revision, cache_dir=cache_dir, token=token)[filename]
 
@@ -74,8 +74,8 @@ def fetch_all(
     Args:
         repo_id, revision, cache_dir, token: see ``fetch``.
         filenames: files to fetch, in this order.
-        optional: further files, of which those that the repository has are fetched.
-        check: called with each file before the next one is downloaded; what it raises ends the call.
+        optional: further files, fetched if the repository has them.
+        check: called with each file before the next download; it may raise to stop.
     """
     from huggingface_hub import constants
 
@@ -90,7 +90,7 @@ def fetch_all(
         more: dict[str, HubFile] = {}
         for name in welcome if files else ():
             more |= _cached(cache, revision, [name], unknown=offline)
-        if files and (offline or len(more) == len(welcome)):  # else the Hub may have the others
+        if files and (offline or len(more) == len(welcome)):  # otherwise the Hub may have more optional files
             return _checked({**files, **more}, check)
     if offline:
         raise MissingFileError(_offline_sentence(cache, revision, names))
@@ -105,9 +105,9 @@ def _checked(files: dict[str, HubFile], check: Callable[[HubFile], object]) -> d
 
 
 def cached_config(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
-    """Return the ``config.json`` that the cache has for this revision, in the folder of its commit, or None.
+    """Return the cached ``config.json`` of this revision, in its commit's folder, or None.
 
-    timm downloads the config before it calls an entrypoint: the weights have to come from the same commit.
+    timm downloads the config before it calls an entrypoint, and the weights must come from the same commit.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -116,7 +116,7 @@ def cached_config(repo_id: str, revision: str | None = None, cache_dir: str | Pa
 
 
 _UNCOMPARED: set[tuple[str, str]] = set()
-"""Repositories and commits of which it was said that nobody tells their hashes: it is said once."""
+"""(Repository, commit) pairs already warned about for having no hashes."""
 
 
 def _fetch_online(
@@ -145,12 +145,12 @@ def _fetch_online(
     if not all(file.compared for file in files.values()) and (cache.repo_id, listing.commit) not in _UNCOMPARED:
         _UNCOMPARED.add((cache.repo_id, listing.commit))
         warn(_unknown_sentence(cache.repo_id))
-    cache.remember_ref(revision, listing.commit)  # last: offline, a ref must lead to complete files
+    cache.remember_ref(revision, listing.commit)  # last, because offline a ref must lead to complete files
     return files
 
 
 def _cached(cache: RepoCache, revision: str | None, names: list[str], unknown: bool) -> dict[str, HubFile]:
-    """Return the files from the cache if all are there and verified, or of unknown hash where allowed; else nothing."""
+    """Return the files if the cache has all of them verified (or, with ``unknown``, without a hash); else nothing."""
     commit = cache.commit_of(revision)
     digests = {name: cache.verified(commit, name) for name in names} if commit else {}
     if not commit or None in digests.values() or ("" in digests.values() and not unknown):

@@ -1,4 +1,4 @@
-"""What a repository holds at one commit, with hashes; and the Hub cache: its files by commit, which were verified."""
+"""Lists a repository's files and hashes at one commit. Finds and verifies files in the Hub cache."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Listed:
-    """What is known about a file before it is fetched."""
+    """A file's entry in a listing, known before it is fetched."""
 
     size: int | None = None
     """Bytes."""
     digest: str = ""
-    """The content's hash: sha256 of a large file, git's of a small one; empty where nobody tells it."""
+    """Hash of the content: sha256 for a large file, git's sha1 for a small one; empty if unknown."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit."""
+    """A repository's files at one commit."""
 
     commit: str
     files: Mapping[str, Listed]
 
     def digest(self, filename: str) -> str:
-        """Return the content's hash; empty where nobody tells it."""
+        """Return the content's hash; empty if unknown."""
         return self.files[filename].digest
 
 
@@ -53,14 +53,14 @@ def list_files(
     token: Any = None,
     attempts: int = ATTEMPTS,
 ) -> Listing:
-    """Return the commit of a revision and what it holds, with hashes, in one request.
+    """Return a revision's commit and its files with hashes, normally in one request.
 
     Args:
         repo_id: ``org/name``.
         revision: branch, tag or commit; default: main.
-        wanted: files whose hashes are needed: where a mirror's listing lacks them, the files' own headers are asked.
+        wanted: files that need hashes; if a mirror's listing lacks one, the file's headers are requested.
         token: a token, or False for none; default: huggingface_hub's login.
-        attempts: how often a request is made until one succeeds.
+        attempts: largest number of tries per request.
 
     Raises:
         HubError: the repository cannot be read.
@@ -72,7 +72,7 @@ def list_files(
     def ask() -> Listing:
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=timeout)
-        if info.gated:  # its listing is public, its files are not
+        if info.gated:  # the listing is public, the files are not
             api.auth_check(repo_id)
         return Listing(str(info.sha), {entry.rfilename: _listed(entry) for entry in info.siblings or ()})
 
@@ -87,7 +87,7 @@ def _listed(entry: RepoSibling) -> Listed:
 
 
 def _from_headers(repo_id: str, commit: str, name: str, token: Any, attempts: int) -> Listed:
-    """Return what the file's own headers tell: the ETag is the hash, where it looks like one."""
+    """Return size and hash from the file's headers; an ETag that looks like a hash is the hash."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repo_id, name, revision=commit)
@@ -96,7 +96,7 @@ def _from_headers(repo_id: str, commit: str, name: str, token: Any, attempts: in
 
 
 def check_present(repo_id: str, listing: Listing, filename: str) -> None:
-    """Raise ``MissingFileError`` if a commit lacks a file, naming the way out where there are only pickles."""
+    """Raise ``MissingFileError`` if a commit lacks a file, with a remedy if there are only pickles."""
     if filename in listing.files:
         return
     pickles = sorted(name for name in listing.files if name.endswith(PICKLES))
@@ -115,14 +115,14 @@ CHUNK = 1 << 20
 
 
 ORPHAN_SECONDS = 3600.0
-"""A ``*.incomplete`` file that nobody wrote to for so long belongs to a killed process."""
+"""A ``*.incomplete`` file unchanged for this long belongs to a killed process."""
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
-"""How a content's hash is written: sha256, or git's sha1."""
+"""A content's hash: sha256, or git's sha1."""
 
 
 def is_commit(revision: str | None) -> bool:
@@ -131,7 +131,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def file_digest(path: Path, digest_size: int = 64) -> str:
-    """Return the file's sha256, or for 40 digits git's blob sha1: the two names that the Hub gives to contents."""
+    """Return the file's sha256, or git's blob sha1 if ``digest_size`` is 40. The Hub uses both as names of contents."""
     hasher = hashlib.sha256() if digest_size == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -148,19 +148,19 @@ class RepoCache:
 
     @property
     def folder(self) -> Path:
-        """Where huggingface_hub keeps the repository."""
+        """huggingface_hub's folder for the repository."""
         return self.cache_dir / f"models--{self.repo_id.replace('/', '--')}"
 
     def pointer(self, commit: str, filename: str) -> Path:
-        """Return where the file of a commit lies, present or not."""
+        """Return the path of a commit's file, present or not."""
         return self.folder / "snapshots" / commit / filename
 
     def partial_download(self, digest: str) -> Path:
-        """Return where a download in pieces grows."""
+        """Return the path of a partial download in pieces."""
         return self.folder / "blobs" / f"{digest}.convstem-incomplete"
 
     def commit_of(self, revision: str | None) -> str | None:
-        """Return the commit that the cache remembers for a branch, a tag or a sha."""
+        """Return the commit cached for a branch or tag; a full sha is returned as it is."""
         if is_commit(revision):
             return revision
         ref = self.folder / "refs" / (revision or "main")
@@ -170,19 +170,19 @@ class RepoCache:
             return None
 
     def remember_ref(self, revision: str | None, commit: str) -> None:
-        """Record the commit of a branch or tag, as the client does, once all its files are there."""
+        """Record the commit of a branch or tag, as the client does. Call it once all files are there."""
         if not is_commit(revision):
             ref = self.folder / "refs" / (revision or "main")
             store(ref, lambda temporary: temporary.write_text(commit, encoding="utf-8"))
 
     def verified(self, commit: str, filename: str, expected: str | None = None) -> str | None:
-        """Return the digest of a cached file if its content has it; hash the content unless that was done before.
+        """Return a cached file's digest if its content matches, else None. The content is hashed only once.
 
-        Empty where nothing tells the digest: a file that another client stored in a cache without symlinks.
+        Empty if the digest is unknown: another client stored the file in a cache without symlinks.
 
         Args:
             commit, filename: the file.
-            expected: its digest on the Hub; by default what was recorded at download, or the blob's name.
+            expected: its digest on the Hub; default: the digest recorded at download, or the blob's name.
         """
         try:
             return self._verified(self.pointer(commit, filename), expected)
@@ -190,12 +190,12 @@ class RepoCache:
             return None
 
     def _verified(self, pointer: Path, expected: str | None) -> str | None:
-        if not pointer.is_file():  # a pipe or a device would be read for ever
+        if not pointer.is_file():  # reading a pipe or device would never end
             return None
         note = Note(pointer, "digest")
         blob = _blob_name(pointer)
         expected = expected or note.answer or blob
-        if blob and blob != expected:  # stored under another content's name, as the client does after a stale ETag
+        if blob and blob != expected:  # stored under another blob's name, as the client does after a stale ETag
             return None
         if not expected or (note.current and note.answer == expected):
             return expected
@@ -205,47 +205,47 @@ class RepoCache:
         return expected
 
     def discard(self, commit: str, filename: str) -> str | None:
-        """Remove a wrong file and return the digest it had; a blob that is what its name says stays for its owner."""
+        """Remove a wrong file and return its digest. A blob that matches its own name stays: other files may use it."""
         pointer = self.pointer(commit, filename)
         blob = pointer.resolve()
         name = _blob_name(pointer)
         actual = file_digest(blob, len(name) or 64) if pointer.is_file() else None
         if blob != pointer and actual != name and blob.is_relative_to(self.folder.resolve()):
-            blob.unlink(missing_ok=True)  # not what a link leads to elsewhere, which is somebody's
+            blob.unlink(missing_ok=True)  # only inside the cache: a link's target elsewhere belongs to somebody else
         pointer.unlink(missing_ok=True)
         return actual
 
     def adopt(self, file: Path, digest: str, commit: str, filename: str) -> None:
-        """Move a complete and verified download to where the client would have put it."""
+        """Move a complete, verified download to the place where the client would have put it."""
         blob, pointer = self.folder / "blobs" / digest, self.pointer(commit, filename)
         os.replace(file, blob)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         pointer.unlink(missing_ok=True)
         try:
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-        except OSError:  # a file system without symlinks: huggingface_hub copies too
+        except OSError:  # no symlinks here: copy, as huggingface_hub does
             write_whole(pointer, partial(shutil.copyfile, blob))
         Note(pointer, "digest").keep(digest)
 
     def sweep(self, digest: str) -> None:
-        """Remove what killed downloads of this content left behind."""
+        """Remove files left by killed downloads of this content."""
         for orphan in (self.folder / "blobs").glob(f"{digest}.*incomplete"):
             try:
                 if time.time() - orphan.stat().st_mtime > ORPHAN_SECONDS:
                     orphan.unlink()
-            except OSError:  # another process was faster, or the cache is not ours to write
+            except OSError:  # already removed by another process, or the cache is read-only
                 continue
 
 
 def _blob_name(pointer: Path) -> str:
-    """Return the digest in the blob's name; empty where the cache has no symlinks."""
+    """Return the digest in the blob's name; empty if the cache has no symlinks."""
     name = pointer.resolve().name
     return name if DIGEST.fullmatch(name) else ""
 
 
 @dataclass(frozen=True)
 class Recheck:
-    """What became of one verified file."""
+    """The result of hashing one verified file again."""
 
     file: str
     state: str
@@ -257,14 +257,14 @@ class Recheck:
         return self.state in ("damaged", "unreadable")
 
     def to_json(self) -> dict[str, Any]:
-        """Return it JSON-plain."""
+        """Return the result for JSON."""
         return asdict(self)
 
 
 def recheck() -> Iterator[Recheck]:
-    """Yield every file whose hash was once compared, hashed anew; a damaged one is fetched again on its next use.
+    """Hash every verified file again and yield the results; a damaged file is fetched again on its next use.
 
-    "Verified once" goes by size and time, which a dying disk does not change.
+    Verification is remembered by size and modification time, which a dying disk does not change.
     """
     for path, note in kept():
         digest = _digest(note)
@@ -276,7 +276,7 @@ def recheck() -> Iterator[Recheck]:
 
 
 def _digest(note: dict[str, Any]) -> str:
-    """Return the hash that a note is about: that of a file from the Hub, or of one in this package."""
+    """Return the hash in a note about a file from the Hub or in this package; empty for other notes."""
     question = str(note.get("question", ""))
     told = str(note.get("answer", "")) if question == "digest" else question.removeprefix("sha256 ")
     return told if DIGEST.fullmatch(told) else ""
@@ -290,5 +290,5 @@ def _state(file: Path, note: dict[str, Any], digest: str) -> str:
         return "right" if file_digest(file, len(digest)) == digest else "damaged"
     except FileNotFoundError:
         return "gone"
-    except OSError:  # a dying disk says so too
+    except OSError:  # also from a dying disk
         return "unreadable"

@@ -1,4 +1,4 @@
-"""What a user names as a source: a model by its name, a repository of the Hub, a folder or a file; how all are spelt.
+"""Parses what a user gives as a source: a model's name, a Hub repository, a folder or a file.
 
 Only the spelling and this machine's disk decide, never the network.
 """
@@ -24,27 +24,27 @@ CARD = "README.md"
 
 
 FILES = (CONFIG, WEIGHTS, CARD)
-"""What a model's folder or repository holds."""
+"""Files of a model's folder or repository."""
 
 
 EVALUATION = ".eval_results/convstem.yaml"
-"""Where a repository holds its measured figures for the Hub, which shows them beside those of the card."""
+"""A repository's measured metrics. The Hub shows them beside those in the card."""
 
 
 PREPROCESSING = "preprocessor_config.json"
-"""Where transformers keeps mean and std."""
+"""transformers' file with mean and std."""
 
 
 LARGEST_TEXT = 16 << 20
-"""Bytes that a config or a card may have."""
+"""Largest config or card in bytes."""
 
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".pth.tar")
-"""Suffixes of files that run code when they are opened; never read from the Hub."""
+"""Suffixes of files that can run code when opened; never read from the Hub."""
 
 
 _SUFFIXES = (".npz", ".pyth", ".safetensors", ".tar", *PICKLES)
-"""How a name ends that can only be that of a file."""
+"""A name with one of these suffixes can only be a file."""
 
 
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]+):")  # two letters at least: C: is a drive
@@ -73,7 +73,7 @@ TAKES: Mapping[str, tuple[Kind, ...]] = {
     "transplant": ("name", "repository", "folder"),
     "verify": ("name", "repository", "folder"),
 }
-"""What each verb takes as its source, in the library as on the command line."""
+"""Kinds of source that each verb takes, in the library and on the command line."""
 
 
 _CONVERT = "`convstem convert {0} --out FOLDER` makes such a folder"
@@ -99,23 +99,23 @@ _REMEDIES: Mapping[tuple[str, Kind], str] = {
     ("show", "repository"): _CARD,
     ("transplant", "file"): "`convstem convert {0} --out FOLDER --transplant` converts and transplants it",
 }
-"""What to do with a source that a verb does not take; of a file for the other verbs, ``_CONVERT``."""
+"""Remedy for each kind of source that a verb does not take; default: ``_CONVERT``."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a user's text means."""
+    """A parsed source."""
 
     text: str
     """As written, for messages."""
     kind: Kind
     name: str = ""
-    """Of a name: with its tag, ours or timm's, known or not."""
+    """For a name: with its tag, ours or timm's, known or not."""
     repo_id: str = ""
     revision: str | None = None
-    """Of a repository: a branch, a tag or a commit; None: the newest commit."""
+    """For a repository: a branch, tag or commit; None is the newest commit."""
     path: Path = Path()
-    """Of a folder or a file, ``~`` expanded; there or not."""
+    """For a folder or file: ``~`` expanded, present or not."""
 
     def __str__(self) -> str:
         """Return the text as written."""
@@ -123,20 +123,20 @@ class Source:
 
     @property
     def short(self) -> str:
-        """What a card calls it: no path of this machine."""
+        """The source as a card names it, without this machine's paths."""
         return self.name or self.repo_id or self.path.absolute().name
 
 
 def resolve(source: str | os.PathLike[str], disk: bool = True) -> Source:
-    """Return what is meant, by spelling; what lies on the disk wins over a name or repository of the same spelling.
+    """Parse a source by its spelling. An existing path wins over a name or repository of the same spelling.
 
     Args:
-        source: ``name``, ``name.tag``, ``org/name`` or ``hf-hub:org/name`` (with ``@revision`` if need be),
+        source: ``name``, ``name.tag``, ``org/name`` or ``hf-hub:org/name`` (optionally with ``@revision``),
             ``local-dir:FOLDER``, or a path.
-        disk: False where no path can be meant, so that nothing on the disk is looked for.
+        disk: False if paths are not accepted; then the disk is not searched.
 
     Raises:
-        ArgumentError: empty, of an unknown scheme, or no repository that the Hub could have.
+        ArgumentError: empty, an unknown scheme, or an invalid repository name.
         ArgumentTypeError: neither text nor a path.
     """
     if not isinstance(source, (str, os.PathLike)):
@@ -174,16 +174,16 @@ def _on_hub(text: str, place: str) -> Source:
 
 
 def source_of(verb: str, source: str | os.PathLike[str] | Source) -> Source:
-    """Return what is meant, if the verb takes it.
+    """Parse a source and check that the verb takes it.
 
     Args:
         verb: one of ``TAKES``.
-        source: what the user wrote, or what it was resolved to.
+        source: what the user wrote, or a parsed source.
 
     Raises:
-        ArgumentError: a kind of source that the verb does not take, and see ``resolve``.
+        ArgumentError: the verb does not take this kind of source, or see ``resolve``.
         ArgumentTypeError: neither text nor a path.
-        MissingPathError: a path where nothing is.
+        MissingPathError: the path does not exist.
     """
     disk = not {"folder", "file"}.isdisjoint(TAKES[verb])
     found = source if isinstance(source, Source) else resolve(source, disk)
@@ -197,7 +197,7 @@ def source_of(verb: str, source: str | os.PathLike[str] | Source) -> Source:
 
 
 def _taken(verb: str) -> str:
-    """Return the kinds of sources of a verb in words."""
+    """Return the kinds of source that a verb takes, in words."""
     *others, last = (_IN_WORDS[kind] for kind in TAKES[verb])
     if len(others) < 2:
         return " or ".join([*others, last])
@@ -205,23 +205,23 @@ def _taken(verb: str) -> str:
 
 
 def is_path(source: str) -> bool:
-    """Return whether a name can only mean a path on this machine, and no repository."""
+    """Return whether a source can only be a path, not a repository."""
     name = source.partition("@")[0]
     spelt = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     return spelt or source.endswith(_SUFFIXES)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Return repository and revision of ``org/name@revision``, with timm's ``hf-hub:`` before it or not.
+    """Return the repository and revision in ``org/name@revision``, with or without timm's ``hf-hub:`` prefix.
 
-    The revision is None where none is given: the newest commit is meant.
+    Without a revision it is None: the newest commit.
     """
     repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
     return repo_id, revision or None
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise ``ArgumentError`` unless the Hub could have a repository of this name."""
+    """Raise ``ArgumentError`` unless this is a valid name for a Hub repository."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
 
     try:
@@ -231,7 +231,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def check_filename(filename: str) -> None:
-    """Raise ``ArgumentError`` unless this is a plain path of a file that is safe to read from the Hub."""
+    """Raise ``ArgumentError`` unless this is a plain relative path of a file that is safe to read from the Hub."""
     path = PurePosixPath(filename)
     plain = filename == str(path) and not path.is_absolute() and ".." not in path.parts and "\\" not in filename
     if not plain or (path.suffix != ".safetensors" and filename not in (CARD, CONFIG, PREPROCESSING)):

@@ -1,4 +1,4 @@
-"""State dicts: whose keys they have, and how one layout becomes another.
+"""State dicts: recognise their layout and convert between layouts.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: import public names from ``convstem``.
 """

@@ -1,4 +1,4 @@
-"""Names the architecture of a checkpoint: from its sizes, from what its layout and its file say, or from the user."""
+"""Names a checkpoint's architecture from its sizes, its layout, settings in the file, or the user's arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRUNKS: Mapping[tuple[int, int, int], str] = {
     (1536, 40, 16): "giantopt",
     (1664, 48, 16): "gigantic",
 }
-"""timm's word for a plain ViT's width, depth and heads. Source: timm/models/vision_transformer.py."""
+"""(embed_dim, depth, num_heads) of a plain ViT -> timm's word for it. Source: timm/models/vision_transformer.py."""
 
 TRUNK_DEFAULTS: Mapping[str, Any] = {
     "act_layer": None,
@@ -47,27 +47,27 @@ TRUNK_DEFAULTS: Mapping[str, Any] = {
 }
 
 ARGUMENTS = ("act_layer", "img_size", "norm_eps", "num_heads", "stem_last_stride", "stem_strides", "stride")
-"""timm's arguments that shapes do not tell."""
+"""timm's arguments that shapes do not show."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What is known besides the shapes."""
+    """What is known apart from the shapes."""
 
     architecture: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """timm's, from the user, else from the file."""
+    """timm's arguments: the user's, else the file's."""
     hint: str | None = None
-    """The architecture's name in the file, which may be another project's."""
+    """The architecture's name in the file, possibly another project's."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """By field of timm's pretrained cfg."""
+    """Keyed by field of timm's pretrained cfg."""
 
     @classmethod
     def of(cls, architecture: str | None, facts: Mapping[str, Any], opened: Unwrapped) -> Given:
-        """Join what the user says with what the file says; the user is right.
+        """Merge the user's facts with the file's; the user's win.
 
         Raises:
-            ArgumentError: facts that nobody asks for.
+            ArgumentError: unknown facts.
         """
         allowed = sorted((*ARGUMENTS, *PREPROCESSING))
         unknown = sorted(set(facts) - set(allowed))
@@ -83,17 +83,17 @@ class Given:
 
 
 def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -> tuple[str, dict[str, Any]]:
-    """Return timm's name of an architecture and the arguments it takes to build a model of these sizes.
+    """Return timm's name of an architecture and the arguments that build a model of these sizes.
 
     Args:
-        sizes: what the shapes say.
-        layout: where the checkpoint comes from.
-        given: what the user and the file say.
-        fixed_positions: the position embedding is MoCo v3's, whose models have 12 heads at every width.
+        sizes: sizes read from the shapes.
+        layout: the checkpoint's layout.
+        given: facts from the user and the file.
+        fixed_positions: the position embedding is MoCo v3's; all its models have 12 heads.
 
     Raises:
-        ArgumentError: the number of heads or the strides of the stem cannot be told.
-        ConversionError: the architecture asked for has other sizes.
+        ArgumentError: the number of heads or the stem's strides are unknown.
+        ConversionError: the requested architecture has other sizes.
     """
     positions = "rope" if sizes.rotary else "sincos2d" if fixed_positions else "learn"
     known = {**layout.arguments, **given.arguments, "pos_embed": positions}
@@ -110,7 +110,7 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
 
 
 def _naming(sizes: Sizes, layout: Layout) -> Naming:
-    """Return how timm names the plain ViTs of a layout; DINOv2's own files have timm's keys."""
+    """Return the layout's naming of plain ViTs. Files of DINOv2 itself have timm's keys, so detect them by sizes."""
     if layout.name == "timm" and sizes.layer_scale and sizes.patch_size == 14:
         for naming in (DINOV2.naming, DINOV2_REGISTERS_NAMING):
             if _usual(sizes, naming):
@@ -119,7 +119,7 @@ def _naming(sizes: Sizes, layout: Layout) -> Naming:
 
 
 def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any]) -> ModelSpec:
-    """Return the registry's row that fits best; where the model differs from it, its arguments say so."""
+    """Return the registry row that fits best; ``_changes`` adds arguments for the differences."""
     if given.architecture is not None:
         spec = catalog.find(given.architecture)
         if not isinstance(spec, ModelSpec):
@@ -141,7 +141,7 @@ def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any])
         return rows[0]
     if "num_heads" not in known:
         raise ArgumentError(_ask_for(sizes, "num_heads", "the number of attention heads"))
-    # No row has this trunk: any row of the right model class will do, for its arguments override every size.
+    # No row has this trunk. Any row of the right model class will do, since arguments override every size.
     kind = "vit_s16_cvst" if stem.norm == "layernorm2d" else "vit_b16_convstem"
     return catalog.models()[{"rope": "ecvit_t", "sincos2d": "vit_conv_small"}.get(known["pos_embed"], kind)]
 
@@ -167,13 +167,13 @@ def _same_convolutions(stem: StemSizes, own: StemSpec) -> bool:
 
 
 _SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "img_size", "patch_size")
-"""What a registry's row says of a model besides its stem and its trunk's arguments."""
+"""Sizes in a registry row, besides its stem and its trunk's arguments."""
 
 _PATCHES = (2, 4, 8, 16, 32)
-"""Patch sizes that default stems are made for."""
+"""Patch sizes that have default stems."""
 
 _UNTOLD = ("fc_norm", "global_pool", "img_size", "no_embed_class")
-"""Arguments that the shapes of a model with rotary positions do not tell."""
+"""Arguments that shapes do not show if positions are rotary."""
 
 
 def _check_asked(sizes: Sizes, stem: StemSizes, spec: ModelSpec) -> None:
@@ -189,11 +189,11 @@ def _check_asked(sizes: Sizes, stem: StemSizes, spec: ModelSpec) -> None:
 def _changes(
     sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments with which the model differs from the registry's row."""
+    """Return the arguments that turn the registry row into this model."""
     strides, last = _strides(sizes, stem, spec, layout, known)
     patch = math.prod(strides) * last
     own = {name: getattr(spec, name) for name in _SIZES}
-    stem_args = spec.stem_for(sizes.in_chans).model_args if patch == spec.patch_size else {}  # else it gets another
+    stem_args = spec.stem_for(sizes.in_chans).model_args if patch == spec.patch_size else {}  # else its stem changes
     for arguments in (TRUNK_DEFAULTS, spec.trunk_args, stem_args):
         own.update(arguments)
     wanted = {
@@ -209,18 +209,18 @@ def _changes(
         "stem_last_kernel_size": stem.last_kernel_size,
         "stem_last_stride": last,
     }
-    if sizes.rotary:  # neither pooling nor positions have tensors
+    if sizes.rotary:  # no tensor shows pooling or positions
         wanted = {name: value for name, value in wanted.items() if name not in _UNTOLD or name in known}
     args = {name: value for name, value in wanted.items() if own.get(name) != value}
     if args.get("init_values") and own.get("init_values"):
-        del args["init_values"]  # only whether there is LayerScale matters: its values are in the checkpoint
+        del args["init_values"]  # only its presence matters: the checkpoint has the LayerScale values
     return args
 
 
 def _strides(
     sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, known: Mapping[str, Any]
 ) -> tuple[tuple[int, ...], int]:
-    """Return the strides of a stem's layers, and of its last convolution."""
+    """Return the strides of a stem's layers and of its last convolution."""
     own = _strides_of_layout(sizes, stem, spec, layout, known.get("stride"))
     strides, last = own or (None, None)
     strides, last = known.get("stem_strides", strides), known.get("stem_last_stride", last)
@@ -235,9 +235,9 @@ def _strides(
 def _strides_of_layout(
     sizes: Sizes, stem: StemSizes, spec: ModelSpec, layout: Layout, stride: int | None
 ) -> tuple[tuple[int, ...], int] | None:
-    """Return the strides that a row with this stem has, or all models of the layout; None if they do not tell."""
+    """Return the strides of known stems like this one, or those common to the layout; None if they are ambiguous."""
     own, *others = _possible_stems(sizes, spec, stride)
-    for alike in (_same_stem, _same_convolutions):  # a norm may have been folded, and says nothing of strides
+    for alike in (_same_stem, _same_convolutions):  # the second ignores the norm, which may have been folded
         found = [own] if alike(stem, own) else [other for other in others if alike(stem, other)]
         strides = {(other.strides, other.last_stride) for other in found}
         if len(strides) == 1:
@@ -247,9 +247,9 @@ def _strides_of_layout(
 
 
 def _possible_stems(sizes: Sizes, spec: ModelSpec, stride: int | None) -> Iterator[StemSpec]:
-    """Yield the stems of all rows, ``spec`` first, and the default ones, which models of another patch size have.
+    """Yield the stems of all rows, ``spec`` first, then the default stems for other patch sizes.
 
-    With the ``stride`` that a file says, which no shape tells, all are at this stride, as far as they can be.
+    If the file states a ``stride`` (shapes do not show it), yield each stem at that stride, if it has one.
     """
     for row in (spec, *catalog.models().values()):
         own = row.stem_for(sizes.in_chans)
@@ -260,7 +260,7 @@ def _possible_stems(sizes: Sizes, spec: ModelSpec, stride: int | None) -> Iterat
 
 
 def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return timm's name and arguments of a plain ViT, one without a conv stem; ``asked`` is the user's name for it."""
+    """Return timm's name and arguments of a plain ViT (no conv stem); ``asked`` is the user's name for it."""
     from timm.models import is_model
 
     size = _image_size(sizes, sizes.patch_size, known)
@@ -271,7 +271,7 @@ def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, 
     act = known.get("act_layer", "gelu")
     words = {"patch": sizes.patch_size, "act": "_quickgelu" if act == "quick_gelu" else ""}
     trunks = _trunks(sizes, naming)
-    names = {  # timm has every size under its own image size, or under one of the usual two
+    names = {  # timm's names have the model's own image size, or 224 or 256
         name: (heads, image)
         for heads, word in trunks.items()
         for image in (size, 224, 256)
@@ -281,7 +281,7 @@ def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, 
     if not names or not _usual(sizes, naming):
         base = naming.gated_base if sizes.gated_mlp else naming.base
         return base.format(**words), {**_unlike_base(sizes, heads, size, known), **_act(act, naming)}
-    # the right number of heads counts more than the right image size: the latter is an argument of every model
+    # Prefer the right number of heads to the right image size, which every model takes as an argument.
     name = min(names, key=lambda name: (names[name][0] != heads, names[name][1] != size))
     own_heads, image = names[name]
     args: dict[str, Any] = {}
@@ -293,20 +293,20 @@ def _plain(sizes: Sizes, naming: Naming, asked: str | None, known: Mapping[str, 
 
 
 def _trunks(sizes: Sizes, naming: Naming) -> dict[int, str]:
-    """Return timm's words for trunks of this width and depth, by their number of heads."""
+    """Return num_heads -> timm's word, for trunks of this width and depth."""
     size = (sizes.embed_dim, sizes.depth)
     trunks = {**TRUNKS, **naming.gated_trunks}
     return {heads: word for (width, depth, heads), word in trunks.items() if (width, depth) == size}
 
 
 def _act(act: str, naming: Naming) -> dict[str, str]:
-    """Return the argument for the activation, where the name does not have it."""
+    """Return the activation argument, unless the name or the default implies it."""
     named = "{act}" in naming.pattern and act == "quick_gelu"
     return {} if act == "gelu" or named else {"act_layer": act}
 
 
 def _heads(sizes: Sizes, known: Mapping[str, Any], usual: set[int]) -> int:
-    """Return the number of heads: of the shapes, as it is known, or that of the usual models of this size."""
+    """Return num_heads from the shapes, else from known facts, else from timm's models of this size."""
     if sizes.head_dim:
         return sizes.embed_dim // sizes.head_dim
     if "num_heads" in known:
@@ -317,7 +317,7 @@ def _heads(sizes: Sizes, known: Mapping[str, Any], usual: set[int]) -> int:
 
 
 def _usual(sizes: Sizes, naming: Naming) -> bool:
-    """Return whether the model has the tokens, norms and pooling that its name stands for."""
+    """Return whether the model has the tokens, norms and pooling that the naming implies."""
     usual = {**_FIRST_VIT, **naming.usual}
     gated = (sizes.embed_dim, sizes.depth) in {(width, depth) for width, depth, _ in naming.gated_trunks}
     return sizes.gated_mlp == gated and all(getattr(sizes, name) == value for name, value in usual.items())
@@ -329,18 +329,18 @@ _FIRST_VIT = {"class_token": True, "class_position": True, "reg_tokens": 0, "qk_
 
 def _unlike_base(sizes: Sizes, heads: int, size: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     args = _trunk_arguments(sizes, heads, known)
-    del args["norm_eps"], args["act_layer"]  # a norm class no config can hold; the activation has its own rule
+    del args["norm_eps"], args["act_layer"]  # timm takes eps in a norm class, not valid JSON; _act adds act_layer
     changed = {name: value for name, value in args.items() if TRUNK_DEFAULTS.get(name, object()) != value}
     return {**changed, "patch_size": sizes.patch_size, "img_size": size}
 
 
 def _trunk_arguments(sizes: Sizes, heads: int, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return timm's arguments of a trunk.
+    """Return timm's arguments for a trunk.
 
     Args:
-        sizes: what the shapes say.
-        heads: of attention.
-        known: what shapes do not say, by timm's argument.
+        sizes: sizes read from the shapes.
+        heads: number of attention heads.
+        known: other facts, by timm's argument name.
     """
     act, pool = known.get("act_layer", "gelu"), _pool(sizes)
     return {
@@ -369,19 +369,19 @@ def _pool(sizes: Sizes) -> str:
 
 
 def _mlp_ratio(sizes: Sizes) -> float:
-    """Return the ratio that timm rounds down to the width of this MLP."""
+    """Return a ratio that timm's rounding down turns into this MLP's width."""
     ratio = sizes.mlp / sizes.embed_dim
     return ratio if int(sizes.embed_dim * ratio) == sizes.mlp else (sizes.mlp + 0.5) / sizes.embed_dim
 
 
 def _image_size(sizes: Sizes, patch: int, known: Mapping[str, Any]) -> Any:
-    """Return the image size that is stated, or that of a square grid of patches."""
+    """Return the stated image size, else that of a square grid of patches."""
     size = known.get("img_size")
     return size if size is not None else round(sizes.patch_tokens**0.5) * patch
 
 
 def _ask_for(sizes: Sizes, name: str, what: str) -> str:
-    """Return the sentence that asks for argument ``name``, or for the architecture, which would tell it."""
+    """Return the sentence that asks for the argument ``name`` or for the architecture, which implies it."""
     names = sorted({name, "architecture"}, reverse=True)
     arguments, options = [f"{name}=" for name in names], [f"--{name.replace('_', '-')}" for name in names]
     return (

@@ -1,24 +1,24 @@
-"""The one comparison of keys and shapes: what some tensors lack, have too much or have otherwise, in one wording."""
+"""Compares keys, shapes and number types of tensors, and words the differences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-_COUNTER = ".num_batches_tracked"  # a frozen norm has none, BatchNorm starts anew without it, and counts in any kind
+_COUNTER = ".num_batches_tracked"  # optional: frozen norms lack it, BatchNorm restarts without it; any number type
 _KINDS = {True: "floating-point numbers", False: "integers"}
 
 Findings = Mapping[str, Collection[str]]
-"""The keys that differ, by what is to be said of them."""
+"""Kind of difference -> keys that have it."""
 
 
 def differences(actual: Mapping[str, Any], expected: Mapping[str, Any], free: tuple[str, ...] = ()) -> str:
-    """Return how some tensors differ from those expected: one clause for each kind of difference, empty if none.
+    """Return how tensors differ from the expected ones, one clause per kind of difference; empty if they match.
 
     Args:
-        actual: the tensors of a file, by key; anything with a shape, such as a tensor or an entry of a header.
-        expected: those of the model.
-        free: starts of keys that may differ.
+        actual: a file's tensors or header entries, by key.
+        expected: the model's.
+        free: prefixes of keys that may differ.
     """
     ours, theirs = _compared(actual, expected, free), _compared(expected, actual, free)
     both = [key for key in ours.keys() & theirs.keys() if not key.endswith(_COUNTER)]
@@ -37,7 +37,7 @@ def differences(actual: Mapping[str, Any], expected: Mapping[str, Any], free: tu
 def compare_shapes(
     actual: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], named: Callable[[str], str] = str
 ) -> Findings:
-    """Return the keys that are missing, surplus or misshapen, each as ``named`` calls it."""
+    """Return the keys that are missing, surplus or misshapen, each renamed by ``named``."""
     both = {key: (list(actual[key]), list(expected[key])) for key in actual.keys() & expected.keys()}
     return {
         "the file lacks what the model needs": [named(key) for key in expected.keys() - actual.keys()],
@@ -49,17 +49,17 @@ def compare_shapes(
 
 
 def in_words(findings: Findings) -> str:
-    """Return one clause for each kind of finding, empty if there are none."""
+    """Return one clause per kind of finding; empty if there are none."""
     return "; ".join(f"{text}: {some_of(keys)}" for text, keys in findings.items() if keys)
 
 
 def some_of(keys: Collection[str]) -> str:
-    """Return the first five keys, sorted, and how many more there are."""
+    """Return the first five sorted keys and the number of others."""
     return ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _compared(tensors: Mapping[str, Any], others: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """Return the tensors that are compared: not those that may differ, nor a counter that the others lack."""
+    """Return the tensors to compare: all except those that may differ and counters missing from ``others``."""
     return {
         key: tensor
         for key, tensor in tensors.items()
@@ -72,5 +72,5 @@ def _shapes(tensors: Mapping[str, Any]) -> dict[str, Sequence[int]]:
 
 
 def _floating(tensor: Any) -> bool:
-    """Return whether a tensor, or an entry of a file's header, holds floating-point numbers."""
+    """Return whether a tensor or header entry holds floating-point numbers."""
     return bool(tensor.floating if hasattr(tensor, "floating") else tensor.is_floating_point())

@@ -1,6 +1,6 @@
-"""Converts the state dicts of ViTs between layouts, and accounts for every key.
+"""Converts ViT state dicts between layouts and accounts for every key.
 
-What images a checkpoint's model was fed is told by the file, a name in it, or its layout; or assumed, and said so.
+The preprocessing comes from the file, a name in it or its layout; otherwise it is assumed, and the report says so.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 _FAMILIES = ("deit", "dino", "ibot", "mae", "moco", "msn")
-"""How the names of models begin that were all trained on ImageNet's mean and std, whatever project writes them."""
+"""Prefixes of model names whose models were all trained with ImageNet's mean and std, in every project."""
 
 
 def preprocessing(layout: Layout, sizes: Sizes, given: Given, dropped: Collection[str]) -> Mapping[str, Any]:
-    """Return what is known of the images, by field of timm's pretrained cfg; the rest is the architecture's own.
+    """Return the known preprocessing, by field of timm's pretrained cfg; the architecture's defaults fill the rest.
 
     Args:
-        layout: where the checkpoint comes from.
-        sizes: what the shapes say.
-        given: what the user and the file say.
-        dropped: keys that were left out, such as those of MAE's decoder.
+        layout: the checkpoint's layout.
+        sizes: sizes read from the shapes.
+        given: facts from the user and the file.
+        dropped: keys that were left out, such as MAE's decoder.
     """
     return {**layout.preprocessing, **_told_by(sizes, given, dropped), **given.preprocessing}
 
 
 def assumptions(layout: Layout, sizes: Sizes, given: Given, dropped: Collection[str]) -> list[str]:
-    """Return a sentence for everything that neither file nor user says, and that is taken as usual; see above."""
+    """Return a sentence for each fact that neither file nor user states and is assumed. Args: see ``preprocessing``."""
     notes = [note for name, note in layout.assumed.items() if name not in given.arguments]
     told = {**_told_by(sizes, given, dropped), **given.preprocessing}
     if {"mean", "std"} <= set(told) or (layout.preprocessing and not layout.fed_differently) or given.architecture:
@@ -55,7 +55,7 @@ def assumptions(layout: Layout, sizes: Sizes, given: Given, dropped: Collection[
 
 
 def _told_by(sizes: Sizes, given: Given, dropped: Collection[str]) -> Mapping[str, Any]:
-    """Return what a name in the file says, or what only one family of models has."""
+    """Return the preprocessing implied by a name in the file, or by a feature of one family of models."""
     name = str(given.hint or "").removeprefix("timm/")
     if name.startswith(_FAMILIES):
         return IMAGENET
@@ -67,7 +67,7 @@ def _told_by(sizes: Sizes, given: Given, dropped: Collection[str]) -> Mapping[st
 
 
 def _of_timms(name: str) -> Mapping[str, Any]:
-    """Return the mean and std of a name of timm's, with or without tag; nothing for another project's name."""
+    """Return the mean and std of a timm name, with or without a tag; empty for other projects' names."""
     from timm.models import get_pretrained_cfg, is_model
 
     base = name.partition(".")[0]
@@ -82,11 +82,11 @@ def _of_timms(name: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Where every key of a converted state dict came from, and what was left out."""
+    """Where every key of a converted state dict came from, and which keys were left out."""
 
     layout: str
     why: str
-    """What shows that the state dict has this layout."""
+    """Evidence that the state dict has this layout."""
     path: tuple[str, ...]
     """Containers and prefixes that were opened, outermost first."""
     weights: str
@@ -98,7 +98,7 @@ class ConversionReport:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Return what happened, in a few lines."""
+        """Return a summary in a few lines."""
         opened = f", inside {' '.join(self.path)}" if self.path else ""
         sources = sum(map(len, self.mapped.values()))
         reasons = Counter(self.dropped.values())
@@ -111,13 +111,13 @@ class ConversionReport:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report JSON-plain."""
+        """Return the report for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Converted(Mapping[str, "Tensor"]):
-    """A converted state dict: a mapping of its tensors by key, and what is known about the model it belongs to."""
+    """A converted state dict: its tensors by key, and what is known about its model."""
 
     state_dict: dict[str, Tensor]
     source: str
@@ -126,7 +126,7 @@ class Converted(Mapping[str, "Tensor"]):
     sizes: Sizes = field(repr=False)
     _given: Given = field(repr=False)
     _positions: Tensor | None = field(repr=False)
-    """timm's position embedding; None where positions are rotary."""
+    """timm's position embedding; None if positions are rotary."""
 
     def __getitem__(self, key: str) -> Tensor:
         """Return one tensor."""
@@ -153,13 +153,13 @@ class Converted(Mapping[str, "Tensor"]):
         """timm's name of the architecture.
 
         Raises:
-            ArgumentError: shapes and layout do not tell; the message asks for ``architecture`` or ``num_heads``.
+            ArgumentError: shapes and layout do not show it; the message asks for ``architecture`` or ``num_heads``.
         """
         return self._model[0]
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """The JSON-plain arguments of ``timm.create_model`` besides the name; none that the name has anyway."""
+        """Arguments for ``timm.create_model``, ready for JSON. Those that the name implies are left out."""
         from timm.models import resolve_pretrained_cfg
 
         name, args = self._model
@@ -170,7 +170,7 @@ class Converted(Mapping[str, "Tensor"]):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What the checkpoint says about classes and preprocessing, by fields of timm's pretrained cfg."""
+        """Classes and preprocessing of the checkpoint, by field of timm's pretrained cfg."""
         return {
             "architecture": self.architecture,
             "num_classes": self.sizes.num_classes,
@@ -184,7 +184,7 @@ class Converted(Mapping[str, "Tensor"]):
 
     @property
     def patchify(self) -> bool:
-        """Whether the model is a plain ViT, without a conv stem."""
+        """Whether the model is a plain ViT without a conv stem."""
         return self.sizes.stem is None
 
 
@@ -201,21 +201,21 @@ def convert(
 
     Args:
         state_dict: parameters and buffers by key, or a training checkpoint that holds them.
-        source: its layout; default: told from the keys.
+        source: its layout; default: detected from the keys.
         target: layout to return.
-        architecture: timm name of the model, where shapes and layout do not tell it.
+        architecture: timm name of the model, if shapes and layout do not show it.
         use_ema: take the averaged weights of a training checkpoint; default: the raw ones, or those that the
             checkpoint says are better.
         facts: ``num_heads``, ``stem_strides``, ``stem_last_stride``, ``stride``, ``img_size``, ``norm_eps``,
-            ``act_layer``, ``mean`` or ``std``, where shapes, layout and checkpoint do not tell.
+            ``act_layer``, ``mean`` or ``std``, if shapes, layout and checkpoint do not show them.
 
     Returns:
         A mapping of the tensors by key. Its ``report`` says where each key came from; ``architecture`` and
         ``model_args`` build the timm model.
 
     Raises:
-        ArgumentError: unknown layout or fact, or something that only you can know is missing.
-        ArgumentTypeError: ``state_dict`` is no mapping.
+        ArgumentError: unknown layout or fact, or a fact is missing that only you can know.
+        ArgumentTypeError: ``state_dict`` is not a mapping.
         ConversionError: not a ViT of this layout, keys missing or surplus, shapes that do not fit together, or a model
             that the target cannot express.
         UnknownModelError: there is no ``architecture`` of this name.
@@ -248,12 +248,12 @@ def convert(
         outward.state_dict, layout.name, target, report, sizes, given, inward.state_dict.get("pos_embed")
     )
     if source is None:
-        _ = converted.architecture  # asked to find out: say now what is missing
+        _ = converted.architecture  # raise now if a fact is missing
     return converted
 
 
 def _heads(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
-    """Return the number of heads, where a shape has it."""
+    """Return num_heads if a shape shows it."""
     template, axis = layout.heads
     for key, tensor in state_dict.items() if template else ():
         if match(template, layout.own_spelling(key)) is not None and tensor.ndim > axis:
@@ -262,7 +262,7 @@ def _heads(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
 
 
 def _check_head_width(sizes: Sizes, target: Layout, given: Given) -> None:
-    """Raise ``ConversionError`` unless the heads have the width that a layout takes for granted."""
+    """Raise ``ConversionError`` unless the heads have the target layout's fixed width."""
     width = target.head_width
     if width and sizes.embed_dim != width * given.arguments.get("num_heads", max(sizes.embed_dim // width, 1)):
         raise ConversionError(f"{target.name} cannot express this model: its heads are not {width} wide")

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told from its keys and shapes, so that a wrong one is named instead of listed key by key."""
+"""Identifies a wrong checkpoint by its keys and shapes, so that errors name it instead of listing keys."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from convstem.upstream import torch_loads_strictly
 if TYPE_CHECKING:
     from torch import nn
 
-# What a new classifier may change besides itself: another pooling has its norm elsewhere, or pools by attention.
+# Keys that may differ along with a new classifier: another pooling moves the norm, or pools by attention.
 _POOLING = ("attn_pool.", "fc_norm.", "norm.")
 
 
 def _explain(state_dict: Mapping[str, Any], own: Mapping[str, Any], layout: str) -> list[str]:
-    """Return the sentence that says what kind of checkpoint this is instead, or an empty list if it fits.
+    """Return a sentence naming the kind of checkpoint, or an empty list if it fits or cannot be identified.
 
     Args:
         state_dict: the checkpoint.
@@ -36,15 +36,15 @@ def _explain(state_dict: Mapping[str, Any], own: Mapping[str, Any], layout: str)
             "quantised checkpoint has to be converted back first."
         ]
     if {k: v.shape for k, v in own.items()} == {k: getattr(v, "shape", None) for k, v in state_dict.items()}:
-        return []  # every good load comes here: nothing to look into
+        return []  # the fast path of every good load
     if getattr(recognise(own).layout, "name", None) != layout:
-        return []  # a trunk that is no ViT of our layouts, such as BEiT: nothing is known of its files
+        return []  # a trunk outside our layouts, such as BEiT
     stranger = _stranger(state_dict, layout)
     if stranger:
         return [stranger]
     actual, expected = _patch_embedding(state_dict, layout), _patch_embedding(own, layout)
     if PATCH_WEIGHT in actual and not any(key.startswith(STEM_START) for key in actual):
-        return []  # the stem carries it, or says why not
+        return []  # the stem converts a patch embedding itself, or says why it cannot
     if actual and _channels(actual) != _channels(expected):
         return [
             f"this checkpoint has another stem: its conv channels are {_channels(actual)}, the model's are "
@@ -54,7 +54,7 @@ def _explain(state_dict: Mapping[str, Any], own: Mapping[str, Any], layout: str)
 
 
 def explain_on_load(layout: str) -> Callable[..., None]:
-    """Return a hook for a model's ``register_load_state_dict_pre_hook`` that adds this sentence to torch's errors."""
+    """Return a hook for ``register_load_state_dict_pre_hook`` that adds this sentence to torch's errors."""
     return partial(_explain_on_load, layout)
 
 
@@ -63,7 +63,7 @@ def _explain_on_load(
 ) -> None:
     given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     own = _tensors(model)
-    if torch_loads_strictly() or _contradicts(given, own):  # else a part of a checkpoint may come
+    if torch_loads_strictly() or _contradicts(given, own):  # a non-strict load may bring part of a checkpoint
         lists[-1].extend(_explain(given, own, layout))  # the last list is error_msgs
     elif given and own.keys().isdisjoint(given):
         for sentence in _explain(given, own, layout):
@@ -71,13 +71,13 @@ def _explain_on_load(
 
 
 def _contradicts(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Return whether a state dict has a tensor of a model in another shape, or as integers."""
+    """Return whether a state dict has one of the model's tensors in another shape or as integers."""
     shapes = {key: getattr(value, "shape", None) for key, value in state_dict.items() if key in own}
     return any(shape != own[key].shape for key, shape in shapes.items()) or bool(_integers(state_dict, own))
 
 
 def _stranger(state_dict: Mapping[str, Any], layout: str) -> str:
-    """Return what a checkpoint is that does not have the model's layout, and what to do with it."""
+    """Return what a checkpoint of another layout is and how to convert it; empty if it has the model's layout."""
     try:
         found = recognise(unwrap(state_dict).state_dict)
     except ConversionError as error:
@@ -94,10 +94,10 @@ def _stranger(state_dict: Mapping[str, Any], layout: str) -> str:
 
 
 def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
-    """Check a pretrained checkpoint against one of our timm models, before it is loaded.
+    """Check a pretrained checkpoint against one of our timm models before loading.
 
-    Other input channels and a new classifier are as timm allows them; unlike timm's, the check stays strict about
-    everything else when the classifier is new.
+    Other input channels and a new classifier are allowed, as in timm. Unlike timm, everything else is still checked
+    strictly when the classifier is new.
 
     Args:
         state_dict: the checkpoint, in timm's layout and with our stem.
@@ -114,7 +114,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
         free = (*(f"{head}." for head in names), *_free_pooling(state_dict, own))
     first, adapted = f"{cfg['first_conv']}.weight", dict(state_dict)
     if first in adapted and first in own and adapted[first].shape[:1] == own[first].shape[:1]:
-        adapted[first] = own[first]  # timm adapts its input channels, and checks them
+        adapted[first] = own[first]  # timm checks and adapts the input channels
     wrong = differences(adapted, own, free)
     if wrong:
         why = [wrong, *_explain(state_dict, own, "timm")]
@@ -122,7 +122,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], model: Any) -> None:
 
 
 def _free_pooling(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the starts of keys by which two ways of pooling differ; none where file and model pool alike."""
+    """Return the prefixes of keys that depend on pooling; none if file and model pool alike."""
     file, model = (
         {start for start in _POOLING if any(key.startswith(start) for key in keys)} for keys in (state_dict, own)
     )
@@ -130,11 +130,11 @@ def _free_pooling(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> tupl
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:
-    return model.state_dict(keep_vars=True)  # detached, every parameter would initialise what is about to be loaded
+    return model.state_dict(keep_vars=True)  # detaching would trigger deferred initialisation of every parameter
 
 
 def _integers(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose numbers torch would convert to floating point without a word."""
+    """Return the keys whose integers torch would silently convert to floating point."""
     return [
         key
         for key, tensor in state_dict.items()
@@ -149,11 +149,11 @@ def _patch_embedding(state_dict: Mapping[str, Any], layout: str) -> dict[str, An
     try:
         return to_timm(embedding, LAYOUTS[layout], complete=False)[0].state_dict
     except ConversionError:
-        return {}  # not a patch embedding that we know: torch's own list of keys says more
+        return {}  # an unknown patch embedding: torch's list of keys says more
 
 
 def patchify_sentence(weight: Any) -> str:
-    """Return the sentence for a patch embedding's weight [embed_dim, channels, patch, patch] where a stem should be."""
+    """Return the sentence for a patch embedding's weight [embed_dim, channels, patch, patch] loaded into a stem."""
     size = f"{weight.shape[-2]}x{weight.shape[-1]} patches" if weight.ndim == 4 else "patches"
     return (
         f"this is the checkpoint of a plain (patchify) ViT: it embeds {size} directly, but this model has a conv stem. "

@@ -1,6 +1,6 @@
-"""Applies a layout to a state dict: into timm's, with the proof that it is one whole ViT, and out of it.
+"""Converts a state dict into timm's layout, checks that it is one whole ViT, and converts it to the target layout.
 
-``translate`` knows rows, no model; ``to_timm``, ``check_whole`` and ``from_timm`` are a conversion's three steps.
+These steps are ``to_timm``, ``check_whole`` and ``from_timm``. ``translate`` applies rows and knows no model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Translation:
-    """A translated state dict, and where every key went or came from."""
+    """A translated state dict and the origin of its keys."""
 
     state_dict: dict[str, Tensor] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -43,8 +43,7 @@ def translate(state_dict: Mapping[str, Tensor], rows: Sequence[Row], to: str, n:
         n: number of stem layers before the last.
 
     Raises:
-        ConversionError: two keys become one, keys that belong together are incomplete, or a shape that an operation
-            cannot take.
+        ConversionError: two keys become one, a row's keys are incomplete, or an operation cannot take a shape.
     """
     side = _OPPOSITE[to]
     result = Translation()
@@ -64,7 +63,7 @@ def translate(state_dict: Mapping[str, Tensor], rows: Sequence[Row], to: str, n:
 
 def _find(key: str, templates: Sequence[tuple[str, int, int, str]], n: int) -> tuple[int, int, dict[str, Any]] | None:
     for start, index, position, template in templates:
-        if key.startswith(start):  # spares most of the matching
+        if key.startswith(start):  # cheap test that avoids most regex matching
             values = match(template, key, n)
             if values is not None:
                 return index, position, values
@@ -73,7 +72,7 @@ def _find(key: str, templates: Sequence[tuple[str, int, int, str]], n: int) -> t
 
 @cache
 def _templates(rows: tuple[Row, ...], side: str) -> list[tuple[str, int, int, str]]:
-    """Return every template of one side with its start, row and position, in order."""
+    """Return (prefix, row, position, template) for every template of one side, in order."""
     return [
         (template.partition("{")[0], index, position, template)
         for index, row in enumerate(rows)
@@ -113,7 +112,7 @@ def _apply(
 
 
 def counterpart(key: str, rows: Sequence[Row], n: int) -> str:
-    """Return what the other layout calls a key of timm's, or the key itself if it has no row."""
+    """Return the other layout's name for a timm key, or the key itself if it has no row."""
     found = _find(key, _templates(tuple(rows), "timm"), n)
     if found is None:
         return key
@@ -124,15 +123,15 @@ def counterpart(key: str, rows: Sequence[Row], n: int) -> str:
 def to_timm(
     state_dict: Mapping[str, Tensor], layout: Layout, complete: bool = True
 ) -> tuple[Translation, dict[str, str]]:
-    """Return a flat state dict in timm's layout, and the keys left out with the reasons.
+    """Return a flat state dict in timm's layout, and the keys left out with their reasons.
 
     Args:
         state_dict: tensors by key.
         layout: their layout.
-        complete: it is a whole model's, not a part of one.
+        complete: the state dict is a whole model's.
 
     Raises:
-        ConversionError: keys that the layout does not have, or lacks, or two that become one.
+        ConversionError: keys unknown to the layout, missing keys, or two keys that become one.
     """
     for refusal in layout.refusals:
         if any(match(refusal.keys, key) is not None for key in state_dict):
@@ -152,7 +151,7 @@ def to_timm(
 def _sort_out(
     state_dict: Mapping[str, Tensor], layout: Layout
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Return the tensors under the layout's own spelling, the keys to drop, and which spelling was replaced."""
+    """Return tensors by the layout's own spelling, dropped keys with reasons, and own spelling -> original key."""
     kept: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     spelled: dict[str, str] = {}
@@ -176,12 +175,12 @@ def _unknown_sentence(unknown: list[str], state_dict: Mapping[str, Any], layout:
 
 
 def check_whole(inward: Translation, layout: Layout, square: bool) -> Sizes:
-    """Return the sizes of a model in timm's layout.
+    """Return the sizes of a model in timm's layout, after checking that its tensors fit together.
 
     Args:
         inward: what ``to_timm`` returned.
-        layout: where it comes from, for messages.
-        square: its images are square.
+        layout: the original layout, for messages.
+        square: images are square.
 
     Raises:
         ConversionError: a key is missing or surplus, a shape is wrong, or two keys share a tensor.
@@ -199,7 +198,7 @@ def check_whole(inward: Translation, layout: Layout, square: bool) -> Sizes:
 
 
 def _named(key: str, inward: Translation, layout: Layout) -> str:
-    """Return a timm key with the name that the source has for it."""
+    """Return a timm key with the source's name for it."""
     if layout.name == "timm":
         return key
     if key in inward.sources:
@@ -241,14 +240,14 @@ LACKS = {
     "even_kernels": "its stem has even kernels, without padding",
     "num_classes": "it has a classifier",
 }
-"""What a layout lacks, by the field of ``Sizes`` that shows it (see ``Layout.expresses``)."""
+"""Field of ``Sizes`` -> the feature that a target layout lacks (see ``Layout.expresses``)."""
 
 
 def from_timm(inward: Translation, sizes: Sizes, target: Layout) -> Translation:
-    """Return a state dict in timm's layout in the target's.
+    """Translate a state dict from timm's layout to the target's.
 
     Raises:
-        ConversionError: the target cannot express the model; the message says what it lacks.
+        ConversionError: the target cannot express the model; the message says why.
     """
     for name, values in target.expresses.items():
         if getattr(sizes, name) not in values:

@@ -1,4 +1,4 @@
-"""Tells which layout a state dict has, by keys that only one layout has, and names what is not a plain ViT."""
+"""Recognises a state dict's layout by keys unique to it, and names checkpoints that are no plain ViT."""
 
 from __future__ import annotations
 
@@ -55,22 +55,22 @@ FOREIGN = (
      "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
     ("", "blocks.{i}.mlp.w1.{*}", "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
 )  # fmt: skip
-"""Keys of a first and of a second kind, and what a state dict is that has both (or only needs the second)."""
+"""(First key or empty, second key, what a state dict with both is)."""
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a state dict is."""
+    """A state dict's layout, or what else it is."""
 
     layout: Layout | None = None
     why: str = ""
-    """What shows it."""
+    """The evidence."""
     foreign: str = ""
-    """What it is instead of a ViT's state dict, if that can be told."""
+    """The other kind of checkpoint, if known."""
 
 
 def recognise(keys: Iterable[str]) -> Recognised:
-    """Return the layout that has one of these keys and no other layout has.
+    """Return the layout that one of these keys is unique to.
 
     Raises:
         ConversionError: keys of two layouts.
@@ -92,7 +92,7 @@ def require_layout(keys: Iterable[str]) -> Recognised:
     """Return what ``recognise`` finds.
 
     Raises:
-        ConversionError: it is not a layout that convstem reads.
+        ConversionError: convstem does not read this layout.
     """
     keys = list(keys)
     found = recognise(keys)

@@ -1,6 +1,6 @@
-"""The layouts of research code: MoCo v3 and revisiting-at, which are timm's with another stem, JAX papers, ECViT.
+"""Layouts of research code: MoCo v3 and revisiting-at (timm's trunk, another stem), DINOv2, JAX papers, ECViT.
 
-ECViT is EdgeCrafter's, alone and inside the detectors, segmenters and pose models built on it.
+ECViT is read alone or inside EdgeCrafter's detectors, segmenters and pose models.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 _MOCO_V3 = "patch_embed.proj."
 
 MOCO_V3_HEADS = 12
-"""At every width, the small one too."""
+"""Attention heads at every width, even the small one."""
 
-# timm's, with the stem in one ``Sequential`` and the projector in place of the head.
+# timm's layout, with the stem in one ``Sequential`` and a projector instead of the head.
 # Source: facebookresearch/moco-v3, vits.py (ConvStem, VisionTransformerMoCo) and moco/builder.py (MoCo_ViT).
 MOCO_V3 = Layout(
     name="moco_v3",
@@ -66,14 +66,14 @@ MOCO_V3 = Layout(
     preprocessing=IMAGENET,
 )
 
-_CLOSE = 2e-3  # half precision keeps values up to 1 within 5e-4
+_CLOSE = 2e-3  # half precision rounds values up to 1 by at most 5e-4
 
 
 def is_moco_sincos(pos_embed: Tensor) -> bool:
-    """Return whether a position embedding is the two-dimensional sine-cosine table of MoCo v3.
+    """Return whether a position embedding is MoCo v3's two-dimensional sine-cosine table.
 
     Args:
-        pos_embed: [1, 1 + side * side, width], the class token first.
+        pos_embed: [1, 1 + side * side, width], class token first.
 
     Source: facebookresearch/moco-v3, vits.py (build_2d_sincos_position_embedding).
     """
@@ -85,14 +85,14 @@ def is_moco_sincos(pos_embed: Tensor) -> bool:
         return False
     places, steps = (torch.arange(n, dtype=torch.float32, device="cpu") for n in (side, width // 4))
     angles = torch.outer(places, 10000.0 ** (-steps / (width // 4)))
-    column, row = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # tokens are counted column by column
+    column, row = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # tokens run column by column
     table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], 1)
     expected = torch.cat([table.new_zeros(1, width), table])
     return bool((pos_embed[0].detach().float().cpu() - expected).abs().max() < _CLOSE)
 
 
-# DINOv2's own files of models with registers: timm's, but that the class token has a position, which it has not in
-# timm, where registers come between it and the patches.
+# DINOv2's own files of models with registers: timm's layout, except that the class token has a position. In timm it has
+# none, since registers come between it and the patches.
 # Source: facebookresearch/dinov2, dinov2/models/vision_transformer.py (DinoVisionTransformer).
 DINOV2_REGISTERS = Layout(
     name="dinov2_registers",
@@ -113,7 +113,7 @@ DINOV2_REGISTERS = Layout(
 
 _ROBUSTBENCH = "patch_embed.proj.stem."
 
-# Of Singh et al. 2023, and of RobustBench's zoo: timm's, with the stem inside ``proj``.
+# Singh et al. 2023 and RobustBench's zoo: timm's layout, with the stem inside ``proj``.
 # Source: nmndeep/revisiting-at, utils_architecture.py (ConvBlock, ConvBlock2); RobustBench/robustbench,
 # robustbench/model_zoo/architectures/convstem_models.py.
 ROBUSTBENCH = Layout(
@@ -183,7 +183,7 @@ AUGREG = Layout(
         *_linear("attn_pool.mlp.fc2", f"{_POOL}MlpBlock_0/Dense_1"),
         *_linear("head", "head"),
     ),
-    # big_vision numbers the layers of a block by kind, and keeps the positions outside the encoder
+    # big_vision numbers a block's layers per kind and keeps the position embedding outside the encoder
     spellings=(
         ("pos_embedding", "Transformer/posembed_input/pos_embedding"),
         (f"{_BLOCK}MultiHeadDotProductAttention_0/{{*}}", f"{_ATTENTION}{{*}}"),
@@ -201,13 +201,13 @@ AUGREG = Layout(
 
 
 HEAD_WIDTH = 64
-"""Channels of an attention head, in every size of ECViT."""
+"""Channels per attention head, in every size of ECViT."""
 
 _BASE, _PERIODS = 100.0, HEAD_WIDTH // 4
 
 
 def _periods() -> Tensor:
-    """Return the rotary periods of a head, in float32 as their module and timm's compute them."""
+    """Return a head's rotary periods, in float32 as EdgeCrafter's and timm's modules compute them."""
     import torch
 
     return _BASE ** (2 * torch.arange(_PERIODS, dtype=torch.float32) / (HEAD_WIDTH // 2))
@@ -226,10 +226,10 @@ def _with_periods(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 CHECK_PERIODS = Operation("check the rotary periods", _without_periods, "add the rotary periods", _with_periods)
-"""The class token, and a table beside it that timm computes: the same for every model of the layout."""
+"""Class token and rotary periods <-> class token. timm computes the periods, equal in all models of the layout."""
 
 _CONV = ("conv.weight", "norm.{s}", "conv_bn_fused.{p}")
-"""Keys of a convolution with its norm; the last where their ``deploy()`` has folded it."""
+"""Keys of a convolution and its norm; the last is for both after EdgeCrafter's ``deploy()`` has folded the norm."""
 
 _IN_PARTS = ("in_proj_weight", "in_proj_bias", "out_proj.{p}")
 
@@ -237,7 +237,7 @@ _PROJECTOR = tuple(f"{start}projector.{{i}}.{key}" for start in ("", "backbone."
 
 
 def _encoder() -> Iterator[str]:
-    """Yield the keys of the encoder that mixes the maps (HybridEncoder)."""
+    """Yield the keys of HybridEncoder, which mixes feature maps."""
     layer = "encoder.encoder.{i}.layers.{w}"
     yield from (f"{layer}.self_attn.{key}" for key in _IN_PARTS)
     yield from (f"{layer}.{name}.{{p}}" for name in ("linear1", "linear2", "norm1", "norm2"))
@@ -248,12 +248,12 @@ def _encoder() -> Iterator[str]:
             deep = f"{blocks}.{name}.bottlenecks.{{w}}"
             convs.append(f"{blocks}.{name}.conv1")
             yield from (f"encoder.{deep}.{conv}.{key}" for conv in ("conv1", "conv2") for key in _CONV[:2])
-            yield f"encoder.{deep}.conv.{{p}}"  # both in one, after deploy()
+            yield f"encoder.{deep}.conv.{{p}}"  # deploy() merges both convolutions
     yield from (f"encoder.{conv}.{key}" for conv in convs for key in _CONV)
 
 
 def _decoder() -> Iterator[str]:
-    """Yield the keys of the decoders: of boxes and masks (ECTransformer), and of poses (DETRTransformer)."""
+    """Yield the keys of the decoders for boxes and masks (ECTransformer) and for poses (DETRTransformer)."""
     layer, head = "decoder.decoder.layers.{i}", "decoder.decoder.segmentation_head"
     yield from (f"{layer}.{name}.{key}" for name in ("self_attn", "within_attn", "across_attn") for key in _IN_PARTS)
     for name in (
@@ -285,7 +285,7 @@ DROPS = (
     *(Drop(key, "the encoder mixes maps for the decoder; it is not part of the backbone") for key in _encoder()),
     *(Drop(key, "the decoder finds objects, masks or poses; it is not part of the backbone") for key in _decoder()),
 )
-"""Every key of a whole model besides the backbone's: one that is not here is an error."""
+"""Every key of a whole model outside the backbone; any other key is an error."""
 
 _CONVS = "patch_embed.convs.{i}."
 

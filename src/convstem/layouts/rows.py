@@ -1,8 +1,8 @@
-"""What a layout is written in: key templates, operations on tensors, rows of both, and all that is known of its models.
+"""The parts of a layout: key templates, operations on tensors, rows of both, and facts about its models.
 
-A template is one line of text for many keys of a state dict. Its holes: ``{i}`` is an index and ``{3i+1}`` one computed
-from it, ``{n}`` is the number of stem layers before the last, ``{p}`` a parameter, ``{s}`` a parameter or statistic of
-a norm, ``{w}`` one part of a key, ``{*}`` all that follows.
+A template stands for many keys of a state dict. Its holes: ``{i}`` is an index and ``{3i+1}`` one computed from it,
+``{n}`` the number of stem layers before the last, ``{p}`` a parameter, ``{s}`` a parameter or statistic of a norm,
+``{w}`` one part of a key, ``{*}`` the rest of the key.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def match(template: str, key: str, n: int = 0) -> dict[str, Any] | None:
 
 
 def fill(template: str, values: Mapping[str, Any], n: int = 0) -> str:
-    """Return the key that a template makes of the values of its holes."""
+    """Return a template with its holes filled."""
 
     def hole(found: re.Match[str]) -> str:
         factor, letter, offset, word = found.groups()
@@ -59,7 +59,7 @@ def fill(template: str, values: Mapping[str, Any], n: int = 0) -> str:
 
 
 def search(template: str, lines: str) -> str:
-    """Return the first of several lines that fits a template, or an empty string."""
+    """Return the first line that fits a template, or an empty string."""
     found = _line(template).search(lines)
     return found[0] if found else ""
 
@@ -71,7 +71,7 @@ def _line(template: str) -> re.Pattern[str]:
 
 @cache
 def _compile(template: str, n: int) -> tuple[re.Pattern[str], int, int]:
-    """Return the pattern of a template, and factor and offset of its index."""
+    """Return a template's pattern, and the factor and offset of its index."""
     parts, end, factor, offset = [], 0, 1, 0
     for hole in _HOLE.finditer(template):
         parts.append(re.escape(template[end : hole.start()]))
@@ -89,13 +89,13 @@ def _compile(template: str, n: int) -> tuple[re.Pattern[str], int, int]:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a row does to its tensors on the way to timm's layout, and the operation that undoes it."""
+    """What a row does to its tensors on the way to timm's layout, and the inverse."""
 
     name: str
     apply: Callable[[Sequence[Tensor]], Sequence[Tensor]]
     inverse_name: str = ""
     inverse: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
-    """None where it cannot be undone: the layout can then be read, but not written."""
+    """None if there is no inverse: the layout can then be read but not written."""
 
 
 RENAME = Operation("rename", lambda tensors: tensors, "rename", lambda tensors: tensors)
@@ -132,7 +132,7 @@ ADD_TWO_AXES = Operation(
 """[width] <-> [1, 1, width]."""
 
 TRANSPOSE = Operation("transpose", _each(lambda t: t.permute(1, 0)), "transpose", _each(lambda t: t.permute(1, 0)))
-"""A linear kernel [in, out] <-> [out, in]."""
+"""A linear weight [in, out] <-> [out, in]."""
 
 KERNEL_HWIO = Operation(
     "permute a kernel from HWIO to OIHW",
@@ -140,7 +140,7 @@ KERNEL_HWIO = Operation(
     "permute a kernel from OIHW to HWIO",
     _each(lambda kernel: kernel.permute(2, 3, 1, 0)),
 )
-"""A convolution's kernel as JAX has it, and as torch has it."""
+"""A convolution's kernel in JAX [height, width, in, out] <-> in torch [out, in, height, width]."""
 
 
 def _join(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -164,13 +164,13 @@ def _linear_of_heads(kernel: Tensor) -> Tensor:
 
 
 HEADS_TO_LINEAR = Operation("flatten heads into a linear weight", _each(_linear_of_heads))
-"""JAX's kernel [in, heads, head width] -> [heads * head width, in]; the number of heads is gone."""
+"""JAX's kernel [in, heads, head width] -> [heads * head width, in]; the number of heads is lost."""
 
 JOIN_HEADS = Operation("join kernels of separate heads", lambda t: _join([_linear_of_heads(k) for k in t]))
 """Two or three [in, heads, head width] -> one [2 or 3 * heads * head width, in]."""
 
 JOIN_HEAD_BIASES = Operation("join biases of separate heads", lambda t: _join([_flat_bias(bias) for bias in t]))
-"""One to three [heads, head width] -> one [heads * head width] or its multiple."""
+"""One to three [heads, head width] -> one [1 to 3 * heads * head width]."""
 
 
 def _flat_bias(bias: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def _absorb(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 ABSORB_POSITION = Operation("add the class token's position to the token", _absorb)
-"""Class token [1, 1, width] and positions [1, 1 + tokens, width] -> both without the class token's position."""
+"""Class token [1, 1, width], positions [1, 1 + tokens, width] -> class token plus its position, other positions."""
 
 
 def _with_zero_bias(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -207,7 +207,7 @@ def _without_zero_bias(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 ADD_ZERO_BIAS = Operation("add a zero bias", _with_zero_bias, "drop a zero bias", _without_zero_bias)
-"""A weight [out, in] <-> the weight and a bias [out]."""
+"""A weight [out, in] <-> the weight and a zero bias [out]."""
 
 
 def _split_q_kv(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -229,7 +229,7 @@ SPLIT_Q_KV = Operation("split into q and kv", _split_q_kv, "join q and kv", _joi
 
 @dataclass(frozen=True)
 class Row:
-    """A rename or an operation between timm's keys and another layout's; keys are templates."""
+    """A rename or operation between timm's keys and another layout's. Keys are templates."""
 
     timm: str | tuple[str, ...]
     other: str | tuple[str, ...]
@@ -244,20 +244,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Drop:
-    """Keys that are left out, with the reason."""
+    """Keys to leave out, with the reason."""
 
     keys: str
     reason: str
 
 
 def reason_to_drop(key: str, drops: Iterable[Drop]) -> str:
-    """Return why a key is left out, or an empty string if it is not."""
+    """Return why a key is left out, or an empty string."""
     return next((drop.reason for drop in drops if match(drop.keys, key) is not None), "")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Keys that make a checkpoint something that cannot be converted, with the reason."""
+    """Keys of checkpoints that cannot be converted, with the reason."""
 
     keys: str
     reason: str
@@ -265,18 +265,18 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Naming:
-    """How timm names the plain ViTs of a layout, those without a conv stem."""
+    """How timm names a layout's plain ViTs (without a conv stem)."""
 
     pattern: str = "vit_{size}_patch{patch}_{img}"
-    """With ``{size}``, ``{patch}``, ``{img}`` and, where the name has the activation, ``{act}``."""
+    """Has ``{size}``, ``{patch}``, ``{img}`` and, if names include the activation, ``{act}``."""
     usual: Mapping[str, Any] = field(default_factory=dict)
-    """What the models so named have, by field of ``Sizes``, where it is not what the first ViT has."""
+    """Fields of ``Sizes`` in which models of this name differ from the first ViT."""
     gated_trunks: Mapping[tuple[int, int, int], str] = field(default_factory=dict)
-    """Width, depth and heads of those with a gated MLP, and the word for their ``{size}``."""
+    """(embed_dim, depth, num_heads) of trunks with a gated MLP -> word for ``{size}``."""
     base: str = "vit_base_patch16_224"
-    """What a model is built from that has no name, by arguments."""
+    """Model to build from, with arguments, if timm has no name for these sizes."""
     gated_base: str = ""
-    """The same for one with a gated MLP, which is not an argument of timm's; empty where there is none."""
+    """The same for a gated MLP, which timm has no argument for; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -285,44 +285,44 @@ class Layout:
 
     name: str
     title: str
-    """What the checkpoint is called in a sentence: "a MoCo v3 checkpoint"."""
+    """The checkpoint's name in a sentence, such as "a MoCo v3 checkpoint"."""
     rows: tuple[Row, ...]
-    """Tried in order; the first that matches a key has it."""
+    """Tried in order; the first that matches a key applies."""
     markers: tuple[str, ...]
     """Keys that only this layout has."""
     stem: tuple[str, int] = ("", 0)
-    """A key of every stem layer, and what its largest index lacks to be the number of layers before the last."""
+    """A key of every stem layer; its largest index plus this number is the count of layers before the last."""
     stem_stride: int | None = None
-    """Of every layer of the stem, where all models of the layout have the same."""
+    """Stride of every stem layer, if equal in all models of the layout."""
     has: tuple[str, ...] = ()
-    """Keys of timm's that every model of the layout has, though not every ViT."""
+    """timm keys that every model of the layout has, though not every ViT."""
     unless: tuple[str, ...] = ()
-    """Keys that show a layout which has the same markers and more."""
+    """Keys of other layouts that have the same markers."""
     root: tuple[str, str] = ("", "")
-    """A prefix that all keys have in a model with a classifier, and the classifier's keys, which do not."""
+    """Prefix of all keys in a model with a classifier, and the classifier's keys, which lack it."""
     heads: tuple[str, int] = ("", 0)
-    """A key whose shape has the number of heads, and the axis."""
+    """A key whose shape contains num_heads, and the axis."""
     head_width: int = 0
-    """Channels of an attention head, where all models of the layout have the same; 0 where they differ."""
+    """Channels per attention head, if equal in all models of the layout; else 0."""
     spellings: tuple[tuple[str, str], ...] = ()
-    """Other names of keys, as files or older releases have them, and the names in ``rows``."""
+    """(Key in files or older releases, key in ``rows``)."""
     drops: tuple[Drop, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     expresses: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Sizes that the layout's model class can have, by field of ``Sizes``; fields not named here are free."""
+    """Field of ``Sizes`` -> values that the layout's model class supports. Fields not listed are free."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """timm's arguments that hold for every model of the layout, and that shapes do not tell."""
+    """timm's arguments for every model of the layout that shapes do not show."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """What the layout's models are usually fed, by field of timm's pretrained cfg; a checkpoint may say otherwise."""
+    """The usual preprocessing, by field of timm's pretrained cfg; a checkpoint may override it."""
     fed_differently: bool = False
-    """Whether that is only what most of them are fed."""
+    """Whether some of the layout's models use other preprocessing."""
     assumed: Mapping[str, str] = field(default_factory=dict)
-    """Arguments of ``arguments`` that hold for most models of the layout only, and the sentence that says so."""
+    """Entries of ``arguments`` that hold only for most models -> sentence that says so."""
     naming: Naming = Naming()
 
     @cached_property
     def invertible(self) -> bool:
-        """Whether state dicts can be converted to this layout too."""
+        """Whether state dicts can also be converted to this layout."""
         return all(row.operation.inverse for row in self.rows)
 
     def stem_layers(self, keys: Iterable[str]) -> int:
@@ -332,7 +332,7 @@ class Layout:
         return max(indices) + lacks if indices else 0
 
     def own_spelling(self, key: str) -> str:
-        """Return a key in the spelling of the rows."""
+        """Return a key in the spelling of ``rows``."""
         for other, own in self.spellings:
             values = match(other, key)
             if values is not None:
@@ -351,10 +351,10 @@ PLAIN_TRUNK: Mapping[str, tuple[Any, ...]] = {
     "fc_norm": (False,),
     "map_pool": (False,),
 }
-"""Sizes that the trunk of the first ViT can have, for ``Layout.expresses``."""
+"""Values that the first ViT's trunk supports, for ``Layout.expresses``."""
 
 USUAL_STEM: Mapping[str, tuple[Any, ...]] = {"last_kernel": (1,), "even_kernels": (False,)}
-"""Convolutions of a stem that every library has which builds one, for ``Layout.expresses``."""
+"""Stem convolutions that every library with a stem supports, for ``Layout.expresses``."""
 
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """The usual normalisation, by field of timm's pretrained cfg."""

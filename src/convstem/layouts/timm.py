@@ -1,7 +1,6 @@
-"""timm's layout, against which all others are written: its keys with their shapes, and the sizes that shapes tell.
+"""timm's layout, which every other layout maps to: its keys, their shapes, and the sizes in them.
 
-``measure`` reads the sizes of a ViT from the shapes of its tensors, ``contradictions`` says where the tensors do not
-fit them.
+``measure`` reads a ViT's sizes from the shapes of its tensors. ``contradictions`` says which tensors do not fit them.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from convstem.registry.tables import FIRST_CONV
 
 @dataclass(frozen=True)
 class Key:
-    """Keys of timm's, the shape of their tensors in the words of ``symbols``, and when a model has them.
+    """A template of timm's keys, and the shape of their tensors in the words of ``symbols``.
 
-    ``when`` names a field of ``Sizes`` that must hold; without it every model has the key.
+    ``when`` names a field of ``Sizes`` that must be true for the keys to exist; if empty, every model has them.
     """
 
     keys: str
@@ -79,7 +78,7 @@ STEM = (
 )
 
 STEM_START, PATCH_WEIGHT = "patch_embed.backbone.", PATCHIFY[0].keys
-"""What only a stem's keys start with, and the key that only a patchify ViT has."""
+"""Prefix of a stem's keys, and the key that only a patchify ViT has."""
 
 TRUNK_ROWS = tuple(Row(key.keys, key.keys) for key in TRUNK)
 PATCHIFY_ROWS = tuple(Row(key.keys, key.keys) for key in PATCHIFY)
@@ -89,14 +88,14 @@ TIMM = Layout(
     title="a checkpoint in timm's layout",
     rows=(*TRUNK_ROWS, *PATCHIFY_ROWS, *(Row(key.keys, key.keys) for key in STEM)),
     markers=("patch_embed.backbone.{i}.conv.weight", PATCH_WEIGHT),
-    spellings=(  # of DINOv2, whose blocks may come in chunks
+    spellings=(  # DINOv2's keys; its blocks may come in chunks
         ("blocks.{w}.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
         ("blocks.{w}.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
         ("blocks.{w}.{i}.{*}", "blocks.{i}.{*}"),
         ("blocks.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
         ("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
     ),
-    # ECViT's stem, whose last convolution has a patch embedding's name; the registers of DINOv2's own files
+    # ECViT's stem (its last convolution is named like a patch embedding), and registers in DINOv2's own files
     unless=("patch_embed.convs.{i}.{*}", "register_tokens"),
     stem=("patch_embed.backbone.{i}.conv.weight", 0),
     drops=(
@@ -106,14 +105,14 @@ TIMM = Layout(
 )
 
 NORM_EPS = 1e-6
-"""Epsilon of the LayerNorms of timm's ViTs, and of torchvision's."""
+"""Epsilon of the LayerNorms in timm's and torchvision's ViTs."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class StemSizes:
-    """What the shapes of a conv stem say; strides they do not."""
+    """Sizes of a conv stem, read from its shapes. Shapes do not show the strides."""
 
     channels: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
@@ -121,19 +120,19 @@ class StemSizes:
     bias: bool
     last_kernel_size: int
     tracked: bool
-    """Whether its norms count batches, as BatchNorm does and a frozen one does not."""
+    """Whether its norms have ``num_batches_tracked``: BatchNorm has it, a frozen one has not."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the shapes of a ViT's state dict say. Truth values tell which keys there are."""
+    """Sizes read from the shapes of a ViT's state dict. A bool says whether it has keys of that kind."""
 
     embed_dim: int
     depth: int
     mlp: int
     mlp_out: int
     tokens: int
-    """Of the position embedding; 0 where positions are rotary."""
+    """Length of the position embedding; 0 if positions are rotary."""
     in_chans: int
     num_classes: int
     class_token: bool
@@ -143,7 +142,7 @@ class Sizes:
     qkv_bias: bool
     qk_norm: bool
     head_dim: int
-    """0 where no tensor has it."""
+    """0 if no tensor shows it."""
     layer_scale: bool
     pre_norm: bool
     norm: bool
@@ -151,7 +150,7 @@ class Sizes:
     map_pool: bool
     head_bias: bool
     patch_size: int
-    """Of a patchify ViT; 0 with a conv stem."""
+    """For a patchify ViT; 0 with a conv stem."""
     patch_bias: bool
     stem: StemSizes | None
 
@@ -172,17 +171,17 @@ class Sizes:
 
     @property
     def last_kernel(self) -> int:
-        """Kernel size of the stem's last convolution; 1, as usual, for a patchify ViT too."""
+        """Kernel size of the stem's last convolution; 1 for a patchify ViT."""
         return self.stem.last_kernel_size if self.stem else 1
 
     @property
     def even_kernels(self) -> bool:
-        """Whether a convolution of the stem, but the last, has an even kernel."""
+        """Whether a stem convolution before the last has an even kernel."""
         return bool(self.stem and any(kernel % 2 == 0 for kernel in self.stem.kernel_sizes))
 
     @property
     def biased_norm(self) -> bool:
-        """Whether the stem's convolutions have biases although a norm follows them."""
+        """Whether the stem's convolutions have biases although norms follow them."""
         return self.stem_bias and self.stem_norm != "none"
 
     @property
@@ -192,26 +191,26 @@ class Sizes:
 
     @property
     def prefix_tokens(self) -> int:
-        """Class token and registers."""
+        """Number of class and register tokens."""
         return self.reg_tokens + 1 if self.class_token else self.reg_tokens
 
     @property
     def patch_tokens(self) -> int:
-        """Tokens of the image in the position embedding; 0 where there is none."""
+        """Number of patch tokens in the position embedding; 0 without one."""
         if self.rotary:
             return 0
         return self.tokens - self.prefix_tokens if self.class_position else self.tokens
 
 
 def measure(shapes: Shapes) -> Sizes:
-    """Return the sizes that a state dict in timm's layout has.
+    """Return the sizes of a state dict in timm's layout.
 
     Args:
         shapes: shapes by key.
 
     Raises:
-        ConversionError: it lacks a key that no ViT lacks, names a block far beyond those it holds, or its position
-            embedding fits no square grid.
+        ConversionError: it lacks a key that every ViT has, a key has the wrong number of axes, or a block index exceeds
+            the number of tensors.
     """
     width = _dims(shapes, "blocks.0.norm1.weight", 1)[0]
     qk_norm = _any(shapes, "blocks.{i}.attn.q_norm.{p}") or _any(shapes, "blocks.{i}.attn.k_norm.{p}")
@@ -249,7 +248,7 @@ def measure(shapes: Shapes) -> Sizes:
 
 
 def _is_ecvit(shapes: Shapes) -> bool:
-    """Return whether it is an ECViT: no position embedding, no norm behind the blocks, no 1x1 at the stem's end."""
+    """Return whether it is an ECViT: no position embedding, no final norm, the stem's last convolution not a 1x1."""
     last = shapes.get(f"patch_embed.backbone.{TIMM.stem_layers(shapes)}.conv.weight", (1,))
     others = ("pos_embed", "norm.{p}", "fc_norm.{p}")
     return last[-1:] != (1,) and not any(_any(shapes, keys) for keys in others)
@@ -265,7 +264,7 @@ def _dims(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
 
 def _depth(shapes: Shapes) -> int:
     depth = 1 + max(found["i"] for key in shapes if (found := match("blocks.{i}.norm1.weight", key)))
-    if depth > len(shapes):  # every block has tensors: a key of a hostile file would have us list each missing one
+    if depth > len(shapes):  # a block has tensors; do not list millions of missing keys for a hostile index
         raise ConversionError(
             f"the state dict names block {depth - 1} but has {len(shapes)} tensors in all: it is damaged, or not a ViT"
         )
@@ -282,12 +281,12 @@ def _head(shapes: Shapes) -> int:
 
 
 def _class_position(tokens: int, prefix: int) -> bool:
-    """Return whether the prefix tokens have positions: whichever leaves a square grid; usually they have."""
+    """Return whether the prefix tokens have positions. That is assumed unless only the opposite gives a square grid."""
     return not prefix or not tokens or not is_square(tokens) or is_square(tokens - prefix)
 
 
 def is_square(tokens: int) -> bool:
-    """Return whether some tokens make a square grid."""
+    """Return whether this number of tokens is a square."""
     return tokens > 0 and round(tokens**0.5) ** 2 == tokens
 
 
@@ -313,7 +312,7 @@ def _stem_norm(shapes: Shapes) -> str:
 
 
 def expected_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Return every key of timm's layout that a ViT of these sizes has, with its shape."""
+    """Return every timm key of a ViT of these sizes, with its shape."""
     n = len(sizes.stem.channels) if sizes.stem else 0
     expected = {}
     for table, count in ((TRUNK, sizes.depth), (STEM if sizes.stem else PATCHIFY, n)):
@@ -346,7 +345,7 @@ def _counts(key: str) -> bool:
 
 
 def symbols(sizes: Sizes, layer: int | None = None) -> dict[str, int]:
-    """Return the numbers that the words in timm's table of shapes stand for, in the stem for one layer."""
+    """Return the number for each word in the shapes of ``Key``; ``layer`` selects a stem layer."""
     width = sizes.embed_dim
     table = {
         "1": 1,
@@ -370,13 +369,13 @@ def symbols(sizes: Sizes, layer: int | None = None) -> dict[str, int]:
 
 
 def contradictions(shapes: Shapes, sizes: Sizes, square: bool, named: Callable[[str], str]) -> str:
-    """Return where a state dict in timm's layout does not fit together, empty if it does.
+    """Return where a state dict in timm's layout does not fit together; empty if it does.
 
     Args:
         shapes: shapes by key.
-        sizes: what ``measure`` made of them.
-        square: the image is square, and so is the grid of positions.
-        named: what to call a key.
+        sizes: what ``measure`` returned for them.
+        square: images, and so the grid of positions, are square.
+        named: returns the name to print for a key.
     """
     found = [in_words(compare_shapes(shapes, expected_shapes(sizes), named))]
     if sizes.mlp not in (sizes.mlp_out, 2 * sizes.mlp_out):

@@ -1,4 +1,4 @@
-"""The layouts of torchvision, and of its forerunners pycls and ClassyVision, whose encoder is the same."""
+"""The layouts of torchvision and of pycls and ClassyVision, earlier libraries with the same encoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENCODER_CAN: Mapping[str, tuple[Any, ...]] = {
     "stem_norm": ("", "batchnorm2d"),
     "biased_norm": (False,),
 }
-"""Sizes that torchvision's model class can have, and those of the other two."""
+"""Values that all three model classes support, for ``Layout.expresses``."""
 
 _TORCHVISION = "encoder.layers.encoder_layer_{i}."
 
@@ -40,7 +40,7 @@ TORCHVISION = Layout(
         Row("norm.{p}", "encoder.ln.{p}"),
         Row("head.{p}", "heads.head.{p}"),
     ),
-    # torchvision renamed its MLP in version 0.12; it still loads these
+    # torchvision renamed its MLP's layers in version 0.12 but still loads the old names
     spellings=(
         (f"{_TORCHVISION}mlp.linear_1.{{p}}", f"{_TORCHVISION}mlp.0.{{p}}"),
         (f"{_TORCHVISION}mlp.linear_2.{{p}}", f"{_TORCHVISION}mlp.3.{{p}}"),
@@ -78,7 +78,7 @@ PYCLS = Layout(
     ),
     markers=("stem.cstem{i}_conv.weight", "stem.patchify.weight", f"{_PYCLS}ln_1.weight"),
     stem=("stem.cstem{i}_conv.weight", 1),
-    # a pooled model has no class token, and averages what the last norm gives
+    # a pooled model has no class token and averages the last norm's output
     expresses={**ENCODER_CAN, "class_token": (True, False)},
     arguments={"norm_eps": 1e-5},
     preprocessing=IMAGENET,
@@ -86,7 +86,7 @@ PYCLS = Layout(
 
 _CLASSYVISION = "encoder.layers.layer_{i}."
 
-# ``unwrap`` puts the head's keys after ``head.``.
+# ``unwrap`` adds the prefix ``head.`` to the head's keys.
 # Source: facebookresearch/ClassyVision, classy_vision/models/vision_transformer.py, models/classy_model.py
 # (get_classy_state) and heads/vision_transformer_head.py.
 CLASSYVISION = Layout(

@@ -1,6 +1,6 @@
-"""The layouts of transformers (ViT, DINOv2, the image towers of CLIP and SigLIP), and of OpenAI's CLIP and open_clip.
+"""Layouts of transformers (ViT, DINOv2, the image towers of CLIP and SigLIP), OpenAI's CLIP and open_clip.
 
-Rows have the keys that models of version 5 hold in memory; ``spellings`` are those of files and of version 4.
+Rows have the keys of version 5's models in memory. ``spellings`` have those of files and of version 4.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ _DINOV2_IS = {"rotary": (False,), "layer_scale": (True,), "qk_norm": (False,), "
               "fc_norm": (False,), "map_pool": (False,), "gated_mlp": (False,), "stem_norm": ("",),
               "class_token": (True,), "num_classes": (0,)}  # fmt: skip
 
-_GIANT = "vit_giant_patch14_dinov2"  # its MLP is gated, which timm's name has and no argument could ask for
+_GIANT = "vit_giant_patch14_dinov2"  # has a gated MLP, which timm has no argument for
 _GATED_TRUNKS = {(1536, 40, 24): "giant"}
 
 DINOV2_REGISTERS_NAMING = Naming(
@@ -149,8 +149,8 @@ DINOV2 = Layout(
     ),
 )
 
-# Source: transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py. The class token has a position
-# there; in timm, where registers come between it and the patches, it does not.
+# Here the class token has a position; in timm it has none, since registers come between it and the patches.
+# Source: transformers/models/dinov2_with_registers/modeling_dinov2_with_registers.py.
 DINOV2_REGISTERS = Layout(
     name="transformers_dinov2_registers",
     title="a checkpoint of DINOv2 with registers of transformers",
@@ -246,7 +246,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "g
 
 
 def arguments_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a ``config.json`` of transformers says that shapes do not, by timm's argument."""
+    """Return facts in a transformers ``config.json`` that shapes do not show, by timm's argument."""
     own = {**config, **config.get("vision_config", {})}
     arguments = {
         "num_heads": own.get("num_attention_heads"),
@@ -258,7 +258,7 @@ def arguments_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _OF_IMAGENET = ("vit_mae", "vit_msn")
-"""Types of models that have ViT's layout, and other images."""
+"""Model types with ViT's layout but ImageNet's mean and std."""
 
 _MODEL_TYPES = {
     "vit_mae": VIT,
@@ -274,7 +274,7 @@ _MODEL_TYPES = {
 
 
 def layout_of_config(config: Mapping[str, Any]) -> str | None:
-    """Return the layout that a ``config.json`` of transformers stands for, if it is one of these."""
+    """Return the layout for a transformers ``config.json``, or None."""
     layout = _MODEL_TYPES.get(str(config.get("model_type")))
     return layout.name if layout else None
 
@@ -292,7 +292,7 @@ def _as_matrix(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 _PROJECTION = Operation("transpose and add a zero bias", _as_linear, "drop a zero bias and transpose", _as_matrix)
-"""A matrix [in, out] <-> the weight [out, in] and a bias [out]."""
+"""A matrix [in, out] <-> a weight [out, in] and a zero bias [out]."""
 
 _BLOCK = "transformer.resblocks.{i}."
 

@@ -1,4 +1,4 @@
-"""Takes the state dict out of what training scripts save around it: containers, key prefixes, settings of the model."""
+"""Extracts the state dict from a training script's checkpoint: containers, key prefixes, model settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from convstem.layouts.rows import Drop, match, reason_to_drop
 RAW, AVERAGED = "raw", "averaged"
 
 PREPROCESSING = ("mean", "std")
-"""Settings that are not arguments of the model, by field of timm's pretrained cfg."""
+"""Settings that are fields of timm's pretrained cfg, not arguments of the model."""
 
 
 @dataclass
 class Unwrapped:
-    """A flat state dict, and what lay around it."""
+    """A flat state dict, and facts from what was around it."""
 
     state_dict: dict[str, Any]
     path: list[str] = field(default_factory=list)
@@ -29,23 +29,23 @@ class Unwrapped:
     dropped: dict[str, str] = field(default_factory=dict)
     """Key -> why it was left out."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """timm's arguments that a container states, such as ``num_heads``, and ``architecture``, the model's name there."""
+    """timm's arguments stated in a container, such as ``num_heads``, and ``architecture``, the model's name there."""
     preprocessing: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """``mean`` and ``std`` of a normalisation layer around the model, or of the script's arguments."""
+    """``mean`` and ``std`` from a normalisation layer around the model or from the script's arguments."""
     layout: str | None = None
-    """The layout, where the wrapping alone proves it."""
+    """The layout, if the wrapping alone proves it."""
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Container:
-    """Names under which a training script keeps the raw and the averaged weights."""
+    """Keys under which a training script saves the raw and the averaged weights."""
 
     raw: str
     averaged: str
     whose: str
     usual: str = RAW
-    """Which of the two its authors use, where a checkpoint has both."""
+    """The one that its authors use when a checkpoint has both."""
 
 
 CONTAINERS = (
@@ -62,14 +62,14 @@ CONTAINERS = (
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prefix of keys, stripped only if every key without it is listed here."""
+    """A prefix of keys, stripped only if ``outside`` and ``beside`` cover every key without it."""
 
     text: str
     outside: tuple[Drop, ...] = ()
     beside: tuple[str, ...] = ()
-    """Keys without the prefix that belong to the model all the same, such as a classifier."""
+    """Keys without the prefix that still belong to the model, such as a classifier."""
     averaged: bool | None = None
-    """Whether what it holds is averaged; None if it does not tell: then the user says, or the first counts."""
+    """Whether its weights are averaged; None if the prefix does not show it."""
     layout: str | None = None
 
 
@@ -82,7 +82,7 @@ _PRETRAINING = tuple(Drop(keys, "only pre-training uses it") for keys in (
     "prediction_head.{*}", "student.dino_head.{*}", "student.ibot_head.{*}", "teacher.dino_head.{*}",
     "teacher.ibot_head.{*}", "student_head.{*}", "teacher_head.{*}",
 ))  # fmt: skip
-"""Losses and heads of DINO, DINOv2, DINOv3 and of lightly's modules, beside the backbone."""
+"""Losses and heads beside the backbone in DINO, DINOv2, DINOv3 and lightly's modules."""
 
 _STUDENT = "the raw twin of the averaged teacher"
 _TEACHER = "the averaged twin of the student; --use-ema takes it instead"
@@ -104,7 +104,7 @@ _OPEN_CLIPS = (
 
 _TOWERS = ("clip.", "clip_model.", "encoder.", "image_encoder.", "timm_model.", "vision_encoder.", "vision_tower.",
            "visual_encoder.")  # fmt: skip
-"""What others call a whole model inside theirs: stripped where every key has it, or is a part of their decoder."""
+"""Names that other projects give to the whole ViT inside their model."""
 
 PREFIXES = (
     Prefix("module.", (Drop("n_averaged", "counts the averaging steps"),)),
@@ -131,7 +131,7 @@ PREFIXES = (
     Prefix(
         "vit.",
         (Drop("decoder.{*}", "MAE's decoder is only for pre-training"),),
-        beside=("classifier.{p}", "encoder.layer.{i}.{*}"),  # version 5 writes MSN's blocks without the prefix
+        beside=("classifier.{p}", "encoder.layer.{i}.{*}"),  # version 5 saves MSN's blocks without the prefix
     ),
     Prefix("dinov2.", beside=("classifier.{p}",)),
     Prefix("dinov2_with_registers.", beside=("classifier.{p}",)),
@@ -151,11 +151,11 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
 
     Args:
         checkpoint: what ``torch.load`` returned, or a state dict.
-        use_ema: take the averaged weights; None takes the raw ones, or what the checkpoint says is better.
+        use_ema: take the averaged weights; None takes the usual or, by the recorded errors, better ones.
 
     Raises:
-        ArgumentTypeError: it is not a mapping.
-        ConversionError: there is no state dict in it, more than one that could be meant, or no averaged weights.
+        ArgumentTypeError: not a mapping.
+        ConversionError: no or an invalid state dict, or no averaged weights although ``use_ema`` asks for them.
     """
     if not isinstance(checkpoint, Mapping):
         raise ArgumentTypeError(
@@ -242,7 +242,7 @@ def _number(value: Any) -> float | None:
 
 
 def _open_classy(opened: Unwrapped) -> None:
-    """ClassyVision keeps the trunk and every head apart; heads are told by where they are attached and their id."""
+    """Open a ClassyVision checkpoint, which keeps the trunk and heads apart. Heads are keyed by block and id."""
     try:
         state = opened.state_dict["classy_state_dict"]["base_model"]["model"]
         trunk, heads = state["trunk"], [head for block in state.get("heads", {}).values() for head in block.values()]
@@ -260,7 +260,7 @@ def _open_classy(opened: Unwrapped) -> None:
 
 
 def _strip(opened: Unwrapped, use_ema: bool | None) -> bool:
-    """Strip one prefix, if one can be; tell whether."""
+    """Strip one prefix if possible. Return whether one was stripped."""
     for prefix in PREFIXES:
         if use_ema is not None and prefix.averaged not in (None, use_ema):
             continue
@@ -293,7 +293,7 @@ _STACKED = "/encoderblock/"
 
 
 def _unstack(opened: Unwrapped) -> None:
-    """Take blocks apart that big_vision scanned over: their tensors have the blocks as first axis."""
+    """Split the blocks that big_vision stacks for scan: in each of their tensors the first axis is the block."""
     if not any(_STACKED in key for key in opened.state_dict):
         return
     flat: dict[str, Any] = {}
@@ -307,9 +307,9 @@ def _unstack(opened: Unwrapped) -> None:
 
 
 def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Return what a container says about the model besides its weights, and note what could not be read.
+    """Return the model's settings in a container, and note those that could not be read.
 
-    Settings only spare the user an argument: those of a form that nobody expects are no reason to refuse the weights.
+    Settings only spare the user an argument, so unreadable ones are no reason to refuse the weights.
 
     Returns:
         timm's arguments, ``mean`` and ``std`` of the preprocessing, and ``architecture``, the model's name there.
@@ -320,7 +320,7 @@ def _read_settings(content: Mapping[str, Any], notes: list[str]) -> dict[str, An
             continue
         try:
             found |= _of_their_kinds(read(content[key]))
-        except Exception as error:  # anything can be there, and YAML has errors of its own
+        except Exception as error:  # the content is arbitrary, and YAML has its own errors
             notes.append(
                 f"the checkpoint's {key!r} could not be read ({type(error).__name__}): nothing is taken from it"
             )
@@ -349,11 +349,11 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "stem_strides": lambda value: _are_numbers(value) and all(map(_is_size, value)),
     "stride": _is_size,
 }
-"""What each setting must be."""
+"""A validity test for each setting."""
 
 
 def _of_their_kinds(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are stated; raise ``ConversionError`` for one that cannot be."""
+    """Return the settings that are stated; raise ``ConversionError`` for an invalid one."""
     stated = {name: value for name, value in settings.items() if value is not None}
     wrong = [name for name, value in stated.items() if not _KINDS[name](value)]
     if wrong:
@@ -362,7 +362,7 @@ def _of_their_kinds(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _LARGEST_YAML = 1 << 18
-"""Characters of a configuration; pycls's have four thousand."""
+"""Largest configuration in characters; pycls's have about four thousand."""
 
 
 def _pycls_settings(text: Any) -> dict[str, Any]:
@@ -385,7 +385,7 @@ def _classy_settings(arguments: Any) -> dict[str, Any]:
 
 
 def _script_settings(arguments: Any) -> dict[str, Any]:
-    """timm's train.py keeps the model's arguments in a Namespace; torchvision's keeps only the model's name."""
+    """Return a training script's settings. timm's train.py saves the model's arguments, torchvision's only its name."""
     values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     given = values.get("model_kwargs") or {}
     names = ("num_heads", "stem_strides", "norm_eps", "img_size", "stride")

@@ -1,4 +1,4 @@
 """Folders, model cards and the Hub: staging, pushing, pulling, verifying, publishing.
 
-Not public: what is, is imported from ``convstem`` itself.
+Not public: import public names from ``convstem``.
 """

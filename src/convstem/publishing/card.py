@@ -1,4 +1,4 @@
-"""Model cards: one template, filled with facts, below the metadata that the Hub reads."""
+"""Model cards: metadata for the Hub, then one template filled with facts."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _DATASETS = {
     "ImageNet-1k": "imagenet-1k",
     "ImageNet-21k": "imagenet-21k",
 }
-"""Datasets by the ids that cards of the Hub have for them."""
+"""Dataset -> its id in cards of the Hub."""
 
 
 _REPOSITORIES = {"CIFAR-10": "uoft-cs/cifar10", "ImageNet-1k": "ILSVRC/imagenet-1k"}
-"""Datasets by their repositories on the Hub."""
+"""Dataset -> its repository on the Hub."""
 
 
 _FIRST = ("acc@1", "top1", "accuracy")
-"""The metric that stands for a model, where it has several."""
+"""Main metrics: the first choice if a model has several metrics."""
 
 
 def evaluation(facts: CardFacts) -> str:
-    """Return the content of ``.eval_results/*.yaml``; empty without figures, or without a dataset of the Hub.
+    """Return the content of ``.eval_results/*.yaml``; empty without metrics, a Hub dataset or a ``repo_id``.
 
-    The Hub takes one value for each task of a dataset. Other figures are in the notes.
+    The Hub takes one value per task of a dataset. Other metrics go into the notes.
 
     Source: huggingface/hub-docs, docs/hub/eval-results.md; huggingface_hub 2.4, ``EvalResultEntry``.
     """
@@ -57,18 +57,18 @@ def evaluation(facts: CardFacts) -> str:
 
 
 def write_evaluation(facts: CardFacts, folder: Path) -> None:
-    """Write the same into a folder, if there is something to write."""
+    """Write ``evaluation``'s text into a folder, unless it is empty."""
     if text := evaluation(facts):
         (folder / EVALUATION).parent.mkdir(exist_ok=True)
         (folder / EVALUATION).write_text(text, encoding="utf-8")
 
 
 _METRICS = {"acc@1": "accuracy", "acc@5": "accuracy"}
-"""Metrics by their ids on the Hub."""
+"""Metric -> its id on the Hub."""
 
 
 def metadata(facts: CardFacts) -> Any:
-    """Return huggingface_hub's ``ModelCardData`` of a card."""
+    """Return a card's metadata as huggingface_hub's ``ModelCardData``."""
     from huggingface_hub import ModelCardData
 
     dataset = _DATASETS.get(facts.dataset)
@@ -129,7 +129,7 @@ _NORMS = {
     "none": "- The stem has no norm: nothing drifts in fine-tuning, and training from scratch is better with\n"
     '  `stem_norm="batchnorm2d"`.',
 }
-"""What there is to know about a stem's norm."""
+"""Stem norm -> advice in the card."""
 
 
 _TORCHVISION_TAG = """model = torchvision.models.get_model("{torchvision}", weights="{tag}").eval()"""
@@ -146,26 +146,26 @@ _HERE = {
     'load("."': 'load("{repo_id}"',
     'from_pretrained(".")': 'from_pretrained("{repo_id}")',
 }
-"""How the examples in the card of a folder name it, and how those of a repository do."""
+"""Code in a folder's card -> the same for a repository."""
 
 
 def located(text: str, repo_id: str) -> str:
-    """Return the card of a folder as that of the repository it is pushed to."""
+    """Return a folder's card with its examples changed to load from the repository."""
     for here, there in _HERE.items():
         text = text.replace(here, there.format(repo_id=repo_id))
     return text
 
 
 def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
-    """Return the model card of pretrained weights, of a folder or of a repository.
+    """Return the model card of pretrained weights, a folder or a repository.
 
     Args:
-        source: ``architecture.tag`` (or an architecture: its default tag), a folder with a ``config.json``, or
-            ``org/name``, with ``@revision`` if need be.
+        source: ``architecture.tag`` (or an architecture, for its default tag), a folder with a ``config.json``, or
+            ``org/name``, optionally with ``@revision``.
         license: licence of a folder or repository that does not state one.
 
     Raises:
-        ArgumentError: nobody says the licence, or the registry states another one; or no such kind of source.
+        ArgumentError: no licence is known, the registry states another one, or the wrong kind of source.
         HubError: the repository cannot be read.
         UnknownModelError: no such architecture or tag; the message lists the nearest names, or the tags.
     """
@@ -216,12 +216,12 @@ def render(facts: CardFacts) -> str:
         classes=_classes(facts),
     )
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{body}"
-    ModelCard(text)  # parses the metadata as the Hub will
+    ModelCard(text)  # check that the metadata parses, as on the Hub
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
 
 
 _MOST_CLASSES = 20
-"""Names of classes that a card lists."""
+"""Most class names that a card lists."""
 
 
 def _classes(facts: CardFacts) -> str:
@@ -254,7 +254,7 @@ def _sizes(spec: Architecture | None) -> str:
 
 
 def _tokens(facts: CardFacts) -> str:
-    """Return where the tokens lie, if not a patch apart."""
+    """Return a sentence about the tokens' spacing if stride and patch size differ."""
     if facts.restrided is None:
         return ""
     patch, stride = facts.restrided
@@ -281,7 +281,7 @@ def _torchvision(facts: CardFacts, spec: Architecture | None) -> str:
 
 
 def _fits_torchvision(facts: CardFacts, spec: ModelSpec) -> bool:
-    """Return whether torchvision's class can express a model with this head and these images."""
+    """Return whether torchvision's class can express the model, its head and its images."""
     known = {*ModelSpec.__dataclass_fields__, "in_chans", "stride"}
     other = {key: value for key, value in facts.model_args.items() if key not in known}
     channels, height, width = facts.input_size

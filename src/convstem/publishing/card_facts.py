@@ -1,4 +1,4 @@
-"""What a model card says, from a registry row or from the config of a pushed model. No torch in this file."""
+"""The facts in a model card, from a registry row or a pushed model's config. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from convstem.registry.records import Architecture, ModelSpec, TrunkSpec, Weight
 from convstem.stem.carried import carried_by
 
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~&$]")
-"""What begins emphasis, code, links, images, HTML, tables and formulas."""
+"""Characters that start emphasis, code, links, images, HTML, tables and formulas."""
 
 _START = re.compile(r"^([#+=-]|\d+[.)])")
-"""What begins headings, lists and rules, at the start of a paragraph."""
+"""Text that starts a heading, list or rule at the beginning of a paragraph."""
 
 
 def plain(text: str) -> str:
-    """Return a text as one line that markdown shows as it is."""
+    """Return a text as one line, escaped so that markdown shows it literally."""
     line = _ACTIVE.sub(r"\\\g<0>", " ".join(text.split()))
     return _START.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line)
 
 
 def paragraphs(sentences: Iterable[str]) -> str:
-    """Return sentences, as notes have them without capital and full stop, as further paragraphs."""
+    """Return notes as paragraphs, adding the capital and full stop that they lack."""
     return "".join(f"\n\n{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def code(text: str) -> str:
-    """Return a name between backticks."""
+    """Return a name in backticks."""
     return f"`{' '.join(text.replace('`', ' ').split())}`"
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says."""
+    """The facts in a card."""
 
     name: str
     architecture: str
     repo_id: str | None
-    """Where the model lies on the Hub; None as long as it was not pushed."""
+    """The model's repository on the Hub; None before a push."""
     license: str
     num_classes: int
     input_size: tuple[int, int, int]
@@ -56,36 +56,36 @@ class CardFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     metrics_source: str = ""
     source_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of a transplant: published figures of ``base_model``."""
+    """For a transplant: published metrics of ``base_model``."""
     source_metrics_from: str = ""
     recipe: str = ""
     base_model: str | None = None
     transplanted: bool = False
-    """Whether the weights are those of ``base_model`` on a conv stem, not trained further."""
+    """Whether the weights are those of ``base_model`` on a conv stem, without further training."""
     measured_error: float | None = None
-    """Of a transplant: relative error of the features against the source."""
+    """For a transplant: relative error of the features against the source."""
     resized_from: int | None = None
-    """Of a transplant: patch size of ``base_model``, if the filters were resized."""
+    """For a transplant: patch size of ``base_model``, if its filters were resized."""
     note: str = ""
-    """Of a transplant: what else there is to say about it."""
+    """For a transplant: further remarks."""
     steps: tuple[Step, ...] = ()
-    """What is known of where the weights came from."""
+    """Known steps in the weights' history."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     restrided: tuple[int, int] | None = None
-    """Pixels of a patch and from token to token, where they differ."""
+    """(Patch size, stride) in pixels, if they differ."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in their order."""
+    """Class names, in order."""
     tag: str | None = None
     """The registry's tag, if the weights have one."""
 
 
 def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_error: float | None = None) -> CardFacts:
-    """Return what the registry says about a weights entry.
+    """Return the registry's facts about a weights entry.
 
     Args:
         entry: the row.
-        repo_id: where the card will lie, if that is known.
-        measured_error: of a transplanted entry, where it was measured.
+        repo_id: repository of the card, if known.
+        measured_error: for a transplanted entry, if measured.
     """
     shared = ("license", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "description")
     ours = ("dataset", "metrics", "metrics_source", "recipe", "tag", "name", "architecture")
@@ -104,7 +104,7 @@ def facts_of_entry(entry: WeightsSpec, repo_id: str | None = None, measured_erro
 
 
 def _note(spec: Architecture) -> str:
-    """Return what there is to say of a transplant into an architecture's own stem."""
+    """Return remarks on a transplant into an architecture's own stem."""
     report = carried_by(spec.stem, spec.embed_dim)
     if isinstance(spec, TrunkSpec):
         report = replace(report, resized_from=spec.resized_from)
@@ -112,12 +112,12 @@ def _note(spec: Architecture) -> str:
 
 
 def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str, **more: Any) -> CardFacts:
-    """Return what a timm ``config.json`` says about a model.
+    """Return the facts in a timm ``config.json``.
 
     Args:
         config: the content of ``config.json``.
-        repo_id: where the card will lie, if that is known.
-        license: the licence given by who pushes.
+        repo_id: repository of the card, if known.
+        license: licence given by the pusher.
         more: further fields of ``CardFacts``.
     """
     cfg = config["pretrained_cfg"]
@@ -138,7 +138,7 @@ def facts_of_config(config: Mapping[str, Any], repo_id: str | None, license: str
     stride, patch = facts["model_args"].get("stride"), facts["model_args"].get("patch_size")
     if stride and patch and stride != patch:
         facts["restrided"] = (patch, stride)
-    known = [step for step in steps(cfg) if step.repo_id is None or step.repo_id != repo_id]  # pushed to where it was
+    known = [step for step in steps(cfg) if step.repo_id is None or step.repo_id != repo_id]  # skip this repository
     sources = [step.repo_id for step in known if step.repo_id]
     facts |= {"steps": tuple(known), "base_model": sources[-1] if sources else None}
     return CardFacts(repo_id=repo_id, license=license, **{**facts, **more})
@@ -150,19 +150,19 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def sized_spec(facts: CardFacts) -> Architecture | None:
-    """Return the architecture as the weights have it, or None where not everything about it is known."""
+    """Return the architecture with the weights' sizes, or None if not all of its facts are known."""
     spec = catalog.architectures().get(facts.architecture)
     if isinstance(spec, ModelSpec):
         names = {
             f for f in ModelSpec.__dataclass_fields__ if f not in ("img_size", "name", "num_classes", "torchvision")
         }
         changes = {key: _plain(value) for key, value in facts.model_args.items() if key in names}
-        if facts.restrided:  # the trunk's patches are what its tokens are apart
+        if facts.restrided:  # a spec's patch size is the spacing of its tokens
             changes["patch_size"] = facts.restrided[1]
-        if changes:  # then it may be none that torchvision can express
+        if changes:  # torchvision may be unable to express the changed model
             spec = replace(spec, **changes, torchvision=None)
     elif spec is None or facts.model_args or facts.input_size[0] != 3:
-        return None  # any argument may change what was measured
+        return None  # any argument may change the recorded counts
     _, height, width = facts.input_size
     return catalog.sized(spec, facts.num_classes, height if height == width else (height, width))
 

@@ -1,4 +1,4 @@
-"""One commit of a staged folder: planned, atomic, idempotent, verified; a conflict or a lost reply loses nothing."""
+"""Commits a staged folder in one atomic, idempotent, verified step. A conflict or a lost reply loses nothing."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from convstem.hub.repo_cache import Listing, file_digest, list_files
 from convstem.hub.source import CONFIG, EVALUATION, FILES
 
 STALE = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""Pickled twins of the weights, which earlier pushes by other tools left behind."""
+"""Pickled copies of the weights, left by earlier pushes with other tools."""
 
 
 CONFLICT = (409, 412)
-"""HTTP statuses of a commit whose parent is not the newest commit any more."""
+"""HTTP statuses for a commit whose parent is no longer the newest commit."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class PushResult:
     """The commit that has the files; None for a dry run that would make one."""
     url: str | None
     files: Mapping[str, str]
-    """What happens to each file: ``add``, ``update``, ``same`` or ``remove``; ``send`` where the Hub did not answer."""
+    """File -> ``add``, ``update``, ``same`` or ``remove``; ``send`` if the Hub did not answer."""
     changed: bool
     """Whether there was anything to send."""
     pr_url: str | None = None
     note: str = ""
-    """Of a dry run, why the files were not compared with the Hub's, if they were not."""
+    """For a dry run: why the files were not compared with the Hub's; else empty."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result JSON-plain."""
+        """Return the result for JSON."""
         return asdict(self)
 
 
@@ -71,20 +71,20 @@ class Target:
         return HfApi(library_name="convstem", token=self.token)
 
     def listing(self, revision: str | None = None) -> Listing:
-        """Return what the branch holds, or another revision."""
+        """Return the files of the branch, or of another revision."""
         return list_files(self.repo_id, revision or self.revision, (*FILES, EVALUATION), token=self.token)
 
 
 def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResult:
-    """Commit a staged folder, unless the repository has the same content already.
+    """Commit a staged folder, unless the repository already has the same content.
 
     Args:
         folder: has the ``FILES``.
-        target: where to.
-        dry_run: only tell what would be done.
+        target: where to push.
+        dry_run: only report what would be done.
 
     Raises:
-        HubError: the Hub refuses, does not answer (which a dry run survives), or holds something else afterwards; or
+        HubError: the Hub refuses, does not answer (no error in a dry run) or holds other content afterwards, or
             somebody else pushed meanwhile.
     """
     try:
@@ -105,7 +105,7 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
 
 
 def file_actions(folder: Path, remote: Listing | None) -> dict[str, str]:
-    """Return what a commit does to each file."""
+    """Return file -> what a commit does to it."""
     files = remote.files if remote else {}
     names = [*FILES, *([EVALUATION] if (folder / EVALUATION).is_file() else [])]
     actions = {name: _action(folder, name, remote) for name in names}
@@ -125,17 +125,17 @@ def _is_done(folder: Path, remote: Listing) -> bool:
 
 
 def _current(target: Target) -> Listing | None:
-    """Return what the branch holds; None if the repository or the branch does not exist yet."""
+    """Return the branch's files; None if the repository or branch does not exist yet."""
     try:
         return target.listing()
     except RevisionMissingError:
         return None
     except AccessDeniedError:
-        return None  # it may not exist; if it does, creating it says why it is refused
+        return None  # it may not exist; otherwise creating it raises with the reason
 
 
 def _create(target: Target) -> Listing:
-    """Create what is missing, repository or branch, and return what the branch holds."""
+    """Create the missing repository or branch, and return the branch's files."""
 
     def ask() -> None:
         target.api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
@@ -152,7 +152,7 @@ def _create(target: Target) -> Listing:
 def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
     parent, architecture = remote.commit, read_json(folder / CONFIG)["architecture"]
     for attempt in range(ATTEMPTS):
-        operations = _operations(folder, remote)  # new ones for each try: huggingface_hub takes none twice
+        operations = _operations(folder, remote)  # new for each try: huggingface_hub refuses used ones
         try:
             info = target.api.create_commit(
                 target.repo_id,
@@ -175,7 +175,7 @@ def _commit(folder: Path, target: Target, remote: Listing) -> PushResult:
 
 
 def _operations(folder: Path, remote: Listing) -> list[Any]:
-    """Return what the plan sends and removes, in huggingface_hub's terms."""
+    """Return the additions and deletions as huggingface_hub's operations."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     actions = file_actions(folder, remote)
@@ -187,17 +187,17 @@ def _operations(folder: Path, remote: Listing) -> list[Any]:
 
 
 def _upload_failed(error: Exception, attempt: int) -> bool:
-    """Return whether bytes got lost or damaged on their way up, so that sending them again may help."""
+    """Return whether bytes were lost or damaged during the upload, so that sending them again may help."""
     cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # "Error while uploading"
     response: Any = getattr(cause, "response", None)
     if response is None:
-        return isinstance(cause, ValueError) and "etag" in str(cause)  # a part without a receipt
-    # At the API a 400 may be about the card as well, which no second try mends: one is enough there.
+        return isinstance(cause, ValueError) and "etag" in str(cause)  # an uploaded part without an ETag
+    # A 400 from the API may be about the card, which retrying cannot fix, so retry that once only.
     return response.status_code == 400 and ("/api/" not in str(response.request.url) or attempt == 0)
 
 
 def _after_failure(folder: Path, target: Target, parent: str, error: Exception) -> PushResult | None:
-    """Return the result if the commit was made although its reply was lost; raise if somebody else was faster."""
+    """Return the result if the commit was made but its reply was lost. Raise if somebody else pushed first."""
     if status_of(error) not in CONFLICT and not is_transient(error):
         return None
     if target.create_pr:
@@ -214,7 +214,7 @@ def _after_failure(folder: Path, target: Target, parent: str, error: Exception) 
 
 
 def _open_pull_request(folder: Path, target: Target, changed: bool = False) -> PushResult | None:
-    """Return the open pull request that proposes exactly this content, if there is one."""
+    """Return the open pull request with exactly this content, or None."""
 
     def ask() -> list[int]:
         found = target.api.get_repo_discussions(
@@ -231,7 +231,7 @@ def _open_pull_request(folder: Path, target: Target, changed: bool = False) -> P
 
 
 def _verified(folder: Path, target: Target, commit: str, before: Listing, pr_url: str | None) -> PushResult:
-    """Compare the hashes that the Hub lists for the new commit with the files."""
+    """Compare the Hub's hashes for the new commit with the files, and return the result."""
     listing = target.listing(commit)
     held = listing.files
     actions = file_actions(folder, listing).items()

@@ -1,4 +1,4 @@
-"""Turns a checkpoint of any layout into a folder that timm, transformers and the Hub understand."""
+"""Converts a checkpoint of any layout into a folder that timm, transformers and the Hub can read."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _progress = logging.getLogger("convstem.progress")
 
 _ORIGIN = ("description", "file", "hf_hub_filename", "hf_hub_id", "label_names", "license", "origin_url", "paper_ids",
            "paper_name", "source", "tag", "url")  # fmt: skip
-"""Fields of a pretrained cfg that belong to the registry's weights of the architecture, not to these."""
+"""Fields of the architecture's pretrained cfg that describe the registry's weights, not the converted ones."""
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What ``convert_to_folder`` did."""
+    """The result of ``convert_to_folder``."""
 
     source: str
     folder: Path
@@ -50,14 +50,14 @@ class ConversionResult:
     architecture: str
     model_args: Mapping[str, Any]
     patchify: bool
-    """Whether the result is a plain ViT of timm's, without a conv stem."""
+    """Whether the result is a plain timm ViT without a conv stem."""
     report: ConversionReport
     transplant: TransplantResult | None = None
     check: str = ""
-    """How the logits compare with the reference, or why they were not compared."""
+    """How outputs compare with the reference, or why they were not compared."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result JSON-plain."""
+        """Return the result for JSON."""
         names = ("source", "target", "architecture", "patchify", "check")
         return {
             **{name: getattr(self, name) for name in names},
@@ -68,7 +68,7 @@ class ConversionResult:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what was done as labels and texts."""
+        """Return the result as pairs of label and text."""
         report = self.report
         reasons = Counter(report.dropped.values())
         args = ", ".join(f"{name}={value}" for name, value in self.model_args.items())
@@ -112,34 +112,34 @@ def convert_to_folder(
 ) -> ConversionResult:
     """Convert a checkpoint and write ``config.json``, ``model.safetensors`` and ``README.md``.
 
-    Nothing is written before every key and shape has been compared with the architecture.
+    Every key and shape is compared with the architecture before anything is written.
 
     Args:
-        source: a checkpoint, or a folder or Hub repository of transformers or timm with one; what their configs say
-            of images and classes is kept.
+        source: a checkpoint, or a folder or Hub repository of transformers or timm with one. Preprocessing and class
+            names in their configs are kept.
         folder: where to write; created if needed.
-        layout, use_ema, architecture, facts: ``source`` and the rest of ``convstem.convert``.
-        target: layout to write; for another than ``timm`` only ``model.safetensors`` is written.
+        layout, use_ema, architecture, facts: ``source`` and other arguments of ``convstem.convert``.
+        target: layout to write; other layouts than ``timm`` get only ``model.safetensors``.
         transplanted: give a plain (patchify) ViT a conv stem with the same function.
-        check: compare outputs with the library that the checkpoint comes from, where it is installed.
+        check: compare outputs with the checkpoint's own library, if installed.
         license: licence of the weights, for the card and the config.
-        overwrite: replace the model that is there.
-        labels: names of the classes, in their order; default: those of a config beside the checkpoint.
+        overwrite: replace the folder's model.
+        labels: class names, in order; default: those of a config beside the checkpoint.
 
     Raises:
-        ArgumentError: no such kind of source, ``folder`` is the source's, a licence that is none, or another number of
-            labels than of classes.
-        ExistingPathError: there is a model in ``folder`` already.
-        ConversionError, CheckpointError: the checkpoint is not whole, or not of the architecture.
+        ArgumentError: the wrong kind of source, ``folder`` holds the source, an unknown licence, or the number of
+            labels is not the number of classes.
+        ExistingPathError: ``folder`` already has a model.
+        ConversionError, CheckpointError: the checkpoint is incomplete or not of the architecture.
         HubError: the repository cannot be read.
-        InvalidFileError: the checkpoint, or a config of transformers beside it, is damaged.
+        InvalidFileError: the checkpoint, or a transformers config beside it, is damaged.
         MissingPathError: no such checkpoint.
         TransplantError: the transplant would be too inaccurate, or has no name of ours.
     """
     found = source_of("convert", source)
     check_license(license)
     check_new(folder, found, overwrite, FILES if target == "timm" else (CONFIG, WEIGHTS))
-    if found.kind != "repository":  # a download has a bar of its own
+    if found.kind != "repository":  # a download has its own progress bar
         _progress.info("reading %s", found.path.name)
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
     name = found.repo_id or readable(path.name)
@@ -179,13 +179,13 @@ def convert_to_folder(
 
 
 def _fetched(source: Source) -> Path:
-    """Return the weights of a repository, verified, with what transformers says of them beside."""
+    """Return a repository's verified weights file. The configs are fetched into its folder."""
     files = fetch_all(source.repo_id, [WEIGHTS], source.revision, optional=[CONFIG, PREPROCESSING])
     return files[WEIGHTS].path
 
 
 def _label_names(converted: Converted, asked: Sequence[str] | None, found: Sequence[str]) -> dict[str, list[str]]:
-    """Return the field of a pretrained cfg with the names of the classes, if there are any."""
+    """Return the pretrained cfg's ``label_names``, if there are class names."""
     classes = converted.sizes.num_classes
     if asked is not None and len(asked) != classes:
         raise ArgumentError(
@@ -196,10 +196,10 @@ def _label_names(converted: Converted, asked: Sequence[str] | None, found: Seque
 
 
 def _build(converted: Converted, more: Mapping[str, Any]) -> Any:
-    """Return the timm model of a converted checkpoint, with its weights, and with more fields in its pretrained cfg.
+    """Return the timm model of a converted checkpoint, with ``more`` fields in its pretrained cfg.
 
     Raises:
-        CheckpointError: a key or shape is not the architecture's.
+        CheckpointError: a key or shape does not match the architecture.
     """
     import timm
 
@@ -208,7 +208,7 @@ def _build(converted: Converted, more: Mapping[str, Any]) -> Any:
     create = partial(timm.create_model, converted.architecture, pretrained_cfg=_cfg(converted, more), **args)
     model = create(device="meta")
     _require_fit(converted, model)
-    if set(dict(model.named_buffers())) - set(converted.state_dict):  # tables that no file holds
+    if set(dict(model.named_buffers())) - set(converted.state_dict):  # buffers that are computed, not saved
         with torch.device("cpu"):
             model = create()
     model.load_state_dict(converted.state_dict, assign=True)
@@ -220,7 +220,7 @@ def _build(converted: Converted, more: Mapping[str, Any]) -> Any:
 
 
 def _cfg(converted: Converted, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pretrained cfg: the architecture's own, without the origin of the registry's weights."""
+    """Return the architecture's pretrained cfg with the checkpoint's facts, without the registry weights' origin."""
     from timm.layers import to_2tuple
     from timm.models import resolve_pretrained_cfg
 

@@ -1,4 +1,4 @@
-"""Writes a transplanted or folded model as a folder that timm and the Hub understand, with its measured error."""
+"""Writes a transplanted or folded model as a folder for timm and the Hub, a transplant with its measured error."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from convstem.transplanting.surgery import transplant
 
 
 def fold_to_folder(model: Any, source: Source, folder: Path, overwrite: bool = False) -> Any:
-    """Fold a timm model and write ``config.json``, ``model.safetensors`` and a model card; return the folded model.
+    """Fold a timm model and write ``config.json``, ``model.safetensors`` and a model card. Return the folded model.
 
     Args:
         model: one of our timm models in eval mode.
-        source: where it came from, for the card.
+        source: its origin, for the card.
         folder: where to write; created if needed.
-        overwrite: replace the model that is there.
+        overwrite: replace the folder's model.
 
     Raises:
         ArgumentError, ExistingPathError: see ``check_new``.
@@ -67,7 +67,7 @@ PROBE_IMAGES = 8
 
 @dataclass(frozen=True)
 class TransplantResult:
-    """What ``transplant_to_folder`` did."""
+    """The result of ``transplant_to_folder``."""
 
     source: str
     architecture: str
@@ -78,7 +78,7 @@ class TransplantResult:
     folder: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result JSON-plain."""
+        """Return the result for JSON."""
         report = {**asdict(self.report), "scope": self.report.scope}
         return {**asdict(self), "report": report, "folder": str(self.folder), "summary": self.report.summary()}
 
@@ -91,14 +91,14 @@ def transplant_to_folder(
     Args:
         source: timm name (with tag), a Hub repository or a folder.
         folder: where to write; created if needed.
-        pretrained: False transplants random weights, to try things out.
-        overwrite: replace the model that is there.
+        pretrained: False transplants random weights, for trials.
+        overwrite: replace the folder's model.
         options: see ``write_transplant``.
 
     Raises:
         ArgumentError, ExistingPathError: see ``check_new``.
         PathError: the folder cannot be written.
-        TransplantError: the measured error exceeds ``tolerance``, or the result has no name of ours; nothing written.
+        TransplantError: the measured error exceeds ``tolerance``, or the result has no name; nothing is written.
     """
     found, folder = source_of("transplant", source), Path(folder)
     check_new(folder, found, overwrite)
@@ -119,17 +119,17 @@ def write_transplant(
     examine: Callable[[nn.Module, TransplantReport], object] = lambda twin, report: None,
     **options: Any,
 ) -> TransplantResult:
-    """Do the same for a model that is built already.
+    """Transplant a built model and write it like ``transplant_to_folder``.
 
     Args:
-        model: a patchify model of timm, or one of ours that is to have more input channels.
-        source: what it was made of, for the card.
+        model: a patchify timm model, or one of ours that gets more input channels.
+        source: its origin, for the card.
         folder: where to write; created if needed.
-        tolerance: largest relative error of the features, on the probe batch, that is accepted.
-        license: of the weights; default: the one in the model's pretrained cfg.
-        overwrite: replace the model that is there.
-        notes: what else the card says.
-        examine: is called with the transplanted model before it is written; what it raises ends the call.
+        tolerance: largest accepted relative error of the features on the probe batch.
+        license: licence of the weights; default: the one in the model's pretrained cfg.
+        overwrite: replace the folder's model.
+        notes: further sentences for the card.
+        examine: called with the transplanted model before it is written; it may raise to stop.
         bands, options: further arguments of ``convstem.transplant``.
 
     Raises:
@@ -144,7 +144,7 @@ def write_transplant(
             f"{cfg['architecture'].removesuffix('_convstem')} has none on a conv stem. `convstem list --all` prints "
             "them; convstem.transplant returns the model in Python"
         )
-    stems = find_embed(model) is not None  # then it was only given more input channels
+    stems = find_embed(model) is not None  # it had a stem and only got more input channels
     report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
     _progress.info("measuring the error on %d images", PROBE_IMAGES)
     error = measure_error(model, twin, bands, report)
@@ -181,9 +181,9 @@ def measure_error(
 
     Args:
         source, twin: the model and its transplant.
-        bands: channels of ``twin`` that are those of ``source``; default: all.
-        report: of the transplant. Of resized filters each patch of an image is resized; at another stride the source
-            has this stride too, or sees averages of pixels.
+        bands: channels of ``twin`` that are ``source``'s; default: all.
+        report: the transplant's report. For resized filters, each patch of an image is resized. For another stride,
+            the source is compared at that stride, or on averages of pixels.
     """
     if report and report.restrided:
         return _error_at_stride(source, twin, bands, report)
@@ -212,7 +212,7 @@ def _error_at_stride(source: Any, twin: Any, bands: Sequence[int] | None, report
 
 
 def image_size(model: Any) -> tuple[int, int]:
-    """Return height and width that a timm model was built for, which its pretrained cfg may contradict."""
+    """Return the (height, width) that a timm model was built for; its pretrained cfg may state another size."""
     built = getattr(getattr(model, "patch_embed", None), "img_size", None)
     height, width = built or model.pretrained_cfg["input_size"][1:]
     return height, width
@@ -221,11 +221,11 @@ def image_size(model: Any) -> tuple[int, int]:
 def probe_batch(model: Any, size: Sequence[int]) -> Tensor:
     """Return images [PROBE_IMAGES, in_chans, height, width] over the model's pixel range, from noise to smooth.
 
-    Channels that the model's mean and std do not tell of go from -2 to 2.
+    If the model's mean and std give no range for its channels, values go from -2 to 2.
 
     Args:
-        model: has the pixel range in its pretrained cfg.
-        size: height and width in pixels.
+        model: has mean and std in its pretrained cfg.
+        size: (height, width) in pixels.
     """
     cfg, generator = model.pretrained_cfg, torch.Generator().manual_seed(0)
     channels = cfg["input_size"][0]

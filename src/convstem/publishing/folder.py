@@ -1,6 +1,6 @@
-"""Writes a model as a folder that timm, transformers and the Hub understand; builds the model of such a folder.
+"""Writes a model as a folder for timm, transformers and the Hub, and builds the model of such a folder.
 
-A config cannot say everything about a module: what was written is asked for what it computes.
+A config cannot express everything about a module, so the written model is read back and its outputs are compared.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from convstem.upstream import timm_save_config, torch_has_hooks
 _progress = logging.getLogger("convstem.progress")
 
 TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-7}
-"""Largest relative difference of outputs in float64, by the type of the parameters."""
+"""Parameter dtype -> largest relative difference of outputs computed in float64."""
 
 HALF_TOLERANCE = 3e-2
-"""The same for half precision: there the model's own tables, which no file holds, are rounded as well."""
+"""The same for half precision, where computed buffers are rounded too."""
 
 LARGEST_DOUBLE = 1 << 29
-"""Parameters of the largest model that is compared in float64; others in float32, within ``LARGE_TOLERANCE``."""
+"""Most parameters of a model compared in float64. Larger ones are compared as they are, within ``LARGE_TOLERANCE``."""
 
 LARGE_TOLERANCE = 1e-4
-"""Also for a model that cannot be copied, and for one with forwards of its own, which work where and as it is."""
+"""Also for a model that cannot be copied, or with replaced ``forward`` methods, which a copy would share."""
 
 
 @torch.no_grad()
 def require_same(model: nn.Module, folder: Path, original: nn.Module | None = None) -> None:
-    """Compare a model with what is read back from the folder that it was written to, on a seeded image.
+    """Compare a model with the one read back from its folder, on a seeded image.
 
-    An epsilon that all LayerNorms of the trunk share is written into the config first, where it is another.
+    If the trunk's LayerNorms share an epsilon that differs from the config's, it is first written into the config.
 
     Args:
         model: one of our timm models, as it was written.
-        folder: where ``config.json`` and ``model.safetensors`` lie.
-        original: what must be computed, if ``model`` was made of another host's.
+        folder: has ``config.json`` and ``model.safetensors``.
+        original: the model to match, if ``model`` was made from another host's.
 
     Raises:
-        ArgumentError: the outputs differ; the message names the modules that are not what the config says.
-        UnsupportedModelError: the model takes no images of its size.
+        ArgumentError: the outputs differ; the message names the modules that differ from the config's.
+        UnsupportedModelError: the model cannot take images of its input size.
     """
     back = _read(folder)
     if (epsilon := epsilon_of(model)) is not None and epsilon_of(back) not in (None, epsilon):
@@ -72,7 +72,7 @@ def require_same(model: nn.Module, folder: Path, original: nn.Module | None = No
 
 
 def _read(folder: Path) -> nn.Module:
-    """Return the model of a folder in float32, NaN and Inf included: those are for others to find."""
+    """Return a folder's model in float32. NaN and Inf are allowed here; other checks find them."""
     import timm
 
     allowed = ALLOW_NONFINITE.set(True)
@@ -84,17 +84,17 @@ def _read(folder: Path) -> nn.Module:
 
 
 def epsilon_of(model: nn.Module) -> float | None:
-    """Return the epsilon of the trunk's LayerNorms, if they share one."""
+    """Return the epsilon of the trunk's LayerNorms, or None if they differ."""
     found = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm) and _is_trunks(module)}
     return found.pop() if len(found) == 1 else None
 
 
 def _is_trunks(norm: nn.Module) -> bool:
-    return not type(norm).__name__.endswith("2d")  # the stem's
+    return not type(norm).__name__.endswith("2d")  # the stem's LayerNorm2d
 
 
 def _with_epsilon(folder: Path, epsilon: float, back: nn.Module) -> nn.Module:
-    """Write an epsilon into a config and return what is read then; undo it where the trunk's class takes none."""
+    """Write an epsilon into a config and return the model read from it. Undo that if the trunk takes no epsilon."""
     path = folder / CONFIG
     config = read_json(path)
     before = path.read_text(encoding="utf-8")
@@ -108,18 +108,18 @@ def _with_epsilon(folder: Path, epsilon: float, back: nn.Module) -> nn.Module:
 
 
 def _difference(model: nn.Module, back: Any) -> tuple[float, float]:
-    """Return the relative difference of two models' outputs on a seeded image, and what is accepted."""
+    """Return the relative difference of two models' outputs on a seeded image, and the tolerance."""
     image = torch.randn(1, *back.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0), device="cpu")
     types = {parameter.dtype for parameter in model.parameters()}
     tolerance = max([TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in types], default=0.0)
     copied = _in_double(model)
     first = model if copied is None else copied
     place = next(first.parameters())
-    with _evaluating(first), torch.device(place.device):  # where tables are made during a forward
+    with _evaluating(first), torch.device(place.device):  # the device for tensors created during forward
         image, back = image.to(place), back.to(place).eval()
         try:
             expected = list(_tensors(first(image)))
-        except Exception as error:  # whatever modules of anybody's say
+        except Exception as error:  # foreign modules may raise anything
             raise UnsupportedModelError(
                 f"the model takes no image of {list(image.shape[1:])}, its input_size ({type(error).__name__}: {error})"
             ) from error
@@ -127,18 +127,18 @@ def _difference(model: nn.Module, back: Any) -> tuple[float, float]:
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return float("inf"), tolerance
     differences = [float((a - e).norm() / (e.norm() or 1)) for a, e in zip(actual, expected, strict=True)]
-    finite = [value for value in differences if value == value]  # NaN in weights is said elsewhere
+    finite = [value for value in differences if value == value]  # NaN in weights is reported elsewhere
     return max([0.0, *finite]), tolerance if copied is not None else max(tolerance, LARGE_TOLERANCE)
 
 
 def _in_double(model: nn.Module) -> nn.Module | None:
-    """Return a copy in float64 on the CPU; None where there is no room for one, or a copy would call its original."""
+    """Return a copy in float64 on the CPU; None if it would be too large, fail, or call the original's ``forward``."""
     size = sum(parameter.numel() for parameter in model.parameters())
     if size > LARGEST_DOUBLE or any(_has_own_forward(module) for module in model.modules()):
         return None
     try:
         return copy.deepcopy(model).cpu().double()
-    except Exception:  # whatever modules of anybody's say
+    except Exception:  # foreign modules may raise anything
         return None
 
 
@@ -148,7 +148,7 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and every module back afterwards."""
+    """Put a model into eval mode; restore every module's mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -167,7 +167,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _unlike(model: nn.Module, back: nn.Module) -> Iterator[str]:
-    """Yield the modules that are not described as those that are read back, and those with hooks."""
+    """Yield the modules that differ from those read back, have hooks, or have a replaced ``forward``."""
     others = dict(back.named_modules())
     for name, module in model.named_modules():
         where, other = name or "the model", others.get(name)
@@ -189,12 +189,12 @@ _Result = TypeVar("_Result")
 
 
 def write_folder(folder: Path, write: Callable[[Path], _Result], overwrite: bool = False) -> _Result:
-    """Write a model's files into a folder, all of them or none; files with the same content already are not touched.
+    """Write a model's files into a folder, all of them or none. Identical files are not touched.
 
     Args:
         folder: created if needed.
-        write: writes the files into the empty folder that it is given; what it returns is returned.
-        overwrite: replace the model that is there.
+        write: writes the files into an empty folder; its result is returned.
+        overwrite: replace the folder's model.
 
     Raises:
         ExistingPathError: the folder has other files of these names; nothing was changed.
@@ -206,17 +206,17 @@ def write_folder(folder: Path, write: Callable[[Path], _Result], overwrite: bool
 
 
 def check_new(folder: Path, source: Source, overwrite: bool = False, names: Collection[str] = FILES) -> None:
-    """Refuse a folder for a model that is yet to be made of a source, before the work begins.
+    """Check an output folder before a model is made from a source.
 
     Args:
-        folder: where the model is to be written.
-        source: what it is to be made of.
-        overwrite: replace the model that is there.
-        names: the files that are to be written.
+        folder: where the model will be written.
+        source: what it will be made from.
+        overwrite: replace the folder's model.
+        names: files that will be written.
 
     Raises:
-        ArgumentError: it is the folder of the source.
-        ExistingPathError: it has a model's files already.
+        ArgumentError: the folder holds the source.
+        ExistingPathError: the folder already has a model's files.
     """
     places = [folder] if source.kind == "folder" else [folder / name for name in FILES if source.kind == "file"]
     with path_errors("write", folder):
@@ -232,18 +232,17 @@ def save(
     ours: bool = True,
     original: nn.Module | None = None,
 ) -> None:
-    """Write a timm model's weights and config; one of ours is read back, and must compute the same.
+    """Write a timm model's weights and config. With ``ours`` it is read back and must give the same outputs.
 
     Args:
         model: the model, in any memory format.
         folder: where to write.
         data_config: preprocessing that differs from the model's own.
-        ours: insist on an architecture of ours.
-        original: what the model was made of, if it was another host's.
+        ours: require one of our architectures.
+        original: the model it was made from, if another host's.
 
     Raises:
-        ArgumentError: a model on the meta device, which has no weights, or one that computes something else than what
-            would be read back.
+        ArgumentError: the model is on the meta device, so has no weights, or it would be read back with other outputs.
         UnsupportedModelError: another architecture, or a quantised model.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -271,10 +270,10 @@ def save(
 
 
 def _sayable(model: Any) -> dict[str, Any]:
-    """Return what stands in a config for the arguments of a model that it cannot hold: norm layers with an epsilon.
+    """Return config entries that replace arguments JSON cannot hold: ``norm_eps`` for a ``norm_layer``.
 
     Raises:
-        ArgumentError: another argument that is not a plain value.
+        ArgumentError: any other argument that is not a plain value.
     """
     from timm.models import get_model_args
 
@@ -304,7 +303,7 @@ def _refused(arguments: Mapping[str, Any]) -> Any:
 
 
 def save_embedded(entry: WeightsSpec, folder: Path) -> None:
-    """Write ``config.json`` and the embedded file of a registry entry, byte for byte, as ``model.safetensors``."""
+    """Write ``config.json`` and, byte for byte, a registry entry's embedded file as ``model.safetensors``."""
     import timm
 
     save(timm.create_model(entry.name, pretrained=True), folder)
@@ -314,19 +313,19 @@ def save_embedded(entry: WeightsSpec, folder: Path) -> None:
 def finish(
     folder: Path, license: str, card: Callable[[dict[str, Any]], str] | None = None, **extra: Any
 ) -> dict[str, Any]:
-    """Make a timm config state the licence, and readable by transformers; write the card; return the config.
+    """Add the licence to a timm config, make it readable by transformers, write the card and return the config.
 
     Args:
-        folder: where ``config.json`` lies.
-        license: the licence of the weights, which the card states as well.
-        card: makes the card of the config; None leaves it to the caller.
+        folder: has ``config.json``.
+        license: licence of the weights.
+        card: returns the card for a config; None writes no card.
         extra: further fields of the config.
     """
     path = folder / CONFIG
     before = read_json(path)
     config = {**before, **extra, "pretrained_cfg": {**before["pretrained_cfg"], "license": license}}
     args = dict(before.get("model_args") or {})
-    if args.pop("num_classes", None) is not None:  # stated at the root too; transformers' TimmWrapper fails on both
+    if args.pop("num_classes", None) is not None:  # also at the root; transformers' TimmWrapper fails if both have it
         config["model_args"] = args
     if config != before:
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -336,10 +335,10 @@ def finish(
 
 
 def meta_model(folder: Path) -> Any:
-    """Return the model of a folder on the meta device, its config resolved by timm and an image passed through it.
+    """Return a folder's model on the meta device, after passing an image through it.
 
     Raises:
-        InvalidFileError: the config describes no model, or one that cannot take the images that it describes.
+        InvalidFileError: the config describes no model, or a model that cannot take images of its input size.
     """
     import timm
     import torch
@@ -348,7 +347,7 @@ def meta_model(folder: Path) -> Any:
     size = model.pretrained_cfg["input_size"]
     try:
         model(torch.empty(1, *size, device="meta"))
-    except Exception as error:  # whatever timm and torch say of such an image
+    except Exception as error:  # timm and torch may raise anything
         raise InvalidFileError(
             f"config.json describes a model that cannot take images of its input_size {list(size)}: "
             f"{type(error).__name__}: {error}"

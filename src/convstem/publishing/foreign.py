@@ -1,4 +1,4 @@
-"""What other libraries say of a checkpoint: the configs beside its weights, and the outputs of their own model."""
+"""Reads other libraries' configs beside a checkpoint, and compares outputs with their own models."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ TOLERANCE = 1e-4
 
 
 Outputs: TypeAlias = Callable[[Any, Tensor], Tensor]
-"""What a timm model gives for images: logits, tokens or a map."""
+"""Takes a timm model and images; returns logits, tokens or a map."""
 
 
 Reference: TypeAlias = tuple[Tensor, Outputs]
-"""What the reference gives, and how the same is had of a timm model."""
+"""The reference's output, and a function that gets the same from a timm model."""
 
 
 _NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
           "open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # fmt: skip
-"""What the weights are called in a folder of transformers, timm or open_clip, the safe one of each first."""
+"""Names of weights files in folders of transformers, timm or open_clip, safetensors first."""
 
 
 def weights_in(source: Path) -> Path:
-    """Return the weights file of a folder, or the file itself.
+    """Return a folder's weights file, or the file itself.
 
     Raises:
-        MissingPathError: the folder has none.
+        MissingPathError: the folder has no weights file.
     """
     if not source.is_dir():
         return source
@@ -58,7 +58,7 @@ def weights_in(source: Path) -> Path:
 
 @dataclass(frozen=True)
 class Beside:
-    """What the configs beside a weights file say that its shapes do not."""
+    """Facts from the configs beside a weights file."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``convstem.convert``."""
@@ -66,11 +66,11 @@ class Beside:
     cfg: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of timm's pretrained cfg."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in their order."""
+    """Class names, in order."""
 
 
 def read_beside(path: Path) -> Beside:
-    """Return what the configs of transformers or timm beside a weights file say.
+    """Return the facts in transformers' or timm's configs beside a weights file.
 
     Raises:
         InvalidFileError: a config is damaged.
@@ -95,7 +95,8 @@ _OF_MODEL = {
     "stem_last_stride": int,
     "stem_strides": list[int],
 }
-"""What is taken from a config of timm, and what each must be: of its cfg, of its cfg as facts, of its arguments."""
+"""Fields taken from a timm config, with their types. The first two are in its pretrained cfg (``_OF_IMAGES`` as facts),
+the last in its ``model_args``."""
 
 
 def _of_timm(config: Mapping[str, Any]) -> Beside:
@@ -113,14 +114,14 @@ def _of_timm(config: Mapping[str, Any]) -> Beside:
 
 
 def _taken(stated: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those fields that a config states."""
+    """Return the fields of ``kinds`` that a config states, after checking their types."""
     found = {name: stated[name] for name in kinds if stated.get(name) is not None}
     check_kinds(found, kinds)
     return found
 
 
 def _labels(names: Any) -> tuple[str, ...]:
-    """Return the names of classes, a list or a table by number; none where they are numbered only (LABEL_0)."""
+    """Return class names from a list or a table by number; empty if they are only numbered (LABEL_0)."""
     if isinstance(names, Mapping):
         numbered = {int(key): value for key, value in names.items() if str(key).isdecimal()}
         names = [numbered[index] for index in sorted(numbered)] if sorted(numbered) == [*range(len(names))] else []
@@ -129,7 +130,7 @@ def _labels(names: Any) -> tuple[str, ...]:
 
 
 _NUMBERED = re.compile(r"LABEL_\d+")
-"""What transformers calls a class that nobody named."""
+"""transformers' name for an unnamed class."""
 
 
 def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
@@ -142,7 +143,7 @@ def _mean_and_std(preprocessing: Path) -> dict[str, tuple[float, ...]]:
 
 
 def transformers_config(path: Path) -> dict[str, Any]:
-    """Return transformers' ``config.json`` beside a weights file; empty if there is none, or another library's."""
+    """Return transformers' ``config.json`` beside a weights file; empty if there is none or it is another library's."""
     config = path.with_name(CONFIG)
     content = read_json(config) if config.is_file() else {}
     return content if content.get("architectures") else {}
@@ -158,20 +159,20 @@ def compare(
     twin: nn.Module | None = None,
     resized_from: int | None = None,
 ) -> str:
-    """Return the sentence that says how the outputs of what is written differ from the reference's.
+    """Compare outputs with the reference's and return a sentence about the difference.
 
     Args:
         content: the checkpoint.
-        path: where it lies; a config of transformers beside it tells its class.
+        path: its path; a transformers config beside it names its class.
         converted: the converted state dict.
         model: the converted model.
-        use_ema: which weights were taken.
-        twin: its transplant, if that is what is written; default: ``model``.
-        resized_from: patch size of the source, if the filters of ``twin`` were resized: it sees every patch of an image
-            resized by itself.
+        use_ema: whether the averaged weights were taken.
+        twin: its transplant, if that will be written; default: ``model``.
+        resized_from: patch size of the source, if ``twin``'s filters were resized. Then ``twin`` gets images whose
+            patches are resized one by one.
 
     Raises:
-        CheckpointError: they differ by more than ``TOLERANCE``, or the library cannot run its model.
+        CheckpointError: outputs differ by more than ``TOLERANCE``, or the library cannot run its model.
     """
     library = "transformers" if converted.source.startswith("transformers") else converted.source
     reference = _REFERENCES.get(library)
@@ -181,11 +182,11 @@ def compare(
         return f"not compared: no library that could be installed has the model of the layout {converted.source}"
     if library == "transformers" and not transformers_config(path):
         return "not compared: there is no config.json of transformers beside the weights"
-    images = probe_batch(model, image_size(model))[::3]  # noise, and smoother images
+    images = probe_batch(model, image_size(model))[::3]  # from noise to smooth
     state = unwrap(content, use_ema).state_dict
     try:
         found = reference(state, path, converted, model, images)
-    except Exception as error:  # whatever another library says of a config and weights from anywhere
+    except Exception as error:  # another library may raise anything for a foreign config or weights
         raise CheckpointError(
             f"{library} cannot run its own model of this checkpoint, so nothing was compared or written "
             f"({type(error).__name__}: {error}); leave the check out to convert it all the same"
@@ -200,7 +201,7 @@ def compare(
             f"the converted model gives {list(actual.shape)} where {library}'s gives {list(expected.shape)}; nothing "
             "was written"
         )
-    difference = float((actual - expected).norm() / (expected.norm() or 1))  # torchvision's fresh head gives zeros
+    difference = float((actual - expected).norm() / (expected.norm() or 1))  # torchvision's untrained head outputs 0
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"the converted model differs from {library}'s by {difference:.1e} (relative, random images), more than "
@@ -266,7 +267,7 @@ def _transformers(
         if getattr(outputs, kind, None) is not None:
             return getattr(outputs, kind), _logits
     pooled, tokens = (getattr(outputs, field, None) for field in ("pooler_output", "last_hidden_state"))
-    if pooled is not None and converted.source != "transformers_vit":  # whose pooler was left out
+    if pooled is not None and converted.source != "transformers_vit":  # conversion left out ViT's pooler
         project = getattr(twin, "visual_projection", None)
         return (project(pooled) if project else pooled), _logits
     if tokens is not None:

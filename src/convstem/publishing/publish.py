@@ -1,4 +1,4 @@
-"""Publishes the registry's weights to an organisation on the Hub: planned, resumable, with cards."""
+"""Publishes the registry's weights with cards to an organisation on the Hub. Interrupted runs can be resumed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from convstem.registry.records import WeightsSpec
 from convstem.stem.carry import ALGORITHM
 
 PROVENANCE = "convstem"
-"""Key of ``config.json`` that says what published weights were made from, so that a later run can skip them."""
+"""Key in ``config.json`` for the origin of published weights; a later run skips weights of the same origin."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """One weights entry and what becomes of it."""
+    """One weights entry and its action."""
 
     name: str
     repo_id: str
@@ -49,7 +49,7 @@ class Publication:
     detail: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it JSON-plain."""
+        """Return the row for JSON."""
         return asdict(self)
 
 
@@ -64,7 +64,7 @@ def publish(
 ) -> list[Publication]:
     """Publish the registry's weights, each to ``namespace/architecture.tag``; existing ones are skipped.
 
-    A failure does not stop the others, and an interrupted run is taken up by the next one.
+    One failure does not stop the others, and the next run resumes an interrupted one.
 
     Args:
         namespace: organisation or user on the Hub.
@@ -75,7 +75,7 @@ def publish(
         report: called with every row of the plan, then with every result.
 
     Raises:
-        HubError: the Hub cannot be reached to make the plan; a dry run survives this.
+        HubError: the Hub cannot be reached to make the plan; no error in a dry run.
         ArgumentError: no weights match ``only``.
     """
     rows = list(plan(namespace, only, token, offline=dry_run))
@@ -89,9 +89,9 @@ def publish(
 def plan(
     namespace: str, only: str = "*", token: str | bool | None = None, offline: bool = False
 ) -> Iterator[Publication]:
-    """Yield what is to be done for every weights entry that matches, without making anything.
+    """Yield the action for every matching weights entry, without doing it.
 
-    Args and errors are those of ``publish``; with ``offline``, a Hub that does not answer is no error.
+    Args and errors: see ``publish``. With ``offline``, a Hub that does not answer is no error.
     """
     entries = [entry for entry in catalog.weights().values() if fnmatch.fnmatch(entry.name, only)]
     if not entries:
@@ -116,19 +116,19 @@ def plan(
 
 
 def provenance(entry: WeightsSpec, repo_id: str) -> dict[str, Any]:
-    """Return what decides the published files: source, transform, and the card without its measured error."""
+    """Return what determines the published files: source, transform, and the card without its measured error."""
     card = hashlib.sha256(render(facts_of_entry(entry, repo_id)).encode()).hexdigest()
     return {
         "entry": entry.name,
         "source": entry.hf_hub_id or entry.sha256,
         "transform": entry.transform,
-        "algorithm": ALGORITHM if entry.transform != "none" else None,  # a better transplant is published again
+        "algorithm": ALGORITHM if entry.transform != "none" else None,  # republish after the transplant improves
         "card": card[:16],
     }
 
 
 def _published(repo_id: str, token: Any) -> dict[str, Any]:
-    """Return the provenance of what the repository holds; empty where it is absent, not complete or damaged."""
+    """Return a repository's recorded provenance; empty if the repository is absent, incomplete or damaged."""
     try:
         listing = list_files(repo_id, token=token)
     except (AccessDeniedError, RevisionMissingError):
@@ -152,7 +152,7 @@ def _carry_out(row: Publication, private: bool, token: Any, report: Callable[[Pu
                 result = push_folder(folder, Target(row.repo_id, private=private, token=token))
             action = "published" if result.changed else "same"
             done = Publication(row.name, row.repo_id, action, str(result.commit))
-        except Exception as error:  # one repository's trouble, a full disk's SafetensorError included; the others go on
+        except Exception as error:  # report any failure (also safetensors' own, on a full disk) and go on
             words = str(error) if isinstance(error, ConvStemError) else f"{type(error).__name__}: {error}"
             done = Publication(row.name, row.repo_id, "failed", words)
         report(done)

@@ -1,4 +1,4 @@
-"""Fetching a whole model: weights, config and card of one commit, verified."""
+"""Fetches a whole model (weights, config and card of one commit), verified."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def pull(
     """Return a folder with the verified ``model.safetensors`` and ``config.json`` (and card) of one commit.
 
     Args:
-        source: ``org/name``, ``org/name@revision``, or a name that ``convstem list --pretrained`` prints; of one that
-            is transplanted while loading, what is pulled is its source, so that it loads offline from then on.
+        source: ``org/name``, ``org/name@revision``, or a name that ``convstem list --pretrained`` prints. For a name
+            that is transplanted on loading, its source is pulled, so that the name then loads offline.
         revision: branch, tag or commit.
-        out: copy the files into this folder; default: stay in the Hub's cache. Needed for embedded weights.
-        overwrite: replace a model that is in ``out``; without it only the same one may be there.
+        out: copy the files into this folder; default: leave them in the Hub's cache. Needed for embedded weights.
+        overwrite: replace a model in ``out``; without it only an identical one may be there.
         cache_dir: another Hub cache.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
         ArgumentError: an invalid repository id, a path, or embedded weights without ``out``.
         ExistingPathError: ``out`` has other files of these names.
-        HubError: the files cannot be had from the Hub.
+        HubError: the files cannot be fetched from the Hub.
         PathError: ``out`` cannot be written.
         UnknownModelError: unknown name.
     """
@@ -67,13 +67,13 @@ def pull(
 
 
 def write_embedded(entry: WeightsSpec, folder: Path) -> None:
-    """Write the model of a registry entry whose weights are in the package, with its card."""
+    """Write the model and card of a registry entry with embedded weights."""
     save_embedded(entry, folder)
     finish(folder, entry.license, lambda config: render(facts_of_entry(entry)))
 
 
 def _copy(files: Mapping[str, HubFile], folder: Path, staged: Path) -> None:
-    """Stage the files for a folder; what it has already is linked, so that many processes copy it only once."""
+    """Stage the files for a folder. Identical files already there are linked, so that many processes copy only once."""
     for name, file in files.items():
         there = folder / name
         if there.is_file() and not there.is_symlink() and cmp(there, file.path, shallow=False):

@@ -1,4 +1,4 @@
-"""Pushing a model: what a user has is staged as a folder, checked, given a card, and committed."""
+"""Pushes a model: stages it as a folder, checks it, adds a card, and commits."""
 
 from __future__ import annotations
 
@@ -64,29 +64,28 @@ def push(
             ``model.safetensors``, or a checkpoint of timm's train.py.
         repo_id: ``org/name``; created if needed.
         license: licence of the weights, for example ``apache-2.0``; there is no default.
-        tag: the registry's ``architecture.tag`` whose description, metrics and recipe go into the card.
+        tag: a registry ``architecture.tag``; its description, metrics and recipe go into the card.
         private: create the repository private.
         revision: branch to push to, created if needed; default: main.
         create_pr: open a pull request instead of committing.
-        card: a model card, as text, as a ``Path``, or as a string that ends in ``.md``; default: the folder's
+        card: a model card as text, or its file as a ``Path`` or a string ending in ``.md``; default: the folder's
             README.md, or a generated one.
-        metrics: measured figures for the card, such as ``{"acc@1": 81.2}``.
-        dataset: what the metrics were measured on. For CIFAR-10, ImageNet-1k and a dataset ``org/name`` of the Hub they
-            are sent as ``.eval_results/convstem.yaml`` too.
-        labels: names of the classes, in their order; default: those that the model has.
-        use_ema: of a checkpoint, push the averaged weights.
-        arch: of a checkpoint, its architecture, where the ``hf-hub:`` or ``local-dir:`` that it was trained from
-            cannot be read any more.
-        base_model: the repository that the weights were made from; default: the one recorded in the model, if it is.
-        dry_run: only tell what would be done; without a network, without comparing with what the Hub has.
+        metrics: measured metrics for the card, such as ``{"acc@1": 81.2}``.
+        dataset: dataset of the metrics. For CIFAR-10, ImageNet-1k and a Hub dataset ``org/name`` they are also sent as
+            ``.eval_results/convstem.yaml``.
+        labels: class names, in order; default: the model's own.
+        use_ema: push the averaged weights of a checkpoint.
+        arch: architecture of a checkpoint, if the ``hf-hub:`` or ``local-dir:`` source it was trained from is gone.
+        base_model: the repository that the weights were made from; default: the one recorded in the model, if any.
+        dry_run: only report what would be done; without a network, nothing is compared with the Hub.
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
-        ArgumentError: no licence, a card of another licence, an invalid ``repo_id``, metrics without their dataset, or
+        ArgumentError: no licence, a card with another licence, an invalid ``repo_id``, metrics without a dataset, or
             a model without weights or stem.
         ArgumentTypeError: neither a model nor a path.
-        HubError: the Hub refuses, somebody else pushed meanwhile, or the weights are not those of the config.
-        InvalidFileError, PathError: the folder or checkpoint is not what it should be, or cannot be read.
+        HubError: the Hub refuses, somebody else pushed meanwhile, or the weights do not match the config.
+        InvalidFileError, PathError: the folder or checkpoint is invalid or cannot be read.
         UnknownModelError: no such ``tag``.
         UnsupportedModelError: a model of another kind.
     """
@@ -112,9 +111,9 @@ def push(
 def write_card(
     folder: Path, repo_id: str, license: str, tag: str | None, card: str | Path | None, more: Mapping[str, Any]
 ) -> None:
-    """Write README.md: the given card, else the folder's own, else a generated one; its licence must be ``license``.
+    """Write README.md: the given card, else the folder's own, else a generated one. Its licence must be ``license``.
 
-    A folder's own card that says ``other``, as ``convert`` writes where nobody named a licence, gets this one.
+    If a folder's own card says ``other``, as from ``convert`` without a licence, it is replaced by ``license``.
 
     Args:
         folder: the staged model.
@@ -160,20 +159,20 @@ def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapp
 
 
 def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = None) -> None:
-    """Write ``config.json`` and ``model.safetensors`` of a model into a folder; a README.md that is there comes along.
+    """Write a model's ``config.json`` and ``model.safetensors`` into a folder. A source folder's card is copied too.
 
     Args:
         source: one of our models (timm or torchvision), a folder with the two files, or a checkpoint of timm's
             train.py.
         folder: where to write.
-        use_ema: of a checkpoint, take the averaged weights.
-        arch: of a checkpoint, its architecture, where what the checkpoint names cannot be found any more.
+        use_ema: take the averaged weights of a checkpoint.
+        arch: architecture of a checkpoint, if the one it names cannot be found.
 
     Raises:
-        ArgumentError: a model without weights or conv stem, or a checkpoint whose architecture cannot be found.
-        ArgumentTypeError: something else was given.
-        InvalidFileError: a checkpoint of another kind, or one that cannot be opened safely.
-        MissingPathError: no such file, or a folder that lacks one of the two.
+        ArgumentError: a model without weights or conv stem, or a checkpoint of unknown architecture.
+        ArgumentTypeError: neither a model nor a path.
+        InvalidFileError: another kind of checkpoint, or one that cannot be opened safely.
+        MissingPathError: no such file, or a folder without both files.
         UnsupportedModelError: a model or checkpoint of another architecture.
     """
     from torch import nn
@@ -205,18 +204,18 @@ _WRAPPERS = {
     "ModelEmaV3": "module",
     "OptimizedModule": "_orig_mod",  # torch.compile's
 }
-"""Classes of torch and timm that hold a model as it is, and where."""
+"""Wrapper class of torch or timm -> its attribute that holds the model."""
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model inside wrappers that compile, spread or average it; anything else as it is."""
+    """Return the model inside wrappers that compile, distribute or average it; return anything else unchanged."""
     while (inside := _WRAPPERS.get(type(model).__name__)) and hasattr(model, inside):
         model = getattr(model, inside)
     return model
 
 
 def _check_whole(model: Any) -> None:
-    """Raise ``UnsupportedModelError`` for what is no model of the two hosts, and name what it is."""
+    """Raise ``UnsupportedModelError`` naming what was given, unless it is a model of timm or torchvision."""
     if isinstance(model, VisionTransformer) or (hasattr(model, "num_classes") and hasattr(model, "pretrained_cfg")):
         return
     kind = type(model).__name__

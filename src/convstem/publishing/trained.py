@@ -1,4 +1,4 @@
-"""A checkpoint of timm's train.py as a model: what it says is read with suspicion, for it may be anybody's."""
+"""Saves a checkpoint of timm's train.py as a model. Its contents are checked because it may come from anybody."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from convstem.publishing.folder import save
 from convstem.registry import catalog
 
 _OTHER_STARTS = ("initial_checkpoint", "pretrained_path", "resume")
-"""Arguments of train.py that name weights on the trainer's machine, about which nothing is known."""
+"""Arguments of train.py that start from weights on the trainer's machine; their origin is unknown."""
 
 _PREPROCESSING = ("crop_mode", "crop_pct", "img_size", "in_chans", "input_size", "interpolation", "mean", "std")
-"""Arguments of train.py that say what images the model was trained with."""
+"""Arguments of train.py about the training images."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What ``timm.create_model`` is to build of a checkpoint, without weights."""
+    """What ``timm.create_model`` builds for a checkpoint, without weights."""
 
     name: str
     """timm name, or ``local-dir:FOLDER`` with a config."""
     architecture: str
-    """Its timm name, without tag."""
+    """timm name without tag."""
     config: Mapping[str, Any]
-    """Of a folder or repository, checked; empty for a name."""
+    """Checked config of a folder or repository; empty for a name."""
 
 
 def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = None) -> None:
-    """Write the model of a checkpoint of timm's train.py, with the preprocessing it was trained with.
+    """Write the model in a checkpoint of timm's train.py, with its training preprocessing.
 
-    Nothing is fetched but the config of a repository that was trained from, and only where ``arch`` is not given.
+    At most the config of the repository it was trained from is fetched; see ``resolve_architecture``.
 
     Args:
         path: the checkpoint.
         folder: where to write.
         use_ema: take the averaged weights.
-        arch: its architecture, where what the checkpoint names cannot be found any more.
+        arch: its architecture, if the one it names cannot be found.
 
     Raises:
-        ArgumentError: what it was trained from cannot be read.
-        CheckpointError: the weights are not those of the architecture.
-        InvalidFileError: it is not a checkpoint of train.py, or says what cannot be.
+        ArgumentError: the repository or folder it was trained from cannot be read.
+        CheckpointError: the weights do not fit the architecture.
+        InvalidFileError: not a checkpoint of train.py, or impossible arguments in it.
         UnsupportedModelError: another architecture.
     """
     import timm
@@ -88,7 +88,7 @@ def _weights(checkpoint: Mapping[str, Any], name: str, use_ema: bool) -> dict[st
 
 
 def _arguments(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the arguments of train.py; empty where the checkpoint has none."""
+    """Return train.py's arguments; empty if the checkpoint has none."""
     given = checkpoint.get("args")
     args = given if isinstance(given, Mapping) else getattr(given, "__dict__", None)
     if given is not None and args is None:
@@ -97,7 +97,7 @@ def _arguments(checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _model_args(built: Built, args: Mapping[str, Any], state: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the arguments of the model: only those that a saved model's config may have, within the same limits."""
+    """Return the model's arguments, checked like those of a saved model's config."""
     given = args.get("model_kwargs") or {}
     if not isinstance(given, Mapping):
         raise InvalidFileError(f"model_kwargs of {name} are a {type(given).__name__}; expected arguments by name")
@@ -115,7 +115,7 @@ def _model_args(built: Built, args: Mapping[str, Any], state: Mapping[str, Any],
 
 @contextmanager
 def _said_by(name: str) -> Iterator[None]:
-    """Blame the checkpoint for what a config is refused for."""
+    """Make errors about a config blame the checkpoint instead."""
     try:
         yield
     except InvalidFileError as error:
@@ -123,7 +123,7 @@ def _said_by(name: str) -> Iterator[None]:
 
 
 def _image_size(architecture: str, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the image size that a learned position embedding was made for, if it is not the architecture's."""
+    """Return the image size of a learned position embedding, or None if it is the architecture's."""
     spec = catalog.models().get(architecture)
     shape: Sequence[int] = state["pos_embed"].shape if "pos_embed" in state else ()
     if spec is None or len(shape) != 3 or kwargs.get("class_token") is False:
@@ -143,7 +143,7 @@ def _load(model: Any, state: Mapping[str, Any], name: str, architecture: str) ->
 
 
 def _data_config(built: Built, args: Mapping[str, Any], model: Any, name: str) -> dict[str, Any] | None:
-    """Return the preprocessing that train.py resolves from its arguments, as timm does; None without arguments."""
+    """Return the preprocessing that timm resolves from train.py's arguments; None without arguments."""
     import timm
 
     if not args:
@@ -162,10 +162,10 @@ def resolve_architecture(arch: str) -> Built:
     """Return what ``timm.create_model`` builds for a checkpoint's architecture.
 
     Args:
-        arch: timm name with or without tag, ``hf-hub:org/name`` or ``local-dir:folder``: what ``--model`` was.
+        arch: value of ``--model``: timm name with or without tag, ``hf-hub:org/name`` or ``local-dir:folder``.
 
     Raises:
-        ArgumentError: the repository or folder cannot be read; the message names the way out.
+        ArgumentError: the repository or folder cannot be read; the message has the remedy.
         UnsupportedModelError: another architecture.
     """
     kind, _, place = arch.partition(":")
@@ -192,12 +192,12 @@ def _config_folder(kind: str, place: str) -> Path:
 
 
 def history(arch: str, args: Mapping[str, Any], config: Mapping[str, Any]) -> list[Step]:
-    """Return the steps of a checkpoint's life that are known: what was loaded first, and that it was trained.
+    """Return the known steps in a checkpoint's history: the weights it started from, and training.
 
     Args:
-        arch: what ``--model`` was.
-        args: the arguments of train.py; empty where the checkpoint has none.
-        config: that of ``arch``, if it is a folder or repository that was read.
+        arch: value of ``--model``.
+        args: train.py's arguments; empty if the checkpoint has none.
+        config: config of ``arch``, if read from a folder or repository.
     """
     if not args or any(args.get(name) for name in _OTHER_STARTS):
         return []

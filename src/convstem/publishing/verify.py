@@ -1,4 +1,4 @@
-"""Examines a model repository or folder: is it complete, undamaged, of our kind, and what its config says it is?"""
+"""Checks a model repository or folder: complete, undamaged, one of our models, consistent with its config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from convstem.registry.licenses import license_of_card
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer."""
+    """One check and its result."""
 
     name: str
     ok: bool
@@ -36,12 +36,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``verify`` found."""
+    """The result of ``verify``."""
 
     source: str
     commit: str | None
     sha256: str | None
-    """Of ``model.safetensors``."""
+    """Hash of ``model.safetensors``."""
     checks: tuple[Check, ...]
 
     @property
@@ -50,15 +50,15 @@ class Report:
         return all(check.ok for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report JSON-plain."""
+        """Return the report for JSON."""
         return {**asdict(self), "ok": self.ok}
 
 
 def verify(source: str | os.PathLike[str], revision: str | None = None, *, token: str | bool | None = None) -> Report:
     """Check a Hub repository, a local folder or the weights of a name; no code in them is run.
 
-    The model is built without memory. Of weights that are transplanted or converted while loading, the file that they
-    are made from is examined, which is not of our architecture and layout.
+    The model is built on the meta device, without memory. For weights that are transplanted or converted on loading,
+    only the source file is checked, since it has another architecture or layout.
 
     Args:
         source: ``org/name``, ``org/name@revision``, a folder, or a name that ``convstem list --pretrained`` prints.
@@ -66,7 +66,7 @@ def verify(source: str | os.PathLike[str], revision: str | None = None, *, token
         token: a token, or False for none; default: huggingface_hub's login.
 
     Raises:
-        ArgumentError: no such kind of source.
+        ArgumentError: the wrong kind of source.
         HubError: the repository cannot be read.
         MissingPathError: no such folder.
         UnknownModelError: unknown name.
@@ -111,14 +111,14 @@ def verify_folder(
     before: tuple[Check, ...] = (),
     ours: bool = True,
 ) -> Report:
-    """Examine a folder with ``config.json``, ``model.safetensors`` and ``README.md``.
+    """Check a folder with ``config.json``, ``model.safetensors`` and ``README.md``.
 
     Args:
-        folder: what is examined.
-        source: what the report calls it.
-        commit, sha256: of a repository, the commit, and the hash of its weights; default: the file is hashed.
-        before: checks that were made already.
-        ours: False for weights of another architecture or layout, of which only the file is examined.
+        folder: the folder.
+        source: its name in the report.
+        commit, sha256: a repository's commit and the hash of its weights; default: the file is hashed.
+        before: checks already made.
+        ours: False for weights of another architecture or layout: then only the weights file is checked.
     """
     weights = folder / WEIGHTS
     found: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _answer(name: str, question: Callable[[], str]) -> Check:
         return Check(name, True, question())
     except ConvStemError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # timm and torch raise anything for a hostile config
+    except Exception as error:  # timm and torch may raise anything for a hostile config
         return Check(name, False, printable(f"{type(error).__name__}: {error}"))
 
 
@@ -200,7 +200,7 @@ def _license(path: Path) -> str:
 
 
 def require(report: Report, skip: tuple[str, ...] = ()) -> None:
-    """Raise ``HubError`` with every failed check but ``skip``."""
+    """Raise ``HubError`` listing every failed check except those in ``skip``."""
     failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.ok and check.name not in skip]
     if failed:
         raise HubError(f"{report.source} is not a convstem model: {'; '.join(failed)}")

@@ -1,4 +1,4 @@
 """What exists, as plain data: architectures, trunks, weights. No torch in this room.
 
-Not public: the public names are in ``convstem``.
+Not public: import public names from ``convstem``.
 """

@@ -1,4 +1,4 @@
 """The convolutional stem: its vocabulary, its layer in timm, initialisation, freezing.
 
-Not public: the public names are in ``convstem``.
+Not public: import public names from ``convstem``.
 """

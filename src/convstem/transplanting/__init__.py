@@ -1,4 +1,4 @@
 """Transplant: a patch embedding becomes a conv stem that computes the same function.
 
-Not public: the public names are in ``convstem``.
+Not public: import public names from ``convstem``.
 """

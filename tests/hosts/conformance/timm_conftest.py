@@ -1,8 +1,8 @@
-"""Copied as ``conftest.py`` beside timm's own test files: points them at convstem's names, and only at those.
+"""Copied as ``conftest.py`` beside timm's own tests, so that they run on convstem's names only.
 
-timm's ``test_models.py`` asks ``timm.list_models`` what to test while it is imported, selecting by name pattern and by
-module name; both would skip a plugin silently. The wrapper below answers for our names instead. Nothing in timm's
-file is edited. No ``import convstem`` here: the names must resolve by themselves.
+On import, timm's ``test_models.py`` calls ``timm.list_models`` with name patterns and module names that would silently
+skip a plugin. The wrapper below returns our names instead. timm's file is not edited. There is no ``import convstem``
+here: the names must resolve by themselves.
 """
 
 import os
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import timm
 
-# NAME_pyramid is NAME but for features_only=True, which tests/features covers; names made by rule are timm's own models
-# but for the stem, and there are five times as many as all others.
+# Left out: NAME_pyramid, which differs from NAME only with features_only=True (see tests/features), and names made by
+# rule, which are timm's own models except for the stem and five times as many as all others.
 ALL = timm.list_models(module="convstem_timm", exclude_filters="*_pyramid")
 ALL = [name for name in ALL if not (name.endswith("_convstem") and timm.is_model(name.removesuffix("_convstem")))]
 SMALL = os.environ["CONVSTEM_SMALL_NAMES"].split()
@@ -24,15 +24,15 @@ real_list_models = timm.list_models
 
 
 def list_ours(filter: str = "", module: str = "", exclude_filters: str = "", **kwargs: Any) -> list[str]:
-    """Answer as timm would if its filters knew our names: as ViTs with ``forward_intermediates``."""
-    if filter and isinstance(filter, str):  # one family of timm's own
+    """List our names where timm's filters ask for ViTs with ``forward_intermediates``."""
+    if filter and isinstance(filter, str):  # one of timm's own families
         return real_list_models(filter, module, exclude_filters=exclude_filters, **kwargs)
     if "vit_*" in exclude_filters:  # NON_STD_FILTERS: convolutional models only
         return []
     names = SMALL
-    if "vit_*" in filter:  # the same list asked for: these tests run on the meta device, so all names can, once each
+    if "vit_*" in filter:  # NON_STD_FILTERS as the filter: these tests use the meta device, so take all names once
         names, kwargs = ALL, {}
-    if kwargs.get("pretrained"):  # offline, only the embedded weights can be loaded
+    if kwargs.get("pretrained"):  # offline only the embedded weights load
         names = ["vit_nano4_convstem"]
     return real_list_models(filter=names, **kwargs)
 
@@ -41,7 +41,7 @@ timm.list_models = list_ours
 
 
 def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:
-    """Drop timm's tests of fixed models of its own; keep those that were given our names."""
+    """Keep the tests that got our names; drop those of fixed timm models."""
     ours = [item for item in items if _model_name(item).split(".")[0] in ALL]
     config.hook.pytest_deselected(items=[item for item in items if item not in ours])
     items[:] = ours
@@ -54,7 +54,7 @@ def _model_name(item: pytest.Item) -> str:
 
 @pytest.fixture(autouse=True)
 def quiet_deprecations() -> Iterator[None]:
-    """TorchScript is deprecated in torch; timm tests it all the same."""
+    """TorchScript is deprecated in torch, but timm still tests it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)

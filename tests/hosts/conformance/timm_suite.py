@@ -1,6 +1,6 @@
 """Runs timm's own ``tests/test_models.py`` on convstem's names: downloads the sdist, adds our conftest, runs pytest.
 
-Usage: python tests/conformance/timm_suite.py [pytest arguments]
+Usage: python tests/hosts/conformance/timm_suite.py [pytest arguments]
 """
 
 import os
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 SMALL = "vit_nano4_convstem vit_ti16_convstem vit_s32_convstem vitc_1gf vit_conv_small vit_s16_cvst vit_m16_cvst"
-"""One name of each kind for the tests that run real tensors; the tests on the meta device take all names."""
+"""One name of each kind, for tests on real tensors. Tests on the meta device take all names."""
 
 
 def download(folder: Path) -> Path:

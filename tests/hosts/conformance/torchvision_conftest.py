@@ -1,6 +1,6 @@
-"""Copied as ``conftest.py`` beside torchvision's own test files: chooses which tests run. Nothing is patched.
+"""Copied as ``conftest.py`` beside torchvision's own tests: selects which tests run. Nothing is patched.
 
-Its tests ask ``list_models(torchvision.models)`` what to test while they are imported: our names are in that list.
+On import, the tests get their models from ``list_models(torchvision.models)``, which has our names.
 There is no ``import convstem`` here: the names must resolve by themselves.
 """
 
@@ -18,11 +18,11 @@ REGISTRY = (
     *("test_get_model_builder", "test_get_model_weights", "test_get_weight", "test_list_models"),
     *("test_list_models_filters", "test_naming_conventions", "test_weights_copyable", "test_weights_deserializable"),
 )
-"""Tests of the registry as a whole, torchvision's own models included: they take no time, and no network."""
+"""Tests of the whole registry, including torchvision's own models; they are quick and need no network."""
 
 
 def pytest_collection_modifyitems(config: Any, items: list[pytest.Item]) -> None:
-    """Keep the tests of the registry, and those that were given one of our small builders, on the CPU."""
+    """Keep the registry's tests, and the CPU tests of our small builders."""
     chosen = [item for item in items if _name(item) in REGISTRY or _is_ours(getattr(item, "callspec", None))]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen

@@ -1,4 +1,4 @@
-"""torchvision's tests and training scripts, which no wheel has: from Debian's source package."""
+"""torchvision's tests and training scripts, from Debian's source package, since no wheel has them."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def download(folder: Path, suite: str = "trixie") -> Path:
-    """Download a Debian release's source of torchvision from the configured mirror, and return its folder."""
+    """Download Debian's source of torchvision from the configured mirror and return its folder."""
     parts, lists = folder / "parts", folder / "lists"
     parts.mkdir()
     (lists / "partial").mkdir(parents=True)

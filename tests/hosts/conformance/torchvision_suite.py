@@ -1,6 +1,6 @@
-"""Runs torchvision's own model tests on convstem's names; its tests come with Debian's source package.
+"""Runs torchvision's own model tests, from Debian's source package, on convstem's names.
 
-Usage: python tests/conformance/torchvision_suite.py [pytest arguments]
+Usage: python tests/hosts/conformance/torchvision_suite.py [pytest arguments]
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchvision_source import download
 
-# Those that take the 224-pixel images of torchvision's tests and fit in a CI machine several times over.
+# Names that take the tests' 224-pixel images and fit several times into a CI machine's memory.
 SMALL = "vit_ti_16_convstem vit_s_16_convstem vit_s_32_convstem vitc_1gf vitc_4gf"
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         suite = download(Path(temporary)) / "test"
         shutil.copy(Path(__file__).with_name("torchvision_conftest.py"), suite / "conftest.py")
-        # Expected outputs exist for torchvision's own models only: ACCEPT records ours, then the other checks run.
+        # Only torchvision's own models have expected outputs. ACCEPT records ours so that the other checks run.
         environment = {**os.environ, "CONVSTEM_SMALL_NAMES": SMALL, "EXPECTTEST_ACCEPT": "1", "OMP_NUM_THREADS": "1"}
         files = ["test_models.py", "test_extended_models.py"]
         command = [sys.executable, "-m", "pytest", "-q", "-rs", "-n", "2", "-W", "ignore", "--rootdir", ".", *files]

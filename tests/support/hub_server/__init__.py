@@ -1,4 +1,4 @@
-"""A Hub for tests: the protocol that huggingface_hub speaks, over real HTTP, with faults on demand.
+"""A Hub for tests: huggingface_hub's protocol over real HTTP, with faults on demand.
 
 Two origins, as on the real Hub: the API and small files on one port, large files (LFS) on another that refuses tokens.
 """

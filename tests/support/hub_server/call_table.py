@@ -1,4 +1,4 @@
-"""Every call that reads a model from the Hub, under every fault of its two files: what came out, in one word."""
+"""Every call that reads a model from the Hub, under every fault of its two files, and its outcome in one word."""
 
 import json
 import shutil
@@ -33,14 +33,14 @@ IN_CACHE, WEIGHTS, CONFIG_NAME = "*/snapshots/*/", "model.safetensors", "config.
 
 @dataclass(frozen=True)
 class CallRow:
-    """One fault: what the server does, or what becomes of the cache after a first call."""
+    """One fault: of the server, or of the cache after a first call."""
 
     name: str
     faults: tuple[dict[str, Any], ...] = ()
     spoil: dict[str, Callable[[Path], Any]] = field(default_factory=dict)
-    """Pattern of files in the cache -> what is done to them after a call without faults."""
+    """Pattern of files in the cache -> how to damage them after a call without faults."""
     raw: tuple[str, ...] = ()
-    """Calls whose error is timm's own: its request for the config, before convstem is called."""
+    """Calls that fail with timm's own error, in its request for the config before convstem is called."""
 
 
 def flip(path: Path) -> None:
@@ -58,7 +58,7 @@ def other_numbers(path: Path) -> None:
 
 
 BY_TIMM = ("create_model",)
-"""timm asks for the config itself, before it calls convstem: its error is its own."""
+"""timm requests the config itself, before it calls convstem, so the error is timm's own."""
 
 CALL_ROWS = (
     CallRow("nothing (control)"),
@@ -85,7 +85,7 @@ CALL_ROWS = (
 
 
 def put_models(hub: HubServer, folder: Path) -> None:
-    """Commit one of our models and a patchify one."""
+    """Commit one of our models and a patchify model."""
     import timm
 
     import convstem
@@ -101,7 +101,7 @@ def put_models(hub: HubServer, folder: Path) -> None:
 
 
 def run_call(hub: HubServer, client: Client, row: CallRow, call: str, cache: Path) -> str:
-    """Run one call under one fault, in an empty cache, and return its outcome in words."""
+    """Run one call under one fault, with an empty cache, and return its outcome in words."""
     hub.arm()
     code = CALLS[call] + SUM
     client(f"import convstem, timm, huggingface_hub.constants as c\nc.HF_HUB_CACHE = {str(cache)!r}")

@@ -1,4 +1,4 @@
-"""Clients of the test Hub: separate processes, because huggingface_hub reads its settings once, at import."""
+"""Clients of the test Hub: separate processes, because huggingface_hub reads its settings once, on import."""
 
 import json
 import os
@@ -32,7 +32,7 @@ for line in requests:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What some code did in the client: its ``result``, or the error."""
+    """The outcome of code in a client: its ``result``, or the error."""
 
     value: Any = None
     error: str | None = None
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def environment(**env: str) -> dict[str, str]:
-    """Return the environment of a client: no settings of the caller's Hub client."""
+    """Return a client's environment, without the caller's Hub settings."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTEST_"))}
     return {**clean, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
 
@@ -56,7 +56,7 @@ def run_python(code: str, timeout: int = 120, **env: str) -> subprocess.Complete
 
 
 class Client:
-    """A process with one set of Hub settings, for code after code."""
+    """A process with one set of Hub settings that runs one piece of code after another."""
 
     def __init__(self, **env: str) -> None:
         self.process = subprocess.Popen(
@@ -65,11 +65,11 @@ class Client:
         )  # fmt: skip
 
     def __call__(self, code: str) -> Outcome:
-        """Run code; what it assigns to ``result`` (JSON-plain) comes back."""
+        """Run code and return the value (valid JSON) that it assigns to ``result``."""
         self.process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
         self.process.stdin.flush()
         return Outcome(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        """End the process; on a busy machine its own clean-up, coverage included, can take long."""
+        """End the process. On a busy machine its own clean-up, coverage included, can take long."""
         self.process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""The faults of a download, as a table: what is injected, and what convstem promises."""
+"""The faults of a download as a table: what is injected, and convstem's promise."""
 
 import hashlib
 import random
@@ -27,9 +27,9 @@ class Row:
 
     Args:
         name: what happens.
-        faults: what the server does.
-        expected: what ``fetch`` gives: ``RIGHT``, that and a warning, or a pattern of the error.
-        size: of the file, in bytes.
+        faults: the server's faults.
+        expected: outcome of ``fetch``: ``RIGHT``, ``RIGHT`` with a warning, or a pattern of the error.
+        size: file size in bytes.
         warm: fetch once before.
         before: changes the server's store after the warm fetch.
         slow: takes many seconds.
@@ -113,7 +113,7 @@ from convstem.hub.read import fetch
 path = fetch({repo!r}, cache_dir={cache!r}).path
 """
 
-# A blob whose name is not the hash of its content will be taken for another file, now or later.
+# A blob whose name is not its content's hash would be taken for another file, now or later.
 AUDIT = """
 import hashlib, pathlib
 digest = lambda file: hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
@@ -148,7 +148,7 @@ def run_row(hub: HubServer, client: Client, row: Row, code: str, cache: str | Pa
 
 
 def fill(hub: HubServer, size: int) -> tuple[bytes, bytes]:
-    """Make the repository anew, with two commits; return the contents of the old and of the new weights."""
+    """Create the repository again with two commits; return the old and the new weights' contents."""
     hub.store.repos.pop(REPO, None)
     hub.store.create(REPO)
     old, new = content(size, seed=1), content(size, seed=2)
@@ -158,7 +158,7 @@ def fill(hub: HubServer, size: int) -> tuple[bytes, bytes]:
 
 
 def kill_while_downloading(hub: HubServer, code: str, cache: str | Path) -> list[Path]:
-    """Start code in a process, kill it with SIGKILL in the middle of the file, and return the files it left."""
+    """Run code in a process, SIGKILL it in the middle of the file, and return the files it left."""
     hub.arm(Fault(stall=100_000))
     env = environment(**hub.env | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"})
     process = subprocess.Popen([sys.executable, "-c", code.format(repo=REPO, cache=str(cache))], env=env)

@@ -16,13 +16,13 @@ class Fault:
         ranged: True only for resumed requests, False only for those from the start.
         status, headers: answer with this status instead.
         flip: flip this byte of the body (negative: from the end).
-        truncate: send only so many bytes, and claim that these are all.
-        drop, reset: close the connection after so many bytes, politely or with a TCP reset.
-        stall: send so many bytes, then nothing.
-        hide: leave these response headers out.
+        truncate: send only this many bytes, and claim that these are all.
+        drop, reset: close the connection after this many bytes, normally or with a TCP reset.
+        stall: send this many bytes, then nothing.
+        hide: leave out these response headers.
         replace: send these header values instead.
-        lost_reply: do what was asked, then close the connection without an answer.
-        once_only: signed URLs made for this request are good for one use.
+        lost_reply: handle the request, then close the connection without an answer.
+        once_only: signed URLs made for this request are valid for one use.
         wait: seconds to wait before the answer.
     """
 
@@ -48,14 +48,14 @@ class Fault:
 
 
 class Faults:
-    """The faults that are armed."""
+    """The armed faults."""
 
     def __init__(self) -> None:
         self.armed: list[Fault] = []
         self.lock = threading.Lock()
 
     def take(self, origin: str, method: str, path: str, start: int) -> Fault:
-        """Return the fault for a request, or one that changes nothing."""
+        """Return the fault for a request, or one without effect."""
         with self.lock:
             for fault in self.armed:
                 if (fault.origin, fault.method) != (origin, method) or not re.search(fault.path, path):

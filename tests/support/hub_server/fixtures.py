@@ -1,4 +1,4 @@
-"""Fixtures for the tests that talk to the Hub server: import them where they are used."""
+"""Fixtures for tests that use the Hub server; import them where needed."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def hub(server: HubServer) -> HubServer:
 
 @pytest.fixture(scope="module")
 def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client that is logged in."""
+    """A logged-in client."""
     process = Client(**server.env, HF_HOME=str(tmp_path_factory.mktemp("home")), HF_TOKEN="writer")
     yield process
     process.close()
@@ -49,13 +49,13 @@ def anonymous(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def cache(tmp_path: Path, client: Client) -> str:
-    """An empty Hub cache, which ``cache`` names in both clients."""
+    """An empty Hub cache, named ``cache`` in both clients."""
     return str(tmp_path / "cache")
 
 
 @pytest.fixture
 def repo(hub: HubServer) -> Callable[..., str]:
-    """A function that commits files to ``org/m``, created on the first call."""
+    """A function that commits files to ``org/m`` and creates it on the first call."""
 
     def commit(files: Any, **options: Any) -> str:
         if REPO not in hub.store.repos:

@@ -1,4 +1,4 @@
-"""A real mirror in front of the test Hub: the package ``olah``, in an environment of its own."""
+"""A real mirror in front of the test Hub: the package ``olah``, in its own environment."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ REQUIREMENT = "olah==0.5.4"
 
 
 def olah_program(folder: Path) -> Path | None:
-    """Return the program, installed into ``folder`` if it is not there; None where no package index can be reached."""
+    """Return the program, installed into ``folder`` if missing; None if no package index can be reached."""
     program = folder / ("Scripts" if os.name == "nt" else "bin") / "olah-cli"
     if program.exists():
         return program

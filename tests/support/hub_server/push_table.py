@@ -1,4 +1,4 @@
-"""The faults of a push, as a table."""
+"""The faults of a push as a table."""
 
 import functools
 import shutil
@@ -15,24 +15,24 @@ from tests.support.hub_server.store import Store
 
 NAMESPACE, ENTRY = "writer", "vit_nano4_convstem.cifar10"
 REPO = f"{NAMESPACE}/{ENTRY}"
-"""Where ``publish`` puts the entry; the other codes push there too."""
+"""The repository to which ``publish`` and the other codes push."""
 DONE = "one commit with the right files"
 
 
 @dataclass(frozen=True)
 class PushRow:
-    """One fault: what the server does, and what ``convstem.push`` gives (``DONE`` or a pattern of the error)."""
+    """One fault of the server, and the outcome of ``convstem.push`` (``DONE`` or a pattern of the error)."""
 
     name: str
     faults: tuple[Fault, ...] = ()
     expected: str = DONE
     create_pr: bool = False
     twice: bool = False
-    """Push the same content a second time, whatever the first gave."""
+    """Push the same content a second time, whatever the first outcome."""
     stale: bool = False
     """The repository holds pickled weights of an earlier push."""
     chunk: int | None = None
-    """Bytes of the parts in which weights are uploaded; None: in one piece."""
+    """Bytes per part of a weights upload; None uploads in one piece."""
 
 
 COMMIT: dict[str, Any] = {"origin": "hub", "method": "POST", "path": "/commit/"}
@@ -85,7 +85,7 @@ result = row.action
 
 @functools.cache
 def model_folder() -> Path:
-    """Return a folder with our smallest model, made once."""
+    """Return a folder with our smallest model, created once."""
     import convstem.publishing.pull
 
     return convstem.publishing.pull.pull(ENTRY, out=tempfile.mkdtemp(prefix="convstem-test-"))
@@ -103,7 +103,7 @@ def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache:
     folder = Path(cache) / "model"
     shutil.copytree(model_folder(), folder)
     files: dict[str, bytes | None] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    if code == PUBLISH:  # it writes its own config, card and figures
+    if code == PUBLISH:  # it writes its own config, card and metrics
         files = dict.fromkeys((*files, "README.md", EVALUATION), None) | {WEIGHTS: files[WEIGHTS]}
     if row.create_pr or row.stale:
         hub.store.create(REPO)
@@ -117,7 +117,7 @@ def run_push_row(hub: HubServer, client: Client, row: PushRow, code: str, cache:
 
 
 def describe(store: Store, row: PushRow, outcome: Outcome, files: dict[str, bytes | None]) -> str:
-    """Return an outcome in words, judged by what the server holds; a file of any content is None in ``files``."""
+    """Return an outcome in words, judged by the server's files; None in ``files`` accepts any content."""
     words = f"{outcome.kind}: {' '.join(outcome.error.split())}" if outcome.error else ""
     if REPO not in store.repos:
         return words

@@ -20,7 +20,7 @@ REV = r"(?P<revision>[\w.-]+|refs/pr/\d+)"
 FILE = r"(?P<path>.+)"
 
 LICENSES = ("apache-2.0", "cc-by-nc-4.0", "gpl-3.0", "mit", "other")
-"""Some of those that the Hub lists; a card with another one is refused."""
+"""Some of the Hub's licences; a card with another one is refused."""
 
 
 def routes(*rows: Any) -> tuple[Route, ...]:
@@ -28,15 +28,15 @@ def routes(*rows: Any) -> tuple[Route, ...]:
 
 
 class HubServer:
-    """A running Hub; ``store`` is what it holds, ``log`` the requests, ``arm`` injects faults."""
+    """A running Hub: ``store`` has its repositories, ``log`` the requests, ``arm`` injects faults."""
 
     def __init__(self) -> None:
         self.store, self.faults = Store(), Faults()
         self.log: list[tuple[str, str, str, bool]] = []
         self.writers = {"writer"}
-        self.chunk: int | None = None  # size of the parts in which large files are uploaded
+        self.chunk: int | None = None  # part size for uploads of large files
         self.parts: dict[tuple[str, int], bytes] = {}
-        self.silent = False  # whether listings come without hashes and sizes, as some mirrors' do
+        self.silent = False  # whether listings lack hashes and sizes, as on some mirrors
         self.signed: dict[str, dict[str, float]] = {}
         self.lock = threading.Lock()
         self.progress, self.released = threading.Event(), threading.Event()
@@ -44,7 +44,7 @@ class HubServer:
 
     @property
     def env(self) -> dict[str, Any]:
-        """The environment of a client: this endpoint, short timeouts, no traffic elsewhere."""
+        """A client's environment: this endpoint, short timeouts, no other traffic."""
         return {
             "HF_ENDPOINT": self.api.url,
             "HF_HUB_DISABLE_XET": "1",
@@ -76,7 +76,7 @@ class HubServer:
         return f"{self.cdn.url}/lfs/{sha256}?Signature={signature}"
 
     def multipart(self, sha256: str | None, size: int) -> Any:
-        """Return where the parts of a large file go, and where their list."""
+        """Return the upload URLs for a large file's parts and for their list."""
         signed = {name: self.sign(sha256, uses=99).partition("?")[2] for name in ("parts", "list")}
         count = -(-size // self.chunk)
         urls = {str(n): f"{self.cdn.url}/part/{sha256}/{n}?{signed['parts']}" for n in range(1, count + 1)}
@@ -84,7 +84,7 @@ class HubServer:
         return {"href": href, "header": {"chunk_size": str(self.chunk), **urls}}
 
     def check_signature(self, signature: str) -> None:
-        """Raise unless the signature is still good."""
+        """Raise unless the signature is still valid."""
         with self.lock:
             grant = self.signed.get(signature, {"uses": 0, "until": 0})
             if grant["uses"] < 1 or grant["until"] < time.time():
@@ -93,7 +93,7 @@ class HubServer:
 
 
 class CdnHandler(Handler):
-    """Large files. A request that carries a token is refused, as S3 refuses two kinds of authorisation."""
+    """Large files. A request with a token is refused, as S3 refuses two kinds of authorisation."""
 
     origin = "cdn"
     routes = routes(
@@ -130,7 +130,7 @@ class CdnHandler(Handler):
         return bytes(body)
 
     def upload_part(self, sha256: str | None, number: int) -> None:
-        if self.fault.truncate is None:  # otherwise the part is lost, although the answer says that all is well
+        if self.fault.truncate is None:  # otherwise the part is lost although the answer reports success
             self.server.hub.parts[sha256, int(number)] = self.received()
         self.reply(200, b"", {"ETag": f'"{number}"'})
 
@@ -144,7 +144,7 @@ class CdnHandler(Handler):
 
 
 class ApiHandler(Handler):
-    """The API, and small files."""
+    """The API and small files."""
 
     origin = "hub"
     routes = routes(

@@ -12,7 +12,7 @@ LFS_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 
 
 class StoreError(Exception):
-    """A refusal, as the Hub words it: HTTP status and X-Error-Code."""
+    """A refusal in the Hub's form: HTTP status and X-Error-Code."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(message or code)
@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass
 class Repo:
-    """One repository; ``readers`` are the tokens that may read it, None for everybody."""
+    """One repository; ``readers`` are the tokens that may read it, None means everybody."""
 
     files: dict[str, dict[str, Entry]] = field(default_factory=dict)
     parents: dict[str, str | None] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Repo:
 
 
 class Store:
-    """All repositories, and the contents by sha256 (large files) and by git's blob id (small ones)."""
+    """All repositories, and contents by sha256 (large files) or git's blob id (small files)."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -69,14 +69,14 @@ class Store:
             )
 
     def repo(self, repo_id: str, token: str | None = None) -> Repo:
-        """Return a repository that this token may see."""
+        """Return a repository that this token may list."""
         repo = self.repos.get(repo_id)
         if repo is None or (repo.readers is not None and not repo.gated and token not in repo.readers):
             raise StoreError(404 if token else 401, "RepoNotFound", "Repository not found")
         return repo
 
     def check_files(self, repo_id: str, token: str | None) -> None:
-        """Raise unless this token may read the files, which for a gated repository takes more than seeing it."""
+        """Raise unless this token may read the files; in a gated repository listing it is not enough."""
         repo = self.repo(repo_id, token)
         if repo.gated and token not in (repo.readers or ()):
             raise StoreError(403 if token else 401, "GatedRepo", "Access to this model is restricted")

@@ -1,4 +1,4 @@
-"""HTTP on one port: reading requests, and writing answers with or without faults."""
+"""HTTP on one port: reads requests and writes answers, with or without faults."""
 
 import json
 import re
@@ -18,7 +18,7 @@ BLOCK = 1 << 16
 
 
 class Server(ThreadingHTTPServer):
-    """One origin. ``hub`` is the whole Hub it belongs to."""
+    """One origin of the Hub ``hub``."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -35,11 +35,11 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that give up are part of the tests."""
+        """Ignore errors: clients that give up are part of the tests."""
 
 
 Route = tuple[str, re.Pattern[str], str]
-"""Methods, pattern of the path, name of the function."""
+"""(Methods, path pattern, function name)."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def range_start(self) -> int:
-        """Return the first byte that a Range header asks for."""
+        """Return the first byte of a Range header."""
         return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
 
     def reply_json(self, value: object, status: int = 200) -> None:
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def reply_file(self, content: bytes, headers: dict[str, str]) -> None:
-        """Answer with a file or the range of it that was asked for."""
+        """Answer with a file or its requested range."""
         asked = self.headers.get("Range")
         if asked is None:
             self.reply(200, content, headers)
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_body(content, fault)
 
     def send_body(self, content: bytes, fault: Fault) -> None:
-        """Send the body up to where the fault strikes."""
+        """Send the body up to the fault."""
         limits = [limit for limit in (fault.drop, fault.reset, fault.stall) if limit is not None]
         limit = limits[0] if limits else len(content)
         for start in range(0, min(limit, len(content)), BLOCK):

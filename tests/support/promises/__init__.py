@@ -1,11 +1,11 @@
-"""The matrix of promises: kinds of names x doors by which weights come in x situations.
+"""The matrix of promises: kinds of names x doors (ways to load weights) x situations.
 
-``python -m tests.support.promises`` prints how many cells are checked, how many listed, and why.
+``python -m tests.support.promises`` prints the numbers of checked and of listed cells, and the reasons.
 """
 
 import pytest
 
 MODULES = ("calls", "cell", "plain", "torchvisions", "whole")
-"""Those with assertions."""
+"""Modules with assertions."""
 
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in MODULES))

@@ -1,4 +1,4 @@
-"""Prints how many cells are checked at each door for each kind, and what is listed instead, with the reasons."""
+"""Prints the number of checked cells at each door for each kind, and the listed cells with reasons."""
 
 from tests.support.promises.cells import ALL, CHECKED
 from tests.support.promises.matrix import DOORS, KINDS, listed

@@ -1,4 +1,4 @@
-"""Mistakes of the caller, and models without weights."""
+"""The caller's mistakes, and models without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.promises.matrix import KINDS, SIZE
 
 
 def mistake(cell: Cell, error: Any, message: str, changes: dict[str, Any]) -> None:
-    """An error is about the caller's argument, and blames no file and no function of anybody's."""
+    """Check that an error is about the caller's argument and names no file or function."""
     said = cell.refuses(cell.file(), error, message, **changes)
     assert not re.search(r"config\.json|\w\(\)", said), said
 
@@ -50,7 +50,7 @@ def patch_size_8(cell: Cell) -> None:
 
 @situation("proj read")
 def proj_read(cell: Cell) -> None:
-    """As libraries read it that know patch embeddings only, without an adapter finding a layer there."""
+    """Libraries that know only patch embeddings can read ``proj``, but adapters find no layer there."""
     model = cell.open(cell.file(in_chans=4))
     proj, width = model.patch_embed.proj, model.embed_dim
     assert tuple(proj.weight.shape) == (width, 4, 16, 16)
@@ -76,7 +76,7 @@ def proj_assigned(cell: Cell) -> None:
 
 @situation("timm's filter")
 def timms_filter(cell: Cell) -> None:
-    """``load_checkpoint(filter_fn=checkpoint_filter_fn)``, with the filter of the plain ViT's class."""
+    """Like ``load_checkpoint(filter_fn=checkpoint_filter_fn)`` with the filter of the plain ViT's class."""
     plain, model = cell.shelf.plain(cell.kind), cell.open(cell.file())
     filtered = sys.modules[type(plain).__module__].checkpoint_filter_fn(plain.state_dict(), model)
     with pytest.warns(UserWarning, match="patch embedding|patchify"):
@@ -97,9 +97,9 @@ print(json.dumps({name: found(name) for name in %r}))
 
 @cache
 def classes_with_naflex() -> dict[str, str]:
-    """Return the class of every name where timm is told to build NaFlex models instead."""
+    """Return the class of every name when timm is told to build NaFlex models instead."""
     names = [kind.name for kind in KINDS.values()]
-    told = {"TIMM_USE_NAFLEXVIT": "true", "TIMM_USE_NAFLEX": "1"}  # the second of timm's eva.py
+    told = {"TIMM_USE_NAFLEXVIT": "true", "TIMM_USE_NAFLEX": "1"}  # timm's eva.py reads the second
     result = run_python(NAFLEX % names, HF_HUB_OFFLINE="1", **told)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout))

@@ -1,4 +1,4 @@
-"""A cell of the matrix, the table of what has to hold in it, and the assertions that many share."""
+"""A cell of the matrix, the table of its checks, and shared assertions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def first_conv(self) -> str:
-        """Key of the convolution that sees the image."""
+        """Key of the first convolution."""
         return f"{STEM}0.conv.weight" if self.kind.ours else "patch_embed.proj.weight"
 
     def file(self, **changes: Any) -> File:
@@ -49,35 +49,35 @@ class Cell:
         return self.shelf.patchify(self.kind, self.door)
 
     def open(self, file: File, **changes: Any) -> Any:
-        """Return the model, by this door."""
+        """Load the model through this door."""
         return OPEN[self.door](file, **changes).eval()
 
     def with_tensors(self, file: File, changes: dict[str, Any]) -> File:
-        """Return a file with other tensors; None takes one away."""
+        """Return a file with changed tensors; None removes one."""
         assert all(key in file.state for key, tensor in changes.items() if tensor is None)
         state = {key: tensor for key, tensor in {**file.state, **changes}.items() if tensor is not None}
         return file.but(self.shelf.passing(), state)
 
     def refuses(self, file: File, error: Any, message: str, **changes: Any) -> str:
-        """Check that opening a file is one error, which says this; return what it says."""
+        """Check that opening a file raises this error with this message; return the message."""
         with warnings.catch_warnings(), pytest.raises(error, match=f"(?s){message}") as caught:
             warnings.simplefilter("ignore")
             self.open(file, **changes)
         return str(caught.value)
 
     def refuses_file(self, file: File, message: str, **changes: Any) -> None:
-        """Check that a file is refused; where it comes after the model was built, torch compares."""
+        """Check that a file is refused. If it is loaded into a built model, the error is torch's."""
         self.refuses(file, RuntimeError if self.door in AFTER else CheckpointError, message, **changes)
 
 
 CELLS: dict[str, Callable[[Cell], None]] = {}
-"""Situation -> what has to hold in it, for timm's names."""
+"""Situation -> its check, for timm's names."""
 
 Check = Callable[..., None]
 
 
 def situation(name: str, *arguments: Any, table: dict[str, Callable[[Cell], None]] = CELLS) -> Callable[[Check], Check]:
-    """Enter a function, with its further arguments, into a table of situations."""
+    """Register a check with its arguments in a table of situations."""
 
     def enter(check: Check) -> Check:
         table[name] = partial(_call, check, arguments)
@@ -97,7 +97,7 @@ def images(channels: int = 3, size: int = SIZE) -> Tensor:
 
 @torch.no_grad()
 def assert_same(cell: Cell, file: File, actual: Any, expected: Any, size: int = SIZE, **changes: Any) -> None:
-    """Check that two models compute the same bits, and one without weights does not."""
+    """Check that two models' outputs are equal bit for bit, and those of a model without weights differ."""
     x = images(size=size)
     assert relative_error(cell.shelf.fresh(file, **changes)(x), expected(x)) > 1e-2  # negative control
     assert torch.equal(actual(x), expected(x))
@@ -105,14 +105,14 @@ def assert_same(cell: Cell, file: File, actual: Any, expected: Any, size: int = 
 
 @torch.no_grad()
 def assert_carried(model: Any, fresh: Any, plain: Any, within: float = 2e-5, head: bool = True) -> None:
-    """Check that a model computes what the plain ViT does, and one without weights does not.
+    """Check that a model's outputs equal the plain ViT's, and those of a model without weights differ.
 
     Args:
-        model: ours.
+        model: our model.
         fresh: the same without weights.
         plain: the plain ViT.
-        within: relative error.
-        head: compare what the head gives, too.
+        within: largest relative error.
+        head: compare the head's outputs, not its inputs.
     """
     dtype = next(plain.parameters()).dtype
     x = torch.randn(2, plain.in_chans, *plain.patch_embed.img_size, dtype=dtype)

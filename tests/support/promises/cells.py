@@ -1,4 +1,4 @@
-"""All cells of the matrix, and what has to hold in those that are checked."""
+"""All cells of the matrix, and the checks of those that are not listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as their owners have them, and the doors by which they come into a model."""
+"""Files as users have them, and the doors through which they are loaded."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class File:
-    """Weights as their owner has them, and what is said about them.
+    """A user's weights, and facts about them.
 
     Args:
-        model: what was saved, in eval mode; never changed.
-        name: the timm name by which it is asked for.
-        arguments: with which ``name`` builds such a model.
-        state: the tensors of the file.
-        folder: where it is written, when that is needed.
-        facts: what an overlay says about the file, beside where it is.
-        given: a file that is there already.
+        model: the saved model, in eval mode; never changed.
+        name: timm name to load it by.
+        arguments: arguments with which ``name`` builds such a model.
+        state: the file's tensors.
+        folder: where it is written, if needed.
+        facts: an overlay's facts about the file, besides its location.
+        given: an existing file.
     """
 
     model: Any
@@ -53,7 +53,7 @@ class File:
 
     @cached_property
     def weights(self) -> Path:
-        """The file of the tensors alone."""
+        """The file with only the tensors."""
         if self.given:
             return self.given
         self.folder.mkdir()
@@ -62,14 +62,14 @@ class File:
 
     @cached_property
     def with_config(self) -> Path:
-        """The folder, with the config that timm writes for the model."""
+        """The folder with timm's config of the model."""
         kept = self.weights.rename(self.folder / "kept")
         timm.models.save_for_hf(self.model, self.folder, safe_serialization=True)
         kept.replace(self.folder / WEIGHTS)
         return self.folder
 
     def in_cache(self, repo_id: str, cache: Path | None = None) -> Path:
-        """Return a Hub cache in which this is the newest commit of a repository."""
+        """Return a Hub cache with this as a repository's newest commit."""
         cache = cache or self.folder.with_name(f"{self.folder.name}-hub")
         repository = cache / f"models--{repo_id.replace('/', '--')}"
         shutil.rmtree(repository, ignore_errors=True)
@@ -80,7 +80,7 @@ class File:
 
 
 class Shelf:
-    """Models and files that cells share; each is made when it is first asked for."""
+    """Models and files shared by cells; each is made on first use."""
 
     def __init__(self, root: Path) -> None:
         self.kind = ""
@@ -94,12 +94,12 @@ class Shelf:
         return self._root / str(next(self._count))
 
     def passing(self) -> Path:
-        """Return a new path, for what one cell needs."""
+        """Return a new path for a single cell."""
         self._passing.append(self.folder())
         return self._passing[-1]
 
     def tidy(self) -> None:
-        """Remove what one cell needed."""
+        """Remove the files of a single cell."""
         names = {path.name for path in self._passing}
         for path in self._root.iterdir():
             if re.split("[-.]", path.name)[0] in names:
@@ -113,19 +113,19 @@ class Shelf:
             shutil.rmtree(path)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what ``make`` returned for the first caller with this key."""
+        """Return the result of ``make`` for this key, calling it only once."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def plain(self, kind: Kind, **changes: Any) -> Any:
-        """Return the kind's plain ViT with weights of its own, to be left as it is."""
+        """Return the kind's plain ViT with random weights. Do not change it."""
         arguments = kind.plain_arguments(changes)
         key = ("plain", kind.plain, *sorted(arguments.items()))
         return self.once(key, lambda: randomise(timm.create_model(kind.plain, **arguments)).eval())
 
     def reading(self, kind: Kind, **changes: Any) -> Any:
-        """Return the kind's plain ViT asked for otherwise, with the weights of ``plain`` as timm reads them."""
+        """Return the kind's plain ViT with changed arguments, into which timm has loaded ``plain``'s weights."""
         source = self.plain(kind)
         facts = {"input_size": (3, *source.patch_embed.img_size), "num_classes": source.num_classes}
         overlay = {"state_dict": source.state_dict(), **facts}
@@ -133,12 +133,12 @@ class Shelf:
         return timm.create_model(kind.plain, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
 
     def fresh(self, file: File, **changes: Any) -> Any:
-        """Return a model without weights, to be left as it is."""
+        """Return a model without weights. Do not change it."""
         key = ("fresh", file.name, *sorted({**file.arguments, **changes}.items()))
         return self.once(key, lambda: fresh(file, **changes).eval())
 
     def file(self, kind: Kind, door: str, **changes: Any) -> File:
-        """Return the weights of a whole model of a kind; at the door ``transplant`` they are transplanted."""
+        """Return the weights of a kind's whole model; at the door ``transplant`` they are transplanted."""
         key = ("file", kind.name, door == "transplant", *sorted(changes.items()))
         return self.once(key, lambda: self._file(kind, door, changes))
 
@@ -158,7 +158,7 @@ class Shelf:
         return File(model.eval(), kind.name, arguments, model.state_dict(), self.folder(), facts)
 
     def patchify(self, kind: Kind, door: str, **changes: Any) -> File:
-        """Return the weights of a plain ViT, under the name (and config) of a model of the kind."""
+        """Return a plain ViT's weights, with the name (and config) of a model of the kind."""
         if door == "transplant":
             return self.file(kind, door, **changes)
         plain = self.plain(kind, **changes)
@@ -218,4 +218,4 @@ OPEN: dict[str, Callable[..., Any]] = {
     "load_state_dict": by_state_dict,
     "fresh": fresh,
 }
-"""Door -> a function of a file, and of what is asked for otherwise."""
+"""Door -> a function of a file and changed arguments."""

@@ -1,4 +1,4 @@
-"""What the matrix is made of, and which of its cells are listed with a reason instead of checked."""
+"""The axes of the matrix, and the cells that are listed with a reason instead of checked."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIZE = 64
-"""Side of the images of most models here, in pixels: 4 x 4 patches."""
+"""Image side of most models here, in pixels: 4 x 4 patches."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of name, by one of them.
+    """A kind of name, with an example.
 
     Args:
-        name: as ``timm.create_model`` takes it.
-        plain: timm's architecture on a patch embedding, whose files it transplants.
-        patch: of ``plain``, in pixels; another than 16 is resized.
+        name: the example, for ``timm.create_model``.
+        plain: timm's architecture with a patch embedding; its files are transplanted.
+        patch: patch size of ``plain`` in pixels; other sizes than 16 are resized.
         small: arguments that keep its models small, besides ``depth=1``.
     """
 
@@ -28,7 +28,7 @@ class Kind:
 
     @property
     def ours(self) -> bool:
-        """Tell whether it has a stem; the plain ViT is the control."""
+        """Whether it has a stem; the plain ViT is the control."""
         return self.name != self.plain
 
     def arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Kind:
         return {"depth": 1, "img_size": SIZE, **dict(self.small), **changes}
 
     def plain_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments with which the plain ViT has as many patches."""
+        """Return the arguments that give the plain ViT equally many patches."""
         arguments = self.arguments(changes)
         size, patch = arguments["img_size"], self.patch
         smaller = tuple(side // 16 * patch for side in size) if isinstance(size, tuple) else size // 16 * patch
@@ -55,7 +55,7 @@ KINDS = {
     "torchvision": Kind("vit_ti16_convstem", "vit_tiny_patch16_224"),
     "plain": Kind("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
 }
-"""``torchvision`` is ``vit_ti_16_convstem``. ``plain`` is no kind of ours: it shows that what is expected is timm's."""
+"""``torchvision`` is ``vit_ti_16_convstem``. ``plain`` is the control: timm's own ViT meets the same checks."""
 
 DOORS = {
     "tag": "timm's pretrained=True, from the Hub's cache; torchvision's weights=",
@@ -70,13 +70,13 @@ DOORS = {
 }
 
 CONFIG = {"hf-hub", "local-dir", "load", "transplant"}
-"""Where a config says what the file is."""
+"""Doors where a config describes the file."""
 
 NAMED = {"tag", "overlay"}
-"""Where the name and the arguments say it."""
+"""Doors where the name and arguments describe the file."""
 
 AFTER = {"checkpoint_path", "load_state_dict"}
-"""Where the weights come when the model is built, and torch compares."""
+"""Doors where weights are loaded into a built model, and torch compares."""
 
 WHOLE = {"as saved", "image size", "classes", "1 channel", "5 channels"}
 SHAPE = {"image shape"}
@@ -103,7 +103,7 @@ SITUATIONS = LOADED | MISTAKES | PATCH_14 | PROJ | BUILT
 
 @dataclass(frozen=True)
 class Listed:
-    """Cells that cannot be, or that others stand for; what is left out means all."""
+    """Cells that are impossible or represented by others. An axis left out means all its values."""
 
     reason: str
     kinds: set[str] = field(default_factory=lambda: set(KINDS))

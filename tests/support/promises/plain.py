@@ -1,4 +1,4 @@
-"""Files of a plain ViT: its state dict, and what timm's own filter makes one of."""
+"""Files of a plain ViT: its state dict, and files that timm's own filter turns into one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.promises.whole import WEIGHT
 
 
 def told(cell: Cell) -> AbstractContextManager[Any]:
-    """Expect the warning of a state dict that is carried into the stem of a model that is there already."""
+    """Expect the warning that a state dict is carried into an existing model's stem."""
     return pytest.warns(UserWarning, match="patch embedding|patchify") if cell.door in AFTER else nullcontext()
 
 
@@ -49,10 +49,10 @@ def patchify_lenient(cell: Cell) -> None:
 
 REFUSED_AFTER = {"img_size": "pos_embed", "num_classes": "head.weight", "in_chans": "channels|in_chans|patch_embed",
                  "patch_size": "patch|pos_embed"}  # fmt: skip
-"""What an error names where the weights come after the model was built for something else."""
+"""Argument -> what the error names when weights are loaded into a model built with another value."""
 
 STATED = ({"in_chans": 5}, {"patch_size": 8})
-"""What a config contradicts that states the stem: then it may be refused, which is never random."""
+"""Arguments that contradict a config that states the stem. They may be refused, but never give random weights."""
 
 
 @situation("patchify, image size", {"img_size": HALF})
@@ -61,7 +61,7 @@ STATED = ({"in_chans": 5}, {"patch_size": 8})
 @situation("patchify, 5 channels", {"in_chans": 5})
 @situation("patchify, patch size", {"patch_size": 8})
 def patchify_otherwise(cell: Cell, changes: dict[str, Any]) -> None:
-    """As timm itself reads the file into a plain ViT that is asked for otherwise."""
+    """The result equals timm's own loading of the file into a plain ViT with the same changed arguments."""
     file, [name] = cell.patchify(), changes
     if cell.door in AFTER and (name != "img_size" or "pos_embed" in file.state):
         cell.refuses_file(file, REFUSED_AFTER[name], **changes)
@@ -86,7 +86,7 @@ def patchify_missing(cell: Cell, changes: dict[str, Any]) -> None:
 
 @situation("patchify into a narrow stem")
 def patchify_narrow(cell: Cell) -> None:
-    """It is refused with the widths that would do, not approximated and never left out."""
+    """It is refused with the widths that would suffice, never approximated or skipped."""
     error = (ConvStemError, RuntimeError) if cell.door in AFTER else ArgumentError
     cell.refuses(cell.patchify(), error, r"channels.*\d", stem_channels=(8, 16, 32, 64))
 
@@ -123,9 +123,9 @@ def jax(cell: Cell) -> None:
     source = cell.shelf.plain(cell.kind, num_classes=0)
     path = cell.shelf.passing().with_suffix(".npz")
     numpy.savez(path, **npz(source.state_dict(), source.blocks[0].attn.num_heads, big_vision=False))
-    if cell.door == "checkpoint_path":  # timm hands it to a reader of its own, which takes every stem for a ResNet's
+    if cell.door == "checkpoint_path":  # timm's own reader takes every stem for a ResNet's
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # that reader leaves the file open
+            warnings.simplefilter("ignore", ResourceWarning)  # timm's reader leaves the file open
             cell.refuses(
                 replace(cell.file(num_classes=0), given=path), CheckpointError, "pretrained_cfg_overlay.*convert"
             )
@@ -135,11 +135,11 @@ def jax(cell: Cell) -> None:
 
 
 def assert_read(cell: Cell, path: Path, facts: dict[str, Any], source: Any) -> None:
-    """Check that a file is read as timm reads it into the plain ViT."""
+    """Check that our model reads a file as timm's plain ViT does."""
     ours = replace(cell.file(num_classes=0), given=path, facts=facts)
     theirs = replace(ours, name=cell.kind.plain, arguments=cell.kind.plain_arguments({"num_classes": 0}))
     assert_carried(cell.open(theirs), cell.shelf.fresh(theirs), source, within=1e-6)  # control
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of checkpoint_path, that it is carried
+        warnings.simplefilter("ignore", UserWarning)  # from checkpoint_path: the file is carried into the stem
         model = cell.open(ours)
     assert_carried(model, cell.shelf.fresh(ours), source)

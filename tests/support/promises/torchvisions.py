@@ -1,4 +1,4 @@
-"""The same promises of torchvision's names, where there are such doors."""
+"""The same promises for torchvision's names, at the doors that they have."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.promises.whole import DAMAGED, WEIGHT, resized
 
 NAME = "vit_ti_16_convstem"
 CELLS: dict[str, Callable[[Cell], None]] = {}
-KEYS = {  # of what is damaged
+KEYS = {  # of the damaged tensors
     WEIGHT: "encoder.layers.encoder_layer_0.self_attention.out_proj.weight",
     f"{STEM}1.conv.weight": "conv_proj.conv_bn_relu_1.0.weight",
     "blocks.0.norm1.weight": "encoder.layers.encoder_layer_0.ln_1.weight",
@@ -43,7 +43,7 @@ def build(**arguments: Any) -> Any:
 
 
 def plain(**arguments: Any) -> Any:
-    """Return torchvision's plain ViT of the same sizes, with weights of its own."""
+    """Return torchvision's plain ViT of the same sizes with its own weights."""
     sizes = dict(image_size=SIZE, patch_size=16, num_layers=1, num_heads=3, hidden_dim=192, mlp_dim=768)
     return randomise(torchvision.models.VisionTransformer(**{**sizes, **arguments})).eval()
 
@@ -58,11 +58,11 @@ def by_layout(file: File, **changes: Any) -> Any:
 
 
 DOORS = {"tag": by_weights, "load": by_layout}
-"""Those that take a file of timm's layout."""
+"""Doors that take a file in timm's layout."""
 
 
 def file_of(cell: Cell, make: Callable[..., File]) -> File:
-    """Return a file for a door; weights= takes a model at its file's size only."""
+    """Return a file for a door; weights= takes only a model at the file's image size."""
     return make(cell.kind, cell.door, **({"img_size": 224} if cell.door == "tag" else {}))
 
 
@@ -121,11 +121,11 @@ def patchify_in_float64(cell: Cell) -> None:
 
 
 ASKED = {"image size": {"img_size": HALF}, "classes": {"num_classes": 5}}
-"""In timm's words."""
+"""Change -> timm's arguments."""
 
 FIXED = {"image size": ({"image_size": HALF}, "image_size is 224", "pos_embedding"),
          "classes": ({"num_classes": 5}, "num_classes is 1000", "heads.head.weight")}  # fmt: skip
-"""In torchvision's, with what weights= and load_state_dict say."""
+"""Change -> (torchvision's arguments, text of the error of weights=, of load_state_dict)."""
 
 
 @situation("image size", "image size", table=CELLS)
@@ -150,7 +150,7 @@ def patchify_otherwise(cell: Cell, what: str) -> None:
 
 
 def assert_otherwise(model: Any, source: Any, what: str, x: Tensor) -> None:
-    """Check a model that was asked for at another size, or with another head."""
+    """Check a model loaded at another image size or with another head."""
     if what == "image size":
         assert_equal(model, resized(source, HALF), x)
         return
@@ -181,7 +181,7 @@ def damaged(cell: Cell, damage: str, changes: dict[str, Any]) -> None:
 
 
 def renamed(key: str) -> str:
-    """Return torchvision's key of a tensor that is damaged."""
+    """Return torchvision's key of a damaged tensor."""
     layer, _, leaf = key.removeprefix(STEM).partition(".conv.")
     stem = f"conv_proj.conv_last.{leaf}" if layer == "4" else f"conv_proj.conv_bn_relu_{layer}.0.{leaf}"
     return KEYS.get(key) or (stem if leaf else key.replace("patch_embed.proj", "conv_proj"))

@@ -1,4 +1,4 @@
-"""Whole models, saved and asked for as they are or otherwise; and damaged files of them."""
+"""Whole models, loaded as saved or with changed arguments, and damaged files of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_saved(cell: Cell) -> None:
 
 
 def resized(model: Any, size: int) -> Any:
-    """Return a copy at another image size, by timm's own method."""
+    """Return a copy at another image size, made with timm's own method."""
     model = copy.deepcopy(model)
     model.set_input_size(img_size=(size, size))
     return model
@@ -42,7 +42,7 @@ def image_size(cell: Cell) -> None:
 
 @situation("image shape")
 def image_shape(cell: Cell) -> None:
-    """From 2 x 8 patches to 4 x 4: as many, elsewhere."""
+    """From 2 x 8 patches to 4 x 4: equally many, but in other places."""
     file = cell.file(img_size=(HALF, 2 * SIZE))
     expected = resized(file.model, SIZE)
     if "pos_embed" in file.state:
@@ -70,7 +70,7 @@ def classes(cell: Cell) -> None:
 @situation("5 bands to 10", 5, 10)
 @situation("5 bands to 3", 5, 3)
 def channels(cell: Cell, saved: int, asked: int) -> None:
-    """The first convolution is timm's adaption of the saved one, all else as it was; nothing is random."""
+    """The first convolution is timm's adaptation of the saved one, all else is unchanged; nothing is random."""
     file = cell.file(in_chans=saved)
     if cell.door in AFTER:
         cell.refuses_file(file, re.escape(cell.first_conv), in_chans=asked)
@@ -101,7 +101,7 @@ def features(cell: Cell) -> None:
 @situation("feature pyramid")
 @torch.no_grad()
 def feature_pyramid(cell: Cell) -> None:
-    """Of a name with ``_pyramid`` without being asked for."""
+    """A name with ``_pyramid`` needs no ``feature_cls``."""
     file, x = cell.file(), images()
     asked = {"features_only": True, **({} if cell.kind_name == "_pyramid" else {"feature_cls": "pyramid"})}
     expected = FeaturePyramid(copy.deepcopy(file.model))(x)
@@ -112,7 +112,7 @@ def feature_pyramid(cell: Cell) -> None:
 
 @situation("patch size of a file")
 def patch_size_of_a_file(cell: Cell) -> None:
-    """A stem has the patch size of its strides: that of the file, or an error."""
+    """A stem's strides fix its patch size, so a size other than the file's is an error."""
     after = cell.door in AFTER
     cell.refuses(
         cell.file(), RuntimeError if after else ConvStemError, "stem|backbone" if after else "patch", patch_size=8
@@ -134,7 +134,7 @@ DAMAGED: dict[str, tuple[str, Callable[[File], dict[str, Any]]]] = {
         "patch_embed.proj.bias": torch.randn(file.model.embed_dim),
     }),
 }  # fmt: skip
-"""Damage -> the tensor that an error names, and what is changed in the file."""
+"""Damage -> (the tensor that the error names, the change in the file)."""
 
 
 def damaged(cell: Cell, damage: str, changes: dict[str, Any]) -> None:
