@@ -1,6 +1,6 @@
 """BatchNorm in a ViT: what averaging, conversion, freezing, small batches and accumulated gradients do to a stem.
 
-docs/batchnorm.md says what to choose; each of its claims points here or to test_distributed.py.
+docs/batchnorm.md says what to choose; its claims are tested here and in test_distributed.py.
 """
 
 import copy
