@@ -24,11 +24,11 @@ from convstem.registry.tables import what_is_kept
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return timm names: convstem's own families first, then named timm trunks, then the names made by rule.
+    """Return timm names: convstem's own families first, then timm trunks under short names, then ``<timm name>_convstem``.
 
     Args:
         filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;
-            ``*`` is everything. Default: all but the names made by rule, ``<timm name>_convstem``.
+            ``*`` is everything. Default: all but the names of the form ``<timm name>_convstem``.
         pretrained: only models that have weights, one entry per tag; the pattern may then match the tag as well.
         license: only pretrained tags under this licence, such as ``apache-2.0``; ``permissive`` are those that let
             everybody use, change and sell the weights.

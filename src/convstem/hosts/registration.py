@@ -41,10 +41,10 @@ def register() -> dict[str, Registration]:
     """Register convstem's architectures with timm and torchvision, importing both; safe to call again.
 
     Returns:
-        What happened with each host, by host.
+        What happened with timm and with torchvision, by name.
 
     Raises:
-        RegistryError: our own data is damaged; as after any other error, the host is left as it was.
+        RegistryError: our own data is damaged; as after any other error, the library is left as it was.
 
     Warns:
         RuntimeWarning: some names belong to somebody else already, and were left to them.
