@@ -24,7 +24,7 @@ from convstem.registry.tables import what_is_kept
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return timm names: convstem's own families first, then timm trunks under short names, then ``<timm name>_convstem``.
+    """Return timm names: convstem's own families, then timm trunks under short names, then ``<timm name>_convstem``.
 
     Args:
         filter: shell-style pattern of a timm or torchvision name, or a bare word that it holds, such as ``dinov3``;
