@@ -17,7 +17,7 @@ from experiments.seeds import Scores, paired, spread
 from tools.dinov2_vit_small import ORIGIN
 
 STARTS = ("patchify", "transplant", "new stem")
-GAIN_AXIS = "accuracy minus the patchify model's, points (linear from -1 to 1, logarithmic beyond)"
+GAIN_AXIS = "points above the patchify model (linear up to 1, logarithmic beyond)"
 COLOURS = {("transplant", "steps"): "tab:blue", ("transplant", "time"): "tab:cyan", ("new stem", "steps"): "tab:red"}
 
 CONDITIONS, TABLE, PICTURE = "conditions.json", "results.txt", "gain.png"

@@ -94,7 +94,7 @@ class MissingPackageError(ConvStemError, ModuleNotFoundError):
 
 
 class RegistryError(ConvStemError, ValueError):
-    """A file of ``registry/`` is wrong; the message names the file and the row."""
+    """A file of ``registry/`` is wrong; the message names the file and the entry."""
 
 
 class HubError(ConvStemError, OSError):

@@ -1,6 +1,6 @@
 """BatchNorm in a ViT: effects of averaging, conversion, freezing, small batches and accumulated gradients on a stem.
 
-docs/batchnorm.md gives the advice; each of its claims points here or to test_distributed.py.
+docs/batchnorm.md says what to choose; its claims are tested here and in test_distributed.py.
 """
 
 import copy

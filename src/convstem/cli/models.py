@@ -24,7 +24,7 @@ from convstem.registry import catalog
 
 @click.command("list", short_help="List architectures or pretrained tags.")
 @click.argument("pattern", default="")
-@click.option("--all", "everything", is_flag=True, help="Also the names made by rule, <timm name>_convstem.")
+@click.option("--all", "everything", is_flag=True, help="Also every other ViT of timm, as <timm name>_convstem.")
 @click.option("--pretrained", is_flag=True, help="Only models with weights, one line per tag.")
 @click.option("--license", metavar="ID", help="Only tags with this licence, such as apache-2.0; or permissive.")
 @AS_JSON

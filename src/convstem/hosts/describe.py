@@ -24,11 +24,11 @@ from convstem.registry.tables import what_is_kept
 
 
 def list_models(filter: str = "", pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Return timm names: convstem's own families first, then named timm trunks, then the names by rule.
+    """Return timm names: convstem's own families first, then timm trunks under short names, then the others.
 
     Args:
         filter: shell-style pattern of a timm or torchvision name, or a word in it, such as ``dinov3``; ``*`` is
-            everything. Default: all but the names by rule, ``<timm name>_convstem``.
+            everything. Default: all names but those of the form ``<timm name>_convstem``.
         pretrained: only models with weights, one entry per tag; the pattern may then match the tag too.
         license: only pretrained tags under this licence, such as ``apache-2.0``; ``permissive`` stands for all
             licences that let everybody use, change and sell the weights.

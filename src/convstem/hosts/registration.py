@@ -41,10 +41,10 @@ def register() -> dict[str, Registration]:
     """Register convstem's architectures with timm and torchvision, importing both; safe to call again.
 
     Returns:
-        What happened with each host, by host.
+        What happened with timm and with torchvision, by name.
 
     Raises:
-        RegistryError: our own data is damaged. After any error the host is unchanged.
+        RegistryError: our own data is damaged. After any error the library is as it was before.
 
     Warns:
         RuntimeWarning: some names already belong to somebody else and were left alone.
