@@ -22,6 +22,7 @@ def test_damaged_files_are_read_right_or_refused(name: str, tmp_path: Path) -> N
     assert result.counts.total() > result.counts["right"]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_counts_every_reader(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("CONVSTEM_CACHE", "")  # restored afterwards: the command sets it

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import convstem
-from tests.support.everyday import mostly_in_ci
 from tests.support.processes import python
 
 HAS_NAMES = "\nassert timm.is_model('vit_nano4_convstem'), 'no names'\nprint('names')"
@@ -39,7 +38,8 @@ class Other:  # as those of jaxtyping and typeguard: what matches is theirs, and
 """
 
 
-@pytest.mark.parametrize("place", mostly_in_ci(["0", "len(sys.meta_path)"], {"0"}))
+@pytest.mark.full
+@pytest.mark.parametrize("place", ["0", "len(sys.meta_path)"])
 def test_a_finder_that_asks_the_others_as_ours_does(place: str) -> None:
     code = f"import torch\n{ASKS_THE_OTHERS}\nsys.meta_path.insert({place}, Other())\nimport timm{HAS_NAMES}"
     assert python(code).stdout == "names\n"

@@ -15,6 +15,7 @@ sys.meta_path.insert(0, Gone())
 """
 
 
+@pytest.mark.full
 def test_torchvisions_half_works_without_timm_and_what_needs_it_names_it() -> None:
     code = """
 import torch, torchvision

@@ -264,7 +264,7 @@ def test_the_grid_has_every_verb() -> None:
     assert all(row.keys() == TAKES.keys() for row in grid().values())
 
 
-@pytest.mark.parametrize("verb", mostly_in_ci(sorted(TAKES), {"convert", "load", "pull", "push", "transplant"}))
+@pytest.mark.parametrize("verb", mostly_in_ci(sorted(TAKES), {"load", "pull", "push", "transplant"}))
 @pytest.mark.parametrize("spelling", grid())
 def test_every_verb_understands_every_spelling(spelling: str, verb: str, answers: Any) -> None:
     expected, (kinds, text) = grid()[spelling][verb], answers(verb)[spelling]

@@ -18,6 +18,7 @@ from convstem.publishing.convert import convert_to_folder
 from convstem.publishing.push import stage
 from convstem.publishing.verify import require, verify_folder
 from tests.support.assertions import largest_difference, randomise
+from tests.support.everyday import one_in
 
 NANO = "vit_nano4_convstem"
 
@@ -50,7 +51,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_in(2, list(MODELS)))
 def test_what_is_pushed_is_loaded_again(name: str, tmp_path: Path) -> None:
     model = MODELS[name]()
     stage(model, tmp_path)

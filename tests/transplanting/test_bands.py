@@ -87,6 +87,7 @@ def convstem_first(model: nn.Module) -> nn.Conv2d:
     return next(module for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
+@pytest.mark.full
 def test_a_wider_stem_is_saved_and_loaded(tmp_path: Path) -> None:
     source = randomise(timm.create_model("ecvit_t", depth=1)).eval()
     timm.models.save_for_hf(source, tmp_path / "rgb", safe_serialization=True)

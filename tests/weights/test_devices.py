@@ -19,6 +19,7 @@ from convstem.errors import ArgumentError, DeviceMemoryError
 from convstem.files.safetensors import ALLOW_NONFINITE
 from convstem.weights import deferred
 from convstem.weights.devices import DeviceCopier, Piece, enough_memory
+from tests.support.everyday import one_in
 from tests.support.fake_device import FakeCopier
 
 NANO = "vit_nano4_convstem"
@@ -92,7 +93,7 @@ def test_a_wrong_device_ends_before_anything_is_fetched() -> None:
         convstem.load("nobody/nothing", device="gpu")
 
 
-@pytest.mark.parametrize("how", LOADS)
+@pytest.mark.parametrize("how", one_in(3, list(LOADS)))
 def test_no_room_for_the_values(how: str, fake_device: list[FakeCopier], monkeypatch: pytest.MonkeyPatch) -> None:
     copier = Full()
     put_in_place(monkeypatch, copier)
@@ -164,7 +165,7 @@ def test_loading_while_a_graph_is_captured(how: str, monkeypatch: pytest.MonkeyP
     assert LOADS[how]()
 
 
-@pytest.mark.parametrize("how", LOADS)
+@pytest.mark.parametrize("how", one_in(3, list(LOADS)))
 def test_no_room_for_the_parameters(how: str) -> None:
     with pytest.raises(DeviceMemoryError, match="no room for the model") as caught, NoRoomFor(30) as room:
         LOADS[how]()
@@ -174,7 +175,7 @@ def test_no_room_for_the_parameters(how: str) -> None:
     assert caught.value
 
 
-@pytest.mark.parametrize("how", LOADS)
+@pytest.mark.parametrize("how", one_in(3, list(LOADS)))
 def test_an_interrupted_load_leaves_nothing_behind(
     how: str, fake_device: list[FakeCopier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
