@@ -1,4 +1,4 @@
-"""The rooms: no import cycle, dependencies point one way, few files at the top, CONTRIBUTING and tests/ agree."""
+"""The rooms: no import cycle, dependencies point one way, short files, few at the top; CONTRIBUTING and tests agree."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,7 @@ LEVELS = (
 
 LEVEL = {room: level for level, names in enumerate(LEVELS) for room in names}
 FILES_AT_THE_TOP = 9
+LINES = 400
 TEST_FOLDERS = {"experiments", "fuzz", "libraries", "project", "support", "training"}
 """Folders of tests/ for no room: the repository itself, helpers, scripts, whole training runs."""
 
@@ -46,6 +47,10 @@ def violations(package: Path) -> list[str]:
     top = sorted(path.name for path in package.iterdir() if path.is_file())
     if len(top) > FILES_AT_THE_TOP:
         found.append(f"{len(top)} files at the top, {FILES_AT_THE_TOP} at most: {', '.join(top)}")
+    for path in sorted(package.rglob("*.py")):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > LINES:
+            found.append(f"{path.relative_to(package)} has {lines} lines, {LINES} at most: split it")
     return found
 
 
@@ -66,7 +71,7 @@ def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path: Path) -> None:
         stem__embed="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..files import cache\n",  # sideways
         files__cache="import convstem.files.paths\n",
         files__paths="def late():\n    from . import cache\n",  # a cycle, one way inside a function
-        attic__old="from convstem.registry import tables\n",
+        attic__old="from convstem.registry import tables\n" + "#\n" * 400,
         **dict.fromkeys("abcdefghi", ""),
     )
     assert violations(package) == [
@@ -75,6 +80,7 @@ def test_what_is_wrong_in_a_made_up_package_is_found(tmp_path: Path) -> None:
         "convstem.registry.tables imports convstem.stem.embed: registry must not depend on stem",
         "convstem.stem.embed imports convstem.files.cache: stem must not depend on files",
         "10 files at the top, 9 at most: __init__.py, a.py, b.py, c.py, d.py, e.py, f.py, g.py, h.py, i.py",
+        "attic/old.py has 401 lines, 400 at most: split it",
     ]
 
 

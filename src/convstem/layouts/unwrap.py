@@ -73,8 +73,7 @@ class Prefix:
     layout: str | None = None
 
 
-_NORMALISATION = tuple(Drop(f"normalize.{name}", "states the preprocessing, which goes into the config") for name in
-                       ("mean", "std"))  # fmt: skip
+_NORMALISATION = tuple(Drop(f"normalize.{name}", "preprocessing; the config keeps it") for name in ("mean", "std"))
 _PREDICTOR = Drop("predictor.{*}", "the predictor is only for pre-training")
 _PRETRAINING = tuple(Drop(keys, "only pre-training uses it") for keys in (
     "dino_loss.{*}", "ibot_patch_loss.{*}", "koleo_loss.{*}", "gram_loss.{*}", "gram_teacher.{*}", "criterion.{*}",
