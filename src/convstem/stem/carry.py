@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -220,7 +219,7 @@ def _place(
     values = len(below.order)
     rows = values * side**2 if taps is None else len(taps)
     kernel, covered = layer.kernel_size, slice(layer.padding, layer.padding + side)
-    weight = _zeros((layer.channels, layer.in_chans, kernel, kernel), dtype)
+    weight = torch.zeros(layer.channels, layer.in_chans, kernel, kernel, dtype=dtype, device="cpu")
     window = weight[:, :, covered, covered]
     signs = ((1, 0), (-1, rows)) if both_signs else ((1, 0),)
     signs_below = ((1, 0), (-1, values)) if below.both_signs else ((1, 0),)
@@ -233,14 +232,6 @@ def _place(
         part = window[first : first + rows, first_below : first_below + values]
         part.copy_(taps) if sign == sign_below else part.sub_(taps)  # from zero: a negation would give -0.0
     return weight
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return zeros on the CPU; the system provides their memory when it is written, and most of a stem stays zero.
-
-    torch.zeros would write them all, which takes as long as the rest of ``carry``.
-    """
-    return torch.from_numpy(numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8)).view(dtype).view(*shape)
 
 
 def _draw(spare: Tensor, generator: torch.Generator) -> None:
