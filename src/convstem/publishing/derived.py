@@ -245,7 +245,7 @@ def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: M
     placed = ", ".join(map(str, bands or ()))
     text = (
         f"{code(facts.base_model or result.source)} with {channels} input channels: its filters are on bands {placed}, "
-        "counted from 0, and zero on the others: its function of these bands is what it was. Not trained further."
+        "counted from 0, and zero on the others: its function of these bands is unchanged. Not trained further."
     )
     return render(replace(facts, description=text))
 
