@@ -53,7 +53,7 @@ def test_by_default_our_families_come_first_and_names_by_rule_are_counted() -> N
     assert lines[0].startswith("vit_ti16_convstem ")
     assert any(line.startswith("vitc_18gf ") and " 81.6 " in line and " 17.71 " in line for line in lines)
     more = len(catalog.architectures()) - len(families())
-    assert (empty, hint) == ("", f"{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
+    assert (empty, hint) == ("", f"{more} more as <timm name>_convstem: convstem list --all, or a pattern")
 
 
 def test_all_has_every_name_with_its_sizes() -> None:
