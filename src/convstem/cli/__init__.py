@@ -49,7 +49,7 @@ def label_list(context: click.Context, option: click.Parameter, path: str | None
     except ValueError as error:
         raise click.BadParameter(f"{path} is not JSON: {error}") from None
     if not all(isinstance(name, str) for name in names):
-        raise click.BadParameter(f"{path} holds something else than names: expected one a line, or a JSON list of text")
+        raise click.BadParameter(f"{path} holds more than names: expected one per line, or a JSON list of strings")
     return list(names)
 
 

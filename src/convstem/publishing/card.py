@@ -179,7 +179,7 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
     if license is not None and check_license(license) != entry.license:
         raise ArgumentError(
             f"the weights of {entry.name} are under {entry.license}, as the registry states; leave out license= "
-            f"(--license), which gives the licence of a folder or repository that states none"
+            "(--license), which is for a folder or repository that states none"
         )
     return render(facts_of_entry(entry))
 
