@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cold", action="store_true", help="put the files out of the system's cache before each load")
+    parser.add_argument("--cold", action="store_true", help="drop the files from the system's cache before each load")
     return parser.parse_args()
 
 

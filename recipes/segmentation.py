@@ -172,14 +172,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--encoder", default="vit_s16_convstem_pyramid", help="NAME_pyramid, with a tag or without")
     parser.add_argument("--decoder", default="UPerNet", help="any of smp's: Unet, FPN, UPerNet, Segformer, ...")
     parser.add_argument("--pretrained", action="store_true", help="start from the encoder's pretrained weights")
-    parser.add_argument("--weights", type=Path, help="folder of an encoder of yours, instead of --encoder")
+    parser.add_argument("--weights", type=Path, help="folder of your own encoder, instead of --encoder")
     parser.add_argument("--train-stem", action="store_true", help="train the stem too, without norm")
     parser.add_argument("--size", type=int, default=512, help="side of the training windows, a multiple of 32")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the decoder; the encoder's is a tenth")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images")
-    parser.add_argument("--out", type=Path, help="where to save the model, as smp saves it")
+    parser.add_argument("--out", type=Path, help="where smp saves the model")
     return parser.parse_args()
 
 

@@ -226,9 +226,9 @@ def test_load_in_another_type_and_with_another_head() -> None:
         (
             __file__,
             ArgumentError,
-            "is a file, and load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
+            "is a file, but load takes .* `convstem convert .*test_loading.py --out FOLDER` makes such",
         ),
-        ("-me/model", ArgumentError, "a repository of the Hub is named org/name; got '-me/model'"),
+        ("-me/model", ArgumentError, "a Hub repository is named org/name; got '-me/model'"),
         ("vit_base_patch16_224", UnknownModelError, "a patchify model of timm; on a conv stem it is vit_b16_convstem"),
         ("vit_l16_convstem", HubError, "switched off.*timm/vit_large_patch16_224"),
     ],
@@ -239,9 +239,7 @@ def test_load_refuses(source: Any, error: type[Exception], message: str) -> None
 
 
 def test_load_refuses_an_incomplete_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        MissingPathError, match="has no config.json; a model's folder holds it beside.*convstem convert"
-    ):
+    with pytest.raises(MissingPathError, match="has no config.json; `convstem convert .* beside a model's weights"):
         convstem.load(tmp_path)
     timm.models.save_for_hf(timm.create_model(NANO), tmp_path, safe_serialization=True)
     assert convstem.load(tmp_path)
@@ -398,12 +396,12 @@ BAD_FILES = [
     (truncated, ValueError, "is not a valid safetensors file.*truncated, damaged.*fetch it again"),
     (empty, ValueError, "is not a valid safetensors file.*0 bytes"),
     (noise, ValueError, "is not a valid safetensors file"),
-    (pickled, ValueError, "pickle under a safetensors name.*not opened.*convstem convert`"),
+    (pickled, ValueError, "pickle named as safetensors.*not opened.*convstem convert`"),
     (huge_header, ValueError, "is not a valid safetensors file"),
     (huge_tensor, ValueError, "is not a valid safetensors file"),
     (other_architecture, CheckpointError, "no place for: blocks.6.*shapes differ: .*file.*model.*another stem"),
     (missing, CheckpointError, r"the file lacks what the model needs: blocks.3.attn.*and \d+ more"),
-    (surplus, CheckpointError, "the file has what the model has no place for: blocks.6.norm1.weight"),
+    (surplus, CheckpointError, "the model has no place for: blocks.6.norm1.weight"),
     (misshapen, CheckpointError, r"shapes differ: blocks.0.mlp.fc1.weight \(file \[5, 96\], model \[192, 96\]\)"),
     (not_a_number, ValueError, "holds NaN or Inf in blocks.2.norm1.bias.*allow_nonfinite=True"),
     (infinite, ValueError, "holds NaN or Inf in head.weight"),

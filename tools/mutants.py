@@ -513,13 +513,13 @@ def main() -> None:
     """Run the command line, then print the table and the survivors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="how many mutants (300)")
-    parser.add_argument("--seed", type=int, default=0, help="which ones")
-    parser.add_argument("--map", action="store_true", help="copy the checkout and take the map anew")
-    parser.add_argument("--again", action="store_true", help="ask newer tests about survivors first")
-    parser.add_argument("--only", default="", help="only mutants whose id, or file, begins so")
-    parser.add_argument("--tests", nargs="+", default=[], help="those, with --again: files, or names of tests in them")
-    parser.add_argument("--control", action="store_true", help="change nothing: whatever is killed now is a fault here")
-    parser.add_argument("--tree", default=TREE.name, help="name of the copy; another one beside it begins at the end")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice")
+    parser.add_argument("--map", action="store_true", help="copy the checkout and make a new map")
+    parser.add_argument("--again", action="store_true", help="run newer tests on survivors first")
+    parser.add_argument("--only", default="", help="only mutants with this start of id or file")
+    parser.add_argument("--tests", nargs="+", default=[], help="with --again: test files, or names of tests in them")
+    parser.add_argument("--control", action="store_true", help="change nothing: every kill is a bug of this tool")
+    parser.add_argument("--tree", default=TREE.name, help="name of the copy; any other name begins at the end")
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     tree = ROOT if args.table else HOME / args.tree
@@ -541,7 +541,7 @@ def main() -> None:
         )
     rows = [row for one in chosen if (row := known().get(one.id))]
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
-    print(table(rows, equivalent), f"\n{len(found):,} places, {len(rows)} of {len(chosen)} mutants asked", sep="\n")
+    print(table(rows, equivalent), f"\n{len(found):,} places, {len(rows)} of {len(chosen)} mutants tested", sep="\n")
     for row in rows:
         if row["found"] != "killed" and row["id"] not in equivalent:
             print(f"\n{row['id']} {row['file']}:{row['lines'][0]} {row['name']}, {row['kind']}, {row['tests']} tests")

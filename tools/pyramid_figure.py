@@ -68,7 +68,7 @@ def levels(weights: Path, photo: Image.Image) -> dict[str, Tensor]:
 def command_line(description: str) -> argparse.Namespace:
     """Parse the command line of a figure."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("weights", type=Path, help="what tools.dinov2_vit_small wrote")
+    parser.add_argument("weights", type=Path, help="written by tools.dinov2_vit_small")
     parser.add_argument("out", type=Path)
     return parser.parse_args()
 

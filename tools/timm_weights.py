@@ -124,7 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail if the file is stale")
     parser.add_argument("--results", type=Path, help="a copy of timm's results-imagenet.csv")
-    parser.add_argument("--commit", help="the commit of timm's repository that it is from")
+    parser.add_argument("--commit", help="its commit in timm's repository")
     args = parser.parse_args()
     found = rows()
     figures = published_figures(found, args.results, args.commit) if args.results else present_figures()

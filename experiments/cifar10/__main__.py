@@ -31,12 +31,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, required=True, help="image folder written by tools/cifar10.py")
     parser.add_argument("--out", type=Path, required=True, help="destination directory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of the processor; default: torch's choice")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
     parser.add_argument("--teacher", type=Path, help="folder of a finished training")
     add_flags(parser)
     args = parser.parse_args(argv)
     if bool(args.teacher) != bool(args.teacher_share):
-        parser.error("--teacher and --teacher-share are needed both, or neither")
+        parser.error("--teacher and --teacher-share are needed together")
     return args
 
 

@@ -27,10 +27,10 @@ class Settings:
         ValueError: values that contradict each other, or an odd batch size with mixing.
     """
 
-    model: str = option("vit_nano4_convstem", "a name of timm's, or of experiments/cifar10/models.py")
+    model: str = option("vit_nano4_convstem", "a name in timm or experiments/cifar10/models.py")
     model_kwargs: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "NAME=VALUE ... for the model"})
     epochs: int = option(8, "epochs of the schedule")
-    batch_size: int = option(128, "images of a step; what does not fill a batch is left out of its epoch")
+    batch_size: int = option(128, "images per step; an epoch leaves out an incomplete batch")
     opt: str = option("stackedmuon", "timm's name of the optimizer, or stackedmuon: timm's muon, faster on processors")
     lr: float = option(5e-3, "peak learning rate")
     momentum: float = option(0.9, "of optimizers that have one")
@@ -46,18 +46,18 @@ class Settings:
     cutmix: float = option(0.0, "alpha of CutMix; 0: none")
     mixup_prob: float = option(1.0, "share of the batches that are mixed")
     mixup_off_epoch: int = option(0, "no mixing from this epoch on; 0: to the end")
-    model_ema_decay: float = option(0.0, "of the average of weights, which is what is evaluated; 0: none")
+    model_ema_decay: float = option(0.0, "of the averaged weights, which are evaluated; 0: none")
     epoch_steps: int = option(0, "steps of an epoch; 0: as many as the images fill")
     size: int = option(0, "side in pixels to which images are resized; 0: as they are")
     small_epochs: int = option(0, "first epochs on smaller images")
     small_size: int = option(24, "their side in pixels")
     teacher_share: float = option(0.0, "share of the teacher's probabilities in the target")
     temperature: float = option(1.0, "of the teacher's probabilities")
-    views: int = option(0, "augmented views of each image, used in turn, whose teacher logits are kept; even")
+    views: int = option(0, "augmented views of each image, used in turn, with kept teacher logits; even")
     attack_steps: int = option(0, "adversarial training: steps of the attack on each batch; 0: none")
     attack_radius: float = option(8.0, "of the attack: largest change of a pixel, in 1/255")
     amp: bool = option(False, "bfloat16 autocast")
-    fused_attn: bool = option(True, "attention in one operation, whose backward pass is slow in bfloat16 on processors")
+    fused_attn: bool = option(True, "attention in one operation; its backward pass is slow in bfloat16 on CPUs")
     train_images: int = option(0, "first images of each class, in all; 0: all")
     holdout: int = option(0, "evaluate on the last training images of each class, in all, instead of the test images")
     eval_interval: int = option(0, "evaluate after this many epochs, for a curve; 0: after the last only")
@@ -72,7 +72,7 @@ class Settings:
         if self.mixed and self.batch_size % 2:
             raise ValueError(f"timm's Mixup needs an even batch size; got {self.batch_size}")
         if self.layer_decay and self.opt == "stackedmuon":
-            raise ValueError("layer_decay needs an optimizer of timm's, such as adamw or sgd; got stackedmuon")
+            raise ValueError("layer_decay needs a timm optimizer, such as adamw or sgd; got stackedmuon")
 
     @property
     def mixed(self) -> bool:

@@ -109,9 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="steps of each variant")
-    parser.add_argument("--trace", type=int, metavar="ROWS", help="print so many rows of a profile instead")
+    parser.add_argument("--trace", type=int, metavar="ROWS", help="print this many rows of a profile instead")
     parser.add_argument(
-        "--variant", default="average pooling: 64 tokens", choices=list(VARIANTS), help="of the profile"
+        "--variant", default="average pooling: 64 tokens", choices=list(VARIANTS), help="variant to profile"
     )
     parser.add_argument("--out", type=Path, help="also write the table here")
     args = parser.parse_args(argv)

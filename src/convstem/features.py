@@ -159,8 +159,8 @@ def _no_chain(model: nn.Module) -> str:
     hybrid = next((module for module in model.modules() if isinstance(module, HybridEmbed)), None)
     if hybrid is not None:
         return (
-            f"the patch embedding of this {type(model).__name__} is a {type(hybrid.backbone).__name__}, and a pyramid "
-            "takes maps from a chain of convolutions: use timm's own features_only=True of that network"
+            f"the patch embedding of this {type(model).__name__} is a {type(hybrid.backbone).__name__}, but a pyramid "
+            "takes maps from a chain of convolutions: use timm's features_only=True on that network"
         )
     embed = getattr(model, "patch_embed", None)
     has = "" if embed is None or isinstance(embed, PatchEmbed) else f" (it has a {type(embed).__name__})"
@@ -207,7 +207,7 @@ def _take_whole_model(
     if not any(key.startswith(prefix + stem) for key in given):
         if given and own.isdisjoint(given):
             warn(
-                f"no key of this state dict belongs to the feature pyramid, nor to the model that it was made of "
+                "no key of this state dict belongs to the feature pyramid, nor to the model it was made from "
                 f"({given[0]}, ...): load it into the whole model first, or convert it with `convstem convert`"
             )
         return
@@ -360,9 +360,8 @@ def _pools(patch: int, output_stride: int) -> list[tuple[nn.Module, int]]:
         strides.append(strides[-1] * 2)
     if output_stride not in strides:
         raise ArgumentError(
-            f"output_stride must be one of {', '.join(map(str, strides))} for this trunk, whose blocks work at "
-            f"{patch}; got {output_stride!r}: a ViT cannot dilate, so a finer one needs a smaller patch, or the maps "
-            "of the stem"
+            f"output_stride must be one of {', '.join(map(str, strides))} for this trunk, with blocks at {patch}; got "
+            f"{output_stride!r}: a ViT cannot dilate, so a finer one needs smaller patches, or the stem's maps"
         )
     return [
         (nn.MaxPool2d(2, ceil_mode=True) if stride <= output_stride else nn.Identity(), min(stride, output_stride))
@@ -382,7 +381,7 @@ def _resolve(argument: str, indices: int | Sequence[int], choices: Sequence[str]
     wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
     if not wanted or not all(isinstance(index, Integral) and -count <= index < count for index in wanted):
         raise ArgumentError(
-            f"{argument} must be indices from {-count} to {count - 1}, or how many of the last ones; got {indices!r}: "
-            f"there are {', '.join(choices)}"
+            f"{argument} must be indices from {-count} to {count - 1}, or a count from the end; got {indices!r}: there "
+            f"are {', '.join(choices)}"
         )
     return [index % count for index in wanted]

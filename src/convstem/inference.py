@@ -54,8 +54,8 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     stem = find_stem(model)
     norm = stem_norm(stem)
     if norm in ("layernorm2d", "none"):
-        has = "has no norm already" if norm == "none" else "has LayerNorm, which depends on the image"
-        warn(f"nothing was folded: the stem of this model {has}. The model is returned as it is")
+        has = "already has no norm" if norm == "none" else "has LayerNorm, which depends on the image"
+        warn(f"nothing was folded: the stem of this model {has}. The model is returned unchanged")
         return model
     if model.training or stem.training:
         raise ArgumentError(

@@ -51,7 +51,7 @@ def timm_set_metadata(model: Any, model_args: Mapping[str, Any], **traits: Any) 
     told = {**get_model_args(model), **get_model_traits(model)}
     lost = sorted(name for name, value in {**model_args, **traits}.items() if told.get(name) != value)
     if lost:
-        raise RuntimeError(f"timm does not report {', '.join(lost)} of the model as it was set: mend timm_set_metadata")
+        raise RuntimeError(f"timm does not report {', '.join(lost)} of the model as it was set: fix timm_set_metadata")
 
 
 def timm_feature_getter() -> type[Any]:

@@ -92,7 +92,7 @@ def test_transplant_takes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     timm.models.save_for_hf(model, tmp_path / "plain", safe_serialization=True)
     monkeypatch.chdir(tmp_path)
     assert "measured relative error" in run("transplant", "plain", "--out", "out")
-    assert "That of the source; not measured again." in (tmp_path / "out" / "README.md").read_text()
+    assert "Same as the source; not measured again." in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.full

@@ -53,7 +53,7 @@ def test_by_default_our_families_come_first_and_names_by_rule_are_counted() -> N
     assert lines[0].startswith("vit_ti16_convstem ")
     assert any(line.startswith("vitc_18gf ") and " 81.6 " in line and " 17.71 " in line for line in lines)
     more = len(catalog.architectures()) - len(families())
-    assert (empty, hint) == ("", f"{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
+    assert (empty, hint) == ("", f"{more} more as <timm name>_convstem: convstem list --all, or a pattern")
 
 
 def test_all_has_every_name_with_its_sizes() -> None:
@@ -83,9 +83,9 @@ def test_a_bare_word_is_a_part_of_the_name() -> None:
         (["vit_b16_convstm*"], r"no name matches 'vit_b16_convstm\*'; did you mean .*vit_b16_convstem"),
         (
             ["--pretrained", "vitc_1gf"],
-            "no name that matches 'vitc_1gf' has pretrained weights; leave out --pretrained to see",
+            "no name matching 'vitc_1gf' has pretrained weights; leave out --pretrained to see",
         ),
-        (["--license", "mit", "vit_b16_conv"], "tag that matches 'vit_b16_conv' has the licence mit; leave out --lic"),
+        (["--license", "mit", "vit_b16_conv"], "tag matching 'vit_b16_conv' has the licence mit; leave out --lic"),
         (["--license", "gpl"], "license must be one of apache-2.0, .*dinov3-license, .*permissive.*; got 'gpl'"),
     ],
 )
@@ -156,7 +156,7 @@ def test_show_knows_no_pyramid_names_that_timm_does_not() -> None:
 
 def test_weights_that_nobody_has() -> None:
     answer = run("card", "vitc_4gf", status=1)
-    assert "vitc_4gf has no pretrained weights here: timm.create_model('vitc_4gf') builds it at random, and" in answer
+    assert "vitc_4gf has no pretrained weights here: timm.create_model('vitc_4gf') builds it untrained, and" in answer
 
 
 def test_show_leads_from_a_patchify_model_to_its_conv_stem_name() -> None:
@@ -196,7 +196,7 @@ def test_pull_fetches_the_source_of_a_tag(name: str, tag: str, source: str, hub_
 def test_a_word_that_no_name_holds_is_an_error_in_python_too() -> None:
     with pytest.raises(convstem.ConvStemError, match="no name matches 'dinov9'; did you mean .*dinov"):
         convstem.list_models("dinov9")
-    with pytest.raises(convstem.ConvStemError, match="no name that matches 'vitc_18gf' has pretrained weights"):
+    with pytest.raises(convstem.ConvStemError, match="no name matching 'vitc_18gf' has pretrained weights"):
         convstem.list_models("vitc_18gf", pretrained=True)
     assert convstem.list_models("*dinov9*") == []
     assert convstem.list_models("dinov2")

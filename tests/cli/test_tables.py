@@ -9,7 +9,7 @@ from convstem.cli.models import pixels, sizes, weights_cell
 
 @pytest.mark.parametrize(
     ("names", "cell"),
-    [(None, "those of timm's vit_x"), ([], "-"), (["vit.a"], "a"), (["vit.a.b", "vit.c"], "a.b and 1 more")],
+    [(None, "from timm's vit_x"), ([], "-"), (["vit.a"], "a"), (["vit.a.b", "vit.c"], "a.b and 1 more")],
 )
 def test_weights_in_short(names: list[str] | None, cell: str) -> None:
     weights = None if names is None else [{"name": name} for name in names]

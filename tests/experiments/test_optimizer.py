@@ -72,5 +72,5 @@ def test_layer_decay_slows_the_stem_most_and_is_timms() -> None:
 
     assert scales(0.0) == {1.0}
     assert scales(0.5) == {0.5**3}  # stem, two blocks, head
-    with pytest.raises(ValueError, match="layer_decay needs an optimizer of timm's, such as adamw or sgd"):
+    with pytest.raises(ValueError, match="layer_decay needs a timm optimizer, such as adamw or sgd"):
         replace(SETTINGS, layer_decay=0.5)

@@ -50,7 +50,7 @@ def test_a_projection_behind_the_chain_belongs_to_it(patch: int) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_tiny_r_s16_p8_224", "of this VisionTransformer is a Sequential, and a pyramid takes maps from a chain"),
+        ("vit_tiny_r_s16_p8_224", "of this VisionTransformer is a Sequential, but a pyramid takes maps from a chain"),
         ("xcit_nano_12_p16_224", r"Xcit has no conv stem \(it has a ConvPatchEmbed\), and a patch embedding"),
     ],
 )

@@ -18,9 +18,9 @@ def test_a_plain_pickle_says_what_it_asks_for(tmp_path: Path, protocol: int) -> 
     path = tmp_path / "model.pkl"
     content = OrderedDict(state={"a": Fraction(1, 2)}, best="fractions", of=Decimal(3))
     path.write_bytes(pickle.dumps(content, protocol))
-    with pytest.raises(InvalidFileError, match="it asks for ") as caught:
+    with pytest.raises(InvalidFileError, match="it needs ") as caught:
         read_checkpoint(path)
-    asked = str(caught.value).partition("it asks for ")[2].partition(". If")[0].split(", ")
+    asked = str(caught.value).partition("it needs ")[2].partition(". If")[0].split(", ")
     assert {"decimal.Decimal", "fractions.Fraction"} <= set(asked)
     assert "collections.OrderedDict" not in asked and "best" not in str(
         asked

@@ -51,7 +51,7 @@ def test_the_commands_print_one_line(tmp_path: Path) -> None:
             ["pull", "vit_nano4_convstem.cifar10", "--out", "{}/file/out"],
             "cannot write {}/file/out: Not a directory",
         ),
-        (["demo", "--out", "{}/file/out"], "cannot write {}/file/out: Not a directory; a file is in the place of one"),
+        (["demo", "--out", "{}/file/out"], "cannot write {}/file/out: Not a directory; one of its folders is a file"),
     ):
         result = CliRunner().invoke(main, [argument.format(tmp_path) for argument in arguments])
         assert result.exit_code == 1

@@ -24,7 +24,7 @@ def test_float8_is_read_and_looked_into(dtype: torch.dtype, tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_tensors_without_plain_numbers() -> None:
     check_finite({"a": torch.ones(2)}, "the file")
-    said = "the file holds tensors without values .of the meta device. or quantised ones: b"
+    said = "the file holds tensors without values .on the meta device. or quantised ones: b"
     for odd in (torch.ones(2, device="meta"), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)):
         with pytest.raises(InvalidFileError, match=said):
             check_finite({"a": torch.ones(2), "b": odd}, "the file")

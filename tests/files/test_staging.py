@@ -106,7 +106,7 @@ def test_a_folder_in_the_place_of_a_file_is_never_replaced(tmp_path: Path) -> No
     write(tmp_path, "old", NAMES[1:])
     (tmp_path / "README.md").mkdir()
     (tmp_path / "README.md" / "mine.txt").touch()
-    match = "has a folder README.md where a file is to be written"
+    match = "has a folder README.md where a file must go"
     with pytest.raises(ExistingPathError, match=match), replacing(tmp_path, "config.json", overwrite=True) as staged:
         write(staged, "new")
     assert contents(tmp_path) == dict.fromkeys(NAMES[1:], "old")

@@ -184,8 +184,8 @@ def test_a_gated_source_says_where_to_accept_its_licence(call: str, hub: HubServ
         ({"config.json": b"{}"}, "fetch('org/m'{c})", "has no model.safetensors at commit .*; it has .*config.json"),
         ({"model.safetensors": ONE}, "fetch('org/m', 'config.json'{c})", "org/m has no config.json at commit"),
         ({"model.safetensors": ONE}, "fetch('org/m', revision='v9'{c})", "org/m has no revision 'v9'"),
-        ({}, "fetch('org/m', '../../x.safetensors'{c})", "by a plain relative path; got '../../x.safetensors'"),
-        ({}, "fetch('org/m', '/etc/x.safetensors'{c})", "by a plain relative path"),
+        ({}, "fetch('org/m', '../../x.safetensors'{c})", "by plain relative paths; got '../../x.safetensors'"),
+        ({}, "fetch('org/m', '/etc/x.safetensors'{c})", "by plain relative paths"),
         ({}, "fetch('org/m', 'pytorch_model.bin'{c})", r"only README.md, config.json and \*.safetensors are read"),
         ({}, "fetch('a/b/c'{c})", "Repo id must"),
         ({}, "fetch('../m'{c})", "Repo id must"),
@@ -209,7 +209,7 @@ def test_bad_input(
 
 @pytest.mark.parametrize(
     ("name", "size", "message"),
-    [("model.safetensors", 10**16, "10,000,000,000,000,000 bytes, and the cache's disk has"),
+    [("model.safetensors", 10**16, "10,000,000,000,000,000 bytes, but the cache's disk has"),
      ("config.json", 10**8, "config.json of org/m is 100,000,000 bytes; at most 16,777,216 are read")],
 )  # fmt: skip
 def test_absurd_sizes_are_refused_before_the_download(
@@ -239,7 +239,7 @@ def test_a_broken_download_resumes_where_it_stopped(
         Fault(reset=1000),
         Fault(ranged=True, skip=1, status=404, headers=(("X-Error-Code", "EntryNotFound"),), times=1),
     )
-    assert "does not have the file" in fetch(client, cache).error
+    assert "does not have the requested file" in fetch(client, cache).error
     (partial,) = Path(cache).glob("models--*/blobs/*.convstem-incomplete")
     assert partial.stat().st_size == 16 << 20
     hub.arm()
@@ -287,7 +287,7 @@ def test_disk_full(hub: HubServer, client: Client, cache: str, repo: Callable[..
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
     process = run_python(limit + FETCH.format(cache=cache), **hub.env)
     assert "HubError: cannot store org/m@" in process.stderr
-    assert "files may not become so large here; HF_HUB_CACHE chooses another folder" in process.stderr
+    assert "files cannot be that large here; HF_HUB_CACHE chooses another folder" in process.stderr
     kept = [path.suffix for path in Path(cache).glob("models--*/blobs/*")]
     assert set(kept) <= {".incomplete"}  # huggingface_hub 0.x leaves it for the next try
     assert Path(fetch(client, cache).value["path"]).read_bytes() == ONE

@@ -18,7 +18,7 @@ def test_a_file_may_take_all_that_is_free(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
     cache = RepoCache("org/m", tmp_path / "not" / "there" / "yet")
     _check_size(cache, "model.safetensors", 10)
-    with pytest.raises(HubError, match=r"model\.safetensors of org/m is 11 bytes, and the cache's disk has 10 free"):
+    with pytest.raises(HubError, match=r"model\.safetensors of org/m is 11 bytes, but the cache's disk has 10 free"):
         _check_size(cache, "model.safetensors", 11)
 
 

@@ -87,7 +87,7 @@ def test_the_disk_says_nothing_where_no_path_can_be_meant(disk: Path) -> None:
         ("local-dir:", ArgumentError, "a source is .*; got 'local-dir:'"),
         ("timm:vit_tiny", ArgumentError, "begins with timm:, which is not a known scheme; a source is the name"),
         ("https://host/org/w.pth", ArgumentError, "begins with https:, which is not a known scheme"),
-        ("-org/name", ArgumentError, "a repository of the Hub is named org/name; got '-org/name'"),
+        ("-org/name", ArgumentError, "a Hub repository is named org/name; got '-org/name'"),
         (5, ArgumentTypeError, "a source is the name of .*; got a int"),
     ],
 )
@@ -130,7 +130,7 @@ ANSWERS = {  # error class and words of the remedy
     "card": ("ArgumentError", "show takes the name of a model. `convstem card"),
     "convert": ("ConvStemError", "`convstem convert .* --out FOLDER`"),
     "gone": ("MissingPathError", "there is no (file or )?folder .*gone.*: .* takes"),
-    "load": ("ArgumentError", "convstem.load takes a name of ours, and `convstem transplant` one of timm's"),
+    "load": ("ArgumentError", "convstem.load takes convstem's names, `convstem transplant` timm's"),
     "near": ("UnknownModelError", "did you mean|lists all names"),
     "pull": ("ArgumentError", "push takes .* `convstem pull .* --out FOLDER`"),
     "scheme": ("ConvStemError", "timm:vit"),

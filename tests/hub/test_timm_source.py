@@ -31,7 +31,7 @@ def test_a_name_with_weights(hub_file: Callable[..., None]) -> None:
         ),
         ("nosuchmodel", UnknownModelError, r"timm has no model 'nosuchmodel'; timm.list_models\(\) lists"),
         ("vit_tiny_patch16_224.laion", UnknownModelError, "has no pretrained tag 'laion'; it has augreg_in21k, augreg"),
-        ("vit_small_patch16_36x1_224", ArgumentError, "no pretrained weights of vit_small_patch16_36x1_224: choose"),
+        ("vit_small_patch16_36x1_224", ArgumentError, "no pretrained weights for vit_small_patch16_36x1_224: choose"),
         ("vit_large_patch16_224", HubError, "switched off.*timm/vit_large_patch16_224"),
         ("hf-hub:me/nothing", HubError, "switched off.*me/nothing"),
         ("me/nothing", HubError, "switched off.*me/nothing"),

@@ -36,7 +36,7 @@ def test_again_only_if_a_file_is_gone(tmp_path: Path) -> None:
         use(1, False)
     assert len(calls) == 1
     calls.clear()
-    with pytest.raises(HubError, match="file is deleted from the Hub's cache, again and again") as caught:
+    with pytest.raises(HubError, match="file keeps being deleted from the Hub's cache") as caught:
         use(99, True)
     assert len(calls) == TRIES and isinstance(caught.value.__cause__, ValueError)
 
@@ -111,4 +111,4 @@ def test_a_cache_deleted_once(call: str, place: str, models: HubServer, client: 
 def test_a_cache_deleted_again_and_again(place: str, models: HubServer, client: Client, cache: str) -> None:
     outcome = run(client, cache, "load", place, 99)
     assert outcome.kind == "HubError"
-    assert "is deleted from the Hub's cache, again and again, while it is used: stop what clears" in outcome.error
+    assert "keeps being deleted from the Hub's cache while it is used: stop what clears" in outcome.error

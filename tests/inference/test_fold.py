@@ -102,7 +102,7 @@ def test_timms_own_switch_finds_it() -> None:
     assert plain.patch_embed.stem_spec.norm == "none"
 
 
-@pytest.mark.parametrize(("norm", "said"), [("none", "has no norm already"), ("layernorm2d", "has LayerNorm")])
+@pytest.mark.parametrize(("norm", "said"), [("none", "already has no norm"), ("layernorm2d", "has LayerNorm")])
 def test_nothing_to_fold_is_said(norm: str, said: str) -> None:
     model = model_of("timm", stem_norm=norm)
     with pytest.warns(UserWarning, match=said):

@@ -36,7 +36,7 @@ def test_an_mlp_with_a_gate_needs_the_architecture(state: State) -> None:
     for name in ("weight", "bias"):
         key = f"blocks.0.mlp.fc1.{name}"
         state[key] = torch.cat([state[key], state[key]])
-    with pytest.raises(ArgumentError, match=r"the architecture, whose MLP is gated \(SwiGLU\)"):
+    with pytest.raises(ArgumentError, match=r"the architecture, with a gated MLP \(SwiGLU\)"):
         convstem.convert(state, num_heads=3)
 
 
@@ -54,7 +54,7 @@ def test_moco_v3s_table_of_positions_tells_the_heads() -> None:
     assert (converted.pretrained_cfg["mean"], converted.pretrained_cfg["std"]) == (IMAGENET_MEAN, IMAGENET_STD)
     state = converted.state_dict
     assert convstem.convert(state, stem_strides=[2] * 4).architecture == "vit_conv_small"
-    with pytest.raises(ArgumentError, match="the number of attention heads cannot be told"):  # negative control
+    with pytest.raises(ArgumentError, match="the number of attention heads cannot be read"):  # negative control
         convstem.convert({**state, "pos_embed": state["pos_embed"] + 0.1}, stem_strides=[2] * 4)
 
 

@@ -59,7 +59,7 @@ def test_wrappings(name: str, stem: bool, plain: Any) -> None:
 
 def test_a_decoder_is_not_swallowed_with_anything_else(plain: Any) -> None:
     state = {**add_prefix("encoder.", plain.state_dict()), "other.weight": torch.ones(1)}
-    with pytest.raises(convstem.ConvStemError, match="no ViT's checkpoint that convstem knows"):
+    with pytest.raises(convstem.ConvStemError, match="not a ViT checkpoint that convstem knows"):
         convstem.convert(state, num_heads=3)
 
 
@@ -122,7 +122,7 @@ def test_shards_with_an_index(kind: str, plain: Any, tmp_path: Path) -> None:
     result = convert_to_folder(tmp_path, tmp_path / "out", num_heads=3)
     assert result.patchify
     for content, message in (
-        ({"weight_map": {"x": "../x.safetensors"}}, "may name files beside it only; got ../x.safetensors"),
+        ({"weight_map": {"x": "../x.safetensors"}}, "may only name files beside it; got ../x.safetensors"),
         ({"weight_map": {"x": names[1]}}, "names tensors that its files do not have: x"),
         ({"weight_map": 3}, "is not an index of weights"),
         ([], "is not an index of weights"),
@@ -134,14 +134,14 @@ def test_shards_with_an_index(kind: str, plain: Any, tmp_path: Path) -> None:
 
 
 FORMATS = {
-    "m.onnx": (b"\x08\x07", "m.onnx is an ONNX graph, and no checkpoint of torch or JAX: onnx reads it"),
+    "m.onnx": (b"\x08\x07", "m.onnx is an ONNX graph, not a checkpoint of torch or JAX: onnx reads it"),
     "m.gguf": (b"GGUF\x03", "a GGUF file of llama.cpp"),
     "m.bin": (b"GGUF\x03", "a GGUF file of llama.cpp"),
     "m.h5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them"),
     "m.pth": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "m.tflite": (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
-    "m.msgpack": (b"\x81", "a msgpack file of Flax: |flax.serialization.msgpack_restore"),
-    "m.keras": (b"PK\x03\x04", "a model of Keras 3"),
+    "m.msgpack": (b"\x81", "a Flax msgpack file: |flax.serialization.msgpack_restore"),
+    "m.keras": (b"PK\x03\x04", "a Keras 3 model"),
 }
 
 

@@ -32,7 +32,7 @@ def test_nothing_is_known() -> None:
     mean, std, notes = images(plain())
     assert (mean, std) == (None, None)  # the architecture's defaults
     assert len(notes) == 1
-    assert "its mean and std are assumed to be those usual for the architecture" in notes[0]
+    assert "its mean and std are not in the file and are assumed to be the architecture's usual ones" in notes[0]
     assert "--mean, --std" in notes[0]
 
 
@@ -92,7 +92,7 @@ def test_vits_of_transformers_were_fed_differently() -> None:
     state = transformers.ViTModel(transformers.ViTConfig(**SMALL, intermediate_size=96)).state_dict()
     mean, _, notes = images(state)
     assert mean == HALF
-    assert "assumed to be 0.5, for nothing in the file says" in notes[0]
+    assert "assumed to be 0.5: set them with mean=" in notes[0]
 
 
 @pytest.mark.parametrize("kind", ["ViTMSN", "ViTMAE"])
@@ -111,7 +111,7 @@ def test_types_of_transformers_that_are_vits_of_imagenet(kind: str, tmp_path: An
 def test_the_activation_of_a_bare_clip_is_said() -> None:
     tower = transformers.CLIPVisionConfig(**SMALL, intermediate_size=96)
     state = transformers.CLIPVisionModel(tower).state_dict()
-    assert "assumed to be QuickGELU, as in OpenAI's CLIP; LAION's has GELU" in images(state)[2][0]
+    assert "assumed to be QuickGELU, as in OpenAI's CLIP; for GELU, as in LAION's" in images(state)[2][0]
     assert images(state, act_layer="gelu")[2] == []
     converted = convstem.convert(state, num_heads=3, act_layer="gelu")
     assert "quickgelu" not in converted.architecture
@@ -130,8 +130,8 @@ def test_an_assumption_is_on_the_card(tmp_path: Any) -> None:
         command = ["convert", str(tmp_path / f"{name}.pth"), "--out", str(out), "--num-heads", "3", *options]
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 0, done.output
-        assert "Its mean and std are assumed to be" in (out / "README.md").read_text()
-        assert "its mean and std are assumed" in done.output
+        assert "Its mean and std are not in the file" in (out / "README.md").read_text()
+        assert "its mean and std are not in the file" in done.output
         said = CliRunner().invoke(main, [*command, "--overwrite", "--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,0.6"])
         assert said.exit_code == 0, said.output
         assert "assumed" not in (out / "README.md").read_text()

@@ -78,7 +78,7 @@ def test_round_trips_are_bit_exact(case: Case) -> None:
     held = case.hold(case.build().state_dict())
     inward = convert(held, use_ema=case.use_ema, **case.facts)
     if not LAYOUTS[case.layout].invertible:
-        with pytest.raises(ValueError, match=r"can be read, not written; the targets are .*torchvision"):
+        with pytest.raises(ValueError, match=r"can only be read; the targets are .*torchvision"):
             convert(inward.state_dict, "timm", case.layout)
         return
     if case.name == "transformers DINOv2 gated":
@@ -107,7 +107,7 @@ def test_both_sets_of_weights_are_named() -> None:
         assert weights in report.summary()
     case = by_name["pycls averaged"]
     report = convert(case.hold(case.build().state_dict()), **case.facts).report
-    assert "their error is the lower one (raw 30.0, averaged 20.0)" in report.summary()
+    assert "which have the lower error (raw 30.0, averaged 20.0)" in report.summary()
     assert "use_ema (--use-ema) takes them" in convert(
         by_name["torchvision"].hold(by_name["torchvision"].build().state_dict()), **by_name["torchvision"].facts
     ).report.summary()  # fmt: skip

@@ -91,7 +91,7 @@ def test_the_student_is_taken_on_request(name: str) -> None:
 @pytest.mark.parametrize("key", ["head.weight", "backbone2.norm.weight", "decoder.weight"])
 def test_what_lies_beside_a_backbone_must_be_known(key: str) -> None:
     state = {**add_prefix("backbone.", vit().state_dict()), key: torch.zeros(1)}
-    with pytest.raises(ConversionError, match="no ViT's checkpoint that convstem knows"):
+    with pytest.raises(ConversionError, match="not a ViT checkpoint that convstem knows"):
         convert({"state_dict": state}, num_heads=3)
 
 

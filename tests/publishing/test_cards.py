@@ -169,7 +169,7 @@ def test_the_card_of_a_folder_says_so_too(tmp_path: Path) -> None:
 def test_the_card_of_a_transplant_knows_torchvision_and_the_accuracy_of_the_source() -> None:
     text = card_of("vit_b16_convstem")
     assert 'get_model("vit_b_16_convstem", weights="AUGREG2_IN21K_FT_IN1K")' in text
-    assert "That of timm/vit_base_patch16_224.augreg2_in21k_ft_in1k: acc@1 85.108 %, acc@5 97.53 % on Imag" in text
+    assert "Same as timm/vit_base_patch16_224.augreg2_in21k_ft_in1k: acc@1 85.108 %, acc@5 97.53 % on Imag" in text
     assert "; not measured again." in text
     assert ModelCard(text).data.eval_results is None
 

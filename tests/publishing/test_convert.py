@@ -142,7 +142,7 @@ def test_a_plain_vit_is_recognised_and_transplanted_on_request(tmp_path: Path) -
     source = plain(tmp_path / "source")
     text = run(source, "--out", tmp_path / "plain", "--check")
     assert "vit_tiny_patch16_224(num_classes=4)" in text
-    assert "a plain (patchify) ViT of timm's; --transplant gives it a conv stem" in text
+    assert "a plain (patchify) timm ViT; --transplant gives it a conv stem" in text
     assert "equal to transformers's outputs within" in text
     text = run(source, "--out", tmp_path / "stem", "--transplant", "--check", "--license", "apache-2.0")
     assert "vit_ti16_convstem" in text
@@ -233,9 +233,9 @@ def hidden_layer(path: Path) -> None:
 
 
 BAD_FILES = {
-    "truncated": (truncated, "bad.pth", "bad.pth .* is truncated, damaged or no checkpoint"),
+    "truncated": (truncated, "bad.pth", "bad.pth .* is truncated, damaged or not a checkpoint"),
     "truncated safetensors": (half, "bad.safetensors", "is not a valid safetensors file"),
-    "truncated npz": (lambda path: path.write_bytes(b"PK\3\4 half"), "bad.npz", "truncated, damaged or no .npz"),
+    "truncated npz": (lambda path: path.write_bytes(b"PK\3\4 half"), "bad.npz", "truncated, damaged or not an .npz"),
     "code": (lambda path: torch.save({"state_dict": {"x": Evil()}}, path), "bad.pth", "without running code.*system"),
     "a list": (lambda path: torch.save([torch.ones(1)], path), "bad.pth", "holds a list, not a dictionary"),
     "tied": (tied, "bad.pth", "blocks.0.norm1.weight, blocks.1.norm1.weight. No ViT ties its weights"),
@@ -258,7 +258,7 @@ def test_bad_files_are_one_sentence(name: str, tmp_path: Path, monkeypatch: pyte
 
 BAD_NEIGHBOURS = {
     "no JSON": ("config.json", b"{half", "config.json is not JSON"),
-    "no text": ("config.json", b"\xff\xfe\0", "config.json is not text in UTF-8: byte 2 cannot be read"),
+    "no text": ("config.json", b"\xff\xfe\0", "config.json is not UTF-8 text: byte 2 cannot be read"),
     "a list": ("config.json", b"[1]", "config.json .* expected a JSON object, got a list"),
     "one mean": ("preprocessor_config.json", b'{"image_mean": 0.5}', "image_mean must be a list of numbers; got 0.5"),
     "a word": ("preprocessor_config.json", b'{"image_std": "abc"}', "image_std must be a list of numbers; got abc"),
@@ -287,7 +287,7 @@ FOREIGN = {
     "resnet18": "a ResNet's checkpoint",
     "convnext_atto": "a ConvNeXt or another staged network",
     "beit_base_patch16_224": "a BEiT's checkpoint",
-    "eva02_base_patch16_clip_224": "an EVA or DINOv3 model",
+    "eva02_base_patch16_clip_224": "an EVA or DINOv3 checkpoint",
 }
 
 
@@ -339,9 +339,9 @@ def test_mixed_layouts_are_refused_and_mixed_dtypes_said() -> None:
 def test_only_you_can_know_the_heads() -> None:
     case = next(case for case in CASES if case.name == "torchvision")
     state = case.build().state_dict()
-    with pytest.raises(ValueError, match=r"attention heads cannot be told .* pass num_heads= or architecture="):
+    with pytest.raises(ValueError, match=r"attention heads cannot be read .* pass num_heads= or architecture="):
         convstem.convert(state)
-    with pytest.raises(ValueError, match=r"strides of the 4 stem layers cannot be told"):
+    with pytest.raises(ValueError, match=r"strides of the 4 stem layers cannot be read"):
         convstem.convert(state, num_heads=3)
     assert len(convstem.convert(state, "torchvision")) == len(state)  # tensors alone need neither
     with pytest.raises(ValueError, match=r"this checkpoint is not a vitc_4gf: it has 2 blocks of width 24"):
@@ -387,7 +387,7 @@ def test_what_is_no_checkpoint_is_one_sentence_without_torchs_advice(name: str, 
         path = tmp_path / f"{name}{suffix}"
         path.write_bytes(NO_CHECKPOINTS[name])
         output = run(path, "--out", tmp_path / "out", status=1)
-        assert "is truncated, damaged or no checkpoint" in output, output
+        assert "is truncated, damaged or not a checkpoint" in output, output
         assert "weights_only" not in output
         assert len(output.splitlines()) == 1
 
@@ -458,7 +458,7 @@ def test_class_names_of_a_file(tmp_path: Path) -> None:
     refused = run(tmp_path / "a.pth", *TOLD, "--labels", tmp_path / "two.txt", "--out", tmp_path / "x", status=1)
     assert "2 labels (--labels) were given for 3 classes" in refused
     (tmp_path / "bad.json").write_text("[1, 2, 3]")
-    assert "expected one a line" in run(
+    assert "expected one per line" in run(
         tmp_path / "a.pth", "--labels", tmp_path / "bad.json", "--out", tmp_path / "x", status=2
     )
 

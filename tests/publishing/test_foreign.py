@@ -156,7 +156,7 @@ def test_a_state_dict_alone_names_no_class_to_compare_with(tmp_path: Path) -> No
 def test_the_layout_that_a_config_names(tmp_path: Path) -> None:
     source = saved(COMPARED["ViTModel"](), tmp_path / "source")
     assert ("layout", "transformers_vit: its config says so") in convert_to_folder(source, tmp_path / "out").rows()
-    with pytest.raises(InvalidFileError, match="config.json is of transformers.*convstem convert FOLDER --out NEW"):
+    with pytest.raises(InvalidFileError, match="config.json is from transformers.*convstem convert FOLDER --out NEW"):
         convstem.load(source)
 
 

@@ -66,7 +66,7 @@ def test_a_quantised_model() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torch.ao.quantization.quantize_dynamic(nano(), {nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(UnsupportedModelError, match="the model is quantised: blocks.*save the model that it was made"):
+    with pytest.raises(UnsupportedModelError, match="the model is quantised: blocks.*save the model it was made"):
         convstem.push(model, "org/name", license="mit", dry_run=True)
 
 

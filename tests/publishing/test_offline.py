@@ -28,7 +28,7 @@ def test_a_dry_run_of_push() -> None:
     result = convstem.push(nano(), "me/nano", license="mit", dry_run=True)
     assert result.files == dict.fromkeys(("config.json", "model.safetensors", "README.md"), "send")
     assert result.commit is None
-    assert "not compared with what the Hub has: the Hub is switched off (HF_HUB_OFFLINE)" in result.note
+    assert "not compared with the Hub: the Hub is switched off (HF_HUB_OFFLINE)" in result.note
     with pytest.raises(UnreachableError, match="switched off"):
         convstem.push(nano(), "me/nano", license="mit")
 
@@ -36,7 +36,7 @@ def test_a_dry_run_of_push() -> None:
 def test_a_dry_run_of_publish() -> None:
     (row,) = convstem.publish("me", "vit_nano4*", dry_run=True)
     assert row.action == "publish"
-    assert row.detail.endswith("the Hub did not answer: what it has is not known")
+    assert row.detail.endswith("the Hub did not answer, so its content is unknown")
     with pytest.raises(UnreachableError, match="switched off"):
         convstem.publish("me", "vit_nano4*")
 

@@ -81,7 +81,9 @@ def test_a_licence_that_forbids_it_is_refused_with_the_reason(hub: HubServer, cl
     client("import convstem")
     (row,) = publish(client, "'*bamboo*'")
     assert row["action"] == "refuse"
-    assert row["detail"] == "the licence of the source (unknown) is not known, and without one nothing may be passed on"
+    assert (
+        row["detail"] == "the licence of the source (unknown) is unknown, and without one nothing may be redistributed"
+    )
     assert hub.store.repos == {}
     assert "no weights match 'x*'" in client("convstem.publish('org', 'x*')").error
 

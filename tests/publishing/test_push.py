@@ -212,7 +212,7 @@ def test_a_checkpoint_brings_its_preprocessing_and_its_averaged_weights(
         ("", "convstem.push(nano, 'a/b/c', license='mit')", "Repo id must"),
         ("", "convstem.push(3, 'writer/x', license='mit')", "a model, a folder or a checkpoint .* got int"),
         ("", "convstem.push('absent', 'writer/x', license='mit')",
-         "absent is a name .there is no file or folder of this name., and push takes a folder"),
+         "absent is a name .there is no file or folder of this name., but push takes a folder"),
         ("", "convstem.push({tmp!r}, 'writer/x', license='mit')", "has no config.json and no model.safetensors"),
         ("m = timm.create_model('test_vit')", "convstem.push(m, 'writer/x', license='mit')",
          "expected a conv-stem architecture of convstem, got 'test_vit'.*`convstem transplant`"),
@@ -223,7 +223,7 @@ def test_a_checkpoint_brings_its_preprocessing_and_its_averaged_weights(
         ("", "convstem.push(nano, 'writer/x', "
          "license='mit', metrics={{'acc@1': 1}})", "metrics need the dataset they were measured on"),
         ("", "convstem.push(nano, 'writer/x', license='mit', card='---\\nlicense: gpl-3.0\\n---\\n')",
-         "the card says license: gpl-3.0, and license='mit' was given"),
+         "the card says license: gpl-3.0, but license='mit' was given"),
         ("", "convstem.push(nano, 'writer/x', license='mit', tag='nano')",
          "unknown convstem model 'nano'; did you mean vit_nano4_convstem"),
         ("", "convstem.push(nano, 'writer/x', license='mit', token='reader')",

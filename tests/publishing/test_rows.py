@@ -48,7 +48,7 @@ def test_all_rows() -> None:
 def test_rows_that_not_every_result_has() -> None:
     told = dict(result(transplant=Transplanted(), patchify=True).rows())
     assert told["transplant"].startswith("kept for every input") and "1.2e-03" in told["transplant"]
-    assert told[""] == "a plain (patchify) ViT of timm's; --transplant gives it a conv stem"
+    assert told[""] == "a plain (patchify) timm ViT; --transplant gives it a conv stem"
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,6 @@ def test_a_model_that_cannot_be_copied(tmp_path: Path) -> None:
 
 
 def test_an_argument_that_no_config_holds(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="this model was built with act_layer=<class .*ReLU'>: build it with names"):
+    with pytest.raises(ArgumentError, match="this model was built with act_layer=<class .*ReLU'>: use names"):
         staged(nano(act_layer=nn.ReLU), tmp_path)
     staged(nano(act_layer="relu"), tmp_path)

@@ -41,12 +41,12 @@ def weights(change: Callable[[Content], Any]) -> Callable[[Content], Content]:
 SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
     "a key is missing": (
         weights(lambda state: {key: value for key, value in state.items() if key != "norm.weight"}),
-        "the weights in c.pth are not those of vit_nano4_convstem: the file lacks what the model needs: norm.weight",
+        "the weights in c.pth do not fit vit_nano4_convstem: the file lacks what the model needs: norm.weight",
     ),
-    "weights of another size": (kwargs(depth=2), "are not those of vit_nano4_convstem: the file has what the model"),
+    "weights of another size": (kwargs(depth=2), "do not fit vit_nano4_convstem: the model has no place for"),
     "no state dict": (weights(lambda state: None), "state_dict of c.pth is a NoneType; expected tensors by key"),
-    "integers as keys": (weights(lambda state: {1: state["norm.weight"]}), "must hold tensors by key; 1 is none"),
-    "no tensors": (weights(lambda state: {**state, "norm.weight": 3}), "tensors by key; norm.weight is none"),
+    "integers as keys": (weights(lambda state: {1: state["norm.weight"]}), "must hold tensors by key; 1 is not one"),
+    "no tensors": (weights(lambda state: {**state, "norm.weight": 3}), "tensors by key; norm.weight is not one"),
     "a head without axes": (weights(lambda s: {**s, "head.weight": torch.tensor(1.0)}), "head.weight .file .., model"),
     "integers": (
         weights(lambda state: {key: (value * 9).to(torch.int8) for key, value in state.items()}),
@@ -59,7 +59,7 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
     "images without size": (arguments(img_size="large"), "describe no images: {'img_size': 'large'}"),
     "mean as text": (arguments(mean="abc"), "the arguments in c.pth: mean must be a list of numbers; got"),
     "depth": (kwargs(depth=10**9), "the arguments in c.pth: depth = 1000000000 is too large; at most 512"),
-    "depth beyond the file": (kwargs(depth=500), "depth = 500 is more than the weights beside it can have been made"),
+    "depth beyond the file": (kwargs(depth=500), "depth = 500 is more than the weights beside it allow"),
     "width": (kwargs(embed_dim=12288), "embed_dim = 12288 is more than the weights"),
     "stem": (kwargs(stem_channels=[10**12]), "stem_channels = .1000000000000. is too large"),
     "checkpoint_path": (kwargs(checkpoint_path="/etc/passwd"), "unknown model_args checkpoint_path;"),

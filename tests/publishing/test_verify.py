@@ -96,20 +96,20 @@ CASES = {
     "weights without config": (
         lambda f: (f / "config.json").unlink(),
         "config",
-        "has no config.json; a model.s folder holds it",
+        "has no config.json; `convstem convert FILE",
     ),
     "truncated": (
         truncate,
         "header",
         "not a",
     ),
-    "pickle": (write("model.safetensors", b"\x80\x04x" * 9), "header", "a pickle under a safetensors name"),
+    "pickle": (write("model.safetensors", b"\x80\x04x" * 9), "header", "a pickle named as safetensors"),
     "header of 100 GB": (header(100 << 30), "header", "not a valid safetensors file"),
     "nan": (weights(nan), "finite", "NaN or Inf in norm.weight"),
     "negative variance": (
         weights(negative),
         "finite",
-        "holds negative variances in patch_embed.backbone.0.bn.running_var, whose roots are NaN",
+        "holds negative variances in patch_embed.backbone.0.bn.running_var .their roots are NaN",
     ),
     "missing tensor": (
         weights(lambda s: {k: v for k, v in s.items() if k != "norm.bias"}),
@@ -119,7 +119,7 @@ CASES = {
     "surplus tensor": (
         weights(lambda s: s.update(x=torch.ones(1))),
         "shapes",
-        "the file has what the model has no place for: x",
+        "the model has no place for: x",
     ),
     "misshapen": (
         config(model_args={"mlp_ratio": 1.0}),
@@ -145,9 +145,9 @@ CASES = {
         "config",
         "unknown model_args pretrained",
     ),
-    "location": (config(pretrained_cfg={"file": "../../x"}), "config", "may not say where weights are .*: file"),
-    "pickle location": (config(model_args={"checkpoint_path": "/x"}), "config", "may not say .*: checkpoint_path"),
-    "pickle name": (config(pretrained_cfg={"hf_hub_filename": "x.bin"}), "config", "may not say .*: hf_hub_filename"),
+    "location": (config(pretrained_cfg={"file": "../../x"}), "config", "must not say where weights are .*: file"),
+    "pickle location": (config(model_args={"checkpoint_path": "/x"}), "config", "must not say .*: checkpoint_path"),
+    "pickle name": (config(pretrained_cfg={"hf_hub_filename": "x.bin"}), "config", "must not say .*: hf_hub_filename"),
     "absurd depth": (config(model_args={"depth": 10**9}), "config", "depth = 1000000000 is too large; at most 512"),
     "absurd stem": (config(model_args={"stem_channels": [8] * 10**4}), "config", "stem_channels = .* is too large"),
     "absurd classes": (config(num_classes=10**9), "config", "num_classes = 1000000000 is too large"),
@@ -189,7 +189,7 @@ def test_command(folder: Path) -> None:
 
 
 def test_pull_of_names() -> None:
-    with pytest.raises(ValueError, match="ships inside convstem, there is nothing to download; give a folder"):
+    with pytest.raises(ValueError, match="ships inside convstem, so nothing is downloaded; give a folder"):
         convstem.pull(NANO)
     with pytest.raises(KeyError, match="vit_nano4_convstem has no pretrained tag 'x'; it has cifar10"):
         convstem.pull("vit_nano4_convstem.x")

@@ -220,7 +220,7 @@ def test_a_card_that_unfolds(folder: Path) -> None:
     assert len(failed[0].detail) < 500
     with pytest.raises(InvalidFileError, match="it has 70,0.. characters; at most 65,536 are read"):
         license_of_card(f"---\nlicense: mit\nx: {'y' * 70_000}\n---\n")
-    with pytest.raises(InvalidFileError, match="is not valid: it has lists in lists, more than 32 deep"):
+    with pytest.raises(InvalidFileError, match="is not valid: its lists are nested more than 32 deep"):
         license_of_card(f"---\nlicense: mit\nx: {'[' * 20_000}{']' * 20_000}\n---\n")
     assert license_of_card("---\nlicense: mit\n---\n") == "mit"
 
@@ -246,7 +246,7 @@ def test_a_card_in_an_encoding_that_says_so(encoding: str, folder: Path, tmp_pat
 
 def test_a_card_in_another_encoding_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     (folder / "README.md").write_bytes(CARD.encode("latin-1"))
-    message = "README.md is not text in UTF-8: byte 25 cannot be read. Save it as UTF-8"
+    message = "README.md is not UTF-8 text: byte 25 cannot be read. Save it as UTF-8"
     assert message in [check.detail for check in convstem.verify(folder).checks]
     for call in (
         lambda: card_of(folder),
@@ -259,7 +259,7 @@ def test_a_card_in_another_encoding_is_a_sentence(folder: Path, tmp_path: Path) 
 
 def test_a_card_of_another_licence_names_the_ways(folder: Path) -> None:
     message = (
-        "make them agree: write apache-2.0 in the metadata at its head, give another with card= .--card., or remove"
+        "was given: write apache-2.0 in the metadata at its head, give another card with card= .--card., or remove"
     )
     with pytest.raises(ArgumentError, match=message):
         write_card(folder, "org/m", "apache-2.0", None, CARD, {})
@@ -277,5 +277,5 @@ def test_a_card_of_no_licence_gets_the_one_that_is_given(folder: Path, license: 
     data = ModelCard(card.read_text()).data
     assert {name: data.get(name) for name in ("license", "license_name") if data.get(name)} == fields
     assert card.read_text().endswith("license: other\n")  # nothing below the metadata changes
-    with pytest.raises(ArgumentError, match="make them agree"):  # now the card names a licence
+    with pytest.raises(ArgumentError, match="or remove README.md to have one made"):  # now the card names a licence
         write_card(folder, "org/m", "bsd-3-clause", None, None, {})

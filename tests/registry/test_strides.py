@@ -15,16 +15,14 @@ def test_strides_that_there_are() -> None:
 
 @pytest.mark.parametrize("stride", [0, -8, 8.0, True, "8", [8]])
 def test_no_stride(stride: object) -> None:
-    with pytest.raises(
-        ArgumentError, match="stride is the number of pixels from token to token, a whole number of at least 1; got"
-    ):
+    with pytest.raises(ArgumentError, match="stride is the token spacing in pixels, a whole number of at least 1; got"):
         check_stride(stride, 16)
 
 
 @pytest.mark.parametrize(("stride", "patch", "near"), [(24, 16, "8, 16, 32, 64"), (5, 16, "8"), (8, 14, "7, 14, 28")])
 def test_no_power_of_two(stride: int, patch: int, near: str) -> None:
     with pytest.raises(
-        ArgumentError, match=f"here {near}.*; got stride={stride} for patches of {patch} pixels: choose"
+        ArgumentError, match=f"such as {near}.*; got stride={stride} for patches of {patch} pixels: choose"
     ):
         check_stride(stride, patch)
 
@@ -50,10 +48,10 @@ def test_the_last_layer_alone_may_change() -> None:
 
 def test_in_words() -> None:
     assert tokens_in_words(16, 16) == ""
-    assert "stride = 4, of the image with 12 more pixels at its right and lower border, all zero" in tokens_in_words(
+    assert "stride = 4, on the image with 12 more pixels at its right and lower border, all zero" in tokens_in_words(
         16, 4
     )
-    assert "of the image whose squares of 4 x 4 pixels are averaged" in tokens_in_words(16, 64)
+    assert "on the image averaged over squares of 4 x 4 pixels" in tokens_in_words(16, 64)
 
 
 @pytest.mark.parametrize(("kernel", "enough"), [(7, True), (5, False)])
@@ -62,5 +60,5 @@ def test_a_layer_of_stride_2_reads_two_patches_by_a_kernel_of_7(kernel: int, eno
     if enough:
         check_reads(stem, 8)
         return
-    with pytest.raises(ArgumentError, match="reads whole ones by a kernel of 7; got 5: pass kernel_sizes"):
+    with pytest.raises(ArgumentError, match="needs a kernel of 7; got 5: pass kernel_sizes"):
         check_reads(stem, 8)

@@ -101,7 +101,7 @@ def test_a_transplant_is_saved_under_the_name_that_rebuilds_it(source: str, name
 
 
 def test_a_transplant_that_no_name_rebuilds_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="was transplanted, but nothing was written: a folder is loaded by a name"):
+    with pytest.raises(ValueError, match="was transplanted, but nothing was written: folders load by name"):
         transplant_to_folder("swin_tiny_patch4_window7_224", tmp_path / "swin", pretrained=False)
     assert not list(tmp_path.iterdir())
 

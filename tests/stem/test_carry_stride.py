@@ -148,7 +148,7 @@ def test_errors() -> None:
     weight, bias = filters(8, 3, 16)
     dense = default_stem(16, 8, 3, 4)
     carry(weight, bias, dense, stride=4)  # the valid neighbour
-    with pytest.raises(ArgumentError, match=r"patches of 16 pixels overlap, .*by a kernel of 7; got 3: pass"):
+    with pytest.raises(ArgumentError, match=r"patches of 16 pixels overlap, .*needs a kernel of 7; got 3: pass"):
         carry(weight, bias, StemSpec(dense.channels, dense.strides, norm="none"), stride=4)
     with pytest.raises(ArgumentError, match=r"\[2, 2, 1\] multiply to 4, patch_size is 16: change one"):
         carry(weight, bias, dense)

@@ -93,8 +93,8 @@ def test_a_stem_without_norm_survives_saving(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "target", "said"), [
     ("batchnorm2d", "none", "was folded into the convolutions"),
     ("frozen_bn", "none", "was folded into the convolutions"),
-    ("none", "batchnorm2d", "was given mean 0 and variance 1"),
-    ("none", "frozen_bn", "was given mean 0 and variance 1"),
+    ("none", "batchnorm2d", "starts at mean 0 and variance 1"),
+    ("none", "frozen_bn", "starts at mean 0 and variance 1"),
 ])  # fmt: skip
 def test_a_checkpoint_of_each_norm_loads_into_the_others(host: str, source: str, target: str, said: str) -> None:
     model, other = randomise(host_model(host, source)).eval(), host_model(host, target).eval()

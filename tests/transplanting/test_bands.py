@@ -105,7 +105,7 @@ def test_a_wider_stem_is_saved_and_loaded(tmp_path: Path) -> None:
 def test_a_stem_is_not_replaced_by_another() -> None:
     model = timm.create_model("vit_nano4_convstem", depth=1)
     for arguments in ({}, {"stem": (24, 96), **SENTINEL}):
-        with pytest.raises(TypeError, match="has a conv stem already; .* more input channels by in_chans= and bands="):
+        with pytest.raises(TypeError, match="already has a conv stem; .* more input channels, by in_chans= and bands="):
             convstem.transplant(model, **arguments)
     with pytest.raises(ValueError, match="in_chans and bands belong together; got in_chans=13, bands=None"):
         convstem.transplant(model, in_chans=13)

@@ -61,7 +61,7 @@ PROJECTIONS = [
     (nn.Conv2d(3, 192, 8, 8, dilation=2), r"dilation \(2, 2\)"),
     (nn.Conv2d(3, 192, 16, 16, groups=3), "3 groups"),
     (nn.Conv2d(3, 192, 16, 16, padding="valid"), None),
-    (Scaled(3, 192, 16, 16), "a forward of its own, that of Scaled"),
+    (Scaled(3, 192, 16, 16), "the forward of Scaled"),
     (Named(3, 192, 16, 16), None),
     (hooked, "hooks"),
     (hooked_behind, "hooks"),
@@ -79,7 +79,7 @@ def test_a_projection_that_does_more_is_refused(host: str, projection: Any, has:
         with torch.no_grad():
             assert relative_error(convstem.transplant(model)(x), model(x)) < 5e-6
         return
-    message = f"the patch embedding of VisionTransformer has {has}, which a stem in its place would not have"
+    message = f"the patch embedding of VisionTransformer has {has}, which a stem would not have"
     with pytest.raises(UnsupportedModelError, match=message):
         convstem.transplant(model)
 
@@ -145,7 +145,7 @@ def test_a_resized_patch_on_another_default_device(around: str) -> None:
 def test_a_model_without_values_is_refused() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_patch16_224", depth=1)
-    with pytest.raises(ArgumentError, match="weight is on the meta device, hence without values: load"):
+    with pytest.raises(ArgumentError, match="weight is on the meta device, so it has no values: load"):
         convstem.transplant(model)
 
 

@@ -37,7 +37,7 @@ TIED = [
     ("vit_relpos_small_patch16_224", SMALL, "relative positions that count tokens"),
     ("cait_xxs24_224", {"depth_token_only": 1}, "positions that timm cannot resample .no set_input_size."),
     ("convit_tiny", {}, "positions that timm cannot resample"),
-    ("samvit_base_patch16_224", SMALL, "window attention, whose windows count tokens"),
+    ("samvit_base_patch16_224", SMALL, "window attention, with windows that count tokens"),
 ]
 
 
@@ -99,7 +99,7 @@ def test_coarser_tokens(name: str, args: dict[str, object], times: int) -> None:
 def test_positions_that_cannot_be_resampled(name: str, args: dict[str, object], what: str) -> None:
     source = timm.create_model(name, depth=1, **args)
     with pytest.raises(
-        UnsupportedModelError, match=rf"cannot have more tokens than patches .stride=8.*it has {what}.*from 16 on"
+        UnsupportedModelError, match=rf"cannot have more tokens than patches .stride=8.*it has {what}.*of at least 16"
     ):
         convstem.transplant(source, stride=8)
 
@@ -228,7 +228,7 @@ def test_torchvision(stride: int) -> None:
 BAD = [
     (0, "a whole number of at least 1; got 0"),
     (8.0, "a whole number of at least 1; got 8.0"),
-    (24, "times or divided by a power of two, here 8, 16, 32, 64 or further on; got stride=24"),
+    (24, "times or divided by a power of two, such as 8, 16, 32, 64; got stride=24"),
     (128, "stride=128 is larger than the image, 64x96 pixels: pass a smaller stride, or a larger img_size"),
 ]
 

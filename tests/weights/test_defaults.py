@@ -220,7 +220,7 @@ def test_a_named_source_on_the_meta_device(tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="default device is meta, which holds no values.*pretrained=False"):
             convstem.transplant(tmp_path)
         made = timm.create_model("vit_tiny_patch16_224", **SMALL)
-        with pytest.raises(ArgumentError, match="is on the meta device, hence without values"):
+        with pytest.raises(ArgumentError, match="is on the meta device, so it has no values"):
             convstem.transplant(made)
 
 

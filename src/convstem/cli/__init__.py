@@ -26,7 +26,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 OUT_FOLDER = click.option("--out", required=True, type=FOLDER, help="Folder to write; created if needed.")
 
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model that is in the folder.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the model in the folder.")
 
 
 LONGEST_RULE = 120
@@ -49,7 +49,7 @@ def label_list(context: click.Context, option: click.Parameter, path: str | None
     except ValueError as error:
         raise click.BadParameter(f"{path} is not JSON: {error}") from None
     if not all(isinstance(name, str) for name in names):
-        raise click.BadParameter(f"{path} holds something else than names: expected one a line, or a JSON list of text")
+        raise click.BadParameter(f"{path} holds more than names: expected one per line, or a JSON list of strings")
     return list(names)
 
 
@@ -58,7 +58,7 @@ LABELS = click.option(
     type=click.Path(exists=True, dir_okay=False),
     callback=label_list,
     metavar="FILE",
-    help="File with the names of the classes, one a line, or a JSON list.",
+    help="File of class names, one per line, or a JSON list.",
 )
 
 

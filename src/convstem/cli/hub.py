@@ -10,7 +10,7 @@ import click
 import convstem
 from convstem.cli import AS_JSON, FOLDER, LABELS, OVERWRITE, print_json, say, say_lines
 
-PRIVATE = click.option("--private", is_flag=True, help="Create the repository private.")
+PRIVATE = click.option("--private", is_flag=True, help="Create a private repository.")
 
 
 @click.command(short_help="Push a model to the Hub as one commit.")
@@ -22,10 +22,10 @@ PRIVATE = click.option("--private", is_flag=True, help="Create the repository pr
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--card", type=click.Path(exists=True, dir_okay=False), help="Model card, a markdown file.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="For example acc@1=81.2; repeatable.")
-@click.option("--dataset", default="", help="What the metrics were measured on.")
+@click.option("--dataset", default="", help="Dataset of the metrics.")
 @LABELS
-@click.option("--base-model", help="The repository that the weights were made from.")
-@click.option("--arch", help="Architecture of a checkpoint, if the one that it names can no longer be found.")
+@click.option("--base-model", help="Repository that the weights derive from.")
+@click.option("--arch", help="Architecture, if the one that a checkpoint names can no longer be found.")
 @click.option("--use-ema", is_flag=True, help="Push the averaged weights of a checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @PRIVATE
@@ -125,7 +125,7 @@ def verify(source: str, revision: str | None, as_json: bool) -> None:
 
 @click.command(short_help="Publish the registry's weights to an organisation.")
 @click.option("--namespace", required=True, help="Organisation or user on the Hub.")
-@click.option("--only", default="*", show_default=True, help="Pattern of architecture.tag.")
+@click.option("--only", default="*", show_default=True, help="Pattern for architecture.tag.")
 @click.option("--dry-run", is_flag=True, help="Only print the plan.")
 @PRIVATE
 @AS_JSON
@@ -145,7 +145,7 @@ def publish(namespace: str, only: str, dry_run: bool, private: bool, as_json: bo
 
 @click.command(short_help="Print a model card.")
 @click.argument("source")
-@click.option("--license", help="Licence of a folder or repository that states none.")
+@click.option("--license", help="Licence, if a folder or repository states none.")
 def card(source: str, license: str | None) -> None:
     """Print the model card of SOURCE: a pretrained name, a folder or ORG/NAME."""
     from convstem.publishing.card import card_of

@@ -21,7 +21,7 @@ from convstem.files.paths import path_errors
 from convstem.registry import tables
 
 
-@click.command(short_help="Show what is registered in timm and torchvision, and by what.")
+@click.command(short_help="Show what is registered in timm and torchvision, and how.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Show which names were registered with timm and torchvision, by which route, and why any were refused."""

@@ -24,9 +24,9 @@ from convstem.registry import catalog
 
 @click.command("list", short_help="List architectures or pretrained tags.")
 @click.argument("pattern", default="")
-@click.option("--all", "everything", is_flag=True, help="Also every other ViT of timm, as <timm name>_convstem.")
+@click.option("--all", "everything", is_flag=True, help="Also every other timm ViT, as <timm name>_convstem.")
 @click.option("--pretrained", is_flag=True, help="Only models with weights, one line per tag.")
-@click.option("--license", metavar="ID", help="Only tags with this licence, such as apache-2.0; or permissive.")
+@click.option("--license", metavar="ID", help="Only tags with this licence, such as apache-2.0 or permissive.")
 @AS_JSON
 def list_command(pattern: str, everything: bool, pretrained: bool, license: str | None, as_json: bool) -> None:
     """List architectures (or pretrained tags) whose name matches PATTERN.
@@ -45,7 +45,7 @@ def list_command(pattern: str, everything: bool, pretrained: bool, license: str 
     say_lines(table([(TAG_COLUMNS if pretrained else COLUMNS), *map(tag_row if pretrained else list_row, infos)]))
     if not pattern and not everything:
         more = len(catalog.architectures()) - len(catalog.matching())
-        say_lines(f"\n{more} more by rule, <timm name>_convstem: convstem list --all, or a pattern")
+        say_lines(f"\n{more} more as <timm name>_convstem: convstem list --all, or a pattern")
 
 
 COLUMNS = ["name", "torchvision", "params (M)", "GMACs", "image", "weights"]
@@ -80,7 +80,7 @@ def pixels(size: int | Sequence[int]) -> str:
 def weights_cell(info: dict[str, Any]) -> str:
     """Return a short summary of an architecture's tags."""
     if info["weights"] is None:
-        return f"those of timm's {info['trunk']}"
+        return f"from timm's {info['trunk']}"
     tags = [weights["name"].split(".", 1)[1] for weights in info["weights"]]
     return tags[0] + (f" and {len(tags) - 1} more" if len(tags) > 1 else "") if tags else "-"
 
@@ -114,9 +114,9 @@ def show(name: str, as_json: bool) -> None:
 def elsewhere_text(entry: dict[str, Any]) -> str:
     """Return where another project publishes weights, and how to use the file."""
     metrics = ", ".join(f"{name} {value:g} %" for name, value in entry["metrics"].items())
-    checksum = entry["sha256"] or "not known: nobody has recorded it yet, so compare the file with its source"
+    checksum = entry["sha256"] or "not known yet, so compare the file with its source"
     return (
-        f"trained weights elsewhere: {entry['published_as']}, {entry['address']}, on no Hub that convstem reads"
+        f"trained weights elsewhere: {entry['published_as']}, {entry['address']}, not on a Hub that convstem reads"
         f"\n  licence: {entry['license']} ({entry['license_source']})"
         f"\n  {entry['dataset']}: {metrics} ({entry['metrics_source']})"
         f"\n  sha256: {checksum}"

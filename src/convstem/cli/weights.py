@@ -51,7 +51,7 @@ TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
     metavar="LAYOUT",
     help=f"Layout to write. One of {', '.join(TARGETS)}.",
 )
-@click.option("--use-ema", is_flag=True, default=None, help="Take the averaged weights of a training checkpoint.")
+@click.option("--use-ema", is_flag=True, default=None, help="Use the averaged weights of a training checkpoint.")
 @click.option("--architecture", help="timm name of the model, if the checkpoint does not say.")
 @click.option("--num-heads", type=int, help="Attention heads, if the checkpoint does not say.")
 @click.option(
@@ -62,13 +62,11 @@ TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
 @click.option(
     "--stem-last-stride", type=int, help="Stride of the stem's last convolution, if the checkpoint does not say."
 )
-@click.option("--img-size", callback=integers, help="Image size, for images that are not square: HEIGHT,WIDTH.")
+@click.option("--img-size", callback=integers, help="Size of images that are not square: HEIGHT,WIDTH.")
 @click.option(
     "--mean", callback=numbers, metavar="R,G,B", help="Mean of the training images, if the checkpoint does not say."
 )
-@click.option(
-    "--std", callback=numbers, metavar="R,G,B", help="Their standard deviation, if the checkpoint does not say."
-)
+@click.option("--std", callback=numbers, metavar="R,G,B", help="Standard deviation, if the checkpoint does not say.")
 @click.option("--act-layer", help="Activation, such as gelu or quick_gelu, if the checkpoint does not say.")
 @click.option("--transplant", "transplanted", is_flag=True, help="Give a plain (patchify) ViT a conv stem.")
 @click.option("--check", is_flag=True, help="Compare outputs with the checkpoint's own library, if it is installed.")
@@ -154,7 +152,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
     metavar="C1,C2,...",
     help="Channels of the stem's layers, comma-separated; strides are 2.",
 )
-@click.option("--stride", type=int, help="Pixels from token to token; default: the patch size of SOURCE.")
+@click.option("--stride", type=int, help="Token spacing in pixels; default: the patch size of SOURCE.")
 @click.option(
     "--margin",
     default=0.25,
@@ -163,7 +161,7 @@ def stem_of(context: click.Context, option: click.Parameter, text: str | None) -
 )
 @click.option("--in-chans", type=int, help="Give the model more input channels; needs --bands.")
 @click.option(
-    "--bands", callback=integers, metavar="R,G,B", help="The channels, counted from 0, that get SOURCE's own filters."
+    "--bands", callback=integers, metavar="R,G,B", help="Channels, counted from 0, that get SOURCE's filters."
 )
 @click.option("--tolerance", default=1e-4, show_default=True, help="Largest accepted relative error.")
 @AS_JSON
@@ -234,7 +232,7 @@ def export(source: str, to: str, out: Path, opset: int | None, dynamic_size: boo
     shape = " x ".join(map(str, result.inputs))
     say(f"{result.path}: {result.format}, {result.bytes / 1e6:.1f} MB, images {shape}")
     if result.difference is None:
-        say(f"not compared with the model: `pip install {FORMATS[to].runtime}` makes that possible")
+        say(f"not compared with the model: to compare, `pip install {FORMATS[to].runtime}`")
     else:
         say(f"largest difference to the model: {result.difference:.1e} of the largest output")
 

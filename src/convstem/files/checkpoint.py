@@ -31,8 +31,8 @@ _INDEX = ".index.json"
 _FOREIGN = {
     ".gguf": ("a GGUF file of llama.cpp", "the gguf package reads it"),
     ".h5": ("an HDF5 file, as Keras writes them", "h5py or Keras reads it"),
-    ".keras": ("a model of Keras 3", "Keras reads it"),
-    ".msgpack": ("a msgpack file of Flax", "flax.serialization.msgpack_restore reads it"),
+    ".keras": ("a Keras 3 model", "Keras reads it"),
+    ".msgpack": ("a Flax msgpack file", "flax.serialization.msgpack_restore reads it"),
     ".onnx": ("an ONNX graph", "onnx reads it, and onnxruntime runs it"),
     ".pb": ("a TensorFlow graph", "TensorFlow reads it"),
     ".tflite": ("a TensorFlow Lite model", "LiteRT runs it"),
@@ -52,13 +52,13 @@ def _refuse_foreign(path: Path) -> None:
     if kind in _FOREIGN:
         what, reads = _FOREIGN[kind]
         raise InvalidFileError(
-            f"{path.name} is {what}, and no checkpoint of torch or JAX: {reads}. Save the weights of the same model "
+            f"{path.name} is {what}, not a checkpoint of torch or JAX: {reads}. Save the weights of the same model "
             "from torch, or as a flat .npz with the names of a layout that convstem reads"
         )
     if start.startswith(b"PK") and _is_torchscript(path):
         raise InvalidFileError(
-            f"{path.name} is a TorchScript archive, which holds code beside its weights, so it was not opened. If you "
-            "trust it, save its weights alone, in Python: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+            f"{path.name} is a TorchScript archive, which holds code with its weights, so it was not opened. If you "
+            "trust it, save only its weights, in Python: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
         )
 
 
@@ -79,7 +79,7 @@ def _read_shards(index: Path) -> dict[str, Any]:
         raise InvalidFileError(f"{index.name} is not an index of weights: it has no weight_map") from error
     odd = [name for name in names if Path(name).name != name]
     if odd:
-        raise InvalidFileError(f"{index.name} may name files beside it only; got {some_of(odd)}")
+        raise InvalidFileError(f"{index.name} may only name files beside it; got {some_of(odd)}")
     found: dict[str, Any] = {}
     for name in names:
         found |= read_checkpoint(index.with_name(name))
@@ -145,13 +145,13 @@ def _read_pickle(path: Path) -> Any:
         if names:
             asks = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
             raise InvalidFileError(
-                f"{path.name} cannot be opened without running code from it, so it was not; it asks for {asks}. "
-                "If you trust it, save its tensors alone, in Python: "
+                f"{path.name} cannot be opened without running code from it, so it was not; it needs {asks}. If you "
+                "trust it, save only its tensors, in Python: "
                 "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)"
             ) from error
         raise InvalidFileError(
-            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or no checkpoint: {_reason(error)}. "
-            f"convert and push take files that torch.save, safetensors or JAX (.npz) wrote"
+            f"{path.name} ({path.stat().st_size:,} bytes) is truncated, damaged or not a checkpoint: {_reason(error)}. "
+            "convert and push take files from torch.save, safetensors or JAX (.npz)"
         ) from error
 
 
@@ -204,7 +204,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
             with numpy.load(file, allow_pickle=False) as arrays:
                 return {name: _tensor(arrays[name]) for name in arrays.files}
     except (EOFError, MemoryError, OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InvalidFileError(f"{path.name} is truncated, damaged or no .npz of plain arrays: {error}") from error
+        raise InvalidFileError(f"{path.name} is truncated, damaged or not an .npz of plain arrays: {error}") from error
 
 
 def _check_claims(file: BinaryIO, size: int) -> None:
@@ -224,7 +224,7 @@ def _check_claims(file: BinaryIO, size: int) -> None:
         members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
         total = sum(member.file_size for member in members)
         if total > limit:
-            raise InvalidFileError(f"{size:,} bytes that would become {total:,}")
+            raise InvalidFileError(f"{size:,} bytes would become {total:,}")
         for member in members:
             with archive.open(member) as array:
                 version = npy.read_magic(array)
@@ -232,7 +232,7 @@ def _check_claims(file: BinaryIO, size: int) -> None:
                 shape, _, dtype = read(array)
                 claimed = math.prod(shape) * dtype.itemsize
                 if not dtype.hasobject and claimed > member.file_size:
-                    raise InvalidFileError(f"{member.filename} claims {claimed:,} bytes and has {member.file_size:,}")
+                    raise InvalidFileError(f"{member.filename} claims {claimed:,} bytes but has {member.file_size:,}")
     file.seek(0)
 
 

@@ -20,7 +20,7 @@ _REMEDIES = {
     errno.EDQUOT: "free some space, or name a path on another disk",
     errno.ENOENT: "check the path, and create its folder first",
     errno.ENOSPC: "free some space, or name a path on another disk",
-    errno.ENOTDIR: "a file is in the place of one of its folders",
+    errno.ENOTDIR: "one of its folders is a file",
     errno.EPERM: "change its permissions, or name another path",
     errno.EROFS: "name a path on another disk",
 }
@@ -103,7 +103,7 @@ def held(lock: Path, doing: str) -> Iterator[None]:
     try:
         mine.acquire(timeout=PATIENCE)
     except Timeout:
-        _logger.warning(f"Waiting for another process, which {doing}; it holds {lock}. Ctrl-C ends the waiting.")
+        _logger.warning(f"Waiting for another process, which {doing}; it holds {lock}. Ctrl-C stops waiting.")
         mine.acquire()
     try:
         yield

@@ -119,8 +119,8 @@ def _damaged_sentence(path: Path, error: SafetensorError) -> str:
         start = file.read(4)
     if start.startswith(_PICKLES):
         return (
-            f"{path.name} is a pickle under a safetensors name: opening it could run any code, so it was not opened. "
-            "If you trust it, run `convstem convert` on it under its own suffix, such as .pth"
+            f"{path.name} is a pickle named as safetensors: opening it could run any code, so it was not opened. If "
+            "you trust it, give it its own suffix, such as .pth, and run `convstem convert`"
         )
     return (
         f"{path.name} is not a valid safetensors file ({error}; {path.stat().st_size:,} bytes): it is truncated, "
@@ -138,7 +138,7 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
     odd = [name for name, tensor in state_dict.items() if tensor.is_meta or tensor.is_quantized]
     if odd:
         raise InvalidFileError(
-            f"{where} holds tensors without values (of the meta device) or quantised ones: {some_of(odd)}. Save the "
+            f"{where} holds tensors without values (on the meta device) or quantised ones: {some_of(odd)}. Save the "
             "model's weights as plain numbers"
         )
     negative = [
@@ -146,8 +146,8 @@ def check_finite(state_dict: Mapping[str, Tensor], where: str) -> None:
     ]
     if negative:
         raise InvalidFileError(
-            f"{where} holds negative variances in {some_of(negative)}, whose roots are NaN: the weights are "
-            "probably damaged"
+            f"{where} holds negative variances in {some_of(negative)} (their roots are NaN): the weights are probably "
+            "damaged"
         )
     bad = nonfinite(state_dict)
     if bad:

@@ -143,7 +143,7 @@ def check_free(folder: Path, names: Collection[str], overwrite: bool = False) ->
     taken = sorted(name for name in names if os.path.lexists(folder / name))
     folders = [name for name in taken if (folder / name).is_dir()]
     if folders:
-        raise ExistingPathError(f"{folder} has a folder {folders[0]} where a file is to be written: write elsewhere")
+        raise ExistingPathError(f"{folder} has a folder {folders[0]} where a file must go: name another folder")
     if taken and not overwrite:
         raise ExistingPathError(
             f"{folder} has {' and '.join(taken)} already: name another folder, or replace what is there with "

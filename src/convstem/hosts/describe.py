@@ -49,9 +49,9 @@ def list_models(filter: str = "", pretrained: bool = False, license: str | None 
 def no_match(pattern: str, pretrained: bool, license: str | None) -> str:
     """Return the message for a pattern that matches nothing: what to leave out, or the nearest names."""
     if license is not None and listed(pattern, pretrained=True):
-        return f"no pretrained tag that matches {pattern!r} has the licence {license}; leave out --license to see them"
+        return f"no pretrained tag matching {pattern!r} has the licence {license}; leave out --license to see all"
     if pretrained and listed(pattern):
-        return f"no name that matches {pattern!r} has pretrained weights; leave out --pretrained to see them"
+        return f"no name matching {pattern!r} has pretrained weights; leave out --pretrained to see all"
     near = catalog.nearest(pattern.strip("*?"))
     hint = f"did you mean {', '.join(sorted(near))}?" if near else "`convstem list --all` prints all names"
     return f"no {'pretrained tag' if pretrained else 'name'} matches {pattern!r}; {hint}"
@@ -196,8 +196,8 @@ def find_weights(name: str) -> WeightsSpec:
         return found[0]
     if not entries:
         raise UnknownModelError(
-            f"{architecture} has no pretrained weights here: timm.create_model({architecture!r}) builds it at random, "
-            "and `convstem convert FILE --out FOLDER` takes a checkpoint of its authors"
+            f"{architecture} has no pretrained weights here: timm.create_model({architecture!r}) builds it untrained, "
+            "and `convstem convert FILE --out FOLDER` takes its authors' checkpoint"
         )
     has = ", ".join(sorted(entry.tag for entry in entries))
     raise UnknownModelError(f"{architecture} has no pretrained tag {tag!r}; it has {has}")
@@ -281,4 +281,4 @@ def _advice(report: dict[str, Any]) -> str:
         )
     if report["entry_point"] is None:
         return "the torch.backends entry point is missing: install convstem with pip (a bare PYTHONPATH has none)"
-    return "see the warnings above; reinstall convstem, and set CONVSTEM_AUTOLOAD=0 to switch it off meanwhile"
+    return "see the warnings above; reinstall convstem, and set CONVSTEM_AUTOLOAD=0 until then"

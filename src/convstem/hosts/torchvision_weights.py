@@ -32,7 +32,7 @@ def load_state_dict(name: str, progress: bool, check_hash: bool, stem: Any) -> d
     try:
         return convert(state, source="timm", target="torchvision").state_dict
     except ConversionError as error:
-        raise CheckpointError(f"the weights of {name} are not what they should be: {error}") from error
+        raise CheckpointError(f"the weights of {name} have wrong content: {error}") from error
 
 
 def make_weights(name: str) -> Weights:

@@ -126,7 +126,7 @@ def read_config(path: Path) -> dict[str, Any]:
     check_ours(config["architecture"])
     named = sorted({*FORBIDDEN} & {key for table in (cfg, args) for key, value in table.items() if value})
     if named:
-        raise InvalidFileError(f"{path.name} may not say where weights are or how to load them: {', '.join(named)}")
+        raise InvalidFileError(f"{path.name} must not say where weights are or how to load them: {', '.join(named)}")
     check_stated(config["architecture"], cfg, args)
     _check_classes({"the root": config, "pretrained_cfg": config["pretrained_cfg"], "model_args": args})
     return config
@@ -143,8 +143,8 @@ def parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong and "model_type" in config:
         raise InvalidFileError(
-            "config.json is of transformers, and timm's was expected: `convstem convert FOLDER --out NEW` converts "
-            "the model; with --transplant it gets a conv stem"
+            "config.json is from transformers; expected timm's: `convstem convert FOLDER --out NEW` converts the "
+            "model; with --transplant it gets a conv stem"
         )
     if wrong:
         raise InvalidFileError(f"config.json is not timm's: {', '.join(wrong)} is missing or of the wrong type")
@@ -188,8 +188,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingPathError(
-            f"{path.parent} has no {path.name}; a model's folder holds it beside the weights, as "
-            "`convstem convert FILE --out FOLDER`, `convstem pull` and timm.models.save_for_hf write it"
+            f"{path.parent} has no {path.name}; `convstem convert FILE --out FOLDER`, `convstem pull` and "
+            "timm.models.save_for_hf write it beside a model's weights"
         )
     text = read_text(path)
     try:
@@ -215,7 +215,7 @@ def read_text(path: Path) -> str:
         return content.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InvalidFileError(
-            f"{path.name} is not text in UTF-8: byte {error.start:,} cannot be read. Save it as UTF-8"
+            f"{path.name} is not UTF-8 text: byte {error.start:,} cannot be read. Save it as UTF-8"
         ) from error
 
 

@@ -113,7 +113,7 @@ def _check_size(cache: RepoCache, name: str, size: int) -> None:
     folder = next(parent for parent in (cache.cache_dir, *cache.cache_dir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise HubError(f"{name} of {cache.repo_id} is {size:,} bytes, and the cache's disk has {free:,} free")
+        raise HubError(f"{name} of {cache.repo_id} is {size:,} bytes, but the cache's disk has {free:,} free")
 
 
 def _mismatch_sentence(repo_id: str, name: str, expected: str, actual: str) -> str:

@@ -71,8 +71,8 @@ def again_if_deleted(function: Function) -> Function:
 def deleted_again(path: object) -> str:
     """Return the message for a cache file that something else keeps deleting."""
     return (
-        f"{path} is deleted from the Hub's cache, again and again, while it is used: stop what clears the cache, or "
-        "choose another folder with HF_HUB_CACHE"
+        f"{path} keeps being deleted from the Hub's cache while it is used: stop what clears the cache, or choose "
+        "another folder with HF_HUB_CACHE"
     )
 
 
@@ -102,7 +102,7 @@ _DISK = {
     errno.EROFS: "the cache is read-only",
     errno.EACCES: "the cache may not be written",
     errno.EEXIST: "the cache is not a folder",
-    errno.EFBIG: "files may not become so large here",
+    errno.EFBIG: "files cannot be that large here",
     errno.ENOTDIR: "the cache is not a folder",
     errno.EPERM: "the cache may not be written",
 }
@@ -252,7 +252,7 @@ def explain(
             f"{repo_id} has no revision {revision!r} ({status}); check the branch, tag or commit"
         )
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return MissingFileError(f"{where} does not have the file that was asked for ({status})")
+        return MissingFileError(f"{where} does not have the requested file ({status})")
     if isinstance(error, DisabledRepoError):
         return AccessDeniedError(f"{repo_id} was disabled by the Hub ({status})")
     if status in (401, 403, 404) and listed:
@@ -265,15 +265,15 @@ def explain(
     if certificate_error(error):
         return UnreachableError(
             f"the certificate of {web_page()} was not accepted ({certificate_error(error)}), so nothing was fetched: "
-            "where a proxy signs connections with a certificate of its own, name the file of its authority with "
-            "SSL_CERT_FILE (REQUESTS_CA_BUNDLE for huggingface_hub below 1.0)"
+            "if a proxy signs connections with its own certificate, name its authority's file with SSL_CERT_FILE "
+            "(REQUESTS_CA_BUNDLE for huggingface_hub below 1.0)"
         )
     if _deleted(error):
         return HubError(deleted_again(error.filename or where))  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.errno in _DISK:
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
     if isinstance(error, OfflineModeIsEnabled):
-        return UnreachableError(f"the Hub is switched off (HF_HUB_OFFLINE), so {where} was not asked for: unset it")
+        return UnreachableError(f"the Hub is switched off (HF_HUB_OFFLINE), so {where} was not requested: unset it")
     if is_transient(error):
         return UnreachableError(
             f"no complete answer for {where} from {web_page()} ({kind}{f', {status}' if status else ''}): "

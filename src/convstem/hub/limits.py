@@ -169,8 +169,8 @@ def _check_channels(args: Mapping[str, Any], cfg: Mapping[str, Any], header: Map
         shape = header[name].shape if name in header else ()
         if stated and len(shape) == 4 and shape[1] != stated:
             raise InvalidFileError(
-                f"config.json is not that of the weights beside it: {name} takes {shape[1]} channels, and its "
-                f"in_chans or input_size says {stated}"
+                f"config.json does not match the weights beside it: {name} takes {shape[1]} channels, but in_chans or "
+                f"input_size says {stated}"
             )
 
 
@@ -190,8 +190,8 @@ def check_as_saved(state: Mapping[str, Tensor], header: Mapping[str, Stored]) ->
     if wrong:
         key = wrong[0]
         raise CheckpointError(
-            f"config.json is not that of the weights beside it: {key} is {list(header[key].shape)} in the file, and "
-            f"{list(state[key].shape)} by the config. Arguments such as img_size= say which is meant"
+            f"config.json does not match the weights beside it: {key} is {list(header[key].shape)} in the file, but "
+            f"{list(state[key].shape)} by the config. Arguments such as img_size= decide"
         )
 
 
@@ -206,8 +206,8 @@ def _check_pixels(name: str, value: Any, header: Mapping[str, Stored]) -> None:
 
 def _too_large(name: str, value: Any, limit: str) -> str:
     return (
-        f"config.json: {name} = {short(value)} is more than the weights beside it can have been made for: {limit}, by "
-        "the tensors in the file"
+        f"config.json: {name} = {short(value)} is more than the weights beside it allow: {limit}, by the tensors in "
+        "the file"
     )
 
 

@@ -130,8 +130,8 @@ def create_source(
     found = source_of("transplant", source)
     if pretrained and torch.empty(0).is_meta:
         raise ArgumentError(
-            f"torch's default device is meta, which holds no values, so the weights of {found} would be lost: name the "
-            "model outside of `with torch.device('meta')`, or pass pretrained=False"
+            f"torch's default device is meta, which holds no values, so the weights of {found} would be lost: make "
+            "this call outside `with torch.device('meta')`, or pass pretrained=False"
         )
     if found.kind == "name":
         _check_name(found.name, pretrained)
@@ -225,6 +225,6 @@ def _check_name(name: str, pretrained: bool) -> None:
         raise UnknownModelError(f"timm's {base} has no pretrained tag {tag!r}; it has {', '.join(sorted(tags)) or '-'}")
     if pretrained and not getattr(get_pretrained_cfg(name), "has_weights", False):
         raise ArgumentError(
-            f"timm has no pretrained weights of {base}: choose a name of timm.list_models(pretrained=True), or pass "
+            f"timm has no pretrained weights for {base}: choose from timm.list_models(pretrained=True), or pass "
             "pretrained=False for random ones"
         )

@@ -181,15 +181,15 @@ def _ensure(cache: RepoCache, listing: Listing, name: str, token: Any) -> HubFil
 
 def _unknown_sentence(repo_id: str) -> str:
     return (
-        f"the files of {repo_id} could not be compared with the Hub: {web_page()} tells no hash, neither in its "
-        "listing nor in the files' headers; only their format and values are checked"
+        f"the files of {repo_id} could not be compared with the Hub: {web_page()} gives no hash in its listing or the "
+        "files' headers; only their format and values are checked"
     )
 
 
 def _offline_sentence(cache: RepoCache, revision: str | None, names: list[str]) -> str:
     commit = cache.commit_of(revision)
     here = [name for name in names if commit and cache.pointer(commit, name).exists()]
-    state = f"{', '.join(here)} in the cache is damaged or not all there" if here else "the cache does not have it"
+    state = f"{', '.join(here)} in the cache is damaged or incomplete" if here else "the cache does not have it"
     where = cache.repo_id if revision is None else f"{cache.repo_id}@{revision}"
     return (
         f"the Hub is switched off (HF_HUB_OFFLINE) and {state}: {where}, {', '.join(names)}. Unset HF_HUB_OFFLINE, or "

@@ -89,9 +89,9 @@ _REMEDIES: Mapping[tuple[str, Kind], str] = {
     (
         "convert",
         "name",
-    ): "convstem.load takes a name of ours, and `convstem transplant` one of timm's",
+    ): "convstem.load takes convstem's names, `convstem transplant` timm's",
     ("pull", "file"): "`convstem convert {0} --out FOLDER` makes a folder of it",
-    ("pull", "folder"): "it is on this machine already, and `convstem verify {0}` examines it",
+    ("pull", "folder"): "it is already on this machine; `convstem verify {0}` checks it",
     ("push", "name"): _PULL,
     ("push", "repository"): _PULL,
     ("show", "file"): "`convstem convert {0} --out FOLDER` finds out what it is",
@@ -192,7 +192,7 @@ def source_of(verb: str, source: str | os.PathLike[str] | Source) -> Source:
     if found.kind not in TAKES[verb]:
         remedy = _REMEDIES.get((verb, found.kind), _CONVERT).format(found.path if found.kind == "file" else found)
         absent = " (there is no file or folder of this name)" if disk and found.kind in ("name", "repository") else ""
-        raise ArgumentError(f"{found} is a {found.kind}{absent}, and {verb} takes {_taken(verb)}. {remedy}")
+        raise ArgumentError(f"{found} is a {found.kind}{absent}, but {verb} takes {_taken(verb)}. {remedy}")
     return found
 
 
@@ -227,7 +227,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ArgumentError(f"a repository of the Hub is named org/name; got {repo_id!r}. {error}") from error
+        raise ArgumentError(f"a Hub repository is named org/name; got {repo_id!r}. {error}") from error
 
 
 def check_filename(filename: str) -> None:
@@ -236,5 +236,5 @@ def check_filename(filename: str) -> None:
     plain = filename == str(path) and not path.is_absolute() and ".." not in path.parts and "\\" not in filename
     if not plain or (path.suffix != ".safetensors" and filename not in (CARD, CONFIG, PREPROCESSING)):
         raise ArgumentError(
-            f"from the Hub only {CARD}, {CONFIG} and *.safetensors are read, by a plain relative path; got {filename!r}"
+            f"only {CARD}, {CONFIG} and *.safetensors are read from the Hub, by plain relative paths; got {filename!r}"
         )

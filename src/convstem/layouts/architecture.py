@@ -102,7 +102,7 @@ def resolve(sizes: Sizes, layout: Layout, given: Given, fixed_positions: bool) -
     if fixed_positions:
         known.setdefault("num_heads", MOCO_V3_HEADS)
     if sizes.gated_mlp and not layout.naming.gated_base and given.architecture is None:
-        raise ArgumentError(_ask_for(sizes, "architecture", "the architecture, whose MLP is gated (SwiGLU),"))
+        raise ArgumentError(_ask_for(sizes, "architecture", "the architecture, with a gated MLP (SwiGLU),"))
     if sizes.stem is None:
         return _plain(sizes, _naming(sizes, layout), given.architecture, known)
     spec = _spec(sizes, sizes.stem, given, known)
@@ -124,8 +124,8 @@ def _spec(sizes: Sizes, stem: StemSizes, given: Given, known: Mapping[str, Any])
         spec = catalog.find(given.architecture)
         if not isinstance(spec, ModelSpec):
             raise ArgumentError(
-                f"architecture must be one of convstem's own families; {spec.name} has timm's trunk {spec.trunk}, and "
-                "its state dicts are in timm's layout already"
+                f"architecture must be one of convstem's own families; {spec.name} has timm's trunk {spec.trunk}, so "
+                "its state dicts are already in timm's layout"
             )
         _check_asked(sizes, stem, spec)
         return spec
@@ -385,6 +385,6 @@ def _ask_for(sizes: Sizes, name: str, what: str) -> str:
     names = sorted({name, "architecture"}, reverse=True)
     arguments, options = [f"{name}=" for name in names], [f"--{name.replace('_', '-')}" for name in names]
     return (
-        f"{what} cannot be told from this checkpoint ({sizes.depth} blocks of width {sizes.embed_dim}): pass "
+        f"{what} cannot be read from this checkpoint ({sizes.depth} blocks of width {sizes.embed_dim}): pass "
         f"{' or '.join(arguments)} ({', '.join(options)})"
     )

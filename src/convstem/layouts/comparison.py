@@ -41,7 +41,7 @@ def compare_shapes(
     both = {key: (list(actual[key]), list(expected[key])) for key in actual.keys() & expected.keys()}
     return {
         "the file lacks what the model needs": [named(key) for key in expected.keys() - actual.keys()],
-        "the file has what the model has no place for": [named(key) for key in actual.keys() - expected.keys()],
+        "the model has no place for": [named(key) for key in actual.keys() - expected.keys()],
         "shapes differ": [
             f"{named(key)} (file {file}, model {model})" for key, (file, model) in both.items() if file != model
         ],

@@ -46,11 +46,11 @@ def assumptions(layout: Layout, sizes: Sizes, given: Given, dropped: Collection[
     told = {**_told_by(sizes, given, dropped), **given.preprocessing}
     if {"mean", "std"} <= set(told) or (layout.preprocessing and not layout.fed_differently) or given.architecture:
         return notes
-    usual = f"{layout.preprocessing['mean'][0]:g}" if layout.preprocessing else "those usual for the architecture"
+    usual = f"{layout.preprocessing['mean'][0]:g}" if layout.preprocessing else "the architecture's usual ones"
     return [
         *notes,
-        f"its mean and std are assumed to be {usual}, for nothing in the file says what images it was trained with: "
-        "mean= and std= (--mean, --std on the command line) say it",
+        f"its mean and std are not in the file and are assumed to be {usual}: set them with mean= and std= (--mean, "
+        "--std on the command line)",
     ]
 
 
@@ -225,7 +225,7 @@ def convert(
             raise ArgumentError(f"unknown layout {name!r}; the layouts are {', '.join(sorted(LAYOUTS))}")
     if not LAYOUTS[target].invertible:
         targets = ", ".join(sorted(name for name, layout in LAYOUTS.items() if layout.invertible))
-        raise ArgumentError(f"the layout {target!r} can be read, not written; the targets are {targets}")
+        raise ArgumentError(f"the layout {target!r} can only be read; the targets are {targets}")
     opened = unwrap(state_dict, use_ema)
     layout, why = _layout(opened, source)
     given = Given.of(architecture, {**_heads(opened.state_dict, layout), **facts}, opened)
@@ -272,7 +272,7 @@ def _layout(opened: Unwrapped, source: str | None) -> tuple[Layout, str]:
     if source is not None:
         return LAYOUTS[source], "given"
     if opened.layout is not None:
-        return LAYOUTS[opened.layout], f"the wrapping ({' '.join(opened.path)}) is that of {opened.layout}"
+        return LAYOUTS[opened.layout], f"wrapped as in {opened.layout}: {' '.join(opened.path)}"
     found = require_layout(opened.state_dict)
     assert found.layout is not None
     return found.layout, found.why

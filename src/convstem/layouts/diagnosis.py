@@ -87,9 +87,9 @@ def _stranger(state_dict: Mapping[str, Any], layout: str) -> str:
     if found.layout.name == layout:
         return ""
     return (
-        f"this is {found.layout.title}, the model has the layout {layout!r}: `convstem convert FILE --out FOLDER` "
-        f"makes a folder of it that loads, "
-        f"convstem.convert(state_dict, source={found.layout.name!r}, target={layout!r}) a state dict."
+        f"this is {found.layout.title}, but the model has the layout {layout!r}: `convstem convert FILE --out FOLDER` "
+        f"makes a folder that loads, convstem.convert(state_dict, source={found.layout.name!r}, target={layout!r}) a "
+        "state dict."
     )
 
 

@@ -33,7 +33,7 @@ _BY_NAME = (
     "timm reads it by its own name: timm.create_model(NAME + '_convstem', pretrained=True, "
     "pretrained_cfg_overlay={'file': FILE}) gives it a conv stem, for example as vit_small_patch16_dinov3_convstem"
 )
-_DINOV3 = f"a DINOv3 checkpoint, whose blocks a plain ViT does not have; {_BY_NAME}"
+_DINOV3 = f"a DINOv3 checkpoint: its blocks are not a plain ViT's; {_BY_NAME}"
 
 FOREIGN = (
     ("patch_embed.proj.0.weight", "layers.{i}.blocks.{w}.attn.relative_position_bias_table",
@@ -45,15 +45,14 @@ FOREIGN = (
     ("", "stages.{i}.{*}", "the checkpoint of a ConvNeXt or another staged network, not a ViT's"),
     ("", "tokenizer.conv_layers.{i}.{w}.weight",
      "a Compact Transformer's checkpoint (CCT, CVT or ViT-Lite): its blocks normalise the residual itself, its stem "
-     "pools by maximum, and no model of timm's or of convstem computes that"),
+     "pools by maximum, and no model in timm or convstem does that"),
     ("", "layer4.{*}", "a ResNet's checkpoint, not a ViT's"),
     ("", "blocks.{i}.attn.relative_position_bias_table", "a BEiT's checkpoint: its attention has relative positions"),
     ("", "storage_tokens", _DINOV3), ("", "blocks.{i}.attn.qkv.bias_mask", _DINOV3),
-    ("", "blocks.{i}.gamma_1", "the checkpoint of a timm model with gamma_1 in its blocks, as DINOv3, EVA or BEiT, "
-     f"which a plain ViT does not have; {_BY_NAME}"),
-    ("", "blocks.{i}.attn.q_proj.weight",
-     "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
-    ("", "blocks.{i}.mlp.w1.{*}", "the checkpoint of an EVA or DINOv3 model, whose blocks a plain ViT does not have"),
+    ("", "blocks.{i}.gamma_1", "a timm checkpoint with gamma_1 in its blocks, as in DINOv3, EVA or BEiT, but not in a "
+     f"plain ViT; {_BY_NAME}"),
+    ("", "blocks.{i}.attn.q_proj.weight", "an EVA or DINOv3 checkpoint: its blocks are not a plain ViT's"),
+    ("", "blocks.{i}.mlp.w1.{*}", "an EVA or DINOv3 checkpoint: its blocks are not a plain ViT's"),
 )  # fmt: skip
 """(First key or empty, second key, what a state dict with both is)."""
 
@@ -84,7 +83,7 @@ def recognise(keys: Iterable[str]) -> Recognised:
         both = ", ".join(f"{LAYOUTS[name].title} ({key})" for name, key in sorted(found.items()))
         raise ConversionError(f"two layouts are mixed in this state dict: {both}")
     for name, key in found.items():
-        return Recognised(LAYOUTS[name], f"{key} is a key of {LAYOUTS[name].title} alone")
+        return Recognised(LAYOUTS[name], f"only {LAYOUTS[name].title} has the key {key}")
     return Recognised()
 
 
@@ -97,7 +96,7 @@ def require_layout(keys: Iterable[str]) -> Recognised:
     keys = list(keys)
     found = recognise(keys)
     if found.layout is None:
-        what = found.foreign or "no ViT's checkpoint that convstem knows"
+        what = found.foreign or "not a ViT checkpoint that convstem knows"
         raise ConversionError(
             f"this is {what}. convstem reads {', '.join(sorted(LAYOUTS))}; the first keys are {', '.join(keys[:3])}"
         )

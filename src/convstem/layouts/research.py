@@ -192,8 +192,8 @@ AUGREG = Layout(
     ),
     markers=("embedding/kernel", f"{_BLOCK}LayerNorm_0/scale"),
     refusals=(
-        Refusal("pre_logits/{w}", "its head has a hidden layer (pre_logits, then tanh), which timm's ViT has not; "
-                "without it the logits would be others"),
+        Refusal("pre_logits/{w}", "its head has a hidden layer (pre_logits, then tanh), which timm's ViT does not "
+                "have; without it the logits would differ"),
     ),
     heads=(f"{_ATTENTION}query/kernel", 1),
     preprocessing=HALF,
@@ -217,7 +217,7 @@ def _without_periods(tensors: Sequence[Tensor]) -> list[Tensor]:
     token, periods = tensors
     known = _periods().to(periods.device)
     if periods.shape != known.shape or not (periods.is_meta or (periods.float() / known - 1).abs().max() < 1e-2):
-        raise ConversionError(f"its rotary periods are not those of heads {HEAD_WIDTH} wide and the base {_BASE:g}")
+        raise ConversionError(f"its rotary periods do not fit heads {HEAD_WIDTH} wide and base {_BASE:g}")
     return [token]
 
 

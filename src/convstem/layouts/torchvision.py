@@ -114,7 +114,7 @@ CLASSYVISION = Layout(
     stem=("conv_proj.conv_{i}.weight", 0),
     refusals=(
         Refusal("head.layers.pre_logits.{p}", "its head has a hidden layer (pre_logits, then tanh), which timm's ViT "
-                "has not; without it the logits would be others"),
+                "does not have; without it the logits would differ"),
     ),
     expresses={**ENCODER_CAN, "class_token": (True, False)},
     preprocessing=IMAGENET,

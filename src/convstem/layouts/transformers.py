@@ -204,8 +204,8 @@ CLIP = Layout(
     expresses={**TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,)},
     arguments={"norm_eps": 1e-5, "act_layer": "quick_gelu"},
     assumed={
-        "act_layer": "its activation is assumed to be QuickGELU, as in OpenAI's CLIP; LAION's has GELU: "
-        "act_layer='gelu' (--act-layer gelu on the command line) says so"
+        "act_layer": "its activation is assumed to be QuickGELU, as in OpenAI's CLIP; for GELU, as in LAION's, pass "
+        "act_layer='gelu' (--act-layer gelu on the command line)"
     },
     preprocessing={"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
     naming=Naming(
@@ -320,8 +320,8 @@ OPEN_CLIP = Layout(
     expresses={**TOWER_IS, "class_token": (True,), "pre_norm": (True,), "map_pool": (False,), "qkv_bias": (True,)},
     arguments={"norm_eps": 1e-5, "act_layer": "gelu"},
     assumed={
-        "act_layer": "its activation is assumed to be GELU, as in LAION's CLIP; OpenAI's has QuickGELU: "
-        "act_layer='quick_gelu' (--act-layer quick_gelu on the command line) says so"
+        "act_layer": "its activation is assumed to be GELU, as in LAION's CLIP; for QuickGELU, as in OpenAI's, pass "
+        "act_layer='quick_gelu' (--act-layer quick_gelu on the command line)"
     },
     preprocessing=CLIP.preprocessing,
     naming=CLIP.naming,

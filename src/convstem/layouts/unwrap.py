@@ -92,12 +92,12 @@ _TEXT = (
     Drop("logit_bias", "compares images with texts"),
 )
 
-_SHARED = "the layer into the space that images and texts share"
+_SHARED = "projects into the space that images and texts share"
 _OPEN_CLIPS = (
     *(Drop(keys, "the text tower is not part of the image model")
       for keys in ("text.{*}", "transformer.{*}", "token_embedding.weight", "positional_embedding", "ln_final.{p}",
                    "text_projection", "text_projection.{p}", "attn_mask", "context_length", "vocab_size")),
-    Drop("input_resolution", "the size of images, which the positions tell"),
+    Drop("input_resolution", "the image size, known from the positions"),
     *(Drop(keys, "compares images with texts") for keys in ("logit_scale", "logit_bias")),
 )  # fmt: skip
 
@@ -158,8 +158,8 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
     """
     if not isinstance(checkpoint, Mapping):
         raise ArgumentTypeError(
-            f"a checkpoint is a mapping: tensors by key, or what a training script saved around them; got "
-            f"{type(checkpoint).__name__}: pass model.state_dict(), or what torch.load returned"
+            "a checkpoint is a mapping of tensors by key, alone or as a training script saves them; got "
+            f"{type(checkpoint).__name__}: pass model.state_dict(), or the result of torch.load"
         )
     opened = Unwrapped(dict(checkpoint))
     while _nested(opened.state_dict):
@@ -177,7 +177,7 @@ def unwrap(checkpoint: Mapping[str, Any], use_ema: bool | None = None) -> Unwrap
         raise ConversionError("this state dict is empty")
     wrong = [key for key, value in opened.state_dict.items() if not _is_dense(value)]
     if wrong:
-        raise ConversionError(f"a state dict holds dense tensors; {some_of(wrong)} is none")
+        raise ConversionError(f"a state dict holds dense tensors, unlike {some_of(wrong)}")
     return opened
 
 
@@ -225,11 +225,11 @@ def _choose(opened: Unwrapped, names: Mapping[str, Any], use_ema: bool | None, u
     raw, averaged = (_number(opened.state_dict.get(key)) for key in ("test_err", "ema_err"))
     if use_ema is None and len(names) == 2 and raw is not None and averaged is not None:
         kind = RAW if raw <= averaged else AVERAGED
-        opened.notes.append(f"{kind} weights taken: their error is the lower one (raw {raw}, averaged {averaged})")
+        opened.notes.append(f"{kind} weights taken, which have the lower error (raw {raw}, averaged {averaged})")
         return kind
     wanted = usual if use_ema is None else AVERAGED if use_ema else RAW
     if len(names) == 2 and wanted == RAW:
-        opened.notes.append(f"averaged weights are there too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
+        opened.notes.append(f"it has averaged weights too, as {names[AVERAGED]!r}: use_ema (--use-ema) takes them")
     return wanted if wanted in names else next(iter(names))
 
 

@@ -55,7 +55,7 @@ def _check_computes_the_same(model: Any) -> None:
         f"in_chans={model.patch_embed.in_chans}": model.patch_embed.in_chans != 3,
         f"num_classes={model.num_classes}": model.num_classes == 0,
         f"global_pool={model.global_pool!r}": model.global_pool != "token",
-        f"blocks of the kind {type(block).__name__}": type(block) is not Block,
+        f"blocks of kind {type(block).__name__}": type(block) is not Block,
         f"the activation {act}": type(act).__name__ != "GELU" or getattr(act, "approximate", "none") != "none",
     }
     found = [name for name, wrong in differs.items() if wrong]

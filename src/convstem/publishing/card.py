@@ -124,7 +124,7 @@ _BATCHNORM = """- The stem has BatchNorm: batches that are small or unlike the t
 
 _NORMS = {
     "batchnorm2d": _BATCHNORM,
-    "frozen_bn": "- The stem's BatchNorm is frozen: statistics, weight and bias stay what they are in training.",
+    "frozen_bn": "- The stem's BatchNorm is frozen: statistics, weight and bias do not change in training.",
     "layernorm2d": "- The stem has LayerNorm, which a transplant cannot give.",
     "none": "- The stem has no norm: nothing drifts in fine-tuning, and training from scratch is better with\n"
     '  `stem_norm="batchnorm2d"`.',
@@ -179,7 +179,7 @@ def card_of(source: str | os.PathLike[str], license: str | None = None) -> str:
     if license is not None and check_license(license) != entry.license:
         raise ArgumentError(
             f"the weights of {entry.name} are under {entry.license}, as the registry states; leave out license= "
-            f"(--license), which gives the licence of a folder or repository that states none"
+            "(--license), which is for a folder or repository that states none"
         )
     return render(facts_of_entry(entry))
 
@@ -259,7 +259,7 @@ def _tokens(facts: CardFacts) -> str:
         return ""
     patch, stride = facts.restrided
     rows, columns = (side // stride for side in facts.input_size[1:])
-    how = f"patches of {patch} pixels overlap" if stride < patch else f"each sees what was a patch of {patch} pixels"
+    how = f"patches of {patch} pixels overlap" if stride < patch else f"each sees a former patch of {patch} pixels"
     return f"{rows} x {columns} tokens lie {stride} pixels apart: {how} (`stride={stride}`)."
 
 
@@ -327,4 +327,4 @@ def _accuracy(facts: CardFacts) -> str:
 def _accuracy_of_source(facts: CardFacts) -> str:
     known = ", ".join(f"{name} {value:g} %" for name, value in facts.source_metrics.items())
     figures = f": {known} on {facts.dataset} ({facts.source_metrics_from})" if known else ""
-    return f"That of {facts.base_model or 'the source'}{figures}; not measured again."
+    return f"Same as {facts.base_model or 'the source'}{figures}; not measured again."

@@ -93,7 +93,7 @@ def push_folder(folder: Path, target: Target, dry_run: bool = False) -> PushResu
         if not dry_run:
             raise
         names = [name for name in (*FILES, EVALUATION) if (folder / name).is_file()]
-        note = f"not compared with what the Hub has: {error}"
+        note = f"not compared with the Hub: {error}"
         return PushResult(target.repo_id, None, None, dict.fromkeys(names, "send"), changed=True, note=note)
     if remote is not None and not target.create_pr and _is_done(folder, remote):
         return _result(target, folder, remote, remote.commit, changed=False)

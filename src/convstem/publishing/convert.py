@@ -72,7 +72,7 @@ class ConversionResult:
         report = self.report
         reasons = Counter(report.dropped.values())
         args = ", ".join(f"{name}={value}" for name, value in self.model_args.items())
-        plain = "a plain (patchify) ViT of timm's; --transplant gives it a conv stem"
+        plain = "a plain (patchify) timm ViT; --transplant gives it a conv stem"
         rows = [
             (self.source, str(self.folder)),
             ("layout", f"{report.layout}: {report.why}"),
@@ -250,5 +250,5 @@ def _card(config: Mapping[str, Any], name: str, converted: Converted, license: s
         return render(facts_of_config(config, None, license, name=converted.architecture, description=origin + notes))
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "
-        f"(patchify) ViT of timm's; `convstem transplant FOLDER --out OUT` gives it a conv stem.{notes}\n"
+        f"(patchify) timm ViT; `convstem transplant FOLDER --out OUT` gives it a conv stem.{notes}\n"
     )

@@ -140,9 +140,9 @@ def write_transplant(
     cfg: dict[str, Any] = twin.pretrained_cfg  # type: ignore[assignment]
     if cfg["architecture"] not in catalog.architectures():
         raise TransplantError(
-            f"{source} was transplanted, but nothing was written: a folder is loaded by a name, and timm's "
+            f"{source} was transplanted, but nothing was written: folders load by name, and timm's "
             f"{cfg['architecture'].removesuffix('_convstem')} has none on a conv stem. `convstem list --all` prints "
-            "them; convstem.transplant returns the model in Python"
+            "the names; convstem.transplant returns the model in Python"
         )
     stems = find_embed(model) is not None  # it had a stem and only got more input channels
     report: TransplantReport = TransplantReport(()) if stems else twin.transplant_report  # type: ignore[assignment]
@@ -245,7 +245,7 @@ def _wider_card(result: TransplantResult, bands: Sequence[int] | None, config: M
     placed = ", ".join(map(str, bands or ()))
     text = (
         f"{code(facts.base_model or result.source)} with {channels} input channels: its filters are on bands {placed}, "
-        "counted from 0, and zero on the others: its function of these bands is what it was. Not trained further."
+        "counted from 0, and zero on the others: its function of these bands is unchanged. Not trained further."
     )
     return render(replace(facts, description=text))
 

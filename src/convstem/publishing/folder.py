@@ -63,11 +63,11 @@ def require_same(model: nn.Module, folder: Path, original: nn.Module | None = No
         back = _with_epsilon(folder, epsilon, back)
     error, tolerance = _difference(original or model, back)
     if error > tolerance:
-        found = list(_unlike(model, back)) or ["no module that differs by its description"]
+        found = list(_unlike(model, back)) or ["all modules have the same description"]
         raise ArgumentError(
             f"the saved model would give other outputs (relative difference {error:.1e} on an image): "
-            f"{some_of(found)}. A config cannot say this: build the model with the arguments that it needs, or undo "
-            "the change"
+            f"{some_of(found)}. A config cannot say this: build the model with the arguments it needs, or undo the "
+            "change"
         )
 
 
@@ -121,7 +121,8 @@ def _difference(model: nn.Module, back: Any) -> tuple[float, float]:
             expected = list(_tensors(first(image)))
         except Exception as error:  # foreign modules may raise anything
             raise UnsupportedModelError(
-                f"the model takes no image of {list(image.shape[1:])}, its input_size ({type(error).__name__}: {error})"
+                f"the model cannot take images of {list(image.shape[1:])}, its input_size "
+                f"({type(error).__name__}: {error})"
             ) from error
         actual = list(_tensors(back(image)))
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
@@ -176,7 +177,7 @@ def _unlike(model: nn.Module, back: nn.Module) -> Iterator[str]:
         if _has_own_forward(module):
             yield f"{where} has a forward of its own"
         if other is None:
-            yield f"{where} ({type(module).__name__}) is not there"
+            yield f"{where} ({type(module).__name__}) is missing"
         elif type(module) is not type(other) or module.extra_repr() != other.extra_repr():
             yield f"{where} is {_described(module)}, and would be {_described(other)}"
 
@@ -252,8 +253,8 @@ def save(
     odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor) or value.is_quantized)
     if odd:
         raise UnsupportedModelError(
-            f"the model is quantised: {', '.join(odd[:3])}, ... are not plain tensors, and neither timm "
-            "nor torchvision could load them; save the model that it was made from"
+            f"the model is quantised: {', '.join(odd[:3])}, ... are not plain tensors, and neither timm nor "
+            "torchvision could load them; save the model it was made from"
         )
     empty = sorted(name for name, tensor in state.items() if tensor.is_meta)
     if empty:
@@ -296,8 +297,8 @@ def _is_plain(value: Any) -> bool:
 def _refused(arguments: Mapping[str, Any]) -> Any:
     said = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
     raise ArgumentError(
-        f"a config holds numbers, text and lists, and this model was built with {said}: build it with names instead, "
-        "such as act_layer='gelu'; a SwiGLU MLP is that of vit_giant_patch14_dinov2 and vit_giant_patch14_reg4_dinov2, "
+        f"a config holds numbers, text and lists, but this model was built with {said}: use names instead, such as "
+        "act_layer='gelu'; for a SwiGLU MLP, start from vit_giant_patch14_dinov2 or vit_giant_patch14_reg4_dinov2, "
         "which take your sizes as arguments"
     )
 

@@ -179,7 +179,7 @@ def compare(
     if library == "timm":
         return "nothing to compare: the keys are timm's own, and so is the model"
     if reference is None:
-        return f"not compared: no library that could be installed has the model of the layout {converted.source}"
+        return f"not compared: no installable library has models of the layout {converted.source}"
     if library == "transformers" and not transformers_config(path):
         return "not compared: there is no config.json of transformers beside the weights"
     images = probe_batch(model, image_size(model))[::3]  # from noise to smooth
@@ -189,7 +189,7 @@ def compare(
     except Exception as error:  # another library may raise anything for a foreign config or weights
         raise CheckpointError(
             f"{library} cannot run its own model of this checkpoint, so nothing was compared or written "
-            f"({type(error).__name__}: {error}); leave the check out to convert it all the same"
+            f"({type(error).__name__}: {error}); leave out the check to convert it anyway"
         ) from error
     if isinstance(found, str):
         return f"not compared: {found}"

@@ -108,9 +108,9 @@ def plan(
         except UnreachableError:
             if not offline:
                 raise
-            same, detail = False, f"{detail}; the Hub did not answer: what it has is not known"
+            same, detail = False, f"{detail}; the Hub did not answer, so its content is unknown"
         if same:
-            yield Publication(entry.name, repo_id, "skip", "the same is there already")
+            yield Publication(entry.name, repo_id, "skip", "the Hub already has it")
         else:
             yield Publication(entry.name, repo_id, "publish", detail)
 

@@ -54,7 +54,7 @@ def pull(
     if entry is not None and entry.file:
         if folder is None:
             raise ArgumentError(
-                f"{entry.name} ships inside convstem, there is nothing to download; give a folder to write to"
+                f"{entry.name} ships inside convstem, so nothing is downloaded; give a folder to write to"
             )
         write_folder(folder, lambda staged: write_embedded(entry, staged), overwrite)
         return folder

@@ -101,7 +101,7 @@ def push(
         stage(model_or_dir, folder, use_ema, arch)
         named: dict[str, Any] = {} if labels is None else {"label_names": list(labels)}
         finish(folder, license, **named)
-        require(verify_folder(folder, "what is to be pushed"), skip=("license",))
+        require(verify_folder(folder, "the model to push"), skip=("license",))
         more = {"metrics": dict(metrics or {}), "dataset": dataset, "base_model": base_model}
         write_card(folder, repo_id, license, tag, card, more)
         write_evaluation(_facts(folder, repo_id, license, tag, more), folder)
@@ -135,8 +135,8 @@ def write_card(
     named = license_of_card(text)
     if named != license:
         raise ArgumentError(
-            f"the card says license: {named}, and license={license!r} was given; make them agree: write {license} in "
-            "the metadata at its head, give another with card= (--card), or remove README.md, and one is made"
+            f"the card says license: {named}, but license={license!r} was given: write {license} in the metadata at "
+            "its head, give another card with card= (--card), or remove README.md to have one made"
         )
     path.write_text(text, encoding="utf-8")
 

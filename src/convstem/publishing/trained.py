@@ -83,7 +83,7 @@ def _weights(checkpoint: Mapping[str, Any], name: str, use_ema: bool) -> dict[st
         raise InvalidFileError(f"{key} of {name} is a {type(state).__name__}; expected tensors by key")
     odd = [short(str(key)) for key, value in state.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if odd:
-        raise InvalidFileError(f"{key} of {name} must hold tensors by key; {some_of(odd)} is none")
+        raise InvalidFileError(f"{key} of {name} must hold tensors by key; {some_of(odd)} is not one")
     return dict(timm.models.clean_state_dict(dict(state)))
 
 
@@ -139,7 +139,7 @@ def _load(model: Any, state: Mapping[str, Any], name: str, architecture: str) ->
         raise
     except RuntimeError as error:
         wrong = differences(state, model.state_dict()) or error
-        raise CheckpointError(f"the weights in {name} are not those of {architecture}: {wrong}") from error
+        raise CheckpointError(f"the weights in {name} do not fit {architecture}: {wrong}") from error
 
 
 def _data_config(built: Built, args: Mapping[str, Any], model: Any, name: str) -> dict[str, Any] | None:
@@ -179,7 +179,7 @@ def resolve_architecture(arch: str) -> Built:
     except ConvStemError as error:
         raise ArgumentError(
             f"the checkpoint was trained from {arch}, which can no longer be read ({error}); name its architecture "
-            "with arch=NAME (--arch NAME on the command line), or another place of the same model"
+            "with arch=NAME (--arch NAME on the command line), or another copy of the same model"
         ) from error
     return Built(f"local-dir:{folder}", config["architecture"], config)
 

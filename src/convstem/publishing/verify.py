@@ -96,7 +96,7 @@ def _verify_repository(repo_id: str, revision: str | None, token: Any, ours: boo
     hashes = Check(
         "hashes",
         not unknown,
-        f"{', '.join(unknown)} could not be compared: nobody tells a hash"
+        f"{', '.join(unknown)} could not be compared: no hash is known"
         if unknown
         else f"{len(files)} files have the hashes that the Hub lists",
     )
@@ -169,7 +169,7 @@ def _shapes(found: Mapping[str, Any]) -> str:
     expected = found["model"].state_dict()
     wrong = differences(found["header"], expected)
     if wrong:
-        raise InvalidFileError(f"the weights are not those of the config: {wrong}")
+        raise InvalidFileError(f"the weights do not fit the config: {wrong}")
     return f"all {len(expected)} tensors have the shapes of the architecture"
 
 

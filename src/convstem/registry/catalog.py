@@ -64,7 +64,7 @@ def rule_trunks() -> Mapping[str, TrunkSpec]:
 def _measured(trunk: str) -> dict[str, Any]:
     row = rows("timm_trunks")[trunk]
     old, new = row.get("resized_from"), row["patch_size"]
-    resized = f"; patches of {old} pixels become {new}, and images as much larger: as many tokens" if old else ""
+    resized = f"; patches of {old} pixels become {new}, and images grow to keep the token count" if old else ""
     return {"trunk": trunk, **row, "source": f"trunk: timm's {trunk}; stem: the default one{resized}"}
 
 

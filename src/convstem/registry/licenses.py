@@ -33,8 +33,8 @@ _NO_DERIVATIVES = {
     "cc-by-nc-nd-3.0": "forbids derivatives",
     "cc-by-nc-nd-4.0": "forbids derivatives",
     "cc-by-nd-4.0": "forbids derivatives",
-    "other": "is one of its own, whose terms nobody has checked",
-    "unknown": "is not known, and without one nothing may be passed on",
+    "other": "is custom, and nobody has checked its terms",
+    "unknown": "is unknown, and without one nothing may be redistributed",
 }
 
 
@@ -130,4 +130,4 @@ def _check_metadata(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             raise InvalidFileError("it has an alias (*NAME), which is not read: write out what it stands for")
         if depth > DEEPEST_METADATA:
-            raise InvalidFileError(f"it has lists in lists, more than {DEEPEST_METADATA} deep")
+            raise InvalidFileError(f"its lists are nested more than {DEEPEST_METADATA} deep")

@@ -112,7 +112,7 @@ class ModelSpec(Architecture):
         if self.torchvision and not self.fits_torchvision:
             raise ArgumentError(
                 "torchvision's VisionTransformer has no LayerNorm stem, fixed position embedding or trunk_args, and a "
-                "1x1 at the stem's end; leave `torchvision` out of this row"
+                "1x1 at the stem's end; leave `torchvision` out of this entry"
             )
 
     @property

@@ -30,16 +30,14 @@ def check_stride(stride: object, patch_size: int, img_size: Sequence[int] | None
     if stride is None:
         return patch_size
     if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
-        raise ArgumentError(
-            f"stride is the number of pixels from token to token, a whole number of at least 1; got {stride!r}"
-        )
+        raise ArgumentError(f"stride is the token spacing in pixels, a whole number of at least 1; got {stride!r}")
     small, large = sorted((stride, patch_size))
     ratio, rest = divmod(large, small)
     if rest or ratio & (ratio - 1):
         near = [patch_size // 2, patch_size, 2 * patch_size, 4 * patch_size]
         raise ArgumentError(
-            f"stride must be the patch size times or divided by a power of two, here {', '.join(map(str, near))} or "
-            f"further on; got stride={stride} for patches of {patch_size} pixels: choose one of these"
+            f"stride must be the patch size times or divided by a power of two, such as {', '.join(map(str, near))}; "
+            f"got stride={stride} for patches of {patch_size} pixels: choose one of these"
         )
     if img_size is not None and stride > min(img_size):
         raise ArgumentError(
@@ -56,9 +54,9 @@ def check_reads(stem: StemSpec, patch_size: int) -> None:
     if reads <= 1 or reads_last(stem, patch_size) or (stem.last_stride == 1 and stem.kernel_sizes[-1] >= needed):
         return
     raise ArgumentError(
-        f"with stride {stem.patch_size}, patches of {patch_size} pixels overlap, and the stem's last layer, of stride "
-        f"{stem.strides[-1]}, reads whole ones by a kernel of {needed}; got {stem.kernel_sizes[-1]}: pass kernel_sizes "
-        "with it, or leave the stem out"
+        f"with stride {stem.patch_size}, patches of {patch_size} pixels overlap, so the stem's last layer, of stride "
+        f"{stem.strides[-1]}, needs a kernel of {needed}; got {stem.kernel_sizes[-1]}: pass kernel_sizes with it, or "
+        "leave out the stem"
     )
 
 
@@ -89,7 +87,7 @@ def at_stride(stem: StemSpec, stride: int) -> StemSpec:
     if stride not in [finest * times for times in possible]:
         others = [finest * times for times in possible]
         raise ArgumentError(
-            f"a conv stem with strides {list(stem.strides)} keeps its weights where the last one alone changes, for "
+            f"a conv stem with strides {list(stem.strides)} keeps its weights only if the last one alone changes, to "
             f"tokens every {' or '.join(map(str, others))} pixels; got stride={stride}: load the plain (patchify) "
             "model's weights, or pass stem_channels, stem_strides and stem_kernel_sizes and train"
         )
@@ -110,11 +108,11 @@ def tokens_in_words(patch_size: int, stride: int, border: str = ZERO) -> str:
     if stride > patch_size:
         side = stride // patch_size
         return (
-            f"Tokens lie {stride} pixels apart: they are the source's, of the image whose squares of {side} x {side} "
-            "pixels are averaged."
+            f"Tokens lie {stride} pixels apart: they are the source's on the image averaged over squares of {side} x "
+            f"{side} pixels."
         )
     return (
         f"Tokens lie {stride} pixels apart, and their patches of {patch_size} overlap: they are the plain model's with "
-        f"patch_embed.proj.stride = {stride}, of the image with {patch_size - stride} more pixels at its right and "
+        f"patch_embed.proj.stride = {stride}, on the image with {patch_size - stride} more pixels at its right and "
         f"lower border, all {border}."
     )

@@ -26,8 +26,8 @@ def data_dir(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise RegistryError(
-        f"convstem's data folder {name!r} is missing from the installation; reinstall convstem, unpacked if it lies in "
-        "a zip file; a frozen application has to collect it (PyInstaller: --collect-data convstem)"
+        f"convstem's data folder {name!r} is missing from the installation; reinstall convstem, unpacked if it is in a "
+        "zip file; a frozen application has to collect it (PyInstaller: --collect-data convstem)"
     )
 
 
@@ -54,7 +54,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RegistryError(f"{path.name}: {error}") from error
     if not isinstance(rows, dict):
-        raise RegistryError(f"{path.name}: expected an object of rows by name; got {type(rows).__name__}")
+        raise RegistryError(f"{path.name}: expected an object of entries by name; got {type(rows).__name__}")
     return rows
 
 

@@ -209,7 +209,7 @@ def _too_narrow(stem: StemSpec, layer: int, pixels: list[int], embedding: list[i
     always, in_range = [2 * min(pair) for pair in pairs], [min(p, 2 * e) for p, e in pairs]
     return (
         f"the stem {list(stem.channels)} is too narrow for this patch embedding: layer {layer} has "
-        f"{stem.channels[layer]} channels for {pixels[layer]} values of pixels (or twice {embedding[layer]} of the "
-        f"embedding). With these strides, {always} and wider stems are exact for every input, {in_range} for pixels in "
+        f"{stem.channels[layer]} channels for {pixels[layer]} pixel values (or twice {embedding[layer]} embedding "
+        f"values). With these strides, {always} and wider stems are exact for every input, {in_range} for pixels in "
         "range"
     )

@@ -316,7 +316,7 @@ def _check_embedding(weight: Tensor, bias: Tensor | None, stem: StemSpec, stride
         raise ArgumentError(f"bias needs shape [{len(weight)}], one value for each filter; got {list(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.is_meta:
-            raise ArgumentError(f"{name} is on the meta device, hence without values: load the model's weights first")
+            raise ArgumentError(f"{name} is on the meta device, so it has no values: load the model's weights first")
         if tensor is not None and not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN would be both
             raise ArgumentError(f"{name} must be finite; got NaN or infinity: check the checkpoint it came from")
 
@@ -340,8 +340,8 @@ def _lowest(low: Sequence[float] | Tensor | None, margin: float, in_chans: int) 
 def _unknown_range(report: TransplantReport, in_chans: int) -> str:
     layer = next(layer for layer in report.layers if not layer.both_signs)
     return (
-        f"the range of the {in_chans} input channels is unknown, and {layer.width} channels have no room for "
-        f"{layer.count} values with both signs, which needs none: pass pixel_range=(low, high), each with one "
-        "normalised value per channel ((0 - mean) / std and (1 - mean) / std), give the model's pretrained_cfg mean "
-        "and std of every channel, or take the default stem"
+        f"the range of the {in_chans} input channels is unknown, and {layer.width} channels have no room for both "
+        f"signs of {layer.count} values, which needs no range: pass pixel_range=(low, high), each with one normalised "
+        "value per channel ((0 - mean) / std and (1 - mean) / std), give the model's pretrained_cfg mean and std of "
+        "every channel, or take the default stem"
     )

@@ -174,7 +174,7 @@ class ConvStemEmbed(HybridEmbed):
         if name == "proj" and "stem_spec" in vars(self):
             raise ArgumentError(
                 "a conv stem has no patch_embed.proj to replace: for other input channels create the model with "
-                "in_chans=, or place the RGB filters by convstem.transplant(model, in_chans=..., bands=...)"
+                "in_chans=, or place the RGB filters with convstem.transplant(model, in_chans=..., bands=...)"
             )
         super().__setattr__(name, value)
 

@@ -81,7 +81,7 @@ def carried_stem(
 def _tell() -> None:
     warn(
         "this checkpoint has a patch embedding and no conv stem: it was transplanted into the model's stem; eval-mode "
-        "outputs are those of the plain (patchify) ViT"
+        "outputs equal the plain (patchify) ViT's"
     )
 
 

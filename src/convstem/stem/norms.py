@@ -27,7 +27,7 @@ def layer_norm(norm: type[nn.Module], eps: float, given: object) -> Callable[...
     """
     if given is not None or not (isinstance(eps, (int, float)) and eps > 0):
         what = f"norm_layer={given!r} as well: give one of them" if given is not None else f"norm_eps={eps!r}"
-        raise ArgumentError(f"norm_eps must be a positive number, of the trunk's own LayerNorm; got {what}")
+        raise ArgumentError(f"norm_eps must be a positive number, for the trunk's LayerNorm; got {what}")
     return partial(norm, eps=eps)
 
 
@@ -83,7 +83,7 @@ def fold_stem(stem: nn.Module) -> None:
 def _check_foldable(stem: nn.Module) -> None:
     for name, module in stem.named_modules():
         found = [
-            ("SyncBatchNorm, whose statistics several processes share", isinstance(module, nn.SyncBatchNorm)),
+            ("SyncBatchNorm, with statistics shared by processes", isinstance(module, nn.SyncBatchNorm)),
             ("hooks, which would see other values", torch_has_hooks(module)),
             ("parametrizations, which a folded weight cannot keep", is_parametrized(module)),
         ]
@@ -180,12 +180,12 @@ def _add_batchnorm(state_dict: MutableMapping[str, Tensor], conv: str, norm: str
 _CHANGES = {
     ("batchnorm2d", "none"): (
         _remove_batchnorm,
-        "the BatchNorm of this checkpoint's stem was folded into the convolutions, for the model has stem_norm='none'",
+        "the BatchNorm of this checkpoint's stem was folded into the convolutions: the model has stem_norm='none'",
     ),
     ("none", "batchnorm2d"): (
         _add_batchnorm,
-        "this checkpoint's stem has no norm, the model's has BatchNorm: it was given mean 0 and variance 1, which "
-        "training will move",
+        "this checkpoint's stem has no norm, but the model's has BatchNorm: it starts at mean 0 and variance 1, and "
+        "training will move them",
     ),
 }
 """(Norm of the checkpoint, norm of the model) -> function that changes the checkpoint, and what the user is told."""

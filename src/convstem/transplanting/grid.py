@@ -54,10 +54,10 @@ def resize_patch(model: Any, target: int | None = None) -> int | None:
         return None
     if target is None and patch != USUAL_ODD:
         raise ArgumentError(
-            f"layers of stride 2 make patches of 2, 4, 8, 16 or 32 pixels, and this model has patches of {patch}; only "
-            f"patches of {USUAL_ODD} become {RESIZED} by default. Pass a stem: with strides that multiply to {patch} "
-            "the patches stay as they are; that of a name, such as stem='vit_b16_convstem' (--to on the command line), "
-            f"makes them {RESIZED} pixels, and images as much larger"
+            f"layers of stride 2 make patches of 2, 4, 8, 16 or 32 pixels, but this model has patches of {patch}; only "
+            f"patches of {USUAL_ODD} become {RESIZED} by default. Pass a stem: strides that multiply to {patch} keep "
+            f"the patches; a name, such as stem='vit_b16_convstem' (--to on the command line), makes them {RESIZED} "
+            "pixels, and images larger to match"
         )
     target = target or RESIZED
     if isinstance(model, torchvision.models.VisionTransformer):
@@ -126,7 +126,7 @@ def check_trunk(model: Any, patch_size: int, stride: int) -> None:
     if what:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot have more tokens than patches (stride={stride} for patches of {patch_size} "
-            f"pixels): it has {what}; choose a stride from {patch_size} on, or another trunk"
+            f"pixels): it has {what}; choose a stride of at least {patch_size}, or another trunk"
         )
 
 
@@ -135,7 +135,7 @@ def _tied_to_a_grid(model: Any) -> Iterator[str]:
     rope = getattr(model, "rope", None)
     relative = isinstance(rope, RotaryEmbeddingDinoV3) or getattr(rope, "ref_feat_shape", None)
     if any(type(module).__name__.startswith(("Swin", "VisionTransformerSAM")) for module in model.modules()):
-        yield "window attention, whose windows count tokens"
+        yield "window attention, with windows that count tokens"
     if rope is not None and not relative:
         yield "rotary positions that count tokens, without a reference grid to scale them to"
     if any(isinstance(module, (RelPosBias, RelPosMlp)) for module in model.modules()):

@@ -40,8 +40,8 @@ def find_patch_embedding(model: nn.Module) -> tuple[str, Any]:
     what = next(_more_than_patches(embedding), None)
     if what:
         raise UnsupportedModelError(
-            f"the patch embedding of {type(model).__name__} has {what}, which a stem in its place would not have: "
-            "transplant takes a plain Conv2d whose kernel equals its stride"
+            f"the patch embedding of {type(model).__name__} has {what}, which a stem would not have: transplant takes "
+            "a plain Conv2d whose kernel equals its stride"
         )
     return path, embedding
 
@@ -72,8 +72,8 @@ def lowest_of(model: nn.Module, pixel_range: PixelRange | None) -> Tensor | None
 
 
 _HAS_STEM = (
-    "has a conv stem already; transplant takes patchify models, and gives this one more input channels by in_chans= "
-    "and bands= alone"
+    "already has a conv stem; transplant takes patchify models, and gives this one only more input channels, by "
+    "in_chans= and bands="
 )
 
 
@@ -106,8 +106,8 @@ def _no_patch_embedding(model: nn.Module) -> str:
 
 _ELSEWHERE = {
     "transformers": (
-        "a model of transformers, whose timm twin is transplanted instead: model.save_pretrained(FOLDER), then "
-        "`convstem convert FOLDER --out OUT --transplant`, or convstem.convert(model.state_dict()) in Python"
+        "a transformers model; transplant its timm twin instead: model.save_pretrained(FOLDER), then `convstem "
+        "convert FOLDER --out OUT --transplant`, or convstem.convert(model.state_dict()) in Python"
     ),
     "open_clip": (
         "open_clip's own class: timm has the image towers of OpenAI, LAION and DataComp as vit_*_clip_*, which "
@@ -117,8 +117,8 @@ _ELSEWHERE = {
 """Library with its own image models -> what its models are, and how to transplant them."""
 
 _OTHERWISE = (
-    "a model of transformers that no layout of convstem has: transplant the timm model of the same weights, for "
-    "example convstem.transplant('vit_small_patch16_dinov3') for DINOv3"
+    "a transformers model without a layout in convstem: transplant the timm model of the same weights, for example "
+    "convstem.transplant('vit_small_patch16_dinov3') for DINOv3"
 )
 
 
@@ -140,7 +140,7 @@ def _more_than_patches(embedding: Any) -> Iterator[str]:
         if is_parametrized(module):
             yield "parametrizations"
     if type(conv).forward is not nn.Conv2d.forward:
-        yield f"a forward of its own, that of {type(conv).__name__}"
+        yield f"the forward of {type(conv).__name__}"
     if conv.kernel_size != conv.stride:
         yield f"kernel {conv.kernel_size} and stride {conv.stride}"
     if conv.padding not in ((0, 0), "valid"):
@@ -208,9 +208,9 @@ def widen_input(model: Any, in_chans: int | None, bands: Sequence[int] | None) -
     """
     if in_chans is None or not isinstance(bands, Iterable):
         raise ArgumentError(
-            f"in_chans and bands belong together; got in_chans={in_chans}, bands={bands}: bands says which of the new "
-            "input channels take the filters of the model's own, in their order, and the others start at zero. For "
-            "timm's rule, which repeats the filters, create the timm model with in_chans"
+            f"in_chans and bands belong together; got in_chans={in_chans}, bands={bands}: bands names the new input "
+            "channels that take the model's own filters, in their order; the others start at zero. For timm's rule, "
+            "which repeats the filters, create the timm model with in_chans"
         )
     stem = find_embed(model)
     first = first_convolution(model) or projection_of(find_patch_embedding(model)[1])

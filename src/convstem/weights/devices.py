@@ -62,7 +62,7 @@ def check_device(device: Any) -> None:
     if not torch_keeps_values():
         raise ArgumentError(
             "every parameter is made on the meta device here (as accelerate's init_empty_weights does), where "
-            "pretrained weights would be lost: load the model outside of it, or leave pretrained out"
+            "pretrained weights would be lost: load the model outside it, or leave out pretrained"
         )
 
 
@@ -117,8 +117,8 @@ def off_meta(kwargs: dict[str, Any]) -> Iterator[None]:
         yield
         return
     warn(
-        "the meta device holds no values, and pretrained weights were asked for: the model was loaded on the CPU. For "
-        "a model without values leave pretrained out"
+        "the meta device holds no values, so the pretrained model was loaded on the CPU. For a model without values, "
+        "leave out pretrained"
     )
     kwargs.pop("device", None)
     with torch.device("cpu"):
@@ -133,8 +133,8 @@ def check_cast(model: nn.Module) -> None:
     lost = [] if nonfinite_allowed() else nonfinite(half)
     if lost:
         raise ArgumentError(
-            f"float16 cannot hold these weights, some of which are beyond 65,504: {some_of(lost)} became Inf. Load "
-            "with dtype=torch.bfloat16, which reaches as far as float32"
+            f"float16 cannot hold weights beyond 65,504: {some_of(lost)} became Inf. Load with dtype=torch.bfloat16, "
+            "which reaches as far as float32"
         )
 
 

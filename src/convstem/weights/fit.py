@@ -62,7 +62,7 @@ def fit(state_dict: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
             raise
         raise CheckpointError(
             f"this is {title}; converted to timm's layout, {error}. `convstem convert FILE --out FOLDER` makes a "
-            "folder of the model that it is"
+            "folder of its own model"
         ) from None
     return state
 

@@ -187,7 +187,7 @@ def _check_as_saved(model: nn.Module, header: Mapping[str, Stored]) -> None:
     wrong = differences({key: header[key] for key in both}, {key: state[key] for key in both})
     if wrong:
         raise CheckpointError(
-            f"config.json is not that of the weights beside it: {wrong}. Arguments such as img_size= say which is meant"
+            f"config.json does not match the weights beside it: {wrong}. Arguments such as img_size= decide"
         )
 
 
