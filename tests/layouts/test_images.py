@@ -32,7 +32,7 @@ def test_nothing_is_known() -> None:
     mean, std, notes = images(plain())
     assert (mean, std) == (None, None)  # the architecture's defaults
     assert len(notes) == 1
-    assert "its mean and std are not in the file and are assumed to be the architecture's usual ones" in notes[0]
+    assert "not in the file but assumed: its mean and std (as usual for the architecture). Set mean and std" in notes[0]
     assert "--mean, --std" in notes[0]
 
 
@@ -92,7 +92,7 @@ def test_vits_of_transformers_were_fed_differently() -> None:
     state = transformers.ViTModel(transformers.ViTConfig(**SMALL, intermediate_size=96)).state_dict()
     mean, _, notes = images(state)
     assert mean == HALF
-    assert "assumed to be 0.5: set them with mean=" in notes[0]
+    assert "its mean and std (0.5). Set mean and std yourself (--mean, --std" in notes[0]
 
 
 @pytest.mark.parametrize("kind", ["ViTMSN", "ViTMAE"])
@@ -130,8 +130,8 @@ def test_an_assumption_is_on_the_card(tmp_path: Any) -> None:
         command = ["convert", str(tmp_path / f"{name}.pth"), "--out", str(out), "--num-heads", "3", *options]
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 0, done.output
-        assert "Its mean and std are not in the file" in (out / "README.md").read_text()
-        assert "its mean and std are not in the file" in done.output
+        assert "Not in the file but assumed: its mean and std" in (out / "README.md").read_text()
+        assert "not in the file but assumed: its mean and std" in done.output
         said = CliRunner().invoke(main, [*command, "--overwrite", "--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,0.6"])
         assert said.exit_code == 0, said.output
         assert "assumed" not in (out / "README.md").read_text()

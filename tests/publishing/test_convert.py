@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -509,3 +510,29 @@ def test_a_run_at_another_patch_size_or_stride(name: str, settings: dict[str, An
     run(tmp_path / "last.pth.tar", "--out", tmp_path / "out")
     images = torch.rand(2, 3, settings["img_size"], settings["img_size"])
     assert torch.equal(load(tmp_path / "out")(images), model(images))
+
+
+@pytest.mark.parametrize("stride", [8, 32])
+def test_a_run_that_started_from_a_folder_keeps_its_stride_and_preprocessing(stride: int, tmp_path: Path) -> None:
+    plain = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3, img_size=64)
+    plain.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    twin = convstem.transplant(plain, stride=stride)
+    timm.models.save_for_hf(twin, tmp_path / "start", safe_serialization=True)
+    place = f"local-dir:{tmp_path / 'start'}"
+    model: Any = randomise(timm.create_model(place)).eval()
+    args = argparse.Namespace(model=place, model_kwargs={}, mean=None, std=(0.7, 0.7, 0.7))
+    torch.save({"state_dict": model.state_dict(), "args": args, "arch": place}, tmp_path / "last.pth.tar")
+    assert "assumed" not in run(tmp_path / "last.pth.tar", "--out", tmp_path / "out")
+    again: Any = load(tmp_path / "out")
+    images = torch.rand(2, 3, *model.patch_embed.img_size)
+    assert torch.equal(again(images), model(images))
+    assert again.patch_embed.grid_size == model.patch_embed.grid_size
+    assert [again.pretrained_cfg[name] for name in ("mean", "std")] == [[0.1, 0.2, 0.3], [0.7, 0.7, 0.7]]
+    run(tmp_path / "out", "--out", tmp_path / "copy")
+    assert load(tmp_path / "copy").patch_embed.grid_size == model.patch_embed.grid_size
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    run(tmp_path / "bare.pth", "--out", tmp_path / "bare", "--stride", stride, "--num-heads", 3)
+    assert torch.equal(load(tmp_path / "bare")(images), model(images))
+    shutil.rmtree(tmp_path / "start")
+    said = run(tmp_path / "last.pth.tar", "--out", tmp_path / "lost", "--num-heads", 3)
+    assert "it was trained from local-dir:" in said and "set them with --stride, --mean and --std" in said

@@ -62,6 +62,7 @@ TARGETS = sorted(name for name, layout in LAYOUTS.items() if layout.invertible)
 @click.option(
     "--stem-last-stride", type=int, help="Stride of the stem's last convolution, if the checkpoint does not say."
 )
+@click.option("--stride", type=int, help="Token spacing in pixels, if it is not the patch size.")
 @click.option("--img-size", callback=integers, help="Size of images that are not square: HEIGHT,WIDTH.")
 @click.option(
     "--mean", callback=numbers, metavar="R,G,B", help="Mean of the training images, if the checkpoint does not say."

@@ -44,13 +44,14 @@ def assumptions(layout: Layout, sizes: Sizes, given: Given, dropped: Collection[
     """Return a sentence for each fact that neither file nor user states and is assumed. Args: see ``preprocessing``."""
     notes = [note for name, note in layout.assumed.items() if name not in given.arguments]
     told = {**_told_by(sizes, given, dropped), **given.preprocessing}
-    if {"mean", "std"} <= set(told) or (layout.preprocessing and not layout.fed_differently) or given.architecture:
+    lacking = [name for name in ("mean", "std") if name not in told]
+    if not lacking or (layout.preprocessing and not layout.fed_differently) or given.architecture:
         return notes
-    usual = f"{layout.preprocessing['mean'][0]:g}" if layout.preprocessing else "the architecture's usual ones"
+    usual = f"{layout.preprocessing['mean'][0]:g}" if layout.preprocessing else "as usual for the architecture"
+    what, options = " and ".join(lacking), ", ".join(f"--{name}" for name in lacking)
     return [
         *notes,
-        f"its mean and std are not in the file and are assumed to be {usual}: set them with mean= and std= (--mean, "
-        "--std on the command line)",
+        f"not in the file but assumed: its {what} ({usual}). Set {what} yourself ({options} on the command line)",
     ]
 
 

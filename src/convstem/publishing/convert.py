@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convstem.errors import ArgumentError, CheckpointError
+from convstem.errors import ArgumentError, CheckpointError, ConvStemError, MissingPathError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.files.paths import readable
 from convstem.files.safetensors import check_finite, write_weights
@@ -25,11 +25,13 @@ from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, s
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
+from convstem.layouts.unwrap import unwrap
 from convstem.publishing.card import render
 from convstem.publishing.card_facts import code, facts_of_config, paragraphs
 from convstem.publishing.derived import TransplantResult, write_transplant
 from convstem.publishing.folder import check_new, finish, save, write_folder
-from convstem.publishing.foreign import compare, read_beside, weights_in
+from convstem.publishing.foreign import Beside, compare, read_beside, weights_in
+from convstem.publishing.trained import config_folder
 from convstem.registry.licenses import check_license
 from convstem.stem.carried import TransplantReport
 
@@ -83,15 +85,12 @@ class ConversionResult:
             ("keys", f"{sum(map(len, report.mapped.values()))} became {len(report.mapped)}"),
             *(("left out", f"{count}: {reason}") for reason, count in sorted(reasons.items())),
             *(("note", note) for note in report.notes),
-            ("transplant", self._transplanted()),
+            ("transplant", self.transplant.report.summary() if self.transplant else ""),
+            ("error", f"{self.transplant.measured_error:.1e}, against the source, relative" if self.transplant else ""),
             ("check", self.check),
             ("written", ", ".join(sorted(FILES)) if self.target == "timm" else WEIGHTS),
         ]
         return [row for row in rows if row[1]]
-
-    def _transplanted(self) -> str:
-        done = self.transplant
-        return f"{done.report.summary()} Measured relative error: {done.measured_error:.1e}." if done else ""
 
 
 @again_if_deleted
@@ -144,11 +143,13 @@ def convert_to_folder(
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
     name = found.repo_id or readable(path.name)
     content, beside = read_checkpoint(path), read_beside(path)
-    known = {**beside.facts, **{key: value for key, value in facts.items() if value is not None}}
+    start, lost = _start(content, use_ema)
+    known = {**start.facts, **beside.facts, **{key: value for key, value in facts.items() if value is not None}}
     _progress.info("converting %s", path.name)
     converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
+    converted = replace(converted, report=replace(converted.report, notes=(*lost, *converted.report.notes)))
     check_finite(converted, path.name)
-    model = _build(converted, {**beside.cfg, **_label_names(converted, labels, beside.labels)})
+    model = _build(converted, {**start.cfg, **beside.cfg, **_label_names(converted, labels, beside.labels)})
     told = replace(converted.report, why="its config says so") if beside.layout and not layout else converted.report
     result = partial(ConversionResult, name, folder, target, report=told)
     if transplanted and converted.patchify and target == "timm":
@@ -182,6 +183,30 @@ def _fetched(source: Source) -> Path:
     """Return a repository's verified weights file. The configs are fetched into its folder."""
     files = fetch_all(source.repo_id, [WEIGHTS], source.revision, optional=[CONFIG, PREPROCESSING])
     return files[WEIGHTS].path
+
+
+def _start(content: Mapping[str, Any], use_ema: bool | None) -> tuple[Beside, tuple[str, ...]]:
+    """Return the facts in the config of the model that a training script started from, and notes.
+
+    What the checkpoint states itself is left out, and so are class names: training may have had other classes.
+    """
+    opened = unwrap(content, use_ema)
+    name = str(opened.arguments.get("architecture", ""))
+    kind, _, place = name.partition(":")
+    if not place:
+        return Beside(), ()
+    try:
+        folder = config_folder(kind, place)
+        found = read_beside(folder / WEIGHTS)
+        if not (folder / CONFIG).is_file():
+            raise MissingPathError(f"{place} has no {CONFIG}")
+    except ConvStemError as error:
+        return Beside(), (
+            f"it was trained from {name}, which can no longer be read ({error}): stride, mean and std are those of the "
+            "checkpoint alone; set them with --stride, --mean and --std",
+        )
+    stated = {*opened.arguments, *opened.preprocessing}
+    return Beside({key: value for key, value in found.facts.items() if key not in stated}, cfg=found.cfg), ()
 
 
 def _label_names(converted: Converted, asked: Sequence[str] | None, found: Sequence[str]) -> dict[str, list[str]]:

@@ -94,6 +94,7 @@ _OF_MODEL = {
     "num_heads": int,
     "stem_last_stride": int,
     "stem_strides": list[int],
+    "stride": int,
 }
 """Fields taken from a timm config, with their types. The first two are in its pretrained cfg (``_OF_IMAGES`` as facts),
 the last in its ``model_args``."""

@@ -174,7 +174,7 @@ def resolve_architecture(arch: str) -> Built:
         check_ours(name)
         return Built(name, name, {})
     try:
-        folder = _config_folder(kind, place)
+        folder = config_folder(kind, place)
         config = read_config(folder / CONFIG)
     except ConvStemError as error:
         raise ArgumentError(
@@ -184,7 +184,8 @@ def resolve_architecture(arch: str) -> Built:
     return Built(f"local-dir:{folder}", config["architecture"], config)
 
 
-def _config_folder(kind: str, place: str) -> Path:
+def config_folder(kind: str, place: str) -> Path:
+    """Return the folder with the config of ``KIND:PLACE``, where kind is ``local-dir`` or ``hf-hub``."""
     if kind == "local-dir":
         return Path(place)
     repository, revision = split_revision(place)
