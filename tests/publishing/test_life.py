@@ -59,9 +59,11 @@ def test_what_cannot_be_resolved_is_named_by_arch(saved: Path, tmp_path: Path) -
     path = checkpoint(tmp_path / "last.pth.tar", "local-dir:gone", timm.create_model(NANO, num_classes=3))
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ValueError, match="trained from local-dir:gone, which can no longer be read .*--arch NAME"):
+    with pytest.raises(
+        ValueError, match="trained from local-dir:gone, which can no longer be read .*--architecture NAME"
+    ):
         stage(path, out)
-    stage(path, out, arch=NANO)
+    stage(path, out, architecture=NANO)
     assert convstem.load(out).num_classes == 3
 
 

@@ -73,7 +73,10 @@ SPOILT: dict[str, tuple[Callable[[Content], Content], str]] = {
         "unknown model_args pretrained_cfg",
     ),
     "no name": (lambda c: {**c, "arch": torch.ones(2)}, "expected a conv-stem architecture of convstem, got 'tensor"),
-    "a folder that is none": (lambda c: {**c, "arch": "local-dir:gone"}, "which can no longer be read .* arch=NAME"),
+    "a folder that is none": (
+        lambda c: {**c, "arch": "local-dir:gone"},
+        "which can no longer be read .* architecture=NAME",
+    ),
 }
 
 
@@ -133,6 +136,6 @@ def test_no_repository_is_asked_where_the_architecture_is_given(
     fetched: list[Any] = []
     monkeypatch.setattr("convstem.publishing.trained.fetch", lambda *args: fetched.append(args))
     content = {**good, "arch": "hf-hub:evil/x\n# Owned", "args": argparse.Namespace(pretrained=True)}
-    out = staged(content, tmp_path, arch=NANO)
+    out = staged(content, tmp_path, architecture=NANO)
     assert fetched == []
     assert "Owned" not in (out / "config.json").read_text()

@@ -25,7 +25,7 @@ PRIVATE = click.option("--private", is_flag=True, help="Create a private reposit
 @click.option("--dataset", default="", help="Dataset of the metrics.")
 @LABELS
 @click.option("--base-model", help="Repository that the weights derive from.")
-@click.option("--arch", help="Architecture, if the one that a checkpoint names can no longer be found.")
+@click.option("--architecture", help="Architecture, if the one that a checkpoint names can no longer be found.")
 @click.option("--use-ema", is_flag=True, help="Push the averaged weights of a checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @PRIVATE
@@ -42,7 +42,7 @@ def push(
     dataset: str,
     labels: list[str] | None,
     base_model: str | None,
-    arch: str | None,
+    architecture: str | None,
     use_ema: bool,
     dry_run: bool,
     private: bool,
@@ -65,7 +65,7 @@ def push(
         dataset=dataset,
         labels=labels,
         use_ema=use_ema,
-        arch=arch,
+        architecture=architecture,
         base_model=base_model,
         dry_run=dry_run,
     )

@@ -50,7 +50,7 @@ def push(
     dataset: str = "",
     labels: Sequence[str] | None = None,
     use_ema: bool = False,
-    arch: str | None = None,
+    architecture: str | None = None,
     base_model: str | None = None,
     dry_run: bool = False,
     token: str | bool | None = None,
@@ -75,7 +75,7 @@ def push(
             ``.eval_results/convstem.yaml``.
         labels: class names, in order; default: the model's own.
         use_ema: push the averaged weights of a checkpoint.
-        arch: architecture of a checkpoint, if the ``hf-hub:`` or ``local-dir:`` source it was trained from is gone.
+        architecture: that of a checkpoint, if the ``hf-hub:`` or ``local-dir:`` source it was trained from is gone.
         base_model: the repository that the weights were made from; default: the one recorded in the model, if any.
         dry_run: only report what would be done; without a network, nothing is compared with the Hub.
         token: a token, or False for none; default: huggingface_hub's login.
@@ -98,7 +98,7 @@ def push(
         )
     target = Target(repo_id, revision, private, create_pr, token)
     with scratch_folder(Path(tempfile.gettempdir()), "convstem-push-") as folder:
-        stage(model_or_dir, folder, use_ema, arch)
+        stage(model_or_dir, folder, use_ema, architecture)
         named: dict[str, Any] = {} if labels is None else {"label_names": list(labels)}
         finish(folder, license, **named)
         require(verify_folder(folder, "the model to push"), skip=("license",))
@@ -158,7 +158,7 @@ def _facts(folder: Path, repo_id: str, license: str, tag: str | None, more: Mapp
     )
 
 
-def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = None) -> None:
+def stage(source: Any, folder: Path, use_ema: bool = False, architecture: str | None = None) -> None:
     """Write a model's ``config.json`` and ``model.safetensors`` into a folder. A source folder's card is copied too.
 
     Args:
@@ -166,7 +166,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
             train.py.
         folder: where to write.
         use_ema: take the averaged weights of a checkpoint.
-        arch: architecture of a checkpoint, if the one it names cannot be found.
+        architecture: that of a checkpoint, if the one it names cannot be found.
 
     Raises:
         ArgumentError: a model without weights or conv stem, or a checkpoint of unknown architecture.
@@ -192,7 +192,7 @@ def stage(source: Any, folder: Path, use_ema: bool = False, arch: str | None = N
             f"{found.path.name} is not a checkpoint of timm's train.py ({', '.join(CHECKPOINTS)}); `convstem convert "
             f"{found.path} --out FOLDER` makes a folder that can be pushed"
         )
-    return save_checkpoint(found.path, folder, use_ema, arch)
+    return save_checkpoint(found.path, folder, use_ema, architecture)
 
 
 _WRAPPERS = {

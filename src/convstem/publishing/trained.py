@@ -41,7 +41,7 @@ class Built:
     """Checked config of a folder or repository; empty for a name."""
 
 
-def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = None) -> None:
+def save_checkpoint(path: Path, folder: Path, use_ema: bool, architecture: str | None = None) -> None:
     """Write the model in a checkpoint of timm's train.py, with its training preprocessing.
 
     At most the config of the repository it was trained from is fetched; see ``resolve_architecture``.
@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = 
         path: the checkpoint.
         folder: where to write.
         use_ema: take the averaged weights.
-        arch: its architecture, if the one it names cannot be found.
+        architecture: timm name or source to use, if the one it names cannot be found.
 
     Raises:
         ArgumentError: the repository or folder it was trained from cannot be read.
@@ -63,7 +63,7 @@ def save_checkpoint(path: Path, folder: Path, use_ema: bool, arch: str | None = 
     checkpoint = open_checkpoint(path)
     state, args = _weights(checkpoint, path.name, use_ema), _arguments(checkpoint, path.name)
     named = str(checkpoint["arch"])
-    built = resolve_architecture(arch or named)
+    built = resolve_architecture(architecture or named)
     kwargs = _model_args(built, args, state, path.name)
     model = timm.create_model(built.name, **kwargs)
     _load(model, state, path.name, built.architecture)
@@ -179,7 +179,7 @@ def resolve_architecture(arch: str) -> Built:
     except ConvStemError as error:
         raise ArgumentError(
             f"the checkpoint was trained from {arch}, which can no longer be read ({error}); name its architecture "
-            "with arch=NAME (--arch NAME on the command line), or another copy of the same model"
+            "with architecture=NAME (--architecture NAME on the command line), or another copy of the same model"
         ) from error
     return Built(f"local-dir:{folder}", config["architecture"], config)
 
