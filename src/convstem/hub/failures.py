@@ -273,7 +273,7 @@ def explain(
     if isinstance(error, OSError) and error.errno in _DISK:
         return HubError(f"cannot store {where}: {_DISK[error.errno]}; HF_HUB_CACHE chooses another folder")
     if isinstance(error, OfflineModeIsEnabled):
-        return UnreachableError(f"the Hub is switched off (HF_HUB_OFFLINE), so {where} was not requested: unset it")
+        return UnreachableError(f"the Hub is switched off, so {where} was not requested: unset HF_HUB_OFFLINE")
     if is_transient(error):
         return UnreachableError(
             f"no complete answer for {where} from {web_page()} ({kind}{f', {status}' if status else ''}): "
