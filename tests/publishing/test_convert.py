@@ -536,3 +536,15 @@ def test_a_run_that_started_from_a_folder_keeps_its_stride_and_preprocessing(str
     shutil.rmtree(tmp_path / "start")
     said = run(tmp_path / "last.pth.tar", "--out", tmp_path / "lost", "--num-heads", 3)
     assert "it was trained from local-dir:" in said and "set them with --stride, --mean and --std" in said
+
+
+def test_a_bare_state_dict_of_denser_tokens_is_also_one_of_more_pixels(tmp_path: Path) -> None:
+    for name, settings in (("denser", {"stride": 8}), ("usual", {})):
+        model = timm.create_model("vit_ti16_convstem", num_classes=3, **settings)
+        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+    said = "its positions fit 448 pixels at stride 16, as written, or 224 pixels at stride 8: for these give --stride 8"
+    assert said in run(tmp_path / "denser.pth", "--out", tmp_path / "larger")
+    assert said not in run(tmp_path / "denser.pth", "--out", tmp_path / "denser", "--stride", 8)
+    assert load(tmp_path / "larger").patch_embed.img_size == (448, 448)
+    assert load(tmp_path / "denser").patch_embed.img_size == (224, 224)
+    assert "its positions fit" not in run(tmp_path / "usual.pth", "--out", tmp_path / "usual")

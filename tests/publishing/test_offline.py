@@ -28,7 +28,10 @@ def test_a_dry_run_of_push() -> None:
     result = convstem.push(nano(), "me/nano", license="mit", dry_run=True)
     assert result.files == dict.fromkeys(("config.json", "model.safetensors", "README.md"), "send")
     assert result.commit is None
-    assert "not compared with the Hub: the Hub is switched off, so me/nano was not requested: unset HF_HUB_OFFLINE" in result.note
+    assert (
+        "not compared with the Hub: the Hub is switched off, so me/nano was not requested: unset HF_HUB_OFFLINE"
+        in result.note
+    )
     with pytest.raises(UnreachableError, match="switched off"):
         convstem.push(nano(), "me/nano", license="mit")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from convstem.publishing.derived import TransplantResult, write_transplant
 from convstem.publishing.folder import check_new, finish, save, write_folder
 from convstem.publishing.foreign import Beside, compare, read_beside, weights_in
 from convstem.publishing.trained import config_folder
+from convstem.registry import catalog
 from convstem.registry.licenses import check_license
 from convstem.stem.carried import TransplantReport
 
@@ -147,13 +148,14 @@ def convert_to_folder(
     known = {**start.facts, **beside.facts, **{key: value for key, value in facts.items() if value is not None}}
     _progress.info("converting %s", path.name)
     converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
-    converted = replace(converted, report=replace(converted.report, notes=(*lost, *converted.report.notes)))
+    bare = not (converted.report.path or known)  # nothing but tensors
+    notes = (*lost, *converted.report.notes, *(_two_readings(converted) if bare else ()))
+    converted = replace(converted, report=replace(converted.report, notes=notes))
     check_finite(converted, path.name)
     model = _build(converted, {**start.cfg, **beside.cfg, **_label_names(converted, labels, beside.labels)})
     told = replace(converted.report, why="its config says so") if beside.layout and not layout else converted.report
     result = partial(ConversionResult, name, folder, target, report=told)
     if transplanted and converted.patchify and target == "timm":
-        notes = converted.report.notes
         said: list[str] = []
 
         def examine(twin: nn.Module, report: TransplantReport) -> None:
@@ -207,6 +209,20 @@ def _start(content: Mapping[str, Any], use_ema: bool | None) -> tuple[Beside, tu
         )
     stated = {*opened.arguments, *opened.preprocessing}
     return Beside({key: value for key, value in found.facts.items() if key not in stated}, cfg=found.cfg), ()
+
+
+def _two_readings(converted: Converted) -> Iterator[str]:
+    """Yield a note if shapes fit a model of larger images as well as one of denser tokens."""
+    args = converted.model_args
+    size, spec = args.get("img_size"), None if converted.patchify else catalog.find(converted.architecture)
+    if spec is None or "stride" in args or not (isinstance(size, int) and isinstance(spec.img_size, int)):
+        return
+    if size in (2 * spec.img_size, 4 * spec.img_size):
+        stride = spec.patch_size * spec.img_size // size
+        yield (
+            f"its positions fit {size} pixels at stride {spec.patch_size}, as written, or {spec.img_size} pixels at "
+            f"stride {stride}: for these give --stride {stride}"
+        )
 
 
 def _label_names(converted: Converted, asked: Sequence[str] | None, found: Sequence[str]) -> dict[str, list[str]]:
