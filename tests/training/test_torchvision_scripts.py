@@ -62,22 +62,27 @@ def test_test_only_reaches_the_accuracy_of_the_training(torchvision_scripts: Scr
     assert accuracies(again)[-1] == expected
 
 
-def test_resume_goes_on_to_the_same_state(
-    torchvision_scripts: Scripts, trained: Any, figure: Callable[[str, object], None]
-) -> None:
-    """One batch of flat colours an epoch: the script saves no RNG state, so randomness must not matter."""
-    _, folder = trained
+def test_resume_goes_on_to_the_same_state(torchvision_scripts: Scripts, figure: Callable[[str, object], None]) -> None:
+    """One batch of flat colours an epoch: the script saves no RNG state, so randomness must not matter.
+
+    The batch comes in another order, hence the rounding differs; AdamW would make whole steps of it where gradients are
+    near zero, SGD does not.
+    """
+    folder, out = torchvision_scripts.out / "whole", torchvision_scripts.out / "resumed"
+    flags = ["--opt", "sgd", "--lr", 0.05, "--epochs", 4, "--model-ema", "--model-ema-steps", 1]
+    train(torchvision_scripts, *flags, "--output-dir", folder)
     halfway, last = (read_checkpoint(folder / f"model_{epoch}.pth") for epoch in (1, 3))
-    assert largest_gap(halfway["model"], last["model"]) > 1e-3
-    out = torchvision_scripts.out / "resumed"
-    flags = ["--epochs", 4, "--model-ema", "--model-ema-steps", 1, "--model-ema-decay", 0.9, "--output-dir", out]
-    train(torchvision_scripts, *flags, "--resume", folder / "model_1.pth", code=TRUST_NAMESPACE)
+    train(torchvision_scripts, *flags, "--output-dir", out, "--resume", folder / "model_1.pth", code=TRUST_NAMESPACE)
     resumed = read_checkpoint(out / "checkpoint.pth")
-    for part in ("model", "model_ema"):
-        gap = largest_gap(resumed[part], last[part])
-        figure(f"gap of {part}", f"{gap:.1e}")
-        assert gap < 1e-5
-    assert largest_gap(resumed["optimizer"]["state"], last["optimizer"]["state"]) < 1e-5
+    for part in ("model", "model_ema", "optimizer"):
+        moved, gap = (largest_gap(_tensors(one[part]), _tensors(last[part])) for one in (halfway, resumed))
+        figure(f"gap of {part}", f"{gap:.1e} of {moved:.1e}")
+        assert gap < 0.01 * moved
+
+
+def _tensors(part: Any) -> Any:
+    """Return an optimizer's state, or a model's without its counters."""
+    return part.get("state") or {key: value for key, value in part.items() if value.is_floating_point()}
 
 
 def test_weights_are_the_embedded_ones(torchvision_scripts: Scripts) -> None:
