@@ -544,6 +544,10 @@ def test_a_bare_state_dict_of_denser_tokens_is_also_one_of_more_pixels(tmp_path:
         torch.save(model.state_dict(), tmp_path / f"{name}.pth")
     said = "its positions fit 448 pixels at stride 16, as written, or 224 pixels at stride 8: for these give --stride 8"
     assert said in run(tmp_path / "denser.pth", "--out", tmp_path / "larger")
+    assert said in run(tmp_path / "denser.pth", "--out", tmp_path / "heads", "--num-heads", 3)
+    torch.save({"model": torch.load(tmp_path / "denser.pth")}, tmp_path / "wrapped.pth")
+    assert said in run(tmp_path / "wrapped.pth", "--out", tmp_path / "wrapped")
+    assert said not in run(tmp_path / "denser.pth", "--out", tmp_path / "sure", "--stride", 16)
     assert said not in run(tmp_path / "denser.pth", "--out", tmp_path / "denser", "--stride", 8)
     assert load(tmp_path / "larger").patch_embed.img_size == (448, 448)
     assert load(tmp_path / "denser").patch_embed.img_size == (224, 224)

@@ -25,7 +25,7 @@ from convstem.hub.source import CONFIG, FILES, PREPROCESSING, WEIGHTS, Source, s
 from convstem.layouts.comparison import differences
 from convstem.layouts.conversion import ConversionReport, Converted, convert
 from convstem.layouts.recognise import LAYOUTS
-from convstem.layouts.unwrap import unwrap
+from convstem.layouts.unwrap import Unwrapped, unwrap
 from convstem.publishing.card import render
 from convstem.publishing.card_facts import code, facts_of_config, paragraphs
 from convstem.publishing.derived import TransplantResult, write_transplant
@@ -144,12 +144,13 @@ def convert_to_folder(
     path = _fetched(found) if found.kind == "repository" else weights_in(found.path)
     name = found.repo_id or readable(path.name)
     content, beside = read_checkpoint(path), read_beside(path)
-    start, lost = _start(content, use_ema)
+    opened = unwrap(content, use_ema)
+    start, lost = _start(opened)
     known = {**start.facts, **beside.facts, **{key: value for key, value in facts.items() if value is not None}}
     _progress.info("converting %s", path.name)
     converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
-    bare = not (converted.report.path or known)  # nothing but tensors
-    notes = (*lost, *converted.report.notes, *(_two_readings(converted) if bare else ()))
+    sure = opened.arguments or beside.facts or known.keys() & {"img_size", "stride"}
+    notes = (*lost, *converted.report.notes, *(() if sure else _two_readings(converted)))
     converted = replace(converted, report=replace(converted.report, notes=notes))
     check_finite(converted, path.name)
     model = _build(converted, {**start.cfg, **beside.cfg, **_label_names(converted, labels, beside.labels)})
@@ -187,21 +188,20 @@ def _fetched(source: Source) -> Path:
     return files[WEIGHTS].path
 
 
-def _start(content: Mapping[str, Any], use_ema: bool | None) -> tuple[Beside, tuple[str, ...]]:
+def _start(opened: Unwrapped) -> tuple[Beside, tuple[str, ...]]:
     """Return the facts in the config of the model that a training script started from, and notes.
 
     What the checkpoint states itself is left out, and so are class names: training may have had other classes.
     """
-    opened = unwrap(content, use_ema)
     name = str(opened.arguments.get("architecture", ""))
     kind, _, place = name.partition(":")
     if not place:
         return Beside(), ()
     try:
         folder = config_folder(kind, place)
-        found = read_beside(folder / WEIGHTS)
         if not (folder / CONFIG).is_file():
             raise MissingPathError(f"{place} has no {CONFIG}")
+        found = read_beside(folder / WEIGHTS)
     except ConvStemError as error:
         return Beside(), (
             f"it was trained from {name}, which can no longer be read ({error}): stride, mean and std are those of the "

@@ -230,7 +230,10 @@ def _place(
             window[row + first, value, place // side, place % side] = sign * sign_below
             continue
         part = window[first : first + rows, first_below : first_below + values]
-        part.copy_(taps) if sign == sign_below else part.sub_(taps)  # from zero: a negation would give -0.0
+        if sign == sign_below:
+            part.copy_(taps)
+        else:
+            part.sub_(taps)  # from zero: a negation would give -0.0
     return weight
 
 
