@@ -536,6 +536,7 @@ def test_a_run_that_started_from_a_folder_keeps_its_stride_and_preprocessing(str
     shutil.rmtree(tmp_path / "start")
     said = run(tmp_path / "last.pth.tar", "--out", tmp_path / "lost", "--num-heads", 3)
     assert "it was trained from local-dir:" in said and "set them with --stride, --mean and --std" in said
+    assert str(tmp_path) not in (tmp_path / "lost" / "README.md").read_text()  # a card is for everybody
 
 
 def test_a_bare_state_dict_of_denser_tokens_is_also_one_of_more_pixels(tmp_path: Path) -> None:

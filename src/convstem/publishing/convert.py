@@ -150,11 +150,12 @@ def convert_to_folder(
     _progress.info("converting %s", path.name)
     converted = convert(content, layout or beside.layout, architecture=architecture, use_ema=use_ema, **known)
     sure = opened.arguments or beside.facts or known.keys() & {"img_size", "stride"}
-    notes = (*lost, *converted.report.notes, *(() if sure else _two_readings(converted)))
-    converted = replace(converted, report=replace(converted.report, notes=notes))
+    hints = (*lost, *(() if sure else _two_readings(converted)))  # for whoever converts: no card repeats them
     check_finite(converted, path.name)
     model = _build(converted, {**start.cfg, **beside.cfg, **_label_names(converted, labels, beside.labels)})
-    told = replace(converted.report, why="its config says so") if beside.layout and not layout else converted.report
+    told = replace(converted.report, notes=(*hints, *converted.report.notes))
+    if beside.layout and not layout:
+        told = replace(told, why="its config says so")
     result = partial(ConversionResult, name, folder, target, report=told)
     if transplanted and converted.patchify and target == "timm":
         said: list[str] = []
@@ -163,6 +164,7 @@ def convert_to_folder(
             if check:
                 said.append(compare(content, path, converted, model, use_ema, twin, report.resized_from))
 
+        notes = converted.report.notes
         written = write_transplant(
             model, found, folder, license=license, overwrite=overwrite, notes=notes, examine=examine
         )
@@ -194,13 +196,12 @@ def _start(opened: Unwrapped) -> tuple[Beside, tuple[str, ...]]:
     What the checkpoint states itself is left out, and so are class names: training may have had other classes.
     """
     name = str(opened.arguments.get("architecture", ""))
-    kind, _, place = name.partition(":")
-    if not place:
+    if ":" not in name:
         return Beside(), ()
     try:
-        folder = config_folder(kind, place)
+        folder = config_folder(name)
         if not (folder / CONFIG).is_file():
-            raise MissingPathError(f"{place} has no {CONFIG}")
+            raise MissingPathError(f"{folder} has no {CONFIG}")
         found = read_beside(folder / WEIGHTS)
     except ConvStemError as error:
         return Beside(), (

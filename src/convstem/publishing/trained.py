@@ -17,7 +17,7 @@ from convstem.files.safetensors import Stored
 from convstem.hub.config import SCRATCH, TRANSPLANTED, TUNED, Step, check_ours, check_stated, read_config, record, steps
 from convstem.hub.limits import check_fits_header, short
 from convstem.hub.read import fetch
-from convstem.hub.source import CONFIG, check_repo_id, split_revision
+from convstem.hub.source import CONFIG, check_repo_id, resolve, split_revision
 from convstem.layouts.comparison import differences, some_of
 from convstem.publishing.folder import save
 from convstem.registry import catalog
@@ -168,13 +168,12 @@ def resolve_architecture(arch: str) -> Built:
         ArgumentError: the repository or folder cannot be read; the message has the remedy.
         UnsupportedModelError: another architecture.
     """
-    kind, _, place = arch.partition(":")
-    if not place:
+    if ":" not in arch:
         name = arch.partition(".")[0]
         check_ours(name)
         return Built(name, name, {})
     try:
-        folder = config_folder(kind, place)
+        folder = config_folder(arch)
         config = read_config(folder / CONFIG)
     except ConvStemError as error:
         raise ArgumentError(
@@ -184,12 +183,15 @@ def resolve_architecture(arch: str) -> Built:
     return Built(f"local-dir:{folder}", config["architecture"], config)
 
 
-def config_folder(kind: str, place: str) -> Path:
-    """Return the folder with the config of ``KIND:PLACE``, where kind is ``local-dir`` or ``hf-hub``."""
-    if kind == "local-dir":
-        return Path(place)
-    repository, revision = split_revision(place)
-    return fetch(repository, CONFIG, revision).path.parent
+def config_folder(arch: str) -> Path:
+    """Return the folder with the config of ``hf-hub:org/name`` or ``local-dir:FOLDER``.
+
+    Raises:
+        ArgumentError: another scheme.
+        HubError: the repository cannot be read.
+    """
+    found = resolve(arch, disk=False)
+    return found.path if found.kind == "folder" else fetch(found.repo_id, CONFIG, found.revision).path.parent
 
 
 def history(arch: str, args: Mapping[str, Any], config: Mapping[str, Any]) -> list[Step]:
