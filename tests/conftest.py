@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -17,13 +18,17 @@ TESTS = Path(__file__).parent
 MARKED = re.compile(r"^pytestmark = \[?pytest\.mark\.full", re.MULTILINE)
 
 # huggingface_hub reads these once, on import.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="convstem-hub-")
-os.environ["CONVSTEM_CACHE"] = tempfile.mkdtemp(prefix="convstem-cache-")
+CACHES = {name: tempfile.mkdtemp(prefix="convstem-tests-") for name in ("HF_HUB_CACHE", "CONVSTEM_CACHE")}
+os.environ.update(CACHES, HF_HUB_OFFLINE="1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the slow tests that CI runs")
+
+
+def pytest_unconfigure() -> None:
+    for folder in CACHES.values():  # gigabytes after --full
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_ignore_collect(collection_path: Path, config: Any) -> bool | None:

@@ -4,8 +4,9 @@
     python -m tools.environments floors newest      # as CI does beside the full suite
     python -m tools.environments prereleases        # to see what would break next
 
-An environment is a folder in build/environments; it is kept, and the next run updates it. A missing interpreter is
-reported, but is not a failure. The results are in build/environments/results.txt.
+An environment is a folder in build/environments, made anew for each run and removed once its tests have passed: each
+takes gigabytes, and a full disk fails hundreds of tests without a word about disks. A missing interpreter is reported,
+but is not a failure. The results are in build/environments/results.txt.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / "build" / "environments"
+ROOM = 16
+"""Free gigabytes that an environment, its download and what its tests write may need."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ def interpreter(name: str) -> str | None:
 
 
 def install(name: str, python: str) -> Path:
-    """Create or update an environment and return its Python."""
+    """Create an environment and return its Python."""
     environment, folder = ENVIRONMENTS[name], HOME / name
-    subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
     inside = folder / "bin" / "python"
-    pip = [str(inside), "-m", "pip", "install", "--quiet"]
+    pip = [str(inside), "-m", "pip", "install", "--quiet", "--no-cache-dir"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     pins = floors((ROOT / "pyproject.toml").read_text(encoding="utf-8")) if environment.floors else []
     subprocess.run([*pip, "--no-compile", *environment.pip, *pins, "--editable", ".[test]"], cwd=ROOT, check=True)
@@ -82,11 +85,20 @@ def test(name: str) -> str:
     python = interpreter(ENVIRONMENTS[name].python)
     if python is None:
         return f"not run: there is no {ENVIRONMENTS[name].python} here"
-    inside = install(name, python)
+    free = shutil.disk_usage(HOME).free / 1e9
+    if free < ROOM:
+        return f"FAILED: needs {ROOM} GB of free disk, and there are {free:.1f}"
+    try:
+        inside = install(name, python)
+    except subprocess.CalledProcessError as error:
+        return f"FAILED: could not be installed, {' '.join(error.cmd)} returned {error.returncode}"
     report = f"--junit-xml={HOME / name}.xml"
     options = ["--numprocesses", "auto", "--dist", "worksteal", "-p", "no:cacheprovider", "--quiet", report]
     done = subprocess.run([str(inside), "-m", "pytest", *options], cwd=ROOT, check=False)
-    return "passed" if done.returncode == 0 else "FAILED"
+    if done.returncode:
+        return "FAILED"
+    shutil.rmtree(HOME / name)
+    return "passed"
 
 
 def main(names: Sequence[str]) -> int:
@@ -101,7 +113,7 @@ def main(names: Sequence[str]) -> int:
     lines = "".join(f"environment {name}: {result}\n" for name, result in results.items())
     (HOME / "results.txt").write_text(lines, encoding="utf-8")
     print(lines, end="")
-    return int("FAILED" in results.values())
+    return int(any(result.startswith("FAILED") for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The parts of a release agree: versions, floors, CI's environments and the counting of skips."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,40 @@ def test_an_environment_that_fails_fails_ci(tmp_path: Path, monkeypatch: pytest.
     assert (environments.main(["floors"]), environments.main(["floors", "newest"])) == (0, 1)
     assert "environment newest: FAILED" in capsys.readouterr().out
     assert re.search(r"tools\.environments floors newest \|\| failed=1.*^exit \$failed$", CI, re.M | re.S)
+
+
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One environment for this interpreter, installed by making its folder; the tests of `sound` pass."""
+
+    def install(name: str, python: str) -> Path:
+        (tmp_path / name).mkdir()
+        return Path(shutil.which("true" if name == "sound" else "false") or "")
+
+    here = environments.Environment(sys.executable, "this one")
+    monkeypatch.setattr(environments, "HOME", tmp_path)
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {"broken": here, "sound": here})
+    monkeypatch.setattr(environments, "install", install)
+    return tmp_path
+
+
+def test_an_environment_goes_when_its_tests_have_passed(one: Path) -> None:
+    assert environments.main(["sound", "broken"]) == 1
+    assert (one / "results.txt").read_text() == "environment sound: passed\nenvironment broken: FAILED\n"
+    assert [path.name for path in one.iterdir() if path.is_dir()] == ["broken"]
+
+
+@pytest.mark.parametrize("fault", ["disk", "pip"])
+def test_an_environment_that_cannot_be_made_says_why(one: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "disk":
+        usage = shutil.disk_usage(one)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * 10**9))
+    else:
+        monkeypatch.setattr(environments, "install", lambda *_: subprocess.run(["false"], check=True))
+    assert environments.main(["sound"]) == 1
+    said = f"needs {environments.ROOM} GB of free disk, and there are 3.0"
+    said = said if fault == "disk" else "could not be installed, false returned 1"
+    assert (one / "results.txt").read_text() == f"environment sound: FAILED: {said}\n"
 
 
 def test_the_pythons_of_ci_are_those_that_are_promised() -> None:

@@ -11,7 +11,7 @@ from convstem.weights import deferred
 from convstem.weights.deferred import DeferredInit
 
 
-class Counted(nn.Linear):
+class InitialisedTwice(nn.Linear):
     """Initialises its parameters once more, after the parent class."""
 
     def reset_parameters(self) -> None:
@@ -29,7 +29,7 @@ def state(seed: int = 0) -> dict[str, Tensor]:
 def test_loaded_parameters_are_what_was_loaded(adopt: bool) -> None:
     source = state()
     with DeferredInit(adopt):
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         layer.load_state_dict(source)
     assert torch.equal(layer.weight, source["weight"])
     assert torch.equal(layer.bias, source["bias"])
@@ -40,11 +40,11 @@ def test_loaded_parameters_are_what_was_loaded(adopt: bool) -> None:
 
 def test_the_rest_is_initialised_on_leaving_as_usual() -> None:
     with DeferredInit(adopt=True):
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         layer.load_state_dict({"weight": state()["weight"]}, strict=False)
     assert torch.equal(layer.bias, torch.full((4,), 3.0))
     with DeferredInit():
-        large = Counted(300, 300)
+        large = InitialisedTwice(300, 300)
     assert float(large.weight.detach().std()) == pytest.approx(0.02, rel=0.05)  # the last initialisation counts
     assert float(nn.Linear(300, 300).weight.detach().std()) > 0.03  # negative control: torch's own
 
@@ -52,18 +52,18 @@ def test_the_rest_is_initialised_on_leaving_as_usual() -> None:
 def test_nothing_is_computed_for_what_is_loaded() -> None:
     source, before = state(), torch.get_rng_state()
     with DeferredInit():
-        Counted(8, 4).load_state_dict(source)
+        InitialisedTwice(8, 4).load_state_dict(source)
     assert torch.equal(torch.get_rng_state(), before)  # no random number was drawn
-    Counted(8, 4)
+    InitialisedTwice(8, 4)
     assert not torch.equal(torch.get_rng_state(), before)  # negative control
 
 
 def test_reading_a_parameter_initialises_it_first() -> None:
     with DeferredInit():
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         assert float(layer.bias.detach().sum()) == 12
     with DeferredInit(), torch.no_grad():
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         layer.bias[0] = 5.0  # a partial write must come after the initialisation
         layer.bias.data.add_(1)
     assert layer.bias.tolist() == [6, 4, 4, 4]
@@ -72,7 +72,7 @@ def test_reading_a_parameter_initialises_it_first() -> None:
 def test_one_tensor_loaded_twice_ties_nothing() -> None:
     shared = torch.randn(4, 8)
     with DeferredInit(adopt=True):
-        a, b = Counted(8, 4), Counted(8, 4)
+        a, b = InitialisedTwice(8, 4), InitialisedTwice(8, 4)
         for layer in (a, b):
             layer.load_state_dict({"weight": shared, "bias": torch.zeros(4)})
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_one_tensor_loaded_twice_ties_nothing() -> None:
 def test_other_types_and_strides_are_copied() -> None:
     source = {"weight": torch.randn(8, 4).T, "bias": torch.randn(4, dtype=torch.float64)}
     with DeferredInit(adopt=True):
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         layer.load_state_dict(source)
     assert layer.weight.is_contiguous()
     assert torch.equal(layer.weight, source["weight"])
@@ -93,7 +93,7 @@ def test_other_types_and_strides_are_copied() -> None:
 def test_a_part_of_a_larger_tensor_is_copied(tmp_path: Path) -> None:
     large = torch.randn(1000, 8)
     with DeferredInit(adopt=True):
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         layer.load_state_dict({"weight": large[:4], "bias": torch.zeros(4)})
     assert torch.equal(layer.weight, large[:4])
     torch.save(layer.state_dict(), tmp_path / "layer.pth")
@@ -102,7 +102,7 @@ def test_a_part_of_a_larger_tensor_is_copied(tmp_path: Path) -> None:
 
 def test_one_parameter_copied_from_another() -> None:
     with DeferredInit():
-        a, b = Counted(8, 4), Counted(8, 4)
+        a, b = InitialisedTwice(8, 4), InitialisedTwice(8, 4)
         with torch.no_grad():
             b.weight.copy_(a.weight)
     assert torch.equal(a.weight, b.weight)
@@ -110,7 +110,7 @@ def test_one_parameter_copied_from_another() -> None:
 
 def test_a_replaced_parameter_is_forgotten() -> None:
     with DeferredInit() as mode:
-        layer = Counted(8, 4)
+        layer = InitialisedTwice(8, 4)
         layer.weight = nn.Parameter(torch.zeros(4, 8))
         gc.collect()
         assert len(mode._pending) == 1  # the bias
@@ -119,7 +119,7 @@ def test_a_replaced_parameter_is_forgotten() -> None:
 
 def test_an_error_inside_comes_out_unchanged() -> None:
     with pytest.raises(RuntimeError, match="mine"), DeferredInit():
-        Counted(8, 4)
+        InitialisedTwice(8, 4)
         raise RuntimeError("mine")
 
 
@@ -128,7 +128,7 @@ def test_other_threads_are_not_affected() -> None:
 
     found = []
     with DeferredInit():
-        thread = Thread(target=lambda: found.append(Counted(8, 4).bias.tolist()))
+        thread = Thread(target=lambda: found.append(InitialisedTwice(8, 4).bias.tolist()))
         thread.start()
         thread.join()
     assert found == [[3.0] * 4]
@@ -136,7 +136,7 @@ def test_other_threads_are_not_affected() -> None:
 
 def test_a_default_device_is_kept() -> None:
     with torch.device("meta"), DeferredInit():
-        assert Counted(8, 4).weight.is_meta
+        assert InitialisedTwice(8, 4).weight.is_meta
 
 
 def test_parameters_inside_containers_are_seen() -> None:
