@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import mutants
+from tools import mutants, mutations
 
 MODULE = '''"""Module."""
 from typing import TYPE_CHECKING, Literal
@@ -28,8 +28,8 @@ class Kept:
 '''
 
 
-def found(text: str = MODULE) -> list[mutants.Mutant]:
-    return mutants.mutants("convstem/registry/kept.py", text)
+def found(text: str = MODULE) -> list[mutations.Mutant]:
+    return mutations.mutants("convstem/registry/kept.py", text)
 
 
 def test_each_change_is_one_and_wording_is_none() -> None:
@@ -57,7 +57,7 @@ def test_each_change_is_one_and_wording_is_none() -> None:
 def test_a_changed_file_is_python_and_another_program(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     same = ast.dump(ast.parse(text))
-    chosen = mutants.sample(mutants.mutants(str(path.relative_to(mutants.ROOT / "src")), text), 7, seed=1)
+    chosen = mutations.sample(mutations.mutants(str(path.relative_to(mutants.ROOT / "src")), text), 7, seed=1)
     assert all(ast.dump(ast.parse(one.apply(text.encode()))) != same for one in chosen)
 
 
@@ -71,11 +71,11 @@ def test_the_lines_are_those_that_a_test_must_pass() -> None:
 
 
 def test_the_sample_takes_each_kind_and_outlives_a_change_elsewhere() -> None:
-    chosen = mutants.sample(found(), 7, seed=0)
+    chosen = mutations.sample(found(), 7, seed=0)
     assert {one.kind for one in chosen} == {one.kind for one in found()}
-    assert [one.id for one in chosen] == [one.id for one in mutants.sample(found("\n\n" + MODULE), 7, seed=0)]
+    assert [one.id for one in chosen] == [one.id for one in mutations.sample(found("\n\n" + MODULE), 7, seed=0)]
     assert len({one.id for one in found()}) == len(found())
-    samples = {tuple(one.id for one in mutants.sample(found(), 7, seed)) for seed in range(4)}
+    samples = {tuple(one.id for one in mutations.sample(found(), 7, seed)) for seed in range(4)}
     assert len(samples) > 1
 
 
