@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -14,7 +15,7 @@ import torchvision
 from torch import nn
 
 from convstem.errors import ArgumentError, ExistingPathError, MissingPathError, PathError
-from convstem.inference import FORMATS, OPSETS, compare, example, export, installed, trace
+from convstem.inference import FORMATS, OPSETS, _Patient, compare, example, export, installed, trace
 from tests.support.assertions import randomise
 from tests.support.checkout import ROOT
 
@@ -193,6 +194,20 @@ try:
 except PathError as error:
     print(error)
 """
+
+
+def test_torchs_writer_sees_no_error_but_keeps_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str) -> None:
+        raise OSError(text)
+
+    with (tmp_path / "m").open("wb", buffering=0) as file:
+        writer = _Patient(file)
+        assert (writer.write(b"abc"), writer.tell(), writer.seek(1), writer.error) == (3, 3, 1, None)
+        monkeypatch.setattr(writer, "file", SimpleNamespace(closed=False, write=lambda data: fail("full"), flush=fail))
+        assert writer.write(b"defg") == 4
+        writer.flush()
+    assert str(writer.error) == "full"
+    assert (tmp_path / "m").read_bytes() == b"abc"
 
 
 @pytest.mark.full

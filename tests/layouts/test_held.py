@@ -105,6 +105,14 @@ def test_open_clips_own_tower(act: Any, facts: State, held: str) -> None:
     assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("facts", "name"), [({}, "clip"), ({"act_layer": "quick_gelu"}, "clip_quickgelu")])
+def test_open_clips_sizes_have_timms_names(facts: State, name: str) -> None:
+    model = timm.create_model("vit_base_patch16_clip_224", num_classes=0, device="meta")
+    tower = convstem.convert(model.state_dict(), "timm", "open_clip").state_dict
+    converted = convstem.convert(tower, "open_clip", **facts)
+    assert (converted.architecture, converted.model_args) == (f"vit_base_patch16_{name}_224", {"num_classes": 0})
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards_with_an_index(kind: str, plain: Any, tmp_path: Path) -> None:
     state = plain.state_dict()

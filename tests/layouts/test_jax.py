@@ -1,5 +1,6 @@
 """The layout of JAX checkpoints implies their pixel range, and every key is mapped."""
 
+import pytest
 import timm
 import torch
 
@@ -16,3 +17,6 @@ def test_their_images_and_keys() -> None:
     assert converted.keys() == state.keys()
     assert all(torch.equal(converted[key], state[key]) for key in state)
     assert converted.pretrained_cfg["mean"] == converted.pretrained_cfg["std"] == (0.5, 0.5, 0.5)
+    theirs |= {"pre_logits/kernel": torch.ones(192, 192), "pre_logits/bias": torch.ones(192)}
+    with pytest.raises(ValueError, match="its head has a hidden layer .pre_logits, then tanh.*the logits would differ"):
+        convstem.convert(theirs, num_heads=3)

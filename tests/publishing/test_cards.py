@@ -75,6 +75,13 @@ def test_metrics_have_a_source() -> None:
     assert result.source_name == "python -m tools.embed_weights, on the 10,000 test images"
 
 
+def test_the_hub_gets_the_first_choice_among_metrics() -> None:
+    facts = replace(facts_of_entry(catalog.weights()[NANO], "org/x"), metrics={"a": 3.0, "acc@5": 97.5, "acc@1": 81.0})
+    (entry,) = yaml.safe_load(evaluation(facts))
+    assert entry["value"] == 81.0
+    assert entry["notes"].startswith("acc@1; a 3; acc@5 97.5; ")
+
+
 def test_the_measured_error_of_a_transplant_is_in_its_card() -> None:
     text = render(facts_of_entry(catalog.weights()["vit_b16_convstem.mae"], "org/x", measured_error=1.5e-6))
     assert "1.5e-06" in text

@@ -51,6 +51,7 @@ def load(folder: Path) -> nn.Module:
 
 
 FIRST = [next(case for case in CASES if case.layout == layout) for layout in {case.layout for case in CASES}]
+FIRST += [next(case for case in CASES if case.use_ema)]
 
 
 @pytest.mark.parametrize("case", mostly_in_ci(CASES, FIRST), ids=lambda case: case.name)
@@ -202,6 +203,19 @@ def test_jax_checkpoints_as_timm_itself_reads_them(big_vision: bool, stack: bool
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), timms.state_dict().values(), strict=True))
     with torch.no_grad():
         assert relative_error(ours(IMAGES), expected) < 1e-6
+
+
+def test_each_step_is_said_to_whoever_shows_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(RESTATED[0].build().state_dict(), tmp_path / "x.pth")
+    with caplog.at_level("INFO", logger="convstem.progress"):
+        convert_to_folder(tmp_path / "x.pth", tmp_path / "out", **RESTATED[0].facts)
+    steps = [record.getMessage() for record in caplog.records if record.name == "convstem.progress"]
+    assert steps == [
+        "reading x.pth",
+        "converting x.pth",
+        f"comparing and writing {tmp_path / 'out'}",
+        "reading back what was written, and comparing",
+    ]
 
 
 class Evil:

@@ -12,7 +12,7 @@ import transformers as tf
 from safetensors.torch import load_file
 
 import convstem
-from convstem.errors import CheckpointError, InvalidFileError
+from convstem.errors import CheckpointError, ConversionError, InvalidFileError
 from convstem.files.checkpoint import read_checkpoint
 from convstem.publishing.convert import convert_to_folder
 from tests.support.assertions import randomise
@@ -41,6 +41,17 @@ COMPARED: dict[str, Callable[[], Any]] = {
     "ViTModel": lambda: tf.ViTModel(tf.ViTConfig(**WIDE)),
     "ViTMSNForImageClassification": lambda: tf.ViTMSNForImageClassification(tf.ViTMSNConfig(**WIDE, num_labels=4)),
 }
+
+
+@pytest.mark.parametrize(("name", "title"), [("CLIP", "CLIP"), ("Siglip", "SigLIP")])
+def test_a_classifier_on_the_mean_of_the_patches_is_refused(name: str, title: str) -> None:
+    text = {**TEXT, "bos_token_id": 0, "eos_token_id": 1}
+    config = getattr(tf, f"{name}Config")(vision_config=WIDE, text_config=text)
+    state = getattr(tf, f"{name}ForImageClassification")(config).state_dict()
+    with pytest.raises(ConversionError, match=f"a {title}.*its classifier reads the mean of the patches"):
+        convstem.convert(state)
+    rest = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    assert convstem.convert(rest, num_heads=3).sizes.depth == 2
 
 
 def saved(model: Any, folder: Path) -> Path:

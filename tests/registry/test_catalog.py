@@ -73,6 +73,10 @@ def test_a_good_row(tmp_path: Path) -> None:
         ({"num_classes": -1}, r"\[a\]: num_classes must be 0 \(no head\) or more; got -1"),
         ({"stem_norm": "bn"}, "stem_norm must be one of batchnorm2d, frozen_bn, layernorm2d, none; got 'bn'"),
         ({"patch_size": [4, 4], "stem_channels": None}, r"\[a\]: .* a power of two .* got \(4, 4\)"),
+        (
+            {"torchvision": "x", "pos_embed": "sincos2d"},
+            r"\[a\]: .* fixed position .* leave `torchvision` out",
+        ),
         ({"depth": "one"}, r"\[a\]: depth must be a non-empty list of positive integers; got 'one'"),
     ],
 )
