@@ -391,6 +391,8 @@ def main() -> None:
 def run(chosen: Sequence[Mutant], again: bool, control: bool, tests: Sequence[str] = ()) -> None:
     """Test each mutant, then survivors once more with the tests they have not met."""
     controls: dict[str, dict[str, Any]] = {}
+    for file in {test.partition("::")[0] for test in tests}:
+        shutil.copy(ROOT / file, file)
     for one in chosen if again else ():
         row = known().get(one.id, {})
         if row.get("found") == "survived" and (files := tests or newer(one.room)):
