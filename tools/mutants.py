@@ -222,19 +222,23 @@ def durations() -> dict[str, float]:
 
 
 def passing(mutant: Mutant, seconds: Mapping[str, float]) -> list[str]:
-    """Return the tests that run a mutant's lines, in the order in which they are tried."""
+    """Return the tests that run a mutant's lines, then others of its file and room, in the order of trial.
+
+    The others are needed for what runs once: coverage knows a line that runs on import, or whose result is kept, only
+    from the first test that needed it.
+    """
     from coverage import CoverageData
 
     first, last = mutant.lines
-    tests: set[str] = set()
+    through: set[str] = set()
+    others = {test for test in seconds if _is_own(test, mutant.room)}
     for path in HOME.glob("coverage[0-9]"):
         data = CoverageData(str(path))
         data.read()
-        found = data.contexts_by_lineno(str(TREE / "src" / mutant.file))
-        tests |= {context.partition("|")[0] for line in found if first <= line <= last for context in found[line]}
-    if last == 1 << 30:  # lines that run on import
-        tests |= {test for test in seconds if _is_own(test, mutant.room)}
-    return _spread(tests & set(seconds), mutant.room, seconds)
+        for line, contexts in data.contexts_by_lineno(str(TREE / "src" / mutant.file)).items():
+            tests = {context.partition("|")[0] for context in contexts} & set(seconds)
+            (through if first <= line <= last else others).update(tests)
+    return [test for tests in (through, others - through) for test in _spread(tests, mutant.room, seconds)]
 
 
 def _spread(tests: Iterable[str], room: str, seconds: Mapping[str, float]) -> list[str]:

@@ -18,7 +18,7 @@ SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
 }  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-WORDING = ("help", "doc", "epilog", "short_help", "metavar")
+WORDING = ("help", "doc", "epilog", "short_help", "metavar", "show_default")
 """Arguments with texts for a reader."""
 GUARDS = ("encoding", "frozen", "repr", "strict")
 """Arguments that expose our own mistakes or make machines behave alike; no test here can notice them."""

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from convstem.cli.main import main
+from convstem.inference import Exported
 
 
 @pytest.mark.full
@@ -40,3 +42,22 @@ def test_a_wrong_target_is_one_line(arguments: list[str], sentence: str) -> None
     done = CliRunner().invoke(main, ["export", "vit_nano4_convstem", *arguments])
     assert done.exit_code == 1
     assert done.output == f"Error: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"), [(2.5e-7, "to the model: 2.5e-07 of"), (None, "`pip install onnxruntime`")]
+)
+def test_what_was_compared_is_said(difference: float | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def export(model: Any, to: str, out: Path, opset: int | None) -> Exported:
+        asked.append((model.dynamic_img_size, to, out, opset))
+        return Exported(out, to, 2_500_000, ("batch", 3, 32, 32), difference)
+
+    monkeypatch.setattr("convstem.inference.export", export)
+    call = ["export", "vit_nano4_convstem", "--to", "onnx", "--out", "x.onnx", "--opset", "20", "--dynamic-size"]
+    done = CliRunner().invoke(main, call)
+    assert asked == [(True, "onnx", Path("x.onnx"), 20)]
+    first, second = done.output.splitlines()
+    assert first == "x.onnx: onnx, 2.5 MB, images batch x 3 x 32 x 32"
+    assert said in second

@@ -14,7 +14,9 @@ from convstem.hub.limits import (
     LARGEST_SIZE,
     _check_pixels,
     check_config_sizes,
+    check_fits_header,
     fits,
+    in_words,
 )
 
 DEPTH = LARGEST_SIZE["depth"]
@@ -82,3 +84,34 @@ def test_a_config_is_held_to_the_limits() -> None:
     for cfg, args in (({}, {"depth": DEPTH + 1}), ({"input_size": [3, 1 << 14, 32]}, {})):
         with pytest.raises(InvalidFileError, match=r"at most [\d,]+ is accepted"):
             check_stated("vit_nano4_convstem", cfg, args)
+
+
+def test_a_config_may_state_what_its_file_holds() -> None:
+    header = {f"blocks.{i}.weight": Stored((2000, 8), True) for i in range(3)}
+    for sizes, fitting in (({"depth": 3}, True), ({"depth": 4}, False), ({"embed_dim": 2000}, True),
+                           ({"embed_dim": 2001}, False)):  # fmt: skip
+        if fitting:
+            check_fits_header(sizes, {}, header)
+            continue
+        with pytest.raises(InvalidFileError, match="is more than the weights beside it allow: at most (3|2,000), by"):
+            check_fits_header(sizes, {}, header)
+
+
+def test_heads_must_divide_the_width() -> None:
+    check_stated("vit_nano4_convstem", {}, {"embed_dim": 96, "num_heads": 3})
+    with pytest.raises(InvalidFileError, match="embed_dim must be a multiple of num_heads; got 97 and 3"):
+        check_stated("vit_nano4_convstem", {}, {"embed_dim": 97, "num_heads": 3})
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (int, "a whole number"),
+        (tuple[int, ...], "a list of a whole number"),
+        (tuple[int, int], "a list of 2 times a whole number"),
+        (int | tuple[int, int], "a whole number or a list of 2 times a whole number"),
+        (Literal["b", "a"], "one of 'a', 'b'"),
+    ],
+)
+def test_annotations_in_words(kind: Any, words: str) -> None:
+    assert in_words(kind) == words

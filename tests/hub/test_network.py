@@ -13,13 +13,22 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from filelock import FileLock
+from huggingface_hub.errors import EntryNotFoundError
 
-from convstem.errors import UnreachableError
-from convstem.hub.failures import certificate_error, is_of_xet, is_transient, retried, retry_after
+from convstem.errors import MissingFileError, UnreachableError
+from convstem.hub.failures import (
+    certificate_error,
+    explain,
+    is_of_xet,
+    is_server_error,
+    is_transient,
+    retried,
+    retry_after,
+)
 from tests.support.hub_server import Client, Fault, HubServer, run_python
 from tests.support.hub_server.fixtures import REPO, cache, client, hub, repo, server  # noqa: F401
 
@@ -44,6 +53,41 @@ def chained(*errors: BaseException) -> BaseException:
     for error, cause in pairwise(errors):
         error.__cause__ = cause
     return errors[0]
+
+
+def answered(status: int, method: str = "GET", url: str = "https://cdn/file", **headers: str) -> BaseException:
+    error: Any = RuntimeError()
+    request = SimpleNamespace(method=method, url=url)
+    error.response = SimpleNamespace(status_code=status, request=request, headers=headers)
+    return cast(BaseException, error)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ConnectionResetError(104, "reset"), True),
+        (TimeoutError(110, "timed out"), True),
+        (PermissionError(13, "denied"), False),
+        (ValueError("x"), False),
+        (answered(503), True),
+        (answered(404), False),
+        (answered(403), True),  # a signed address that has expired
+        (answered(403, method="HEAD"), False),
+        (answered(403, url="https://hub/api/models/org/m"), False),
+        (answered(403, **{"X-Error-Code": "GatedRepo"}), False),
+    ],
+)
+def test_what_is_tried_again(error: BaseException, again: bool) -> None:
+    assert is_transient(error) is again
+    assert is_server_error(error) is (getattr(getattr(error, "response", None), "status_code", 0) == 503)
+
+
+def test_a_file_that_the_hub_does_not_have() -> None:
+    error: Any = EntryNotFoundError.__new__(EntryNotFoundError)  # its arguments depend on the release
+    error.response = SimpleNamespace(status_code=404)
+    said = explain(error, "org/m", "v2", None)
+    assert isinstance(said, MissingFileError)
+    assert str(said) == "org/m@v2 does not have the requested file (404)"
 
 
 def test_a_certificate_is_found_behind_the_client_s_errors() -> None:

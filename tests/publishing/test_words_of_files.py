@@ -146,6 +146,14 @@ def test_a_checkpoint(tmp_path: Path) -> None:
         assert obeyed(said) == [], change
 
 
+def test_a_repository_with_pickles_alone_names_the_way() -> None:
+    listing = Listing("0" * 40, {"b.bin": Listed(1), "a.pth": Listed(1)})
+    said = r"org/m has no model.safetensors, only pickled weights \(a.pth, b.bin\).*run `convstem convert a.pth --out"
+    with pytest.raises(HubError, match=said):
+        check_present("org/m", listing, "model.safetensors")
+    check_present("org/m", listing, "b.bin")
+
+
 def test_names_of_a_repository() -> None:
     listing = Listing("0" * 40, {ESCAPE: Listed(1)})
     with pytest.raises(HubError) as caught:
