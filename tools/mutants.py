@@ -3,13 +3,14 @@
     nice -n 19 python -m tools.mutants                 # 300 mutants; continues after an interruption
     nice -n 19 python -m tools.mutants --map           # after a change of src/ or tests/: copies the checkout again
     python -m tools.mutants --again                    # runs tests newer than the map on their room's survivors
+    python -m tools.mutants --full                     # runs all tests of their room, CI's too, on survivors
     python -m tools.mutants --control --count 20       # changes nothing: a killed mutant is a bug of this tool
     python -m tools.mutants --table                    # prints the results so far, runs nothing
 
 Everything lies in ``build/mutants``: a copy of the checkout, the map of which test runs which line (coverage contexts),
 and ``mutants.jsonl`` with a line for each mutant. A mutant is tested by the tests that run its line: its own room's
 first, fast ones first, one set of parameters of each function before another; survivors then get the other tests. A
-mutant of a line that no test runs survives at once. Tests of ``--full`` are not run.
+mutant of a line that no test runs survives at once. Tests of CI run with ``--full`` only.
 ``tools/mutants_equivalent.json`` lists the changes that do not change behaviour, with reasons.
 
 Existing tools do not fit: mutmut skips tables at module level and cannot sample; cosmic-ray starts Python, and torch,
@@ -56,6 +57,8 @@ FEW, SHORT = 250, 30.0
 """Limits of a mutant's first tests: their number, and their seconds in total."""
 LONG = 400.0
 """Limit of a survivor's second tests, in seconds."""
+WHOLE = 120.0
+"""Seconds that all tests of a room may take; ten times as long counts as an endless loop."""
 
 
 def start(work: Callable[[], int]) -> int:
@@ -360,6 +363,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice")
     parser.add_argument("--map", action="store_true", help="copy the checkout and make a new map")
     parser.add_argument("--again", action="store_true", help="run newer tests on survivors first")
+    parser.add_argument("--full", action="store_true", help="run all tests of their room on survivors, CI's too")
     parser.add_argument("--only", default="", help="only mutants with this start of id or file")
     parser.add_argument("--tests", nargs="+", default=[], help="with --again: test files, or names of tests in them")
     parser.add_argument("--control", action="store_true", help="change nothing: every kill is a bug of this tool")
@@ -379,10 +383,11 @@ def main() -> None:
     found = [one for path in sources for one in mutants(str(path.relative_to(top)), path.read_text(encoding="utf-8"))]
     chosen = [one for one in sample(found, args.count, args.seed) if one.id.startswith(args.only)
               or one.file.startswith(args.only)]  # fmt: skip
-    if not args.table:
-        run(
-            chosen if args.tree == TREE.name else chosen[::-1], again=args.again, control=args.control, tests=args.tests
-        )
+    order = chosen if args.tree == TREE.name else chosen[::-1]
+    if args.full:
+        run_rooms(order)
+    elif not args.table:
+        run(order, again=args.again, control=args.control, tests=args.tests)
     rows = [row for one in chosen if (row := known().get(one.id))]
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     print(table(rows, equivalent), f"\n{len(found):,} places, {len(rows)} of {len(chosen)} mutants tested", sep="\n")
@@ -390,6 +395,26 @@ def main() -> None:
         if row["found"] != "killed" and row["id"] not in equivalent:
             print(f"\n{row['id']} {row['file']}:{row['lines'][0]} {row['name']}, {row['kind']}, {row['tests']} tests")
             print(f"  - {row['before']}\n  + {row['after']}")
+
+
+def run_rooms(chosen: Sequence[Mutant]) -> None:
+    """Run all tests of their room on survivors, if the room passes without a change."""
+    sound: dict[str, bool] = {}
+    for one in chosen:
+        row = known().get(one.id, {})
+        if row.get("found") != "survived" or row.get("full"):
+            continue
+        newer(one.room)
+        home = "hosts" if one.room == "_convstem_autoload" else one.room
+        tests = ["--full", f"tests/{home}" if Path(f"tests/{home}").is_dir() else f"tests/test_{home}.py"]
+        if one.room not in sound:
+            found, by = ask(one, tests, None, expected=WHOLE, changed=False)
+            sound[one.room] = found == "survived"
+            print(f"{one.room} without a change: {'passes' if sound[one.room] else by}", flush=True)
+        if sound[one.room]:
+            found, by = ask(one, tests, None, expected=WHOLE)
+            print(f"whole room: {one.id} {one.file} {one.kind} {found} {by}", flush=True)
+            note({**row, "found": found, "by": by, "full": True, "left": 0})
 
 
 def run(chosen: Sequence[Mutant], again: bool, control: bool, tests: Sequence[str] = ()) -> None:

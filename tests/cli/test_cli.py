@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import timm
 from click.testing import CliRunner
 
 from convstem.cli import ERASE, progress
-from convstem.cli.main import main
-from convstem.publishing.derived import transplant_to_folder
+from convstem.cli.main import _sentence, main
+from convstem.publishing.derived import TransplantResult, transplant_to_folder
+from convstem.stem.carried import TransplantReport
 from tests.support.assertions import randomise
 
 
@@ -213,3 +216,42 @@ def test_minute_long_work_shows_its_steps_on_a_terminal(
     for step in ("transplanting ", "measuring the error on 8 images", "writing ", "reading back what was written"):
         assert any(re.match(rf"\[ +\d+ s\] {step}", line) for line in lines), (step, lines)
     assert lines[-1] == ""  # the line is erased
+
+
+def test_a_step_that_takes_long_shows_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr, limit = Terminal(), time.monotonic() + 60
+    monkeypatch.setattr("sys.stderr", stderr)
+    with progress():
+        logging.getLogger("convstem.progress").info("working")
+        while stderr.getvalue().count("working") < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+    assert re.findall(r"\[ +(\d+) s\] working", stderr.getvalue())[:2] == ["0", "1"]
+
+
+def test_what_was_transplanted_and_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def transplanted(*arguments: Any, **named: Any) -> TransplantResult:
+        asked.update(named, arguments=arguments)
+        return TransplantResult("a", "b", "mit", 2e-7, TransplantReport(()), tmp_path)
+
+    monkeypatch.setattr("convstem.publishing.derived.transplant_to_folder", transplanted)
+    options = ["--to", "c", "--stride", "8", "--margin", "0.5", "--in-chans", "4", "--bands", "2,1,0", "--overwrite"]
+    said = run("transplant", "a", "--out", str(tmp_path), *options, "--tolerance", "0.1")
+    assert said.splitlines() == [
+        "a -> b (licence of the source: mit)",
+        "The transplant is exact for every input, up to rounding.",
+        "measured relative error of the features: 2.0e-07",
+        f"written: {tmp_path}/config.json, model.safetensors, README.md",
+    ]
+    assert asked == {
+        "arguments": ("a", tmp_path), "stem": "c", "stride": 8, "margin": 0.5, "in_chans": 4, "bands": (2, 1, 0),
+        "overwrite": True, "tolerance": 0.1,
+    }  # fmt: skip
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert _sentence(UserWarning("nothing was folded"), UserWarning, "file.py", 3) == "Warning: nothing was folded\n"
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert _sentence("x", UserWarning, "file.py", 3) == f"{ERASE}Warning: x\n"

@@ -5,10 +5,12 @@ from collections import OrderedDict
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from convstem.errors import InvalidFileError
+from convstem.errors import InvalidFileError, PathError
 from convstem.files.checkpoint import read_checkpoint
 
 
@@ -25,3 +27,13 @@ def test_a_plain_pickle_says_what_it_asks_for(tmp_path: Path, protocol: int) -> 
     assert "collections.OrderedDict" not in asked and "best" not in str(
         asked
     )  # torch opens the one, runs not the other
+
+
+def test_a_disk_that_fails_is_not_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    torch.save({"x": torch.ones(1)}, tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(PathError, match="cannot read .*a.pth: Input/output error"):
+        read_checkpoint(tmp_path / "a.pth")

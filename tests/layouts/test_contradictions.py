@@ -10,6 +10,7 @@ from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 import convstem
 from convstem.errors import ArgumentError, ConversionError
 from convstem.layouts.rows import JOIN_QKV
+from convstem.layouts.unwrap import _is_size
 from tests.support import reference_vits as vits
 
 State = dict[str, torch.Tensor]
@@ -89,3 +90,23 @@ def test_a_grid_that_is_no_square_needs_its_image_size(state: State) -> None:
     state["pos_embed"] = torch.zeros(1, 1 + 2 * 3, 192)
     with pytest.raises(ConversionError, match="6 positions are no square grid|7 positions are no square grid"):
         convstem.convert(state, num_heads=3)
+
+
+def test_names_that_a_checkpoint_cannot_be() -> None:
+    stemmed = timm.create_model("vit_nano4_convstem", device="meta").state_dict()
+    with pytest.raises(ValueError, match="vit_small_patch16_dinov3_convstem has timm's trunk vit_small_patch16_dinov3"):
+        convstem.convert(stemmed, architecture="vit_small_patch16_dinov3_convstem")
+    plain = timm.create_model("vit_tiny_patch16_224", device="meta").state_dict()
+    with pytest.raises(ValueError, match=r"timm has no architecture 'vit_x'; `timm.list_models\('vit_\*'\)` lists"):
+        convstem.convert(plain, architecture="vit_x", num_heads=3)
+
+
+def test_a_key_that_no_layout_has_is_named_and_nothing_else() -> None:
+    state = timm.create_model("vit_tiny_patch16_224", device="meta").state_dict()
+    with pytest.raises(ValueError, match="1 of 153 keys are not in the layout 'timm': blocks.0.odd$"):
+        convstem.convert({**state, "blocks.0.odd": torch.ones(1)}, "timm", num_heads=3)
+
+
+@pytest.mark.parametrize(("value", "size"), [(0, False), (1, True), (2**20, False), (True, False), (1.0, False)])
+def test_what_can_be_a_size(value: object, size: bool) -> None:
+    assert _is_size(value) is size

@@ -321,3 +321,19 @@ def test_our_checkpoint_in_a_plain_vit_fails_with_our_keys_named() -> None:
 
 def test_the_torchvision_twin_shares_the_vocabulary() -> None:
     assert torchvision.models.get_model("vit_nano_4_convstem").conv_proj[0][0].out_channels == 64
+
+
+def test_fixed_positions_follow_the_image_size() -> None:
+    name = next(name for name, spec in catalog.models().items() if spec.pos_embed == "sincos2d")
+    model, other = (timm.create_model(name, img_size=size, depth=1) for size in ((64, 64), (32, 96)))
+    assert model.pos_embed.shape != other.pos_embed.shape
+    model.set_input_size((32, 96))
+    assert torch.equal(model.pos_embed, other.pos_embed)
+
+
+def test_any_size_is_accepted_where_positions_are_resampled_for_each_image() -> None:
+    name = "vit_small_patch14_dinov2_convstem"
+    with pytest.raises(ValueError, match="img_size=98 is for the source's patches of 14 pixels"):
+        timm.create_model(name, img_size=98, depth=1)
+    model = timm.create_model(name, img_size=98, depth=1, dynamic_img_size=True)
+    assert model.patch_embed.patch_size == (16, 16)

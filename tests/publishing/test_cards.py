@@ -78,6 +78,7 @@ def test_metrics_have_a_source() -> None:
 def test_the_hub_gets_the_first_choice_among_metrics() -> None:
     facts = replace(facts_of_entry(catalog.weights()[NANO], "org/x"), metrics={"a": 3.0, "acc@5": 97.5, "acc@1": 81.0})
     (entry,) = yaml.safe_load(evaluation(facts))
+    assert list(entry) == ["dataset", "value", "source", "notes"]
     assert entry["value"] == 81.0
     assert entry["notes"].startswith("acc@1; a 3; acc@5 97.5; ")
 

@@ -529,7 +529,7 @@ def test_a_run_at_another_patch_size_or_stride(name: str, settings: dict[str, An
 @pytest.mark.parametrize("stride", [8, 32])
 def test_a_run_that_started_from_a_folder_keeps_its_stride_and_preprocessing(stride: int, tmp_path: Path) -> None:
     plain = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3, img_size=64)
-    plain.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    plain.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.77, "license": "mit"}
     twin = convstem.transplant(plain, stride=stride)
     timm.models.save_for_hf(twin, tmp_path / "start", safe_serialization=True)
     place = f"local-dir:{tmp_path / 'start'}"
@@ -542,6 +542,7 @@ def test_a_run_that_started_from_a_folder_keeps_its_stride_and_preprocessing(str
     assert torch.equal(again(images), model(images))
     assert again.patch_embed.grid_size == model.patch_embed.grid_size
     assert [again.pretrained_cfg[name] for name in ("mean", "std")] == [[0.1, 0.2, 0.3], [0.7, 0.7, 0.7]]
+    assert (again.pretrained_cfg["crop_pct"], again.pretrained_cfg["license"]) == (0.77, "other")
     run(tmp_path / "out", "--out", tmp_path / "copy")
     assert load(tmp_path / "copy").patch_embed.grid_size == model.patch_embed.grid_size
     torch.save(model.state_dict(), tmp_path / "bare.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,3 +56,18 @@ def test_what_is_no_vit_is_said_before_its_weights_are_missed(name: str, tmp_pat
 def test_metrics_without_a_dataset_name_the_option() -> None:
     with pytest.raises(ArgumentError, match=r"dataset= \(--dataset on the command line\)"):
         convstem.push(nano(), "me/nano", license="mit", metrics={"acc": 81.0})
+
+
+def test_pull_hands_on_where_to_keep_and_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, Any] = {}
+
+    def fetch_all(*arguments: Any, **named: Any) -> dict[str, Any]:
+        called.update(named, arguments=arguments)
+        return {"model.safetensors": SimpleNamespace(path=Path("cache", "snapshot", "model.safetensors"))}
+
+    monkeypatch.setattr("convstem.publishing.pull.fetch_all", fetch_all)
+    assert convstem.pull("org/m@old", "v2", cache_dir="place", token="t") == Path("cache", "snapshot")
+    files = ["config.json", "model.safetensors"]
+    assert called == {
+        "arguments": ("org/m", files, "v2"), "optional": ["README.md"], "cache_dir": "place", "token": "t"
+    }  # fmt: skip

@@ -139,3 +139,9 @@ def test_no_repository_is_asked_where_the_architecture_is_given(
     out = staged(content, tmp_path, architecture=NANO)
     assert fetched == []
     assert "Owned" not in (out / "config.json").read_text()
+
+
+def test_averaged_weights_that_are_not_there(good: Content, tmp_path: Path) -> None:
+    torch.save(good, tmp_path / "c.pth")
+    with pytest.raises(ConvStemError, match="c.pth has no state_dict_ema; the weights it has: state_dict$"):
+        stage(tmp_path / "c.pth", tmp_path, use_ema=True)

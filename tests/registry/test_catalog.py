@@ -178,3 +178,16 @@ def test_unknown_names_list_the_nearest() -> None:
     near = catalog.nearest("vitc_19gf")  # the paper's names exist in both hosts
     assert len(near) == len({*near}) > 1
     assert catalog.find("ViT_B_16_convstem.some_tag").name == "vit_b16_convstem"
+
+
+def test_a_repository_with_its_revision() -> None:
+    def named(place: str) -> Any:
+        row = {**WEIGHTS_ROW, "hf_hub_id": place}
+        return WeightsSpec(name="a.tag", **row).hub_name
+
+    assert (named("org/name"), named("org/name@v2")) == (("org/name", None), ("org/name", "v2"))
+
+
+def test_five_near_names() -> None:
+    assert len(catalog.nearest("vit_b16_convsten")) == 5
+    assert catalog.nearest("nothing like it at all") == []
