@@ -28,3 +28,8 @@ def test_a_script_is_the_main_module(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = CliRunner().invoke(main, ["run", str(tmp_path / "script.py"), "--epochs", "3"])
     monkeypatch.delitem(sys.modules, "beside")
     assert (done.exit_code, json.loads(done.output)) == (0, [["--epochs", "3"], "beside", ["1", "1"]])
+
+
+def test_a_script_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "train.py")])
+    assert (done.exit_code, "does not exist" in done.output) == (2, True)

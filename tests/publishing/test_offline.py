@@ -14,6 +14,7 @@ from huggingface_hub import constants
 import convstem
 from convstem.cli.main import main
 from convstem.errors import ArgumentError, UnreachableError, UnsupportedModelError
+from convstem.publishing.commit import Target, push_folder
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,9 @@ def test_pull_hands_on_where_to_keep_and_who_asks(monkeypatch: pytest.MonkeyPatc
     assert called == {
         "arguments": ("org/m", files, "v2"), "optional": ["README.md"], "cache_dir": "place", "token": "t"
     }  # fmt: skip
+
+
+def test_a_dry_run_for_a_new_repository_would_change_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("convstem.publishing.commit._current", lambda target: None)
+    result = push_folder(tmp_path, Target("org/m"), dry_run=True)
+    assert (result.changed, result.commit, set(result.files.values())) == (True, None, {"add"})

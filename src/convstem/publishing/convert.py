@@ -289,7 +289,7 @@ def _card(config: Mapping[str, Any], name: str, converted: Converted, license: s
     origin = f"Converted from {code(name)}, {LAYOUTS[converted.source].title} ({converted.report.weights} weights)."
     notes = paragraphs(converted.report.notes)
     if not converted.patchify:
-        return render(facts_of_config(config, None, license, name=converted.architecture, description=origin + notes))
+        return render(facts_of_config(config, None, license, description=origin + notes))
     return (
         f"---\nlibrary_name: timm\nlicense: {license}\n---\n\n# {converted.architecture}\n\n{origin} A plain "
         f"(patchify) timm ViT; `convstem transplant FOLDER --out OUT` gives it a conv stem.{notes}\n"

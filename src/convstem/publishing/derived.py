@@ -266,4 +266,4 @@ def _card(result: TransplantResult, name: str, config: Mapping[str, Any], notes:
 
 def _facts(result: TransplantResult, config: Mapping[str, Any], **more: Any) -> CardFacts:
     license = result.license if result.license != "unknown" else "other"
-    return facts_of_config(config, None, license, name=result.architecture, **more)
+    return facts_of_config(config, None, license, **more)
