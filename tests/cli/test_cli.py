@@ -255,3 +255,8 @@ def test_a_warning_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _sentence(UserWarning("nothing was folded"), UserWarning, "file.py", 3) == "Warning: nothing was folded\n"
     monkeypatch.setattr("sys.stderr", Terminal())
     assert _sentence("x", UserWarning, "file.py", 3) == f"{ERASE}Warning: x\n"
+
+
+def test_a_layout_that_does_not_exist(tmp_path: Path) -> None:
+    said = run("convert", "x.pth", "--out", str(tmp_path), "--from", "magic", status=2)
+    assert "'magic' is not one of 'augreg', 'classyvision'" in said

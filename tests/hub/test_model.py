@@ -10,7 +10,8 @@ import pytest
 import timm
 
 from convstem.errors import MissingPathError, UnsupportedModelError
-from convstem.hub.model import read_model
+from convstem.hub.config import LOADED, Step, record, steps
+from convstem.hub.model import create_source, read_model
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.fixtures import cache, client, hub, repo, server  # noqa: F401
 
@@ -84,3 +85,13 @@ def test_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(UnsupportedModelError, match="expected a conv-stem architecture"):
         read_model(tmp_path)
+
+
+def test_without_its_weights_a_model_has_neither_their_history_nor_their_licence(tmp_path: Path) -> None:
+    model: Any = timm.create_model("vit_nano4_convstem")
+    model.pretrained_cfg["license"] = "mit"
+    record(model, [Step(LOADED, "org/m")])
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    loaded, built = (create_source(tmp_path, pretrained).pretrained_cfg for pretrained in (True, False))
+    assert (steps(loaded), loaded["license"]) == ((Step(LOADED, "org/m"),), "mit")
+    assert (steps(built), built.get("license")) == ((), None)

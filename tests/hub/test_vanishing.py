@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convstem.errors import HubError
-from convstem.hub.failures import TRIES, again_if_deleted, given
+from convstem.hub.failures import _GIVEN, TRIES, again_if_deleted, given
 from tests.support.everyday import one_in
 from tests.support.hub_server import Client, HubServer
 from tests.support.hub_server.call_table import CALLS, SUM, put_models
@@ -39,6 +39,7 @@ def test_again_only_if_a_file_is_gone(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="file keeps being deleted from the Hub's cache") as caught:
         use(99, True)
     assert len(calls) == TRIES and isinstance(caught.value.__cause__, ValueError)
+    assert _GIVEN.get() is None  # what is given outside belongs to nobody
 
 
 # Deletes the cache during a chosen call of a function, `times` times.

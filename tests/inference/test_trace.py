@@ -1,13 +1,15 @@
 """The image sizes that a traced model accepts. The formats themselves run with --full."""
 
+import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 
 from convstem.errors import ArgumentError
-from convstem.inference import LARGEST_BATCH, LARGEST_GRID, quiet, trace
+from convstem.inference import LARGEST_BATCH, LARGEST_GRID, _check_sizes, quiet, trace
 
 
 def test_any_batch_and_any_grid_up_to_the_largest() -> None:
@@ -41,3 +43,13 @@ def test_what_exporters_say_of_themselves_is_kept_from_users(module: str) -> Non
             warnings.warn_explicit("of theirs", UserWarning, "x.py", 1, f"{module}s")  # negative control
         warnings.warn_explicit("afterwards", UserWarning, "x.py", 1, module)
     assert [str(warning.message) for warning in caught] == ["of theirs", "afterwards"]
+
+
+def test_a_program_that_fails_at_another_size_is_refused() -> None:
+    def fail(images: torch.Tensor) -> None:
+        raise RuntimeError(f"expected 32, got {images.shape[-1]}")
+
+    said = rf"torch {re.escape(torch.__version__)} cannot export a model that takes any image size: update torch, or"
+    with pytest.raises(ArgumentError, match=said) as caught:
+        _check_sizes(SimpleNamespace(module=lambda: fail), torch.zeros(1, 3, 48, 48))
+    assert "got 48" in str(caught.value.__cause__)

@@ -337,3 +337,11 @@ def test_any_size_is_accepted_where_positions_are_resampled_for_each_image() -> 
         timm.create_model(name, img_size=98, depth=1)
     model = timm.create_model(name, img_size=98, depth=1, dynamic_img_size=True)
     assert model.patch_embed.patch_size == (16, 16)
+
+
+def test_an_overlay_decides_about_a_folders_weights(nano: Any, tmp_path: Path) -> None:
+    timm.models.save_for_hf(nano, tmp_path, safe_serialization=True)
+    other = {key: value + 1 for key, value in nano.state_dict().items()}
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, pretrained_cfg_overlay={"state_dict": other})
+    assert torch.equal(model.pos_embed, other["pos_embed"])
+    assert not torch.equal(model.pos_embed, nano.pos_embed)

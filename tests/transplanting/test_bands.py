@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models import get_model_args
 from torch import nn
 
 import convstem
@@ -179,6 +180,11 @@ def test_a_range_that_nobody_knows_is_asked_for_where_it_matters() -> None:
     x = 2 * torch.rand(2, 4, 32, 32) - 1
     assert twin.transplant_report.scope == "pixels in range"
     assert relative_error(embedding_of(twin, x), embedding_of(source, x)) < 2e-6
+
+
+def test_a_config_of_the_result_states_its_channels() -> None:
+    twin = convstem.transplant(small(), in_chans=5, bands=(0, 1, 2))
+    assert get_model_args(twin)["in_chans"] == twin.pretrained_cfg["input_size"][0] == 5
 
 
 @pytest.mark.parametrize(
