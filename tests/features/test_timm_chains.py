@@ -42,7 +42,8 @@ def test_a_projection_behind_the_chain_belongs_to_it(patch: int) -> None:
     model, x = randomise(model.eval()), torch.randn(1, 3, 64, 32)
     pyramid = convstem.feature_pyramid(model).eval()
     assert [name for name, _ in chain_of_convolutions(model.patch_embed).named_children()] == ["0", "1", "proj"]
-    assert MapEmbed(model.patch_embed).feat_ratio() == 1
+    embed = MapEmbed(model.patch_embed)
+    assert (embed.feat_ratio(), embed.feat_ratio(as_scalar=False)) == (1, (1, 1))
     assert pyramid.feature_info.reduction()[: 2 + patch // 2] == [2, 4, 8][: 2 + patch // 2]
     with torch.no_grad():
         expected = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]

@@ -88,7 +88,7 @@ def test_a_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_without_its_weights_a_model_has_neither_their_history_nor_their_licence(tmp_path: Path) -> None:
-    model: Any = timm.create_model("vit_nano4_convstem")
+    model: Any = timm.create_model("vit_tiny_patch16_224", depth=1)
     model.pretrained_cfg["license"] = "mit"
     record(model, [Step(LOADED, "org/m")])
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
