@@ -1,5 +1,7 @@
 """timm's cfgs are made from raw rows and equal those of the checked records."""
 
+import inspect
+
 import pytest
 import timm
 
@@ -25,3 +27,9 @@ def test_an_architectures_cfg_is_its_record() -> None:
         fields = (cfg.num_classes, cfg.input_size, cfg.mean, cfg.std, cfg.crop_pct)
         assert fields == (spec.num_classes, spec.input_size, spec.mean, spec.std, spec.crop_pct)
         assert not cfg.has_weights
+
+
+@pytest.mark.parametrize("name", ["vit_nano4_convstem", "vit_nano4_convstem_pyramid"])
+def test_an_entrypoint_that_is_called_by_itself_fetches_nothing(name: str) -> None:
+    entrypoint = timm.model_entrypoint(name)
+    assert (entrypoint.__name__, inspect.signature(entrypoint).parameters["pretrained"].default) == (name, False)

@@ -4,8 +4,10 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -226,3 +228,33 @@ def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(PathError, match="the parameters take 2 MB and the disk has 0 MB left; free some space"):
         export(ours(), "openvino", tmp_path / "m.xml")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_export_says_and_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a program that no exporter made."""
+    node = SimpleNamespace(name="x", meta={"val": SimpleNamespace(shape=("s0", 3, 32, 32))})
+    signature = SimpleNamespace(user_inputs=["x"])
+    program = SimpleNamespace(graph=SimpleNamespace(nodes=[node]), graph_signature=signature)
+    fake = replace(FORMATS["onnx"], write=lambda program, out, opset: out.write_bytes(b"1234"), runtime="none_such")
+    monkeypatch.setattr("convstem.inference.trace", lambda *_: program)
+    monkeypatch.setitem(FORMATS, "onnx", fake)
+    with caplog.at_level("INFO", logger="convstem.progress"):
+        result = export(ours(), "onnx", tmp_path / "m.onnx")
+    assert (result.bytes, result.inputs, result.difference) == (4, ("batch", 3, 32, 32), None)
+    steps = [record.getMessage() for record in caplog.records]
+    assert steps == ["tracing the model", "writing m.onnx", "comparing m.onnx with the model"]
+
+
+def test_an_onnx_graph_has_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    renamed: list[Any] = []
+    saved: list[Path] = []
+    graph = SimpleNamespace(inputs=[SimpleNamespace(shape=["s77"])])
+    made = SimpleNamespace(model=SimpleNamespace(graph=graph), rename_axes=renamed.append, save=saved.append)
+    monkeypatch.setattr(torch.onnx, "export", lambda program, **options: asked.update(options) or made)
+    FORMATS["onnx"].write(None, tmp_path / "m.onnx", 20)
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    assert asked == {"dynamo": True, "opset_version": 20, "verbose": False, **names}
+    assert (renamed, saved) == ([{"s77": "batch"}], [tmp_path / "m.onnx"])
