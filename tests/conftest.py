@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_unconfigure() -> None:
-    for folder in CACHES.values():  # gigabytes after --full
+    for folder in CACHES.values():  # hundreds of megabytes after --full
         shutil.rmtree(folder, ignore_errors=True)
 
 

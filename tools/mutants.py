@@ -8,9 +8,9 @@
     python -m tools.mutants --table                    # prints the results so far, runs nothing
 
 Everything lies in ``build/mutants``: a copy of the checkout, the map of which test runs which line (coverage contexts),
-and ``mutants.jsonl`` with a line for each mutant. A mutant is tested by the tests that run its line: its own room's
-first, fast ones first, one set of parameters of each function before another; survivors then get the other tests. A
-mutant of a line that no test runs survives at once. Tests of CI run with ``--full`` only.
+and ``mutants.jsonl`` with a line for each mutant. A mutant is tested by the tests that run its line, then by others of
+its file and room: its own room's first, fast ones first, one set of parameters of each function before another. What
+does not fit into the first turn waits until all mutants have had theirs. Tests of CI run with ``--full`` only.
 ``tools/mutants_equivalent.json`` lists the changes that do not change behaviour, with reasons.
 
 Existing tools do not fit: mutmut skips tables at module level and cannot sample; cosmic-ray starts Python, and torch,

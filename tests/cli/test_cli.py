@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,8 +220,9 @@ def test_minute_long_work_shows_its_steps_on_a_terminal(
 
 
 def test_a_step_that_takes_long_shows_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr, limit = Terminal(), time.monotonic() + 60
+    stderr, limit, clock = Terminal(), time.monotonic() + 60, iter([0.0, 0.0])  # its beginning and the first line
     monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr("convstem.cli.time", SimpleNamespace(monotonic=lambda: next(clock, 1.0)))
     with progress():
         logging.getLogger("convstem.progress").info("working")
         while stderr.getvalue().count("working") < 2 and time.monotonic() < limit:

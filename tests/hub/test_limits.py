@@ -88,11 +88,8 @@ def test_a_config_is_held_to_the_limits() -> None:
 
 def test_a_config_may_state_what_its_file_holds() -> None:
     header = {f"blocks.{i}.weight": Stored((2000, 8), True) for i in range(3)}
-    for sizes, fitting in (({"depth": 3}, True), ({"depth": 4}, False), ({"embed_dim": 2000}, True),
-                           ({"embed_dim": 2001}, False)):  # fmt: skip
-        if fitting:
-            check_fits_header(sizes, {}, header)
-            continue
+    check_fits_header({"depth": 3, "embed_dim": 2000}, {}, header)
+    for sizes in ({"depth": 4}, {"embed_dim": 2001}):
         with pytest.raises(InvalidFileError, match="is more than the weights beside it allow: at most (3|2,000), by"):
             check_fits_header(sizes, {}, header)
 
